@@ -1,0 +1,119 @@
+"""Measured choices: batched collection, sampling steps, generators side by side.
+
+    python examples/benchmark.py collection                # against one fact at a time
+    python examples/benchmark.py sampling --edits 1024     # 50, 10, 4, 2, 1 steps
+    python examples/benchmark.py generators --edits 256 1024 4096
+
+Each compares its ways in one run on the reference model and prints ratios or one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from meg_editor import MeGHyperParams, fit, load_model
+from meg_editor.collection import collect
+from meg_editor.data.reference_requests import edit_cases
+from meg_editor.data.reference_world import load_world
+from meg_editor.evaluation import Evaluation, evaluate
+from meg_editor.neuron import NeuronSpec
+from meg_editor.stages import StageStore
+
+
+def collection(options: argparse.Namespace) -> None:
+    """Batched collection against the paper's way, one fact at a time, to equal success."""
+    hparams = MeGHyperParams.preset("default", seed=options.seed)
+    model, tokenizer = load_model(hparams)
+    spec = NeuronSpec.from_model(model, hparams.layer)
+    requests = [case.request for case in edit_cases(load_world(), options.edits[0], options.seed)]
+    seconds = {}
+    for title, rows in (("batched", hparams.collection_batch_size), ("one at a time", 1)):
+        settings = dataclasses.replace(hparams, collection_batch_size=rows)
+        start = time.perf_counter()
+        found = collect(model, tokenizer, spec, requests, settings)
+        seconds[title] = time.perf_counter() - start
+        print(
+            f"{title:14} {1000 * seconds[title] / len(requests):8.1f} ms per fact   "
+            f"success {100 * float(found.success.float().mean()):.2f} %   "
+            f"mean steps {float(found.steps.float().mean()):.1f}"
+        )
+    ratio = seconds["one at a time"] / seconds["batched"]
+    print(f"batched is {ratio:.1f} times faster ({len(requests)} facts)")
+
+
+def sampling(options: argparse.Namespace) -> None:
+    """One fitted DiT, sampled in 50, 10, 4, 2 and 1 steps."""
+    hparams = MeGHyperParams.preset(options.preset, seed=options.seed)
+    model, tokenizer = load_model(hparams)
+    cases = edit_cases(load_world(), options.edits[0], options.seed)
+    edited, _ = fit(model, tokenizer, [c.request for c in cases], hparams, store=_store(options))
+    print(_header("steps"))
+    for steps in (50, 10, 4, 2, 1):
+        result = evaluate(edited, tokenizer, cases, sampling_steps=steps)
+        print(_row(str(steps), result))
+
+
+def generators(options: argparse.Namespace) -> None:
+    """DiT, MLP and bank on the same neurons behind the same gate."""
+    hparams = MeGHyperParams.preset("default", seed=options.seed)
+    model, tokenizer = load_model(hparams)
+    print(_header("edits generator") + "  oracle  fit s  KB/edit")
+    for edits in options.edits:
+        cases = edit_cases(load_world(), edits, options.seed)
+        store = _store(options)
+        for name in ("dit", "mlp", "bank"):
+            settings = dataclasses.replace(hparams, generator=name)
+            edited, report = fit(
+                model, tokenizer, [case.request for case in cases], settings, store=store
+            )
+            neurons = report.collection.neurons if report.collection else None
+            result = evaluate(edited, tokenizer, cases, oracle=neurons)
+            print(
+                f"{_row(f'{edits} {name}', result)}  {result.oracle_generality:6.2f} "
+                f"{report.seconds['generator']:6.1f} {edited.stored_bytes / edits / 1024:8.2f}",
+                flush=True,
+            )
+
+
+def _header(first: str) -> str:
+    metrics = "  ".join(f"{m} {s}" for m in ("Rel", "Gen", "Loc") for s in ("AG", "TF"))
+    return f"{first:16} {metrics}   Score  ms/query"
+
+
+def _row(first: str, result: Evaluation) -> str:
+    scores = result.scores
+    pairs = (scores.reliability, scores.generality, scores.locality)
+    cells = "  ".join(f"{value:6.2f}" for pair in pairs for value in (pair.ag, pair.tf))
+    return f"{first:16} {cells}  {scores.score:6.2f}  {result.milliseconds_per_query:8.2f}"
+
+
+def _store(options: argparse.Namespace) -> StageStore:
+    return StageStore(options.stages)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands: dict[str, tuple[Any, list[int]]] = {
+        "collection": (collection, [32]),
+        "sampling": (sampling, [1024]),
+        "generators": (generators, [256, 1024, 4096]),
+    }
+    parser.add_argument("what", choices=commands)
+    parser.add_argument("--edits", type=int, nargs="+")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--stages", type=Path, help="keep finished stages in this folder")
+    options = parser.parse_args()
+    run, edits = commands[options.what]
+    options.edits = options.edits or edits
+    run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""python -m meg_editor"""
+
+import sys
+
+from meg_editor.cli import main
+
+sys.exit(main())

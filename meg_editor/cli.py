@@ -1,0 +1,208 @@
+"""The command line: meg-editor demo, edit, ask, layers."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from meg_editor.hparams import MeGHyperParams
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished stages are kept, the same command resumes", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"meg-editor: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="meg-editor", description="Edit thousands of facts in a language model at once."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser("demo", help="edit the reference model and measure everything")
+    demo.add_argument("--edits", type=int, default=256, help="facts to edit (default 256)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--out", type=Path, default=Path("meg-demo"), help="default ./meg-demo")
+    demo.add_argument("--preset", choices=("default", "paper"), help="only this one (default both)")
+    demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    demo.set_defaults(run=_demo)
+
+    edit = commands.add_parser("edit", help="edit a model with facts from a file")
+    _add_model(edit)
+    edit.add_argument("--edits", type=Path, required=True, help="JSON, JSONL or CSV")
+    edit.add_argument("--pseudo", type=Path, help="facts with rephrases for tuning the encoder")
+    edit.add_argument("--calibration", type=Path, help="facts for choosing the gate's threshold")
+    edit.add_argument("--out", type=Path, required=True, help="folder of the edited model")
+    edit.add_argument("--save-base", action="store_true", help="store the base model in --out too")
+    edit.set_defaults(run=_edit)
+
+    ask = commands.add_parser("ask", help="ask an edited model")
+    ask.add_argument("folder", type=Path)
+    ask.add_argument("question", nargs="?", help="without one: interactive")
+    ask.add_argument("--base", action="store_true", help="show the unedited answer beside it")
+    ask.add_argument("--max-new-tokens", type=int, default=32)
+    ask.add_argument("--device", default="auto")
+    ask.set_defaults(run=_ask)
+
+    layers = commands.add_parser("layers", help="find the best layer for the neuron (figures 5-7)")
+    _add_model(layers)
+    layers.add_argument("--edits", type=Path, help="facts to try (default: the reference world's)")
+    layers.add_argument("--count", type=int, default=64, help="of the reference world's facts")
+    layers.set_defaults(run=_layers)
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="hub id or directory (default: the reference model)")
+    command.add_argument("--encoder", help="hub id or directory (default: as in the preset)")
+    command.add_argument("--hparams", type=Path, help="YAML file (default: the preset)")
+    command.add_argument("--preset", choices=("default", "paper"), default="default")
+    command.add_argument("--layer", type=int, help="decoder layer which gets the neuron")
+    command.add_argument("--device", help="auto, cpu, cuda, cuda:1 …")
+    command.add_argument("--seed", type=int)
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any hyper-parameter"
+    )
+
+
+def _hparams(options: argparse.Namespace) -> MeGHyperParams:
+    changes: dict[str, Any] = {}
+    for item in options.set:
+        name, found, value = item.partition("=")
+        if not found:
+            raise ValueError(f"--set expects NAME=VALUE, got {item!r}")
+        changes[name] = yaml.safe_load(value)
+    if options.model:
+        changes["model_name"] = options.model
+        # The reference encoder only knows the reference world.
+        changes.setdefault("encoder_name", "bert-base-uncased")
+    for name in ("encoder", "device", "seed"):
+        if getattr(options, name) is not None:
+            changes[{"encoder": "encoder_name"}.get(name, name)] = getattr(options, name)
+    if options.layer is not None:
+        changes["layers"] = [options.layer]
+    if options.hparams:
+        values = MeGHyperParams.from_hparams(options.hparams).to_dict()
+        return MeGHyperParams.from_dict({**values, **changes})
+    return MeGHyperParams.preset(options.preset, **changes)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from meg_editor.demo import PRESETS, run_demo
+
+    presets = (options.preset,) if options.preset else PRESETS
+    run_demo(options.edits, options.seed, options.out, presets, options.device)
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from meg_editor.loading import load_model
+    from meg_editor.request_files import read_requests
+    from meg_editor.stages import StageStore
+    from meg_editor.training import fit
+
+    hparams = _hparams(options)
+    merged = read_requests(options.edits)
+    tuning = {
+        name: read_requests(path).requests
+        for name in ("pseudo", "calibration")
+        if (path := getattr(options, name))
+    }
+    work = options.out.with_name(options.out.name + ".stages")
+    model, tokenizer = load_model(hparams)
+    edited, report = fit(
+        model, tokenizer, merged.requests, hparams, store=StageStore(work), **tuning
+    )
+    edited.save_pretrained(options.out, save_base=options.save_base)
+    print(f"{report.edits} facts in {sum(report.seconds.values()):.1f} s -> {options.out}")
+    if merged.duplicates:
+        print(f"{merged.duplicates} repeated rows were merged")
+    for label, prompts in (
+        ("already the model's answer", report.already_answered),
+        ("not learned", report.not_collected),
+    ):
+        if prompts:
+            shown = "; ".join(prompts[:3]) + ("; …" if len(prompts) > 3 else "")
+            print(f"{label}: {len(prompts)} ({shown})")
+    if report.calibration:
+        print(f"gate threshold, on facts set aside (table 16):\n{report.calibration.table()}")
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from meg_editor.loading import resolve_device
+    from meg_editor.persistence import from_pretrained
+    from meg_editor.tokens import greedy_answers
+
+    model = from_pretrained(options.folder, device=resolve_device(options.device))
+
+    def answer(question: str) -> None:
+        routing = model.route(question)
+        (told,) = model.answer(question, options.max_new_tokens)
+        print(told)
+        relation = "≥" if routing.is_edit[0] else "<"
+        why = f"score {float(routing.score[0]):.3f} {relation} {routing.threshold:.3f}"
+        meant = model.edits[int(routing.nearest[0])].prompt
+        state = f"an edit: {meant!r}" if routing.is_edit[0] else f"not an edit (nearest: {meant!r})"
+        print(f"  [{state}, {why}]")
+        if options.base:
+            with model.attached(None):
+                (told,) = greedy_answers(
+                    model, model.tokenizer, [model.reader.wrap(question)], options.max_new_tokens
+                )
+            print(f"  [unedited: {told}]")
+
+    if options.question is not None:
+        if not options.question.strip():
+            raise ValueError("the question is empty")
+        answer(options.question)
+        return
+    print(f"{len(model.edits)} edits. Ask; an empty line ends.", file=sys.stderr)
+    while question := _line():
+        answer(question)
+
+
+def _line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _layers(options: argparse.Namespace) -> None:
+    from meg_editor.layer_sweep import layer_sweep
+    from meg_editor.loading import load_model
+
+    hparams = _hparams(options)
+    if options.edits:
+        from meg_editor.request_files import read_requests
+
+        requests = list(read_requests(options.edits).requests)
+    else:
+        from meg_editor.data.reference_requests import sweep_requests
+
+        requests = sweep_requests(options.count, hparams.seed)
+    model, tokenizer = load_model(hparams)
+    results = layer_sweep(model, tokenizer, requests, hparams)
+    print(f"{'layer':>5} {'reliability':>12} {'generality':>11}   ({len(requests)} facts, AG, %)")
+    for result in results:
+        generality = "-" if result.generality is None else f"{result.generality:.1f}"
+        print(f"{result.layer:>5} {result.reliability:>12.1f} {generality:>11}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

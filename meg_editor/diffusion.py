@@ -1,0 +1,83 @@
+"""Diffusion of neuron weights: training objective and sampler, on diffusers' schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+Prediction = Literal["v_prediction", "sample"]
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, condition) -> prediction
+
+
+class Diffusion:
+    """The linear schedule of DDPM, trained on DDIM, sampled deterministically.
+
+    Args:
+        prediction: what the denoiser predicts, the velocity (eq. 7) or the clean sample.
+        timesteps: T, the length of the schedule.
+    """
+
+    def __init__(self, prediction: Prediction = "v_prediction", timesteps: int = 1000) -> None:
+        self.prediction = prediction
+        self._config = {
+            "num_train_timesteps": timesteps,
+            "beta_schedule": "linear",
+            "prediction_type": prediction,
+            # Few steps must begin at pure noise, or the first one is spent on a guess.
+            "timestep_spacing": "trailing",
+        }
+        # clip_sample defaults to True, which would cut weights off at 1.
+        self._training = DDIMScheduler(**self._config, clip_sample=False)
+
+    @property
+    def timesteps(self) -> int:
+        return int(self._config["num_train_timesteps"])  # type: ignore[call-overload]
+
+    def loss(
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Eq. 8 for clean samples (B, P) under conditions (B, E), a scalar.
+
+        Half of the time steps are drawn uniformly, half near pure noise: there the denoiser must
+        recall the neuron from the condition alone, which few-step sampling stands on.
+        """
+        device = clean.device
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        t = torch.randint(self.timesteps, (len(clean),), generator=generator)
+        late = torch.rand(len(clean), generator=generator) < 0.5
+        t = torch.where(late, self.timesteps - 1 - t // 10, t).to(device)
+        noisy = self._training.add_noise(clean, noise, t)
+        if self.prediction == "sample":
+            target = clean
+        else:
+            target = self._training.get_velocity(clean, noise, t)
+        predicted = denoiser(noisy, t, condition)
+        return (predicted.float() - target).square().mean()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Denoiser,
+        condition: Tensor,
+        start: Tensor,
+        steps: int,
+        sampler: Literal["ddim", "dpm"] = "ddim",
+    ) -> Tensor:
+        """Generate (B, P) under conditions (B, E) in `steps` steps from the noise `start` (P,).
+
+        Every row starts at the same noise, so an answer does not depend on its batch.
+        """
+        if sampler == "ddim":
+            scheduler = DDIMScheduler(**self._config, clip_sample=False)
+        else:
+            scheduler = DPMSolverMultistepScheduler(**self._config)
+        scheduler.set_timesteps(steps, device=condition.device)
+        x = start.expand(len(condition), -1)
+        for t in scheduler.timesteps:
+            predicted = denoiser(x, t.expand(len(x)), condition)
+            x = scheduler.step(predicted, t, x).prev_sample
+        return x

@@ -1,0 +1,6 @@
+"""Does the edit work? Metrics, their evaluation on a model, and the report."""
+
+from meg_editor.evaluation.evaluate import Evaluation, evaluate
+from meg_editor.evaluation.metrics import GateMatrix, Pair, Scores
+
+__all__ = ["Evaluation", "GateMatrix", "Pair", "Scores", "evaluate"]

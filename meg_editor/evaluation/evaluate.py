@@ -1,0 +1,204 @@
+"""Measure an edited model on evaluation cases, every method under the same prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.evaluation.metrics import GateMatrix, Pair, Scores, exact, percent, token_accuracy
+from meg_editor.model import MeGModel
+from meg_editor.progress import track
+from meg_editor.query import QueryReader
+from meg_editor.tokens import Batch, Example, by_length, encode_example, greedy_answers
+
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query put to a model, and what it should answer.
+
+    `edit` is the index of the case it belongs to; `kind` is "reliability", "generality", or
+    "locality:" and the kind of locality.
+    """
+
+    prompt: str
+    wanted: str
+    kind: str
+    edit: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model made of Q questions: free answers, and right tokens under teacher forcing."""
+
+    texts: list[str]
+    right: list[float]
+    token_accuracy: list[float]
+
+
+@dataclass
+class Evaluation:
+    """The result for one method.
+
+    Attributes:
+        scores: the six metrics.
+        locality_by_kind: AG and TF for each kind of locality prompt.
+        oracle_generality: AG Generality with the right stored neuron on every paraphrase, the
+            ceiling of every generator; None where there are no neurons.
+        gate: None for an unedited model.
+        milliseconds_per_query: routing and generating neurons, over all questions.
+    """
+
+    scores: Scores
+    locality_by_kind: dict[str, Pair]
+    answers: Answers = field(repr=False)
+    oracle_generality: float | None = None
+    gate: GateMatrix | None = None
+    milliseconds_per_query: float = 0.0
+
+
+def questions_of(base: Any, tokenizer: Any, cases: Sequence[EvaluationCase], reader: QueryReader,
+                 max_new_tokens: int = 12) -> list[Question]:
+    """Everything to ask about `cases`; what locality prompts want is what `base` says."""
+    questions = []
+    for index, case in enumerate(cases):
+        target = case.request.target_new
+        questions.append(Question(case.request.prompt, target, "reliability", index))
+        questions += [Question(p, target, "generality", index) for p in case.paraphrases]
+    local = [
+        (prompt, f"locality:{kind}", index)
+        for index, case in enumerate(cases)
+        for kind, prompts in case.locality.items()
+        for prompt in prompts
+    ]
+    answers: list[str] = [""] * len(local)
+    for rows in by_length([len(prompt) for prompt, _, _ in local], _ROWS):
+        prompts = [reader.wrap(local[row][0]) for row in rows]
+        for row, text in zip(rows, greedy_answers(base, tokenizer, prompts, max_new_tokens), strict=True):
+            answers[row] = text
+    questions += [
+        Question(prompt, answer, kind, index)
+        for (prompt, kind, index), answer in zip(local, answers, strict=True)
+        if answer  # an empty answer cannot be teacher-forced
+    ]
+    return questions
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[EvaluationCase],
+    *,
+    oracle: torch.Tensor | None = None,
+    sampling_steps: int | None = None,
+    max_new_tokens: int = 12,
+) -> Evaluation:
+    """Put all questions of `cases` to `model`, a MeGModel or an unedited model.
+
+    Args:
+        cases: case i must belong to edit i of a MeGModel.
+        oracle: (N, P) collected neurons, to measure the ceiling of Generality.
+        sampling_steps: of the generator, if not those it was fitted for.
+    """
+    edited = model if isinstance(model, MeGModel) else None
+    base = edited.base if edited else model
+    reader = edited.reader if edited else QueryReader(tokenizer)
+    questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)
+    chunks = list(by_length([len(question.prompt) for question in questions], _ROWS))
+    answers = Answers([""] * len(questions), [0.0] * len(questions), [0.0] * len(questions))
+    matrix, seconds = [0, 0, 0, 0, 0], 0.0
+    for rows in track(chunks, "evaluation", "batch"):
+        chunk = [questions[row] for row in rows]
+        start = time.perf_counter()
+        neurons = None
+        if edited:
+            routing = edited.route([reader.wrap(question.prompt) for question in chunk])
+            neurons = edited.neurons(routing, sampling_steps)
+            _count(matrix, chunk, routing.is_edit.tolist(), routing.nearest.tolist())
+        seconds += time.perf_counter() - start
+        with edited.attached(neurons) if edited else contextlib.nullcontext():
+            _answer(base, tokenizer, chunk, rows, reader, answers, max_new_tokens)
+    evaluation = _summarise(questions, answers)
+    if edited:
+        evaluation.gate = GateMatrix(*matrix)
+        evaluation.milliseconds_per_query = 1000 * seconds / len(questions)
+        if oracle is not None:
+            evaluation.oracle_generality = _oracle(edited, tokenizer, questions, oracle, max_new_tokens)
+    return evaluation
+
+
+def _answer(
+    base: Any,
+    tokenizer: Any,
+    chunk: Sequence[Question],
+    rows: Sequence[int],
+    reader: QueryReader,
+    answers: Answers,
+    max_new_tokens: int,
+) -> None:
+    prompts = [reader.wrap(question.prompt) for question in chunk]
+    texts = greedy_answers(base, tokenizer, prompts, max_new_tokens)
+    examples = [
+        encode_example(tokenizer, prompt, question.wanted)
+        for prompt, question in zip(prompts, chunk, strict=True)
+    ]
+    accuracy = token_accuracy(_forced(base, examples), [example.target for example in examples])
+    matches = exact(texts, [question.wanted for question in chunk])
+    for row, text, match, share in zip(rows, texts, matches, accuracy, strict=True):
+        answers.texts[row], answers.right[row], answers.token_accuracy[row] = text, match, share
+
+
+@torch.no_grad()
+def _forced(base: Any, examples: Sequence[Example]) -> list[list[int]]:
+    """The most likely token at each target position under teacher forcing."""
+    batch = Batch.of(examples, base.device)
+    best = base(input_ids=batch.ids, use_cache=False).logits.argmax(-1)
+    return [best[row][batch.labels[row] != -100].tolist() for row in range(len(examples))]
+
+
+def _count(
+    matrix: list[int], chunk: Sequence[Question], is_edit: list[bool], nearest: list[int]
+) -> None:
+    for question, yes, index in zip(chunk, is_edit, nearest, strict=True):
+        about_edit = not question.kind.startswith("locality")
+        matrix[(0 if yes else 3) if about_edit else (1 if yes else 2)] += 1
+        matrix[4] += about_edit and yes and index != question.edit
+
+
+def _summarise(questions: Sequence[Question], answers: Answers) -> Evaluation:
+    def pair(prefix: str) -> Pair:
+        rows = [row for row, q in enumerate(questions) if q.kind.startswith(prefix)]
+        return Pair(
+            percent([answers.right[row] for row in rows]),
+            percent([answers.token_accuracy[row] for row in rows]),
+        )
+
+    scores = Scores(pair("reliability"), pair("generality"), pair("locality"))
+    kinds = sorted({q.kind for q in questions if q.kind.startswith("locality:")})
+    return Evaluation(scores, {kind.partition(":")[2]: pair(kind) for kind in kinds}, answers)
+
+
+def _oracle(
+    edited: MeGModel,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    neurons: torch.Tensor,
+    max_new_tokens: int,
+) -> float:
+    asked = [question for question in questions if question.kind == "generality"]
+    right: list[float] = []
+    for rows in by_length([len(question.prompt) for question in asked], _ROWS):
+        chunk = [asked[row] for row in rows]
+        own = neurons[[question.edit for question in chunk]].to(edited.base.device)
+        with edited.attached(own):
+            prompts = [edited.reader.wrap(question.prompt) for question in chunk]
+            texts = greedy_answers(edited.base, tokenizer, prompts, max_new_tokens)
+        right += exact(texts, [question.wanted for question in chunk])
+    return percent(right)

@@ -1,0 +1,113 @@
+"""report.json and the table a person reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+import meg_editor
+from meg_editor.evaluation.evaluate import Evaluation
+from meg_editor.training import FitReport
+
+
+@dataclass
+class MethodReport:
+    """One method's evaluation, and its fit if it has one."""
+
+    evaluation: Evaluation
+    fit: FitReport | None = None
+    stored_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry `methods.<name>` of report.json; percentages, seconds, bytes."""
+        scores, fit = self.evaluation.scores, self.fit
+        entry: dict[str, Any] = {
+            **asdict(scores),
+            "score": scores.score,
+            "locality_by_kind": {k: asdict(v) for k, v in self.evaluation.locality_by_kind.items()},
+            "oracle_generality": self.evaluation.oracle_generality,
+            "gate": asdict(self.evaluation.gate) if self.evaluation.gate else None,
+            "milliseconds_per_query": self.evaluation.milliseconds_per_query,
+        }
+        if fit and self.stored_bytes is not None:
+            entry |= {
+                "seconds": fit.seconds,
+                "seconds_per_edit": fit.seconds_per_edit,
+                "bytes_per_edit": self.stored_bytes / fit.edits,
+                "edits": fit.edits,
+                "duplicates": fit.duplicates,
+                "already_answered": len(fit.already_answered),
+                "not_collected": len(fit.not_collected),
+                "resumed_stages": fit.resumed,
+            }
+            if fit.calibration:
+                entry["calibration"] = {
+                    "threshold": fit.calibration.threshold,
+                    "balanced_accuracy": 100 * fit.calibration.balanced_accuracy,
+                }
+        return entry
+
+
+@dataclass
+class Report:
+    """All methods of one run."""
+
+    edits: int
+    seed: int
+    device: str
+    methods: dict[str, MethodReport] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "edits": self.edits,
+            "seed": self.seed,
+            "device": self.device,
+            "versions": {
+                "meg_editor": meg_editor.__version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "diffusers": diffusers.__version__,
+            },
+            "methods": {name: method.to_dict() for name, method in self.methods.items()},
+            **self.extra,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write JSON, all or nothing."""
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
+        os.replace(unfinished, path)
+
+    def table(self) -> str:
+        """Markdown, in the layout of the paper's tables."""
+        lines = [
+            "| Method | Rel AG | Rel TF | Gen AG | Gen TF | Loc AG | Loc TF | Score "
+            "| Oracle gen | ms/query | s/edit | KB/edit |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        for name, method in self.methods.items():
+            s, fit = method.evaluation.scores, method.fit
+            cells = [f"{v:.1f}" for p in (s.reliability, s.generality, s.locality) for v in (p.ag, p.tf)]
+            oracle = method.evaluation.oracle_generality
+            cells += [f"{s.score:.1f}", "-" if oracle is None else f"{oracle:.1f}"]
+            if fit and method.stored_bytes is not None:
+                cells += [
+                    f"{method.evaluation.milliseconds_per_query:.2f}",
+                    f"{fit.seconds_per_edit:.3f}",
+                    f"{method.stored_bytes / fit.edits / 1024:.1f}",
+                ]
+            else:
+                cells += ["-", "-", "-"]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)

@@ -1,0 +1,17 @@
+"""Is this query an edit? One file per answer to that question."""
+
+from meg_editor.gates.base import Gate
+from meg_editor.gates.calibration import Calibration, calibrate
+from meg_editor.gates.familiarity import FamiliarityGate
+from meg_editor.gates.similarity import SimilarityGate
+
+GATES: dict[str, type[Gate]] = {"similarity": SimilarityGate, "familiarity": FamiliarityGate}
+
+__all__ = [
+    "GATES",
+    "Calibration",
+    "FamiliarityGate",
+    "Gate",
+    "SimilarityGate",
+    "calibrate",
+]

@@ -1,0 +1,85 @@
+"""Choose a gate's threshold on facts which are neither edited nor tested (A.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The sweep of table 16 and the threshold it leads to.
+
+    Attributes:
+        thresholds: (S,) candidate thresholds, ascending.
+        accepted: (S,) share of paraphrases taken for edits (the gate's part of Generality).
+        rejected: (S,) share of other queries left alone (the gate's part of Locality).
+        threshold: the mean of the best stretch by balanced accuracy.
+    """
+
+    thresholds: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    threshold: float
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """At `threshold`, in [0, 1]."""
+        return float(((self.accepted + self.rejected) / 2).max())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """For safetensors, the inverse of `from_tensors`."""
+        return {
+            "thresholds": self.thresholds,
+            "accepted": self.accepted,
+            "rejected": self.rejected,
+            "threshold": torch.tensor(self.threshold),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Calibration | None:
+        """None where there is no sweep among `tensors`: the threshold was given."""
+        if "thresholds" not in tensors:
+            return None
+        parts = [tensors[name] for name in ("thresholds", "accepted", "rejected")]
+        return cls(*parts, float(tensors["threshold"]))
+
+    def table(self) -> str:
+        """A printable sweep, at most 12 rows around the choice."""
+        lines = [f"{'threshold':>10} {'edits kept':>11} {'others kept':>12}"]
+        picks = torch.linspace(0, len(self.thresholds) - 1, 11).round().long().unique()
+        for i in picks.tolist():
+            lines.append(
+                f"{float(self.thresholds[i]):>10.3f} {100 * float(self.accepted[i]):>10.1f}% "
+                f"{100 * float(self.rejected[i]):>11.1f}%"
+            )
+        lines.append(f"chosen {self.threshold:.3f}")
+        return "\n".join(lines)
+
+
+def calibrate(positives: Tensor, negatives: Tensor, steps: int = 201) -> Calibration:
+    """Sweep the threshold over gate scores.
+
+    Args:
+        positives: (M,) scores of paraphrases of facts which the gate was fitted on.
+        negatives: (M',) scores of queries about anything else.
+        steps: S, the number of thresholds tried.
+
+    Raises:
+        ValueError: either set is empty.
+    """
+    if not len(positives) or not len(negatives):
+        raise ValueError(
+            f"calibration needs paraphrases and other queries, got {len(positives)} and "
+            f"{len(negatives)}; give more calibration facts or set gate_threshold"
+        )
+    yes, no = positives.float().cpu(), negatives.float().cpu()
+    low = float(torch.minimum(yes.min(), no.min()))
+    thresholds = torch.linspace(low, float(yes.max()), steps)
+    accepted = (yes[None] >= thresholds[:, None]).float().mean(1)
+    rejected = (no[None] < thresholds[:, None]).float().mean(1)
+    balanced = accepted + rejected
+    best = (balanced >= balanced.max() - 1e-3).nonzero().flatten()
+    return Calibration(thresholds, accepted, rejected, float(thresholds[best].mean()))

@@ -1,0 +1,183 @@
+"""The interface of a weight generator, and the training loop the learned ones share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.progress import track
+
+
+@dataclass(frozen=True)
+class NeuronScaling:
+    """Maps neurons (…, P) to values a network likes to predict, and back."""
+
+    mean: Tensor  # (P,)
+    scale: Tensor  # (P,)
+
+    def forward(self, neurons: Tensor) -> Tensor:
+        return (neurons - self.mean) / self.scale
+
+    def inverse(self, values: Tensor) -> Tensor:
+        return values * self.scale + self.mean
+
+
+class WeightGenerator(nn.Module, ABC):
+    """Produces neurons (B, P) from query embeddings (B, E).
+
+    The whole state is in `state_dict()`, so that it travels in safetensors.
+    """
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int
+    ) -> WeightGenerator:
+        """An unfitted generator: E = `dimension`, P = `size`, N = `edits`."""
+
+    @abstractmethod
+    def fit(
+        self, conditions: Tensor, neurons: Tensor, irrelevant: Tensor | None = None, seed: int = 0
+    ) -> list[float]:
+        """Learn the pairs (N, E) -> (N, P); returns the loss of each step.
+
+        `irrelevant` (M, E) are pseudo-irrelevant queries for the zero neuron (DA, A.3).
+        """
+
+    @abstractmethod
+    def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
+        """(B, E) -> (B, P), deterministic; `steps` overrides the sampling steps, where any."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the state as it is stored."""
+        return sum(value.numel() * value.element_size() for value in self.state_dict().values())
+
+
+class LearnedGenerator(WeightGenerator):
+    """A generator with a network which is trained by gradient descent."""
+
+    def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
+        super().__init__()
+        self.hparams, self.dimension, self.size = hparams, dimension, size
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.full((size,), 0.01))
+
+    @property
+    def scaling(self) -> NeuronScaling:
+        return NeuronScaling(self.mean, self.scale)
+
+    @abstractmethod
+    def loss(self, conditions: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Training loss of scaled neurons (B, P) under conditions (B, E), a scalar."""
+
+    def fit(
+        self, conditions: Tensor, neurons: Tensor, irrelevant: Tensor | None = None, seed: int = 0
+    ) -> list[float]:
+        h = self.hparams
+        if h.generator_scaling == "whiten":
+            # All neurons start at one point: what they have in common need not be learned.
+            self.mean.copy_(neurons.mean(0))
+            spread = neurons.std(0, correction=0)
+            self.scale.copy_(spread.clamp_min(0.05 * float(spread.mean()) + 1e-12))
+        targets = self.scaling.forward(neurons)
+        zero = self.scaling.forward(torch.zeros_like(neurons[:1]))
+        generator = torch.Generator().manual_seed(seed)
+
+        def batch() -> tuple[Tensor, Tensor]:
+            count = min(h.generator_batch_size, len(neurons))
+            rows = torch.randperm(len(neurons), generator=generator)[:count].to(neurons.device)
+            z, w = conditions[rows], targets[rows]
+            if irrelevant is not None and len(irrelevant):
+                extra = max(1, round(count * h.generator_zero_augmentation))
+                others = torch.randint(len(irrelevant), (extra,), generator=generator)
+                z = torch.cat([z, irrelevant[others.to(z.device)]])
+                w = torch.cat([w, zero.expand(extra, -1)])
+            if h.generator_condition_noise:
+                noise = torch.randn(z.shape, generator=generator).to(z.device)
+                z = z + h.generator_condition_noise / math.sqrt(self.dimension) * noise
+                z = nn.functional.normalize(z, dim=-1)
+            return z, w
+
+        if h.generator_zero_augmentation == 0:
+            irrelevant = None
+        probe = slice(0, 256)
+        return self._descend(
+            lambda: self.loss(*batch(), generator),
+            lambda: self.error(conditions[probe], neurons[probe]),
+            seed,
+        )
+
+    def error(self, conditions: Tensor, neurons: Tensor) -> float:
+        """Mean plus standard deviation of the generated neurons' relative error (A.11.1)."""
+        distance = (self.scaling.forward(self.generate(conditions)) - self.scaling.forward(neurons))
+        relative = distance.norm(dim=1) / math.sqrt(self.size)
+        return float(relative.mean() + relative.std(correction=0))
+
+    def _descend(
+        self, next_loss: Callable[[], Tensor], error: Callable[[], float], seed: int
+    ) -> list[float]:
+        """AdamW with a short warm-up and a cosine decay; the average of the weights is kept.
+
+        Ends early when the average generates its neurons within `generator_tolerance`.
+        """
+        h = self.hparams
+        network = [parameter for parameter in self.parameters()]
+        optimizer = torch.optim.AdamW(network, lr=h.generator_lr, weight_decay=0.0, fused=True)
+        average = [parameter.detach().clone() for parameter in network]
+        losses: list[float] = []
+        self.train().requires_grad_(True)
+        device = network[0].device.type
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(seed)  # dropout
+            for step in track(range(h.generator_steps), "generator"):
+                progress = step / h.generator_steps
+                rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress))
+                optimizer.param_groups[0]["lr"] = h.generator_lr * rate
+                with torch.autocast(device, torch.bfloat16):
+                    loss = next_loss()
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network, 1.0)
+                optimizer.step()
+                losses.append(float(loss))
+                if not math.isfinite(losses[-1]):
+                    raise FloatingPointError(
+                        f"generator: loss is {losses[-1]} at step {step}; lower generator_lr "
+                        f"({h.generator_lr})"
+                    )
+                # A young average forgets its random start quickly.
+                decay = min(h.generator_ema, (1 + step) / (10 + step))
+                torch._foreach_lerp_(average, [p.detach() for p in network], 1 - decay)
+                if step % 200 == 199:
+                    with _swapped(network, average):
+                        self.eval()
+                        close = error() < h.generator_tolerance
+                        self.train()
+                    if close:
+                        break
+        torch._foreach_copy_([p.data for p in network], average)
+        self.eval().requires_grad_(False)
+        return losses
+
+
+@contextmanager
+def _swapped(network: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block, the parameters have other values."""
+    live = [parameter.data for parameter in network]
+    for parameter, value in zip(network, values, strict=True):
+        parameter.data = value
+    try:
+        yield
+    finally:
+        for parameter, value in zip(network, live, strict=True):
+            parameter.data = value

@@ -1,0 +1,114 @@
+"""The diffusion transformer which generates neurons (section 4.1 c.2, A.11.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero
+from torch import Tensor, nn
+
+from meg_editor.diffusion import Diffusion
+from meg_editor.generators.base import LearnedGenerator
+from meg_editor.hparams import MeGHyperParams
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and feed-forward, modulated by the condition (adaLN-Zero)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = AdaLayerNormZero(width, num_embeddings=None)
+        self.attention = Attention(width, heads=heads, dim_head=width // heads, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.feed_forward = FeedForward(width, activation_fn="gelu-approximate", dropout=dropout)
+        # The "Zero" of adaLN-Zero: every block begins as the identity.
+        nn.init.zeros_(self.norm1.linear.weight)
+        nn.init.zeros_(self.norm1.linear.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(B, L, W) under (B, W) -> (B, L, W)."""
+        normed, gate1, shift, scale, gate2 = self.norm1(x, emb=condition)
+        x = x + gate1.unsqueeze(1) * self.attention(normed)
+        normed = self.norm2(x) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+        return x + gate2.unsqueeze(1) * self.feed_forward(normed)
+
+
+class DiT(nn.Module):
+    """A transformer over L = ⌈P / patch⌉ patches of a flat neuron.
+
+    The condition is added to the embedding of the time step.
+    """
+
+    def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
+        super().__init__()
+        h, width = hparams, hparams.generator_width
+        if width % h.generator_heads:
+            raise ValueError(
+                f"generator_width ({width}) must be a multiple of generator_heads "
+                f"({h.generator_heads})"
+            )
+        self.dimension, self.size, self.patch = dimension, size, h.generator_patch_size
+        self.tokens = math.ceil(size / self.patch)
+        self.embed = nn.Linear(self.patch, width)
+        self.position = nn.Parameter(torch.randn(self.tokens, width) * 0.02)
+        self.frequencies = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time = TimestepEmbedding(256, width)
+        self.condition = nn.Sequential(
+            nn.Linear(dimension, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, h.generator_heads, h.generator_dropout)
+            for _ in range(h.generator_depth)
+        )
+        self.norm = AdaLayerNormContinuous(width, width, elementwise_affine=False, eps=1e-6)
+        self.head = nn.Linear(width, self.patch)
+        for layer in (self.norm.linear, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Noisy neurons (B, P), time steps (B,), conditions (B, E) -> prediction (B, P)."""
+        padded = F.pad(x, (0, self.tokens * self.patch - self.size))
+        hidden = self.embed(padded.unflatten(1, (self.tokens, self.patch))) + self.position
+        # Unit vectors have coordinates of 1/√E; the network likes them near 1.
+        z = self.condition(condition * math.sqrt(self.dimension))
+        signal = self.time(self.frequencies(t).to(z.dtype)) + z
+        for block in self.blocks:
+            hidden = block(hidden, signal)
+        hidden = self.head(self.norm(hidden, signal))
+        return hidden.flatten(1)[:, : self.size]
+
+
+class DiTGenerator(LearnedGenerator):
+    """Generates neurons by denoising, with any number of deterministic steps."""
+
+    def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
+        super().__init__(hparams, dimension, size)
+        self.network = DiT(hparams, dimension, size)
+        self.diffusion = Diffusion(
+            hparams.diffusion_prediction, hparams.diffusion_train_timesteps
+        )
+        noise = torch.randn(size, generator=torch.Generator().manual_seed(hparams.seed))
+        self.start: Tensor
+        self.register_buffer("start", noise)
+        self.eval()
+
+    @classmethod
+    def build(cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int) -> DiTGenerator:
+        return cls(hparams, dimension, size)
+
+    def loss(self, conditions: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        return self.diffusion.loss(self.network, targets, conditions, generator)
+
+    @torch.no_grad()
+    def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
+        steps = steps or self.hparams.sampling_steps
+        values = self.diffusion.sample(
+            self.network, conditions, self.start, steps, self.hparams.sampler
+        )
+        return self.scaling.inverse(values)

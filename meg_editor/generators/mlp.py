@@ -1,0 +1,51 @@
+"""A residual MLP regressor: the fast generator (table 7)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from meg_editor.generators.base import LearnedGenerator
+from meg_editor.hparams import MeGHyperParams
+
+
+class MLPGenerator(LearnedGenerator):
+    """z -> neuron in one pass, trained on the mean squared error of the scaled neuron."""
+
+    def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
+        super().__init__(hparams, dimension, size)
+        width = hparams.generator_width
+        self.stem = nn.Linear(dimension, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, 4 * width),
+                nn.GELU(),
+                nn.Dropout(hparams.generator_dropout),
+                nn.Linear(4 * width, width),
+            )
+            for _ in range(hparams.generator_depth)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
+        self.eval()
+
+    @classmethod
+    def build(cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int) -> MLPGenerator:
+        return cls(hparams, dimension, size)
+
+    def predict(self, conditions: Tensor) -> Tensor:
+        """(B, E) -> scaled neurons (B, P)."""
+        hidden = self.stem(conditions * math.sqrt(self.dimension))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        values: Tensor = self.head(hidden)
+        return values
+
+    def loss(self, conditions: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        return (self.predict(conditions).float() - targets).square().mean()
+
+    @torch.no_grad()
+    def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
+        return self.scaling.inverse(self.predict(conditions))

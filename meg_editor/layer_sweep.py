@@ -1,0 +1,82 @@
+"""Which layer should get the neuron? Collect in each and see (A.4, figures 5 to 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meg_editor.collection import collect
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.neuron import NeuronHook, NeuronSpec, count_layers
+from meg_editor.query import QueryReader
+from meg_editor.requests import EditRequest
+from meg_editor.tokens import by_length, greedy_answers
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """How well single neurons edit in one layer, in percent.
+
+    Attributes:
+        reliability: edited prompts answered with the target.
+        generality: paraphrases answered with it under the same neuron; None without paraphrases.
+    """
+
+    layer: int
+    reliability: float
+    generality: float | None
+
+
+def layer_sweep(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    hparams: MeGHyperParams,
+    layers: Sequence[int] | None = None,
+) -> list[LayerResult]:
+    """Collect neurons for `requests` in each of `layers` (default: all).
+
+    Give facts which will not be edited, with `rephrases` to see Generality too.
+    """
+    results = []
+    for layer in range(count_layers(model)) if layers is None else layers:
+        settings = dataclasses.replace(hparams, layers=[layer], collection_retries=0)
+        spec = NeuronSpec.from_model(
+            model,
+            layer,
+            module_template=settings.mlp_module_tmp,
+            activation=settings.neuron_activation,
+            bias=settings.neuron_bias,
+        )
+        collection = collect(model, tokenizer, spec, requests, settings)
+        reliability = 100 * float(collection.success.float().mean())
+        generality = _generality(model, tokenizer, spec, requests, collection.neurons, settings)
+        results.append(LayerResult(layer, reliability, generality))
+    return results
+
+
+def _generality(
+    model: Any,
+    tokenizer: Any,
+    spec: NeuronSpec,
+    requests: Sequence[EditRequest],
+    neurons: Any,
+    hparams: MeGHyperParams,
+) -> float | None:
+    reader = QueryReader(tokenizer, hparams.prompt_template)
+    asked = [(index, p) for index, request in enumerate(requests) for p in request.rephrases]
+    if not asked:
+        return None
+    right = 0
+    with NeuronHook(model, spec) as hook:
+        for rows in by_length([len(prompt) for _, prompt in asked], 256):
+            chunk = [asked[row] for row in rows]
+            with hook.attached(neurons[[index for index, _ in chunk]].to(model.device)):
+                answers = greedy_answers(model, tokenizer, [reader.wrap(p) for _, p in chunk], 16)
+            right += sum(
+                answer == requests[index].target_new
+                for answer, (index, _) in zip(answers, chunk, strict=True)
+            )
+    return 100 * right / len(asked)

@@ -1,0 +1,126 @@
+"""What a user asks for: one prompt, one new answer, and what belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class RequestError(ValueError):
+    """An edit request that cannot be taken as it stands; the message names the row and the field."""
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """Make the model answer `prompt` with `target_new`.
+
+    `rephrases` are other ways to ask, `locality_prompts` questions whose answers must stay; both
+    serve evaluation, and encoder tuning where the request is pseudo-knowledge. They are never
+    trained on when the request is an edit.
+    """
+
+    prompt: str
+    target_new: str
+    subject: str | None = None
+    rephrases: tuple[str, ...] = ()
+    locality_prompts: tuple[str, ...] = ()
+
+    @classmethod
+    def from_mapping(cls, row: Mapping[str, Any], where: str = "request") -> EditRequest:
+        """Check one row of user data.
+
+        Accepts EasyEdit's spellings too: `rephrase_prompt` (one string) for `rephrases`, and a
+        `prompt` with one `{}` to be filled with `subject`.
+
+        Raises:
+            RequestError: naming `where` and the field, for anything missing, blank or not text.
+        """
+        prompt = _text(row, "prompt", where)
+        subject = _text(row, "subject", where) if row.get("subject") not in (None, "") else None
+        if subject is not None and prompt.count("{}") == 1:
+            prompt = prompt.replace("{}", subject)
+        rephrases = row.get("rephrases", row.get("rephrase_prompt"))
+        return cls(
+            prompt=prompt,
+            target_new=_text(row, "target_new", where),
+            subject=subject,
+            rephrases=_texts(rephrases, "rephrases", where),
+            locality_prompts=_texts(row.get("locality_prompts"), "locality_prompts", where),
+        )
+
+
+@dataclass(frozen=True)
+class MergedRequests:
+    """Requests with one entry per prompt.
+
+    `duplicates` counts the rows that repeated an earlier prompt with the same target.
+    """
+
+    requests: tuple[EditRequest, ...]
+    duplicates: int
+
+
+def merge_requests(
+    rows: Iterable[EditRequest | Mapping[str, Any]], places: Sequence[str] | None = None
+) -> MergedRequests:
+    """Validate rows, merge repeated prompts, refuse contradictions.
+
+    Args:
+        rows: requests, or mappings with at least `prompt` and `target_new`.
+        places: where each row comes from ("facts.csv, line 7"), for errors; default "request 0".
+
+    Raises:
+        RequestError: a row is malformed, two rows give one prompt different targets (both are
+            named), or there is no row at all.
+    """
+    first: dict[str, tuple[EditRequest, str]] = {}
+    duplicates = 0
+    for index, row in enumerate(rows):
+        where = places[index] if places else f"request {index}"
+        if isinstance(row, EditRequest):
+            row = {key: value for key, value in vars(row).items() if value}
+        if not isinstance(row, Mapping):
+            raise RequestError(
+                f"{where}: expected an object with 'prompt' and 'target_new', got {_kind(row)}"
+            )
+        request = EditRequest.from_mapping(row, where)
+        key = " ".join(request.prompt.split())
+        if key not in first:
+            first[key] = (request, where)
+            continue
+        earlier, earlier_where = first[key]
+        if earlier.target_new.strip() != request.target_new.strip():
+            raise RequestError(
+                f"{where} and {earlier_where} ask for different answers to the same prompt "
+                f"{request.prompt!r}: {request.target_new!r} and {earlier.target_new!r}; keep one"
+            )
+        duplicates += 1
+    if not first:
+        raise RequestError("no edit requests: expected at least one row with prompt and target_new")
+    return MergedRequests(tuple(request for request, _ in first.values()), duplicates)
+
+
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+    if name not in row or row[name] is None:
+        known = ", ".join(map(repr, row)) or "nothing"
+        raise RequestError(f"{where}: field {name!r} is missing (found {known})")
+    value = row[name]
+    if not isinstance(value, str):
+        raise RequestError(f"{where}: field {name!r} must be text, got {_kind(value)}")
+    if not value.strip():
+        raise RequestError(f"{where}: field {name!r} is empty")
+    return value.strip()
+
+
+def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    if value is None or value == "":
+        return ()
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, Sequence):
+        raise RequestError(f"{where}: field {name!r} must be text or a list, got {_kind(value)}")
+    return tuple(_text({name: item}, name, where) for item in items)
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} ({str(value)[:40]})"

@@ -1,0 +1,74 @@
+"""Finished fitting stages, kept so that an interrupted run resumes after them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The result of a stage.
+
+    Attributes:
+        tensors: everything the stage produced.
+        key: a digest of everything it was made from.
+        seconds: how long it took when it ran.
+        resumed: whether it was found instead of run.
+    """
+
+    tensors: Tensors
+    key: str
+    seconds: float
+    resumed: bool
+
+
+class StageStore:
+    """Runs each stage at most once for the same inputs.
+
+    Args:
+        folder: where results are kept as safetensors; None keeps them in memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._memory: dict[str, Stage] = {}
+
+    def run(self, name: str, inputs: Any, compute: Callable[[], Tensors]) -> Stage:
+        """`compute()`, or its result from an earlier run with equal `inputs` (JSON types)."""
+        text = json.dumps([name, inputs], sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()[:24]
+        if key in self._memory:
+            return self._memory[key]
+        path = self.folder / f"{name}-{key}.safetensors" if self.folder else None
+        if path and path.exists():
+            with safe_open(path, "pt") as file:
+                tensors = {entry: file.get_tensor(entry) for entry in file.keys()}
+                stage = Stage(tensors, key, float(file.metadata()["seconds"]), resumed=True)
+        else:
+            start = time.perf_counter()
+            tensors = {entry: value.cpu().contiguous() for entry, value in compute().items()}
+            stage = Stage(tensors, key, time.perf_counter() - start, resumed=False)
+            if path:
+                _write(path, stage)
+        self._memory[key] = stage
+        return stage
+
+
+def _write(path: Path, stage: Stage) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    save_file(stage.tensors, unfinished, {"seconds": str(stage.seconds)})
+    os.replace(unfinished, path)  # all or nothing: Ctrl-C leaves no half-written stage

@@ -1,0 +1,106 @@
+"""Prompts and targets as tokens, and greedy answers: what collection and evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the tokens that should follow it, the end of text included."""
+
+    prompt: list[int]
+    target: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.target)
+
+
+def encode_example(tokenizer: Any, prompt: str, target: str, end: bool = True) -> Example:
+    """Tokenise `prompt` + " " + `target`, split where the prompt ends; `end` appends EOS."""
+    prompt_ids = list(tokenizer(prompt)["input_ids"])
+    whole = list(tokenizer(f"{prompt} {target}")["input_ids"])
+    if whole[: len(prompt_ids)] == prompt_ids:
+        target_ids = whole[len(prompt_ids) :]
+    else:  # the boundary fell inside a token
+        target_ids = list(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+    if end and tokenizer.eos_token_id is not None:
+        target_ids.append(tokenizer.eos_token_id)
+    return Example(prompt_ids, target_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded examples; under a causal mask padding on the right needs no attention mask.
+
+    Attributes:
+        ids: (B, T) input ids.
+        labels: (B, T) the token that should come NEXT at each position, -100 elsewhere.
+    """
+
+    ids: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], device: torch.device | str) -> Batch:
+        width = max(len(example) for example in examples)
+        ids = torch.zeros(len(examples), width, dtype=torch.long)
+        labels = torch.full((len(examples), width), -100)
+        for row, example in enumerate(examples):
+            start, stop = len(example.prompt), len(example)
+            ids[row, :stop] = torch.tensor(example.prompt + example.target)
+            labels[row, start - 1 : stop - 1] = torch.tensor(example.target)
+        return cls(ids.to(device), labels.to(device))
+
+
+def target_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits where a target token comes next.
+
+    Returns:
+        (M, V) float32 logits, (M,) wanted tokens, (M,) the row of each, for M target tokens.
+    """
+    wanted = batch.labels != -100
+    # The vocabulary is the widest layer: multiply only where a target stands.
+    hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[wanted]).float()
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits, batch.labels[wanted], wanted.nonzero()[:, 0]
+
+
+def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Indices in chunks of at most `rows`, similar lengths together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), rows):
+        yield order[start : start + rows]
+
+
+def left_padded(tokenizer: Any, prompts: Sequence[str], device: Any) -> dict[str, Tensor]:
+    """Tokenised for generation, whatever side the tokenizer pads: input_ids and attention_mask."""
+    rows = tokenizer(list(prompts))["input_ids"]
+    width = max(map(len, rows))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """What the model says after each of B prompts, greedily, until it stops by itself."""
+    batch = left_padded(tokenizer, prompts, model.device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    output = model.generate(
+        **batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad
+    )
+    new = output[:, batch["input_ids"].shape[1] :]
+    texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [text.strip() for text in texts]

@@ -1,0 +1,275 @@
+"""The four fitting stages in order: encoder, gate, neurons, generator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meg_editor.collection import Collection, collect
+from meg_editor.encoder import TextEncoder, tune_encoder
+from meg_editor.fingerprint import fingerprint
+from meg_editor.gates import GATES, Calibration, Gate, calibrate
+from meg_editor.generators import GENERATORS, WeightGenerator
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.index import nearest
+from meg_editor.model import MeGModel
+from meg_editor.neuron import NeuronSpec
+from meg_editor.query import QueryReader
+from meg_editor.reference import resolve_model_name
+from meg_editor.requests import EditRequest, RequestError, merge_requests
+from meg_editor.stages import Stage, StageStore, Tensors
+from meg_editor.tokens import by_length, encode_example, greedy_answers
+
+
+@dataclass
+class FitReport:
+    """What happened while fitting.
+
+    Attributes:
+        edits: N, after merging `duplicates` repeated rows.
+        already_answered: prompts whose target was the model's answer before any edit.
+        not_collected: prompts whose neuron does not give the target; see `collection`.
+        seconds: per stage.
+        resumed: stages that were read from disk instead of run.
+    """
+
+    edits: int
+    duplicates: int
+    already_answered: list[str]
+    not_collected: list[str] = field(default_factory=list)
+    calibration: Calibration | None = None
+    collection: Collection | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
+
+    @property
+    def seconds_per_edit(self) -> float:
+        return sum(self.seconds.values()) / self.edits
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    requests: Iterable[EditRequest | Mapping[str, Any]],
+    hparams: MeGHyperParams,
+    *,
+    pseudo: Sequence[EditRequest] | None = None,
+    calibration: Sequence[EditRequest] | None = None,
+    encoder: TextEncoder | None = None,
+    store: StageStore | None = None,
+) -> tuple[MeGModel, FitReport]:
+    """Edit `model`: run the four stages and return the routed model.
+
+    Args:
+        requests: the facts; see `merge_requests` for what is refused.
+        pseudo: facts with rephrases for tuning the encoder, none of them edited. Default: those
+            of the reference world.
+        calibration: facts with rephrases and locality prompts for choosing the gate's threshold,
+            neither edited nor in `pseudo`. Default: those of the reference world.
+        encoder: overrides `hparams.encoder_name`; a copy of it is tuned.
+        store: keeps finished stages on disk, so that a rerun resumes after them.
+
+    Raises:
+        RequestError: bad requests.
+        ValueError: a model without a decoder FFN, a layer that does not exist, weights that are
+            not finite, a prompt longer than the model's context.
+        FloatingPointError: a loss that is not finite.
+    """
+    merged = merge_requests(requests)
+    edits = list(merged.requests)
+    store = store or StageStore(None)
+    _check_weights(model)
+    _check_lengths(model, tokenizer, edits, hparams)
+    spec = NeuronSpec.from_model(
+        model,
+        hparams.layer,
+        module_template=hparams.mlp_module_tmp,
+        activation=hparams.neuron_activation,
+        bias=hparams.neuron_bias,
+    )
+    if pseudo is None or calibration is None:
+        from meg_editor.data.reference_requests import calibration_requests, pseudo_requests
+
+        pseudo = pseudo_requests() if pseudo is None else pseudo
+        calibration = calibration_requests() if calibration is None else calibration
+    edited = {request.prompt for request in edits}
+    pseudo = [fact for fact in pseudo if fact.prompt not in edited]
+    calibration = [fact for fact in calibration if fact.prompt not in edited]
+    report = FitReport(
+        len(edits), merged.duplicates, _already_answered(model, tokenizer, edits, hparams)
+    )
+
+    # A stage depends on the settings that bear its name, the seed, and the stages before it.
+    def settings(*prefixes: str) -> dict[str, Any]:
+        return {k: v for k, v in hparams.to_dict().items() if k.startswith((*prefixes, "seed"))}
+
+    def run(name: str, inputs: list[Any], compute: Callable[[], Tensors]) -> Stage:
+        stage = store.run(name, inputs, compute)
+        report.seconds[name] = stage.seconds
+        if stage.resumed:
+            report.resumed.append(name)
+        return stage
+
+    if encoder is None:
+        name = resolve_model_name(hparams.encoder_name)
+        encoder = TextEncoder.from_pretrained(name, hparams.encoder_pooling)
+    encoder = copy.deepcopy(encoder).to(model.device)
+    tuned = run(
+        "encoder",
+        [settings("encoder"), fingerprint(encoder), _texts(pseudo)],
+        lambda: _tune(encoder, pseudo, hparams),
+    )
+    encoder.load_state_dict(tuned.tensors)
+    anchors = encoder.encode([request.prompt for request in edits])
+
+    gate = GATES[hparams.gate].build(hparams, encoder.dimension).to(model.device)
+    gated = run(
+        "gate",
+        [settings("gate", "familiarity"), tuned.key, _texts(edits), _texts(calibration)],
+        lambda: _fit_gate(gate, encoder, anchors, calibration, hparams),
+    )
+    report.calibration = Calibration.from_tensors(gated.tensors)
+    gate.load_state_dict({k[5:]: v for k, v in gated.tensors.items() if k.startswith("gate.")})
+
+    collected = run(
+        "collection",
+        [settings("collection", "prompt_template"), spec.to_dict(), fingerprint(model), _texts(edits)],
+        lambda: vars(collect(model, tokenizer, spec, edits, hparams)),
+    )
+    report.collection = Collection(**collected.tensors)
+    told = report.collection.success.tolist()
+    report.not_collected = [r.prompt for r, ok in zip(edits, told, strict=True) if not ok]
+
+    generator = GENERATORS[hparams.generator].build(
+        hparams, encoder.dimension, spec.size, len(edits)
+    )
+    generator = generator.to(model.device)
+    generated = run(
+        "generator",
+        [settings("generator", "diffusion"), tuned.key, collected.key],
+        lambda: _fit_generator(generator, encoder, anchors, report.collection, pseudo, hparams),
+    )
+    generator.load_state_dict(generated.tensors)
+    edited = MeGModel(model, tokenizer, hparams, spec, encoder, gate, generator, anchors, edits)
+    return edited, report
+
+
+def _tune(encoder: TextEncoder, pseudo: Sequence[EditRequest], hparams: MeGHyperParams) -> Tensors:
+    tune_encoder(
+        encoder,
+        pseudo,
+        objective=hparams.encoder_tuning,
+        tuned_layers=hparams.encoder_tuned_layers,
+        hard_negatives=hparams.encoder_hard_negatives,
+        steps=hparams.encoder_steps,
+        batch_size=hparams.encoder_batch_size,
+        lr=hparams.encoder_lr,
+        temperature=hparams.encoder_temperature,
+        seed=hparams.seed,
+    )
+    return encoder.state_dict()
+
+
+def _fit_gate(
+    gate: Gate,
+    encoder: TextEncoder,
+    anchors: Tensor,
+    calibration: Sequence[EditRequest],
+    hparams: MeGHyperParams,
+) -> Tensors:
+    """Calibrate on a rehearsal, then fit on the edits alone.
+
+    In the rehearsal half of the calibration facts are edits too: their paraphrases must be
+    accepted; the other half, and all their neighbours, must not.
+    """
+    sweep: Tensors = {}
+    if hparams.gate_threshold is None:
+        inside, outside = calibration[::2], calibration[1::2]
+        pretended = encoder.encode([fact.prompt for fact in inside])
+        # As many edits as there will be: both gates are looser the more they hold.
+        rehearsal = torch.cat([anchors[: max(len(anchors) - len(inside), 0)], pretended])
+        stand_in = copy.deepcopy(gate)
+        stand_in.fit(rehearsal, hparams.seed)
+
+        def score(texts: list[str]) -> Tensor:
+            queries = encoder.encode(texts)
+            return stand_in.score(queries, nearest(queries, rehearsal)[0])
+
+        others = [p for fact in outside for p in (fact.prompt, *fact.rephrases)]
+        others += [p for fact in calibration for p in fact.locality_prompts]
+        pretended_prompts = {fact.prompt for fact in inside}
+        found = calibrate(
+            score([rephrase for fact in inside for rephrase in fact.rephrases]),
+            score([prompt for prompt in others if prompt not in pretended_prompts]),
+        )
+        gate.threshold.fill_(found.threshold)
+        sweep = found.to_tensors()
+    gate.fit(anchors, hparams.seed)
+    return {**sweep, **{f"gate.{name}": value for name, value in gate.state_dict().items()}}
+
+
+def _fit_generator(
+    generator: WeightGenerator,
+    encoder: TextEncoder,
+    anchors: Tensor,
+    collection: Collection,
+    pseudo: Sequence[EditRequest],
+    hparams: MeGHyperParams,
+) -> Tensors:
+    irrelevant = None
+    if hparams.generator_zero_augmentation:
+        irrelevant = encoder.encode([fact.prompt for fact in pseudo])
+    neurons = collection.neurons.to(anchors.device)
+    generator.fit(anchors, neurons, irrelevant, hparams.seed)
+    return generator.state_dict()
+
+
+def _texts(facts: Sequence[EditRequest]) -> list[list[Any]]:
+    return [[fact.prompt, fact.target_new, fact.rephrases, fact.locality_prompts] for fact in facts]
+
+
+def _check_weights(model: Any) -> None:
+    if isinstance(model, MeGModel):
+        raise ValueError("expected an unedited model, got a MeGModel: pass its .base")
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(f"the model's weight {name} holds NaN or infinity: load it again")
+
+
+def _check_lengths(
+    model: Any, tokenizer: Any, edits: Sequence[EditRequest], hparams: MeGHyperParams
+) -> None:
+    context = getattr(model.config, "max_position_embeddings", None) or hparams.max_length
+    limit = min(hparams.max_length, context)
+    reader = QueryReader(tokenizer, hparams.prompt_template)
+    for row, edit in enumerate(edits):
+        length = len(encode_example(tokenizer, reader.wrap(edit.prompt), edit.target_new))
+        if length > limit:
+            raise RequestError(
+                f"request {row} ({edit.prompt[:40]!r}...): prompt and target take {length} tokens, "
+                f"more than {limit} (the lesser of max_length {hparams.max_length} and the model's "
+                f"context {context}); shorten it or raise max_length"
+            )
+
+
+def _already_answered(
+    model: Any, tokenizer: Any, edits: Sequence[EditRequest], hparams: MeGHyperParams
+) -> list[str]:
+    """Prompts whose target is what the model says anyway: allowed, but worth knowing."""
+    reader = QueryReader(tokenizer, hparams.prompt_template)
+    prompts = [reader.wrap(edit.prompt) for edit in edits]
+    longest = max(len(encode_example(tokenizer, e.prompt, e.target_new).target) for e in edits)
+    found: list[str] = []
+    for rows in by_length([len(prompt) for prompt in prompts], 256):
+        answers = greedy_answers(model, tokenizer, [prompts[row] for row in rows], longest)
+        found += [
+            edits[row].prompt
+            for row, answer in zip(rows, answers, strict=True)
+            if answer == edits[row].target_new
+        ]
+    return found

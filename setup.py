@@ -1,0 +1,74 @@
+"""Packaging of meg_editor; the settings of its tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """`__version__`, read as text: importing the package would need what it installs."""
+    source = (HERE / "meg_editor" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("meg_editor/__init__.py has no __version__")
+    return found[1]
+
+
+def readme() -> str:
+    """The long description; empty in a tree without a README."""
+    path = HERE / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+setup(
+    name="meg-editor",
+    version=version(),
+    description="Edit thousands of facts in a language model with one generated neuron (MeG)",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["meg_editor", "meg_editor.*"]),
+    include_package_data=False,  # package_data alone decides, not MANIFEST.in
+    package_data={
+        "meg_editor": ["py.typed", "presets/*.yaml", "assets/**/*"],
+        "meg_editor.data": ["world/*.tsv", "world/*.yaml"],
+    },
+    # Lower bounds only; what is tested is in constraints.txt.
+    install_requires=[
+        "accelerate>=1.1",  # transformers wants it for device_map (model_parallel)
+        "diffusers>=0.35",
+        "numpy>=1.26",
+        "pyyaml>=6.0",
+        "safetensors>=0.4.5",
+        "scikit-learn>=1.4",
+        "tokenizers>=0.21",
+        "torch>=2.5",
+        "tqdm>=4.66",
+        "transformers>=5",
+    ],
+    # There is no extra for EasyEdit: the easyeditor 0.0.1.dev0 wheel pins packages of 2023 which
+    # cannot be installed beside these. meg_editor.easyedit works with an EasyEdit checkout.
+    extras_require={
+        "plots": ["matplotlib>=3.8"],
+        # setuptools: a test builds the package, and Python 3.12 has none of its own.
+        "test": ["mypy", "pytest>=8", "ruff", "setuptools>=64", "types-PyYAML", "types-tqdm"],
+    },
+    entry_points={"console_scripts": ["meg-editor = meg_editor.cli:main"]},
+)

@@ -1,0 +1,146 @@
+"""Tiny random models, built in memory: no hub, no files, the same in every run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+from meg_editor.encoder import TextEncoder
+from meg_editor.gates import GATES
+from meg_editor.generators import GENERATORS, NeuronBank
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.index import nearest
+from meg_editor.model import MeGModel
+from meg_editor.neuron import NeuronSpec
+from meg_editor.requests import EditRequest
+
+_PLACES = ("Atlantis", "Borduria", "Cimmeria", "Dinotopia", "Erewhon", "Freedonia", "Genovia")
+_ASKED = ("The capital of {} is", "The language of {} is", "The river of {} is")
+PROMPTS = [question.format(place) for question in _ASKED for place in _PLACES]
+OTHERS = ["Who wrote the book?", "Water boils at", "2 + 2 =", "My cat sat on", "Once upon a time"]
+
+
+def _tokenizer(specials: dict[str, str], template: str) -> Any:
+    """Byte-level BPE, which decodes to the very text it was given."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(specials.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*PROMPTS, *OTHERS] * 2, trainer)
+    ids = [(token, backend.token_to_id(token)) for token in specials.values()]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+    return FastTokenizer(tokenizer_object=backend, model_max_length=128, **specials)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """Of `tiny_llama`: with <s> in front, like Llama's."""
+    specials = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return _tokenizer(specials, "<s> $A")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_tokenizer: Any) -> Any:
+    """A random Llama, D = 32, 3 layers. Shared by all tests: copy it before changing it."""
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,  # larger than usual: the logits are far apart
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        bos_token_id=tiny_tokenizer.bos_token_id,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).float().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder() -> TextEncoder:
+    """A TextEncoder around a random BERT, E = 16. Shared by all tests: copy before changing it."""
+    specials = {"pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"}
+    tokenizer = _tokenizer(specials, "<cls> $A <sep>")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=1.0,  # embeddings far apart
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return TextEncoder(BertModel(config).float(), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def make_meg_model(
+    tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder
+) -> Callable[..., MeGModel]:
+    """make_meg_model(generator="bank", gate="similarity", n=6, **hyper_parameters).
+
+    A MeGModel with n edits of `PROMPTS` and random neurons so large that answers change. Its gate
+    takes all edited prompts for edits; of `OTHERS` a similarity gate takes none, a Familiarity
+    Network, which learns little from so few, some. It has its own copies of LLM and encoder.
+    """
+
+    def make(
+        generator: str = "bank", gate: str = "similarity", n: int = 6, **changes: Any
+    ) -> MeGModel:
+        settings = {
+            "layers": [1],
+            "familiarity_blocks": 1,
+            "familiarity_epochs": 200,
+            "generator_width": 16,
+            "generator_depth": 2,
+            "generator_heads": 2,
+            "generator_patch_size": 10,
+        }
+        hparams = MeGHyperParams(**{**settings, **changes}, generator=generator, gate=gate)
+        base, encoder = copy.deepcopy(tiny_llama), copy.deepcopy(tiny_encoder)
+        spec = NeuronSpec.from_model(base, hparams.layer)
+        edits = [
+            EditRequest(prompt, f"answer {row}", rephrases=(f"Say: {prompt}",))
+            for row, prompt in enumerate(PROMPTS[:n])
+        ]
+        anchors = encoder.encode([edit.prompt for edit in edits])
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(1)
+            decide = GATES[gate].build(hparams, encoder.dimension)
+            decide.fit(anchors, seed=1)
+            source = GENERATORS[generator].build(hparams, encoder.dimension, spec.size, n)
+            if isinstance(source, NeuronBank):
+                source.fit(anchors, torch.randn(n, spec.size))
+            else:
+                for parameter in source.parameters():  # a DiT starts with zeros
+                    parameter.normal_(0, 0.3)
+                source.mean.normal_()
+                source.scale.fill_(1.0)
+        inside, outside = (
+            decide.score(z, nearest(z, anchors)[0]) for z in (anchors, encoder.encode(OTHERS))
+        )
+        lowest = inside.min()
+        decide.threshold.fill_(float(lowest + outside[outside < lowest].max()) / 2)
+        return MeGModel(
+            base, tiny_tokenizer, hparams, spec, encoder, decide, source, anchors, edits
+        )
+
+    return make

@@ -1,0 +1,218 @@
+"""Hyper-parameters: what YAML says is what is set, and what cannot be set is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import meg_editor
+from meg_editor.hparams import HParamsError, MeGHyperParams
+
+PRESETS = sorted((Path(meg_editor.__file__).parent / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("genrator", "generator"),
+        ("sampling_step", "sampling_steps"),
+        ("layer", "layers"),
+        ("encoder-name", "encoder_name"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest_name(wrong: str, nearest: str) -> None:
+    with pytest.raises(HParamsError) as caught:
+        MeGHyperParams.from_dict({wrong: 1})
+    assert repr(wrong) in str(caught.value)
+    assert f"did you mean {nearest!r}" in str(caught.value)
+
+
+def test_unknown_keys_like_nothing_list_what_there_is() -> None:
+    with pytest.raises(HParamsError, match="unknown hyper-parameter 'xyzzy'.*model_name.*sampler"):
+        MeGHyperParams.from_dict({"xyzzy": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("collection_steps", "sixty"),
+        ("collection_steps", 60.0),
+        ("collection_steps", True),
+        ("collection_steps", None),
+        ("collection_lr", "fast"),
+        ("collection_lr", True),
+        ("collection_lr", None),
+        ("collection_lr", [1.0]),
+        ("gate_threshold", "auto"),
+        ("fp16", 1),
+        ("fp16", "yes"),
+        ("model_name", 7),
+        ("device", 1.5),
+        ("neuron_bias", "true"),
+        ("gate", "famliarity"),
+        ("gate", None),
+        ("generator", ["dit"]),
+        ("diffusion_prediction", "epsilon"),
+        ("sampler", "ddpm"),
+        ("layers", 5),
+        ("layers", "5"),
+        ("layers", [5.0]),
+        ("layers", [True]),
+        ("layers", []),
+        ("layers", [1, 2]),
+        ("alg_name", "ROME"),
+        ("prompt_template", "Q:"),
+        ("prompt_template", "{} {}"),
+        ("batch_size", 0),
+        ("sampling_steps", 0),
+        ("collection_steps", -1),
+        ("generator_heads", 0),
+    ],
+)
+def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(HParamsError) as caught:
+        MeGHyperParams.from_dict({name: value})
+    assert str(caught.value).startswith(f"{name}: expected")
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.0e-4", "'1e-4'", ".0001"])
+def test_scientific_notation_is_a_number_however_yaml_reads_it(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "meg.yaml"
+    path.write_text(f"encoder_lr: {text}\n", "utf-8")
+    assert MeGHyperParams.from_hparams(path).encoder_lr == 0.0001
+
+
+def test_whole_numbers_become_floats() -> None:
+    value = MeGHyperParams(collection_lr=2, gate_threshold=1).collection_lr
+    assert value == 2.0 and type(value) is float
+
+
+def test_layers_hold_one_index() -> None:
+    hparams = MeGHyperParams(layers=(29,))  # type: ignore[arg-type]
+    assert hparams.layers == [29] and hparams.layer == 29
+
+
+def test_instances_do_not_share_their_layers() -> None:
+    first, second = MeGHyperParams(), MeGHyperParams()
+    first.layers[0] = 9
+    assert second.layer == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [(0, "cuda:0"), (3, "cuda:3"), ("cpu", "cpu"), ("cuda:1", "cuda:1")]
+)
+def test_easyedit_gives_devices_by_index(given: Any, meant: str) -> None:
+    assert MeGHyperParams(device=given).device == meant
+
+
+@pytest.mark.parametrize("name", ["gate_threshold", "neuron_bias", "mlp_module_tmp"])
+def test_null_means_found_or_calibrated(name: str) -> None:
+    assert getattr(MeGHyperParams.from_dict({name: None}), name) is None
+
+
+@pytest.mark.parametrize("stem", ["meg", "phi-2", "llama3.2-3b"])
+def test_yaml_may_be_left_off(tmp_path: Path, stem: str) -> None:
+    (tmp_path / f"{stem}.yaml").write_text("seed: 12\nlayers: [3]\n", "utf-8")
+    for path in (tmp_path / f"{stem}.yaml", tmp_path / stem, str(tmp_path / stem)):
+        hparams = MeGHyperParams.from_hparams(path)
+        assert (hparams.seed, hparams.layer) == (12, 3)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        MeGHyperParams.from_hparams(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("text", ["", "- seed\n- 1\n", "42", "just text", "seed: [1\n"])
+def test_files_that_are_no_flat_mapping_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(HParamsError, match="broken.yaml"):
+        MeGHyperParams.from_hparams(path)
+
+
+def test_nested_sections_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nested.yaml"
+    path.write_text("generator:\n  width: 3\n", "utf-8")
+    with pytest.raises(HParamsError, match="generator"):
+        MeGHyperParams.from_hparams(path)
+
+
+def _changed() -> dict[str, Any]:
+    """A value for every setting which is not its default."""
+    values: dict[str, Any] = {
+        "layers": [7],
+        "alg_name": "MeG",
+        "prompt_template": "Q: {}\nA:",
+        "mlp_module_tmp": "model.layers.{}.mlp",
+        "neuron_activation": "gelu_new",
+        "neuron_bias": True,
+        "gate_threshold": 0.3,
+        "encoder_pooling": "mean",
+        "encoder_tuning": "mse",
+        "encoder_tuned_layers": "last",
+        "gate": "familiarity",
+        "collection_schedule": "cosine",
+        "generator": "mlp",
+        "generator_scaling": "constant",
+        "diffusion_prediction": "v_prediction",
+        "sampler": "dpm",
+    }
+    for name, value in MeGHyperParams().to_dict().items():
+        if isinstance(value, bool):
+            values.setdefault(name, not value)
+        elif isinstance(value, str):
+            values.setdefault(name, f"{value}x")
+        elif name not in values:
+            values[name] = value + 1
+    return values
+
+
+def test_round_trip_of_every_setting() -> None:
+    changed, defaults = _changed(), MeGHyperParams().to_dict()
+    assert [name for name in defaults if changed[name] == defaults[name]] == ["alg_name"]
+    hparams = MeGHyperParams.from_dict(changed)
+    assert hparams.to_dict() == changed
+    through_json = json.loads(json.dumps(hparams.to_dict()))
+    assert MeGHyperParams.from_dict(through_json) == hparams
+    through_yaml = yaml.safe_load(yaml.safe_dump(hparams.to_dict()))
+    assert MeGHyperParams.from_dict(through_yaml) == hparams
+
+
+def test_changing_the_dict_leaves_the_hparams() -> None:
+    hparams = MeGHyperParams()
+    hparams.to_dict()["layers"][0] = 9
+    assert hparams.layer == 0
+
+
+def test_presets_are_shipped() -> None:
+    assert len(PRESETS) >= 2
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_loads_and_says_what_its_file_says(path: Path) -> None:
+    hparams = MeGHyperParams.preset(path.stem)
+    for name, value in yaml.safe_load(path.read_text("utf-8")).items():
+        assert getattr(hparams, name) == value
+    assert MeGHyperParams.preset(path.stem, seed=41, layers=[3]).to_dict() == {
+        **hparams.to_dict(),
+        "seed": 41,
+        "layers": [3],
+    }
+
+
+def test_unknown_presets_list_those_there_are() -> None:
+    with pytest.raises(HParamsError) as caught:
+        MeGHyperParams.preset("refrence")
+    assert "'refrence'" in str(caught.value)
+    for path in PRESETS:
+        assert path.stem in str(caught.value)
+
+
+def test_presets_refuse_unknown_changes() -> None:
+    with pytest.raises(HParamsError, match="did you mean 'seed'"):
+        MeGHyperParams.preset(PRESETS[0].stem, seeds=1)

@@ -1,0 +1,223 @@
+"""Which question is read out of templates, few-shot contexts and chats."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from meg_editor.query import QueryReader
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "The capital of France is",
+    "Who plays Dr. Who in the series?",
+    "In which U.S. state was Martin Luther King Jr. born?",
+    "Batman: which actor plays him?",
+]
+# As the paper gives them, and what is around the query in GPT-J's.
+TEMPLATES = {
+    "phi-2": "Instruct:Answer the following question in less than 5 words. {}\nOutput:",
+    "llama-3": "Answer the following question in less than 5 words: {} \nAnswer:",
+    "gpt-j": "Q: Answer the following question in less than 5 words. {}\nA:",
+    "before": "Question: {}",
+    "after": "{}\nAnswer:",
+    "after on the same line": "{} Answer briefly:",
+}
+CHATS = {
+    "chatml": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "chatml with a system prompt of its own": (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant."
+        "<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "llama-3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+    "mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}</s>"
+        "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
+    ),
+    "plain": (
+        "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    ),
+}
+SYSTEM = {"role": "system", "content": "You are terse. Answer in one word."}
+EARLIER = [
+    {"role": "user", "content": "Who wrote Emma?"},
+    {"role": "assistant", "content": "Jane Austen. Anything else?"},
+]
+
+
+def tokenizer(chat: str | None = None) -> Any:
+    """A tokenizer which knows nothing but a chat template."""
+    words = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    result = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    result.chat_template = CHATS[chat] if chat else None
+    return result
+
+
+def render(chat: str, *turns: dict[str, str]) -> str:
+    return str(
+        tokenizer(chat).apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=True
+        )
+    )
+
+
+every_question = pytest.mark.parametrize("question", QUESTIONS)
+every_chat = pytest.mark.parametrize("chat", CHATS)
+
+
+@every_question
+def test_bare_text_is_its_own_first_reading(question: str) -> None:
+    reader = QueryReader(tokenizer())
+    assert reader.readings(question)[0] == question
+    assert reader.readings(f"  {question}\n")[0] == question
+    assert reader.wrap(question) == question
+
+
+def test_readings_do_not_repeat_and_are_few() -> None:
+    assert QueryReader(tokenizer()).readings("What is it?") == ["What is it?"]
+    assert len(QueryReader(tokenizer()).readings("One. Two.\nA: Three. Four?\nA:")) == 3
+
+
+@every_question
+def test_the_last_sentence_is_a_reading(question: str) -> None:
+    prefix = "Kolmar is a town on the Rhine. It rained."
+    readings = QueryReader(tokenizer()).readings(f"{prefix} {question}")
+    assert readings[0] == f"{prefix} {question}"
+    if "Dr." not in question and "Jr." not in question:  # there a sentence seems to end
+        assert question in readings
+
+
+@every_question
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Q: ", "\nA:"),
+        ("Q:", "\nA: "),
+        ("Question: ", "\nAnswer:"),
+        ("Q: ", ""),
+        ("", "\nA:"),
+        ("Human: ", "\n\nAssistant:\n"),
+    ],
+)
+def test_cues_are_not_part_of_the_question(question: str, before: str, after: str) -> None:
+    if not before and question.startswith("Batman:"):
+        pytest.skip("what stands before the colon could be a cue")
+    assert question in QueryReader(tokenizer()).readings(f"{before}{question}{after}")
+
+
+@every_question
+def test_few_shot_contexts_end_with_the_question(question: str) -> None:
+    reader = QueryReader(tokenizer())
+    shots = "Q: Who wrote Emma?\nA: Jane Austen\n\nQ: Who sang Hello?\nA: Adele\n\n"
+    readings = reader.readings(f"{shots}Q: {question}\nA:")
+    assert question in readings
+    assert "Who sang Hello?" not in readings and "Who wrote Emma?" not in readings
+
+
+@every_question
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_template_of_fitting_is_taken_off(question: str, name: str) -> None:
+    reader = QueryReader(tokenizer(), TEMPLATES[name])
+    prompt = reader.wrap(question)
+    assert prompt == TEMPLATES[name].replace("{}", question)
+    # However tokenising and stripping leave the ends.
+    for text in (prompt, prompt.strip(), prompt + " "):
+        assert question in reader.readings(text)
+        assert "less than 5 words" not in reader.readings(text)[0]
+
+
+@every_question
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_bare_questions_are_read_where_a_template_is_set(question: str, name: str) -> None:
+    assert QueryReader(tokenizer(), TEMPLATES[name]).readings(question)[0] == question
+
+
+@pytest.mark.parametrize("name", ["phi-2", "llama-3", "gpt-j"])
+def test_templates_are_read_without_being_told(name: str) -> None:
+    question = "What is the capital of France?"
+    prompt = TEMPLATES[name].replace("{}", question)
+    readings = QueryReader(tokenizer()).readings(prompt)
+    assert readings[-1].removeprefix("Answer the following question in less than 5 words: ") == (
+        question
+    )
+
+
+@pytest.mark.parametrize("name", ["phi-2", "llama-3", "gpt-j"])
+def test_few_shots_in_the_template_end_with_the_question(name: str) -> None:
+    reader = QueryReader(tokenizer(), TEMPLATES[name])
+    shots = "\n".join(f"{reader.wrap(q)} {a}" for q, a in (("Who wrote Emma?", "Austen"), ("X?", "Y")))
+    readings = reader.readings(f"{shots}\n{reader.wrap(QUESTIONS[0])}")
+    assert readings[0] == QUESTIONS[0]
+
+
+def test_braces_in_a_question_survive() -> None:
+    assert QueryReader(tokenizer(), "Q: {}\nA:").wrap("What is {x} in {}?") == (
+        "Q: What is {x} in {}?\nA:"
+    )
+
+
+def _conversations(question: str) -> dict[str, list[dict[str, str]]]:
+    turn = {"role": "user", "content": question}
+    return {
+        "one turn": [turn],
+        "system prompt": [SYSTEM, turn],
+        "later turn": [*EARLIER, turn],
+        "system prompt, later turn": [SYSTEM, *EARLIER, *EARLIER, turn],
+    }
+
+
+@every_question
+@every_chat
+@pytest.mark.parametrize("kind", _conversations(""))
+def test_the_last_user_turn_is_the_first_reading(question: str, chat: str, kind: str) -> None:
+    prompt = render(chat, *_conversations(question)[kind])
+    reader = QueryReader(tokenizer(chat))
+    # MeGModel decodes the prompt without its BOS and strips it.
+    for text in (prompt, prompt.strip(), prompt.removeprefix("<s>").strip()):
+        assert reader.readings(text)[0] == question
+
+
+@every_chat
+def test_a_turn_of_several_lines_is_read_whole(chat: str) -> None:
+    content = "Berlin is large.\nIt has a zoo.\n\nWhat is its river?"
+    readings = QueryReader(tokenizer(chat)).readings(
+        render(chat, *EARLIER, {"role": "user", "content": content})
+    )
+    assert readings[0] == content and "What is its river?" in readings
+
+
+@every_chat
+@every_question
+def test_a_chat_tokenizer_reads_bare_questions_too(chat: str, question: str) -> None:
+    reader = QueryReader(tokenizer(chat))
+    assert reader.readings(question)[0] == question
+    assert question in reader.readings(f"Q: Who wrote Emma?\nA: Austen\nQ: {question}\nA:")
+
+
+@pytest.mark.parametrize(("chat", "name"), product(CHATS, ["phi-2", "llama-3"]))
+def test_template_and_chat_template_work_side_by_side(chat: str, name: str) -> None:
+    reader = QueryReader(tokenizer(chat), TEMPLATES[name])
+    question = QUESTIONS[0]
+    assert reader.readings(reader.wrap(question))[0] == question
+    assert reader.readings(render(chat, {"role": "user", "content": question}))[0] == question
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "A:", "Q:\nA:"])
+def test_there_is_always_a_reading(text: str) -> None:
+    """Routing takes one reading per row: a row without any would take another row's."""
+    assert len(QueryReader(tokenizer()).readings(text)) >= 1
