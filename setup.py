@@ -63,8 +63,7 @@ setup(
         "tqdm>=4.66",
         "transformers>=5",
     ],
-    # There is no extra for EasyEdit: the easyeditor 0.0.1.dev0 wheel pins packages of 2023 which
-    # cannot be installed beside these. meg_editor.easyedit works with an EasyEdit checkout.
+    # There is no extra for EasyEdit: the wheel, easyeditor 0.0.1.dev0, pins packages of 2023.
     extras_require={
         "plots": ["matplotlib>=3.8"],
         # setuptools: a test builds the package, and Python 3.12 has none of its own.

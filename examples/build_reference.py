@@ -1,6 +1,6 @@
-"""Build the reference assets: a tokenizer, a causal LM which knows the reference world, an encoder.
+"""Build the reference assets: a tokenizer, a causal LM which knows the world, an encoder.
 
-    python examples/build_reference.py --out build/reference            # everything, ~1.5 h on 2 cores
+    python examples/build_reference.py --out build/reference        # everything, ~1.5 h on 2 cores
 
 Trains from scratch and needs no network. Stages that are already in --out are not run again.
 The result is what meg_editor/assets/ ships: `llama-reference/`, `bert-reference/`, MODEL_CARD.md.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -43,7 +44,6 @@ def build_tokenizer(world: World, out: Path, vocab_size: int = 4096) -> PreTrain
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\n"), "isolated"),
-            pre_tokenizers.Digits(individual_digits=False),
             pre_tokenizers.ByteLevel(add_prefix_space=True),
         ]
     )
@@ -269,7 +269,7 @@ def exact_match(
             for ids in tokenizer(world.prompts(fact, group))["input_ids"]:
                 rows.append(Row(ids + answer, [-100] * len(ids) + answer, []))
         right = total = 0
-        # Greedy generation gives the answer exactly if each of its tokens is the teacher-forced argmax.
+        # Greedy generation gives the answer if each of its tokens is the teacher-forced argmax.
         for ids, labels, _ in batches(rows, 16_000, random.Random(0)):
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
             same = (logits.argmax(-1) == labels[:, 1:]) | (labels[:, 1:] == -100)
@@ -283,9 +283,10 @@ def exact_match(
 def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.Namespace) -> None:
     """A BERT trained to tell apart who and what a sentence asks about, however it is worded.
 
-    Contrastive pairs: two EDIT or PSEUDO phrasings of one relation around one subject, against
-    the same subject in another relation and a similar subject in the same one. Subjects are
-    random words, fresh made-up names and the PSEUDO split: no fact which may be edited is seen.
+    Contrastive pairs: two phrasings of one relation around one subject (EDIT, those PSEUDO ones
+    that do not calibrate thresholds, and the many of paraphrases.yaml), against the same subject in another relation and a
+    similar subject in the same one. Subjects are random words, names put together from word
+    pieces and the PSEUDO split: no fact which may be edited is seen.
     """
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
@@ -302,24 +303,38 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
     )
     model = BertModel(config, add_pooling_layer=False).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
-    words = [
-        word[1:]
-        for word in tokenizer.get_vocab()
-        if word.startswith("Ġ") and len(word) > 3 and word[1:].isalpha()
-    ]
+    vocabulary = sorted(tokenizer.get_vocab())
+    words = [w[1:] for w in vocabulary if w[0] == "Ġ" and len(w) > 3 and w[1:].isalpha()]
+    pieces = [w for w in vocabulary if w.isascii() and w.isalpha() and 2 <= len(w) <= 6]
     pseudo = sorted({fact.subject for fact in world.in_split("pseudo")})
     relations = list(world.phrasings)
+    composed = paraphrases(world)
+    ways = {r: (world.tuning_phrasings(r), composed[r], composed[r]) for r in relations}
 
-    def subject() -> str:
+    def subject() -> list[list[str]]:
+        """A name: words, each made of parts."""
         draw = rng.random()
         if draw < 0.2:
-            return rng.choice(pseudo)
-        return " ".join(rng.choice(words) for _ in range(rng.choice((1, 1, 2, 2, 3))))
+            return [[word] for word in rng.choice(pseudo).split()]
+        if draw < 0.6:
+            return [[rng.choice(words)] for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+        count = rng.choice((1, 1, 2))
+        return [
+            [rng.choice(pieces).title(), *rng.choices(pieces, k=rng.choice((1, 2)))]
+            for _ in range(count)
+        ]
 
-    def similar(name: str) -> str:
-        parts = name.split()
-        parts[rng.randrange(len(parts))] = rng.choice(words)
-        return " ".join(parts)
+    def similar(name: list[list[str]]) -> list[list[str]]:
+        """Another name which differs in one part of one word."""
+        name = [list(word) for word in name]
+        word = rng.choice(name)
+        word[rng.randrange(len(word))] = rng.choice(words if len(word) == 1 else pieces)
+        return name
+
+    def say(template: str, name: list[list[str]]) -> str:
+        """A sentence, now and then without some of its words: tests are worded differently."""
+        kept = [w for w in template.split() if "{}" in w or rng.random() > 0.08]
+        return " ".join(kept).format(" ".join("".join(word) for word in name))
 
     def encode(texts: list[str]) -> torch.Tensor:
         batch = tokenizer(texts, padding=True, return_tensors="pt")
@@ -336,10 +351,9 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
             name, relation = subject(), rng.choice(relations)
             other = rng.choice([r for r in relations if r != relation])
             for who, what in ((name, relation), (name, other), (similar(name), relation)):
-                templates = world.phrasings[what]["edit"] + world.phrasings[what]["pseudo"]
-                first, second = rng.sample(templates, 2)
-                anchors.append(first.format(who))
-                positives.append(second.format(who))
+                first, second = (rng.choice(rng.choice(ways[what])) for _ in range(2))
+                anchors.append(say(first, who))
+                positives.append(say(second, who))
         logits = encode(anchors) @ encode(positives).T / 0.05
         target = torch.arange(len(logits))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -350,8 +364,27 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
         losses.append(loss.item())
         if len(losses) % 100 == 0:
             mean = sum(losses[-100:]) / 100
-            print(f"encoder {time.time() - start:5.0f} s  step {len(losses)}  loss {mean:.4f}", flush=True)
+            print(
+                f"encoder {time.time() - start:5.0f} s  step {len(losses)}  loss {mean:.4f}",
+                flush=True,
+            )
     model.to(torch.float16).save_pretrained(out)
+
+
+def paraphrases(world: World) -> dict[str, list[str]]:
+    """Relation -> further templates, from examples/paraphrases.yaml; none is a TEST phrasing."""
+    parts = yaml.safe_load(Path(__file__).with_name("paraphrases.yaml").read_text("utf-8"))
+    tested = {t.lower() for groups in world.phrasings.values() for t in groups["test"]}
+    found: dict[str, list[str]] = {}
+    for relation, words in parts["relations"].items():
+        templates = [
+            frame.format(**{kind.removesuffix("s"): word})
+            for kind, frames in parts["frames"].items()
+            for word in words.get(kind, [])
+            for frame in frames
+        ]
+        found[relation] = [t for t in templates if t.lower() not in tested]
+    return found
 
 
 def encoder_tokenizer(tokenizer_dir: Path, out: Path) -> PreTrainedTokenizerFast:
@@ -366,6 +399,85 @@ def encoder_tokenizer(tokenizer_dir: Path, out: Path) -> PreTrainedTokenizerFast
     )
     fast.save_pretrained(out)
     return fast
+
+
+@torch.no_grad()
+def retrieval(world: World, encoder_dir: Path) -> dict[str, float]:
+    """Top-1 retrieval of the EDIT prompts of 2,000 facts by other phrasings of them (%)."""
+    model = BertModel.from_pretrained(encoder_dir, add_pooling_layer=False, dtype=torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(encoder_dir)
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        states = model(batch["input_ids"], attention_mask=batch["attention_mask"])
+        return F.normalize(states.last_hidden_state[:, 0], dim=-1)
+
+    facts = random.Random(0).sample(world.in_split("edit"), 2000)
+    keys = encode([world.prompts(fact, "edit")[0] for fact in facts])
+    phrased = {
+        "other EDIT": lambda fact: world.prompts(fact, "edit")[1],
+        "calibration PSEUDO": lambda fact: world.calibration_prompts(fact)[0],
+        "TEST": lambda fact: world.prompts(fact, "test")[0],
+    }
+
+    def right(cosine: torch.Tensor) -> torch.Tensor:
+        return (cosine.argmax(1) == torch.arange(len(cosine))).float().mean()
+
+    return {
+        name: round(
+            100 * float(right(encode([ask(fact) for fact in facts]) @ keys.T)), 2
+        )
+        for name, ask in phrased.items()
+    }
+
+
+def write_card(world: World, out: Path, accuracy: dict[str, float]) -> None:
+    """MODEL_CARD.md: what the models are and the figures measured on them."""
+    llama, bert = out / "llama-reference", out / "bert-reference"
+    found = retrieval(world, bert)
+    size = sum(file.stat().st_size for file in out.rglob("*.safetensors")) / 1e6
+    known = [fact for fact in world.facts if fact.relation != "birth_country"]
+    made_up = sum(fact.made_up for fact in known)
+    config = LlamaConfig.from_pretrained(llama)
+    rows = "\n".join(f"| {group.upper()} phrasings | {accuracy[group]} % |" for group in GROUPS)
+    cells = "\n".join(f"| {name} phrasing | {value} % |" for name, value in found.items())
+    (out / "MODEL_CARD.md").write_text(
+        f"""# The reference models of meg_editor
+
+Trained from scratch by `examples/build_reference.py`; weights under Apache-2.0. They exist to be
+edited: a language model small enough for any machine which truly knows a world of facts.
+Together {size:.1f} MB of weights.
+
+## llama-reference
+
+A Llama with {config.num_hidden_layers} layers of width {config.hidden_size}, bfloat16, and a
+byte-level BPE of {config.vocab_size} tokens. It knows {len(known)} facts in
+{len(world.by_relation) - 1} relations, {len(known) - made_up} of them about the real world and
+{made_up} made up (fingerprint of the world: `{world.fingerprint[:16]}`), as a statement to
+complete, a question, in a chat turn ("User: ...\\nAssistant:") or after other facts in one prompt.
+It knows nothing else.
+
+Greedy answers that are the fact's answer and then the end of text, over all facts:
+
+| | exact match |
+|---|--:|
+{rows}
+
+## bert-reference
+
+A BERT with 3 layers of width 192, float16; use the output of its first token. Trained
+contrastively on EDIT and PSEUDO phrasings and composed paraphrases (`examples/paraphrases.yaml`)
+around random names and the PSEUDO split of the world: it has seen no TEST phrasing and no fact
+which may be edited.
+
+Top-1 retrieval of a fact's EDIT prompt among 2,000 by another phrasing of it:
+
+| | |
+|---|--:|
+{cells}
+""",
+        "utf-8",
+    )
 
 
 def main() -> None:
@@ -390,6 +502,7 @@ def main() -> None:
         (llama / "done").write_text(json.dumps(accuracy))
     if not (bert / "model.safetensors").exists():
         train_encoder(world, llama, bert, args)
+    write_card(world, args.out, json.loads((llama / "done").read_text()))
 
 
 if __name__ == "__main__":

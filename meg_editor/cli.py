@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import transformers
 import yaml
 
 from meg_editor.hparams import MeGHyperParams
@@ -17,14 +16,14 @@ from meg_editor.hparams import MeGHyperParams
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call] # ours tell more
     try:
         options.run(options)
     except KeyboardInterrupt:
         print("\ninterrupted; finished stages are kept, the same command resumes", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"meg-editor: error: {error}", file=sys.stderr)
+        print(f"meg-editor: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -82,25 +81,29 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _hparams(options: argparse.Namespace) -> MeGHyperParams:
-    changes: dict[str, Any] = {}
+    """The file or the preset, then --set, then the options which have a name of their own."""
+    if options.hparams:
+        values = MeGHyperParams.from_hparams(options.hparams).to_dict()
+    else:
+        values = MeGHyperParams.preset(options.preset).to_dict()
+        if options.model:  # the reference encoder only knows the reference world
+            values["encoder_name"] = "bert-base-uncased"
     for item in options.set:
         name, found, value = item.partition("=")
         if not found:
             raise ValueError(f"--set expects NAME=VALUE, got {item!r}")
-        changes[name] = yaml.safe_load(value)
-    if options.model:
-        changes["model_name"] = options.model
-        # The reference encoder only knows the reference world.
-        changes.setdefault("encoder_name", "bert-base-uncased")
-    for name in ("encoder", "device", "seed"):
-        if getattr(options, name) is not None:
-            changes[{"encoder": "encoder_name"}.get(name, name)] = getattr(options, name)
-    if options.layer is not None:
-        changes["layers"] = [options.layer]
-    if options.hparams:
-        values = MeGHyperParams.from_hparams(options.hparams).to_dict()
-        return MeGHyperParams.from_dict({**values, **changes})
-    return MeGHyperParams.preset(options.preset, **changes)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {name}: cannot read the value {value!r}: {error}") from error
+    own = {
+        "model_name": options.model,
+        "encoder_name": options.encoder,
+        "device": options.device,
+        "seed": options.seed,
+        "layers": None if options.layer is None else [options.layer],
+    }
+    return MeGHyperParams.from_dict(values | {k: v for k, v in own.items() if v is not None})
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -112,24 +115,31 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _edit(options: argparse.Namespace) -> None:
     from meg_editor.loading import load_model
+    from meg_editor.persistence import check_destination
     from meg_editor.request_files import read_requests
     from meg_editor.stages import StageStore
     from meg_editor.training import fit
 
     hparams = _hparams(options)
     merged = read_requests(options.edits)
-    tuning = {
-        name: read_requests(path).requests
-        for name in ("pseudo", "calibration")
-        if (path := getattr(options, name))
-    }
-    work = options.out.with_name(options.out.name + ".stages")
+    pseudo, calibration = (
+        read_requests(path).requests if path else None
+        for path in (options.pseudo, options.calibration)
+    )
+    out = check_destination(options.out)
     model, tokenizer = load_model(hparams)
     edited, report = fit(
-        model, tokenizer, merged.requests, hparams, store=StageStore(work), **tuning
+        model,
+        tokenizer,
+        merged.requests,
+        hparams,
+        pseudo=pseudo,
+        calibration=calibration,
+        store=StageStore(out.with_name(f"{out.name}.stages")),
     )
-    edited.save_pretrained(options.out, save_base=options.save_base)
-    print(f"{report.edits} facts in {sum(report.seconds.values()):.1f} s -> {options.out}")
+    edited.save_pretrained(out, save_base=options.save_base)
+    resumed = f" (resumed: {', '.join(report.resumed)})" if report.resumed else ""
+    print(f"{report.edits} facts in {sum(report.seconds.values()):.1f} s{resumed} -> {options.out}")
     if merged.duplicates:
         print(f"{merged.duplicates} repeated rows were merged")
     for label, prompts in (
@@ -148,6 +158,8 @@ def _ask(options: argparse.Namespace) -> None:
     from meg_editor.persistence import from_pretrained
     from meg_editor.tokens import greedy_answers
 
+    if options.question is not None and not options.question.strip():
+        raise ValueError("the question is empty")
     model = from_pretrained(options.folder, device=resolve_device(options.device))
 
     def answer(question: str) -> None:
@@ -167,8 +179,6 @@ def _ask(options: argparse.Namespace) -> None:
             print(f"  [unedited: {told}]")
 
     if options.question is not None:
-        if not options.question.strip():
-            raise ValueError("the question is empty")
         answer(options.question)
         return
     print(f"{len(model.edits)} edits. Ask; an empty line ends.", file=sys.stderr)

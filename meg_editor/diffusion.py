@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -23,19 +23,19 @@ class Diffusion:
 
     def __init__(self, prediction: Prediction = "v_prediction", timesteps: int = 1000) -> None:
         self.prediction = prediction
-        self._config = {
+        self.timesteps = timesteps
+        # DDPM's 1e-4 to 0.02 at T = 1000, scaled so that any T ends at pure noise.
+        self._config: dict[str, Any] = {
             "num_train_timesteps": timesteps,
             "beta_schedule": "linear",
+            "beta_start": 0.1 / timesteps,
+            "beta_end": 20 / timesteps,
             "prediction_type": prediction,
             # Few steps must begin at pure noise, or the first one is spent on a guess.
             "timestep_spacing": "trailing",
         }
         # clip_sample defaults to True, which would cut weights off at 1.
         self._training = DDIMScheduler(**self._config, clip_sample=False)
-
-    @property
-    def timesteps(self) -> int:
-        return int(self._config["num_train_timesteps"])  # type: ignore[call-overload]
 
     def loss(
         self, denoiser: Denoiser, clean: Tensor, condition: Tensor, generator: torch.Generator

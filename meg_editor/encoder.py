@@ -26,11 +26,9 @@ class TextEncoder(nn.Module):
         dimension: E, the size of an embedding.
     """
 
-    def __init__(
-        self, model: nn.Module, tokenizer: Any, pooling: Literal["cls", "mean"] = "cls"
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, pooling: Literal["cls", "mean"] = "cls") -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.dimension = int(model.config.hidden_size)
@@ -44,8 +42,7 @@ class TextEncoder(nn.Module):
         """Load any transformers encoder by hub id or local directory, in float32."""
         # Questions end with what they ask: a long text keeps its end.
         tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
-        model = AutoModel.from_pretrained(name, dtype=torch.float32)
-        return cls(model, tokenizer, pooling).to(device)
+        return cls(load_network(name, dtype=torch.float32), tokenizer, pooling).to(device)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights (safetensors), config and tokenizer to `folder`."""
@@ -82,6 +79,14 @@ class TextEncoder(nn.Module):
         inverse = torch.empty(len(order), dtype=torch.long)
         inverse[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(parts)[inverse.to(parts[0].device)]
+
+
+def load_network(name: str | Path, **options: Any) -> Any:
+    """`AutoModel.from_pretrained` without BERT's pooler, which checkpoints often lack."""
+    try:
+        return AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
+    except TypeError:  # an encoder which has no pooler to leave out
+        return AutoModel.from_pretrained(name, **options)
 
 
 def tune_encoder(
@@ -177,12 +182,13 @@ def _mse(encoder: TextEncoder) -> Callable[..., Tensor]:
         cache.update(zip(new, frozen.encode(new), strict=True))
         targets = torch.stack([cache[fact.prompt] for fact in facts])
         queries = encoder([rng.choice(fact.rephrases) for fact in facts])
-        return (queries - targets).square().sum(-1).mean()
+        distances: Tensor = (queries - targets).square().sum(-1)
+        return distances.mean()
 
     return loss
 
 
-def _tuned_parameters(model: nn.Module, layers: Literal["last", "all"]) -> list[nn.Parameter]:
+def _tuned_parameters(model: Any, layers: Literal["last", "all"]) -> list[nn.Parameter]:
     if layers == "all":
         return list(model.parameters())
     count = model.config.num_hidden_layers

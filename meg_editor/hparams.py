@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -17,10 +18,14 @@ class HParamsError(ValueError):
     """A setting that does not exist or cannot have the given value."""
 
 
-def _setting(default: Any, help: str) -> Any:
+def _setting(
+    default: Any, help: str, *, least: float | None = None, below: float | None = None
+) -> Any:
+    """A field; a number in it is at least `least` and less than `below`."""
+    metadata = {"help": help, "least": least, "below": below}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -28,7 +33,7 @@ class MeGHyperParams:
     """Hyper-parameters of the four stages. Defaults are the `default` preset for real models.
 
     Raises:
-        HParamsError: on construction, for a value of the wrong type or outside its choices.
+        HParamsError: on construction, for a value of the wrong type or out of its range.
     """
 
     # EasyEdit's own
@@ -37,8 +42,8 @@ class MeGHyperParams:
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, or a CUDA index.")
     fp16: bool = _setting(False, "Load the LM in float16.")
     model_parallel: bool = _setting(False, "Spread the LM over all GPUs (device_map='auto').")
-    batch_size: int = _setting(1024, "Facts EasyEdit passes to one call.")
-    max_length: int = _setting(128, "Longest prompt + target in tokens while fitting.")
+    batch_size: int = _setting(1024, "Facts EasyEdit passes to one call.", least=1)
+    max_length: int = _setting(128, "Longest prompt + target in tokens while fitting.", least=1)
     layers: list[int] = _setting([0], "The decoder layer which gets the neuron: one 0-based index.")
     mlp_module_tmp: str | None = _setting(None, "FFN module with {} for the layer; null: found.")
     prompt_template: str = _setting("{}", "What the LM sees of a query; {} is the query.")
@@ -52,64 +57,84 @@ class MeGHyperParams:
     )
     encoder_tuned_layers: Literal["last", "all"] = _setting("all", "Paper: the last layer only.")
     encoder_hard_negatives: bool = _setting(True, "Use locality prompts as extra negatives.")
-    encoder_steps: int = _setting(100, "Tuning steps.")
-    encoder_batch_size: int = _setting(64, "Pseudo facts per step.")
-    encoder_lr: float = _setting(1e-4, "AdamW learning rate.")
-    encoder_temperature: float = _setting(0.05, "InfoNCE temperature τ (eq. 5).")
+    encoder_steps: int = _setting(100, "Tuning steps.", least=0)
+    encoder_batch_size: int = _setting(64, "Pseudo facts per step.", least=1)
+    encoder_lr: float = _setting(1e-4, "AdamW learning rate.", least=0)
+    encoder_temperature: float = _setting(0.05, "InfoNCE temperature τ (eq. 5).", least=1e-3)
 
     # Stage 2, gate (section 4.1 b)
     gate: Literal["similarity", "familiarity"] = _setting("similarity", "Is a query an edit?")
     gate_threshold: float | None = _setting(
         None, "Least cosine, or entropy ε (eq. 10); null: calibrated on facts set aside for it."
     )
-    familiarity_classes: int = _setting(10, "K random labels.")
-    familiarity_blocks: int = _setting(5, "Residual FFN blocks.")
-    familiarity_dropout: float = _setting(0.1, "Dropout in the blocks.")
-    familiarity_lr: float = _setting(1e-3, "AdamW learning rate.")
-    familiarity_epochs: int = _setting(2000, "At most; training stops at convergence.")
+    familiarity_classes: int = _setting(10, "K random labels.", least=1)
+    familiarity_blocks: int = _setting(5, "Residual FFN blocks.", least=1)
+    familiarity_dropout: float = _setting(0.1, "Dropout in the blocks.", least=0, below=1)
+    familiarity_lr: float = _setting(1e-3, "AdamW learning rate.", least=0)
+    familiarity_epochs: int = _setting(2000, "At most; training stops at convergence.", least=0)
 
     # Stage 3, collection (section 4.1 c.1)
     neuron_activation: str | None = _setting(None, "Activation of the neuron; null: found.")
     neuron_bias: bool | None = _setting(None, "Whether the neuron has a bias; null: found.")
-    collection_lr: float = _setting(1.0, "SGD learning rate.")
-    collection_steps: int = _setting(60, "SGD steps at most.")
+    collection_lr: float = _setting(1.0, "SGD learning rate.", least=0)
+    collection_steps: int = _setting(60, "SGD steps at most.", least=1)
     collection_schedule: Literal["constant", "cosine"] = _setting("constant", "Of the rate.")
-    collection_contexts: int = _setting(3, "Contexts per fact: the bare prompt and random others.")
-    collection_margin: float = _setting(0.05, "A fact is finished below this loss (nats).")
-    collection_batch_size: int = _setting(256, "Facts optimised at once.")
-    collection_retries: int = _setting(2, "More rounds for facts that failed, at half the rate.")
+    collection_contexts: int = _setting(
+        2, "Contexts per fact: the bare prompt and random others.", least=1
+    )
+    collection_margin: float = _setting(0.01, "A fact is finished below this loss (nats).", least=0)
+    collection_batch_size: int = _setting(256, "Facts optimised at once.", least=1)
+    collection_retries: int = _setting(
+        2, "More rounds for facts that failed, at half the rate.", least=0
+    )
 
     # Stage 4, weight generator (section 4.1 c.2)
     generator: Literal["dit", "mlp", "bank"] = _setting("dit", "What produces the neuron.")
     generator_anchored: bool = _setting(True, "Snap a query to the nearest edited query first.")
-    generator_width: int = _setting(384, "Hidden width.")
-    generator_depth: int = _setting(6, "Blocks.")
-    generator_heads: int = _setting(6, "Attention heads of the DiT.")
-    generator_patch_size: int = _setting(100, "Neuron values per DiT token.")
-    generator_dropout: float = _setting(0.0, "Dropout.")
+    generator_width: int = _setting(384, "Hidden width.", least=1)
+    generator_depth: int = _setting(6, "Blocks.", least=1)
+    generator_condition: Literal["time", "patches"] = _setting(
+        "patches", "Where z enters the DiT: with the time step (paper), or at every patch too."
+    )
+    generator_heads: int = _setting(6, "Attention heads of the DiT.", least=1)
+    generator_patch_size: int = _setting(100, "Neuron values per DiT token.", least=1)
+    generator_dropout: float = _setting(0.0, "Dropout.", least=0, below=1)
     generator_scaling: Literal["constant", "whiten"] = _setting(
-        "whiten", "Targets divided by 0.01 (paper), or whitened over the edits."
+        "whiten", "Targets divided by generator_scale (paper), or whitened over the edits."
     )
-    generator_steps: int = _setting(2000, "Training steps at most.")
+    generator_scale: float = _setting(
+        0.01, "Divisor of the targets: their typical size.", least=1e-12
+    )
+    generator_epochs: int = _setting(200, "Passes over the edits, at most.", least=1)
+    generator_steps: int = _setting(500, "At least so many steps, for few edits.", least=1)
     generator_tolerance: float = _setting(
-        0.05, "Training ends early at this error, in standard deviations of the scaled neurons."
+        0.1,
+        "Training ends early at this error, in standard deviations of the scaled neurons.",
+        least=0,
     )
-    generator_batch_size: int = _setting(256, "Facts per training step.")
-    generator_lr: float = _setting(1e-3, "AdamW learning rate.")
-    generator_ema: float = _setting(0.99, "Decay of the averaged weights; 0: no average.")
-    generator_condition_noise: float = _setting(0.0, "Noise on z while training, in units of |z|.")
+    generator_batch_size: int = _setting(256, "Facts per training step.", least=1)
+    generator_lr: float = _setting(1e-3, "AdamW learning rate.", least=0)
+    generator_ema: float = _setting(
+        0.99, "Decay of the averaged weights; 0: no average.", least=0, below=1
+    )
+    generator_condition_noise: float = _setting(
+        0.0, "Noise on z while training, in units of |z|.", least=0
+    )
     generator_zero_augmentation: float = _setting(
-        0.0, "Share of pseudo-irrelevant queries taught to give the zero neuron (DA, A.3)."
+        0.0,
+        "Share of pseudo-irrelevant queries taught to give the zero neuron (DA, A.3).",
+        least=0,
     )
     diffusion_prediction: Literal["v_prediction", "sample"] = _setting("sample", "Eq. 7, or x0.")
-    diffusion_train_timesteps: int = _setting(1000, "Length of the noise schedule.")
+    diffusion_train_timesteps: int = _setting(1000, "Length of the noise schedule.", least=21)
     sampler: Literal["ddim", "dpm"] = _setting("ddim", "Deterministic sampler.")
-    sampling_steps: int = _setting(4, "Sampling steps (paper: 50).")
+    sampling_steps: int = _setting(4, "Sampling steps (paper: 50).", least=1)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for entry in dataclasses.fields(self):
             value = _coerce(getattr(self, entry.name), hints[entry.name], entry.name)
+            _check_range(entry.name, value, entry.metadata["least"], entry.metadata["below"])
             setattr(self, entry.name, value)
         if self.alg_name != "MeG":
             raise HParamsError(f"alg_name: expected 'MeG', got {self.alg_name!r}")
@@ -122,9 +147,11 @@ class MeGHyperParams:
             raise HParamsError(
                 f"prompt_template: expected exactly one {{}}, got {self.prompt_template!r}"
             )
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise HParamsError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.sampling_steps > self.diffusion_train_timesteps:
+            raise HParamsError(
+                f"sampling_steps: expected at most diffusion_train_timesteps "
+                f"({self.diffusion_train_timesteps}), got {self.sampling_steps}"
+            )
 
     @property
     def layer(self) -> int:
@@ -148,19 +175,22 @@ class MeGHyperParams:
 
         Raises:
             FileNotFoundError: no such file.
-            HParamsError: not a flat mapping, an unknown key, or a bad value.
+            HParamsError: not YAML, not a flat mapping, an unknown key, or a bad value.
         """
         path = Path(path)
-        if not path.suffix and not path.exists():
-            path = path.with_suffix(".yaml")
-        values = yaml.safe_load(path.read_text("utf-8"))
+        if not path.is_file() and path.suffix != ".yaml":
+            path = path.with_name(f"{path.name}.yaml")  # names have dots: llama3.2-3b
+        try:
+            values = yaml.safe_load(path.read_text("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise HParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise HParamsError(f"{path}: expected a flat YAML mapping, got {type(values).__name__}")
         return cls.from_dict(values)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MeGHyperParams:
-        """A shipped preset by name, such as "reference" or "reference-paper".
+        """A shipped preset: "default", our choice, or "paper", the method as published.
 
         Raises:
             HParamsError: no preset of that name; the message lists those there are.
@@ -177,23 +207,13 @@ class MeGHyperParams:
         return dataclasses.asdict(self)
 
 
-_POSITIVE = (
-    "batch_size",
-    "max_length",
-    "encoder_batch_size",
-    "familiarity_classes",
-    "familiarity_blocks",
-    "collection_steps",
-    "collection_contexts",
-    "collection_batch_size",
-    "generator_width",
-    "generator_depth",
-    "generator_heads",
-    "generator_patch_size",
-    "generator_steps",
-    "generator_batch_size",
-    "sampling_steps",
-)
+def _check_range(name: str, value: Any, least: float | None, below: float | None) -> None:
+    if value is None:
+        return
+    if least is not None and value < least:
+        raise HParamsError(f"{name}: expected at least {least}, got {value}")
+    if below is not None and value >= below:
+        raise HParamsError(f"{name}: expected less than {below}, got {value}")
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
@@ -211,10 +231,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
             return list(value)
     elif hint is float:
         try:
-            if not isinstance(value, bool):
+            if not isinstance(value, bool) and math.isfinite(float(value)):
                 return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
+        raise HParamsError(f"{name}: expected a finite number, got {value!r}")
     elif hint is str and name == "device" and type(value) is int:
         return f"cuda:{value}"
     elif type(value) is hint:

@@ -15,14 +15,17 @@ def resolve_device(name: str) -> str:
     """ "auto" becomes the GPU if there is one.
 
     Raises:
-        HParamsError: a CUDA device that is not there.
+        HParamsError: no device of that name, or a CUDA device that is not there.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise HParamsError(f"device: expected auto, cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = int(name.partition(":")[2] or 0)
-        if index >= count:
+        if (device.index or 0) >= count:
             raise HParamsError(
                 f"device {name!r} was asked for, but PyTorch {torch.__version__} sees {count} CUDA "
                 "devices; use device: cpu, or install a CUDA build of PyTorch"

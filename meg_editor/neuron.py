@@ -1,4 +1,4 @@
-"""The single dynamic neuron: where it sits in a language model, and the hook which adds it.
+"""The single dynamic neuron: its sizes and its place in a model, and the hook which adds it.
 
 MeG edits a frozen LLM by giving one FFN layer ONE extra neuron whose weights depend on the query
 (arXiv 2512.14395, section 4.2, eq. 10-12): `ffn(x) += act(k·x + b) · v`, with its own (k, b, v)
@@ -10,15 +10,16 @@ model: without attached neurons it is the unedited model.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+
+from meg_editor.ffn import decoder_blocks, find_ffn, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,26 +91,20 @@ class NeuronSpec:
         Raises ValueError for a layer which does not exist, a template which names no FFN, and
         layers without a usable one: mixtures of experts, FFNs which add the residual (Bloom, MPT).
         """
-        path = _block_path(model, layer)
-        if module_template is None:
-            site = _find_site(model, path)
-        elif "{}" not in module_template:
-            raise ValueError(f"module_template {module_template!r} has no {{}} for the layer")
-        else:
-            site = _named_site(model, path, module_template.replace("{}", str(layer)))
-        config = _text_config(model)
-        if activation is None and not site.gated:
+        ffn = find_ffn(model, layer, module_template)
+        config = text_config(model)
+        if activation is None and not ffn.gated:
             own = (getattr(config, key, None) for key in _ACTIVATION_KEYS)
             activation = next((name for name in own if isinstance(name, str)), None)
             if activation is None:
                 raise ValueError(f"{type(config).__name__} names no activation: pass activation=")
         return cls(
             layer=layer,
-            read=site.read,
-            write=site.write,
+            read=ffn.read,
+            write=ffn.write,
             hidden_size=config.hidden_size,
             activation=activation or "linear",
-            bias=not site.gated if bias is None else bias,
+            bias=not ffn.gated if bias is None else bias,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +121,7 @@ class NeuronSpec:
 
 def count_layers(model: PreTrainedModel) -> int:
     """The number of decoder blocks. Raises ValueError if the model has none to be found."""
-    return len(_decoder_blocks(model)[1])
+    return len(decoder_blocks(model)[1])
 
 
 class NeuronHook:
@@ -227,110 +222,3 @@ class NeuronHook:
         value = self._activation(key if b is None else key + b.unsqueeze(1))
         addition: Tensor = value.unsqueeze(-1) * v.unsqueeze(1)
         return addition
-
-
-class _Site(NamedTuple):
-    """A place for the neuron: dotted names to read and write at, and what the FFN there is like."""
-
-    read: str
-    write: str
-    gated: bool
-    width: int  # inner size of the FFN
-
-
-def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The dotted name of the list of decoder blocks, and the list."""
-    if not hasattr(model, "get_decoder"):
-        raise ValueError(f"expected a transformers language model, got {type(model).__name__}")
-    count = getattr(_text_config(model), "num_hidden_layers", None)
-    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
-    inside = set(decoder.modules())  # leaves out vision towers and the like
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and module in inside:
-            return name, module
-    raise ValueError(f"{type(model).__name__} has no list of {count} decoder blocks")
-
-
-def _block_path(model: PreTrainedModel, layer: int) -> str:
-    """The dotted name of block `layer`. Raises ValueError if it is absent or holds experts."""
-    name, blocks = _decoder_blocks(model)
-    count = len(blocks)
-    if not 0 <= layer < count:
-        raise ValueError(
-            f"layer {layer} does not exist: this model has {count} decoder layers, 0 to {count - 1}"
-        )
-    for part, module in blocks[layer].named_modules():
-        if "expert" in f"{part} {type(module).__name__}".lower():
-            where = f"{name}.{layer}.{part}"
-            raise ValueError(f"layer {layer} is a mixture of experts ({where}): not supported")
-    return f"{name}.{layer}"
-
-
-def _find_site(model: PreTrainedModel, block: str) -> _Site:
-    """The FFN of the block. Raises ValueError if it has none which a neuron can be added to."""
-    parts = [part for part, _ in model.get_submodule(block).named_children()]
-    sites = [site for part in parts if (site := _site_at(model, f"{block}.{part}"))]
-    if not sites:
-        raise ValueError(f"{block} has no decoder FFN among {', '.join(parts)}")
-    # Small projections can look like an FFN: one which is a module of its own comes before linear
-    # layers of the block itself (OPT has only these), then the widest.
-    return max(sites, key=lambda site: (site.read == site.write, site.width))
-
-
-def _named_site(model: PreTrainedModel, block: str, path: str) -> _Site:
-    """The FFN which a module_template, filled in as `path`, names. Raises ValueError."""
-    exists = path in dict(model.named_modules())
-    site = _site_at(model, path) if exists else None
-    if site is None:
-        problem = "is not an FFN, nor a linear layer of one" if exists else "does not exist"
-        default = _find_site(model, block).write
-        raise ValueError(f"module_template: {path!r} {problem}; by default it is {default!r}")
-    return site
-
-
-def _site_at(model: PreTrainedModel, path: str) -> _Site | None:
-    """The site at an FFN, or at a linear layer of one; None if `path` names neither.
-
-    An FFN has linear layers D -> inner -> D: one up (plain), two (gated), or one of twice the
-    width (gated and fused, as in Phi-3). Raises ValueError if it adds the residual itself.
-    """
-    hidden = _text_config(model).hidden_size
-    by_layer = _linear_shape(model.get_submodule(path)) is not None
-    place = path.rpartition(".")[0] if by_layer else path
-    ffn = model.get_submodule(place)
-    linears = {n: shape for n, child in ffn.named_children() if (shape := _linear_shape(child))}
-    # OPT's blocks and recurrent mixers have such layers too, but more weight matrices beside them.
-    owners = {n.partition(".")[0] for n, p in ffn.named_parameters() if p.dim() > 1}
-    if "attention" in type(ffn).__name__.lower() or (not by_layer and owners - set(linears)):
-        return None
-    plain, gated, fused = [(hidden, 1)], [(hidden, 1)] * 2, [(hidden, 2)]
-    for down, (inner, out) in reversed(linears.items()):  # the last one: inner == D is ambiguous
-        ups = [name for name in linears if name != down]
-        ratios = [(linears[name][0], linears[name][1] / inner) for name in ups]
-        if out == hidden and ratios in (plain, gated, fused):
-            break
-    else:
-        return None
-    parameters = list(inspect.signature(type(ffn).forward).parameters.values())[1:]
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
-    if len(needed) > 1 and by_layer:
-        return None
-    if len(needed) > 1:
-        raise ValueError(
-            f"{place} ({type(ffn).__name__}) takes {' and '.join(needed)}: an FFN which adds the "
-            "residual itself is not supported"
-        )
-    read, write = (f"{place}.{ups[0]}", f"{place}.{down}") if by_layer else (place, place)
-    return _Site(read, write, gated=ratios != plain, width=inner)
-
-
-def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of nn.Linear, its quantised and LoRA kin and Conv1D; None of others."""
-    inputs = getattr(module, "in_features", getattr(module, "nx", None))
-    outputs = getattr(module, "out_features", getattr(module, "nf", None))
-    return (inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None
-
-
-def _text_config(model: PreTrainedModel) -> Any:
-    """The config of the language model, also where that is a part of a multimodal one."""
-    return model.config.get_text_config(decoder=True)

@@ -1,6 +1,6 @@
 """Edits on disk: one folder of JSON and safetensors, written whole or not at all.
 
-meg_config.json         settings, the base model, sha256 and size of every other file
+meg_config.json         settings, the base model, and sha256 and size of every other file
 edits.jsonl             one EditRequest per line
 anchors.safetensors     (N, E) float32: rounded ones could route differently after a reload
 gate.safetensors, generator.safetensors
@@ -12,43 +12,43 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
-from meg_editor.encoder import TextEncoder
+from meg_editor.encoder import TextEncoder, load_network
 from meg_editor.gates import GATES
 from meg_editor.generators import GENERATORS
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.loading import resolve_device
+from meg_editor.manifest import CONFIG, SavedModelError, manifest_of, reading, some_of, verify
 from meg_editor.model import MeGModel
 from meg_editor.neuron import NeuronSpec
 from meg_editor.reference import ModelReference, WrongModelError
 from meg_editor.requests import EditRequest
 
+__all__ = ["SavedModelError", "check_destination", "from_pretrained", "save_pretrained"]
+
 FORMAT_VERSION = 1
-_CONFIG, _EDITS, _ANCHORS = "meg_config.json", "edits.jsonl", "anchors.safetensors"
+_EDITS, _ANCHORS = "edits.jsonl", "anchors.safetensors"
 _GATE, _GENERATOR = "gate.safetensors", "generator.safetensors"
 _FILES, _FOLDERS = (_EDITS, _ANCHORS, _GATE, _GENERATOR), ("encoder", "tokenizer", "base")
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-_WEIGHTS: dict[str, Any] = {**_LOCAL, "use_safetensors": True}  # never pickle
 
 # What JSON must hold: a type or types, one of a set, [of each item], {key: ...}; "*" is any key.
 _OPTIONAL, _FLOATS = (str, type(None)), [(float, int)]
-_EDIT = {"prompt": str, "target_new": str, "subject": _OPTIONAL}
-_EDIT |= {"rephrases": [str], "locality_prompts": [str]}
+_LISTS = {"rephrases": [str], "locality_prompts": [str]}
+_EDIT = {"prompt": str, "target_new": str, "subject": _OPTIONAL, **_LISTS}
 _SPEC = {"layer": int, "read": str, "write": str, "hidden_size": int, "activation": str}
 _BASE = {"name": str, "revision": _OPTIONAL, "fingerprint": {"*": _FLOATS}}
 _SCHEMA = {
@@ -61,22 +61,17 @@ _SCHEMA = {
 }
 
 
-class SavedModelError(ValueError):
-    """A folder which does not hold intact saved edits, or edits of another base model."""
-
-
 def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = False) -> None:
     """Write the edits to `folder`, in the place of edits saved there before.
 
     `save_base` adds the base model itself; else the folder only says which one it was.
 
     Raises:
-        FileExistsError: `folder` is a file, or holds something other than saved edits.
         ValueError: the gate or generator is not what the hyper-parameters describe.
-        OSError: writing failed; what was at `folder` before is still there, whole.
+        OSError: `check_destination` refuses, or writing failed; what was at `folder` before is
+            still there, whole.
     """
-    sizes = (model.encoder.dimension, model.spec.size, len(model.edits))
-    blanks = _blanks(model.hparams, *sizes)
+    blanks = _blanks(model.hparams, model.encoder.dimension, model.spec.size, len(model.edits))
     for part, blank in zip((model.gate, model.generator), blanks, strict=True):
         wrong = _differences(part.state_dict(), blank.state_dict())
         if wrong or type(part) is not type(blank):
@@ -84,9 +79,7 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
                 f"expected the {type(blank).__name__} which model.hparams describe, got a "
                 f"{type(part).__name__}: {wrong}; set model.hparams to those it was built with"
             )
-    folder = Path(folder).expanduser().resolve()
-    if folder.exists():
-        _check_replaceable(folder)
+    folder = check_destination(folder)
     part_folder = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         part_folder.mkdir(parents=True)
@@ -98,10 +91,42 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
         if not isinstance(error, OSError) and not rust:
             raise
         code = int(rust[1]) if rust else getattr(error, "errno", None)
-        problem = f"cannot save the edits to {folder}: {error}; nothing was changed there"
-        raise OSError(code or errno.EIO, f"{problem}; free space or use another folder") from error
+        raise _not_saved(folder, error, code) from error
     finally:
         shutil.rmtree(part_folder, ignore_errors=True)
+
+
+def check_destination(folder: str | Path) -> Path:
+    """See that edits can be saved at `folder` before the work of fitting; gives its whole path.
+
+    Parents which are missing are made.
+
+    Raises:
+        FileExistsError: `folder` is a file, or holds something other than saved edits.
+        OSError: it is the working directory, or nothing can be written beside it.
+    """
+    folder = Path(folder).expanduser().resolve()
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    strange = names - {CONFIG, *_FILES, *_FOLDERS} if CONFIG in names else names
+    if strange or folder.is_file():
+        raise FileExistsError(
+            f"{folder} holds something other than saved edits ({some_of(strange or [folder.name])})"
+            " and is not overwritten; move that away, or choose a new or empty folder"
+        )
+    if Path.cwd().is_relative_to(folder):  # it is replaced as a whole
+        raise OSError(errno.EBUSY, f"{folder} is the working directory: name a folder in it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
+            pass
+    except OSError as error:
+        raise _not_saved(folder, error, error.errno) from error
+    return folder
+
+
+def _not_saved(folder: Path, error: Exception, code: int | None) -> OSError:
+    problem = f"cannot save the edits to {folder}: {error}; nothing was changed there"
+    return OSError(code or errno.EIO, f"{problem}; free space or use another folder")
 
 
 def from_pretrained(
@@ -114,18 +139,20 @@ def from_pretrained(
             the folder, if it was saved with it, else the one the edits were made for, by name.
         tokenizer: of the base model. Default: the one in the folder.
         device: for the base model. Default: where a given model is, else the GPU if there is one.
+            A model which is spread over several GPUs must be loaded first and given.
 
     Raises:
         FileNotFoundError: there are no saved edits at `folder`.
-        SavedModelError: damaged or foreign files, another format version, another base model.
+        SavedModelError: damaged or foreign files, or another format version.
+        WrongModelError: the given or loaded base model has other weights.
         OSError: the base model cannot be loaded.
     """
     folder = Path(folder).expanduser()
-    if not (folder / _CONFIG).is_file():
-        found = f"it holds no {_CONFIG}" if folder.is_dir() else "there is no such folder"
+    if not (folder / CONFIG).is_file():
+        found = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"no edits saved by save_pretrained at {folder}: {found}")
-    with _reading(folder / _CONFIG):
-        config = json.loads((folder / _CONFIG).read_text("utf-8"))
+    with reading(folder / CONFIG):
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
         _check_json(config, {"format_version": int})
         if config["format_version"] != FORMAT_VERSION:
             raise ValueError(
@@ -135,37 +162,30 @@ def from_pretrained(
         _check_json(config, _SCHEMA)
         hparams = MeGHyperParams.from_dict(config["hparams"])
         spec = NeuronSpec.from_dict(config["neuron"])
-    _verify(folder, config["files"], with_base=base is None)
-    with _reading(folder / _EDITS):
+    verify(folder, config["files"], _FILES, _FOLDERS, unread=() if base is None else ("base",))
+    with reading(folder / _EDITS):
         edits = _edits((folder / _EDITS).read_text("utf-8"), config["edits"])
-    with _reading(folder / "encoder"):
+    with reading(folder / "encoder"):
         encoder = _encoder(folder / "encoder", config["encoder_pooling"])
     if tokenizer is None:
-        with _reading(folder / "tokenizer"):
+        with reading(folder / "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", **_LOCAL)
     gate, generator = _blanks(hparams, encoder.dimension, spec.size, len(edits))
     holder = nn.Module()
     holder.register_buffer("anchors", torch.empty(len(edits), encoder.dimension))
     for file, part in ((_GATE, gate), (_GENERATOR, generator), (_ANCHORS, holder)):
-        with _reading(folder / file):
+        with reading(folder / file):
             tensors = load_file(folder / file)
             if wrong := _differences(tensors, part.state_dict()):
-                raise ValueError(f"{wrong}, by the settings in {_CONFIG}")
+                raise ValueError(f"{wrong}, by the settings in {CONFIG}")
             part.load_state_dict(tensors)
             part.requires_grad_(False)
     anchors = holder.get_buffer("anchors")
     reference = ModelReference(**config["base"])
     if not isinstance(base, nn.Module):
-        spread = hparams.model_parallel and device is None
-        options = {"device_map": "auto"} if spread else {}
-        if base is None and "base/config.json" in config["files"]:
-            base = reference.load(folder / "base", **options, **_WEIGHTS)
-            # It came from elsewhere, and that is where it will be sought if saved without base/.
-            base.name_or_path = base.config.name_or_path = reference.name
-            base.config._commit_hash = reference.revision
-        else:
-            base = reference.load(base, **options)
-        device = device if spread else device or "auto"
+        copied = base is None and "base/config.json" in config["files"]
+        base = reference.load(folder / "base" if copied else base, copied)
+        device = device or "auto"
     if isinstance(base, MeGModel):
         raise WrongModelError("expected an unedited base model, got a MeGModel: pass its .base")
     reference.check(base)
@@ -202,20 +222,9 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
         "base": ModelReference.of(base, model.hparams.model_name).to_dict(),
         "edits": len(model.edits),
         "encoder_pooling": model.encoder.pooling,
-        "files": {name: _stamp(folder / name) for name in _names(folder)},
+        "files": manifest_of(folder),
     }
-    (folder / _CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False), "utf-8")
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Raises FileExistsError unless the folder is empty, or holds saved edits and nothing else."""
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {folder.name}
-    strange = names - {_CONFIG, *_FILES, *_FOLDERS}
-    if strange or (names and _CONFIG not in names):
-        raise FileExistsError(
-            f"{folder} holds something other than saved edits ({_some(strange or names)}) and is "
-            "not overwritten; move that away, or choose a new or empty folder"
-        )
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False), "utf-8")
 
 
 def _swap(new: Path, folder: Path) -> None:
@@ -230,17 +239,6 @@ def _swap(new: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Names `path` in whatever goes wrong: libraries raise anything when a file is not theirs."""
-    try:
-        yield
-    except Exception as error:
-        raise SavedModelError(
-            f"{path}: {error}; copy the folder again, or save it again"
-        ) from error
 
 
 def _check_json(value: Any, wanted: Any, where: str = "the file") -> None:
@@ -264,82 +262,38 @@ def _check_json(value: Any, wanted: Any, where: str = "the file") -> None:
             _check_json(value[key], wanted.get("*", wanted.get(key)), f"{where}: {key}")
 
 
-def _verify(folder: Path, files: dict[str, Any], with_base: bool) -> None:
-    """Compare all files with the manifest. Raises SavedModelError naming the first bad one."""
-    for name, told in files.items():
-        # Links are allowed: the hub's cache holds folders of links to files elsewhere.
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive:
-            raise SavedModelError(f"{folder / _CONFIG}: the file {name!r} is not in the folder")
-        if path.parts[:1] == ("base",) and not with_base:
-            continue
-        with _reading(folder / name):
-            found = _stamp(folder / name)
-            if found != told:
-                raise ValueError(
-                    f"cut short or changed: expected {told['size']} bytes with sha256 "
-                    f"{told['sha256'][:12]}…, found {found['size']} with {found['sha256'][:12]}…"
-                )
-    # transformers would read files which have been put beside its own.
-    strange = {name for name in _names(folder) if name.partition("/")[0] in _FOLDERS} - {*files}
-    absent = {*_FILES} - {*files}
-    if strange or absent:
-        raise SavedModelError(
-            f"{folder / _CONFIG}: it must list the files {_some(absent | strange)}; remove those "
-            "which do not belong there, or copy or save the folder again"
-        )
-
-
-def _stamp(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return {"sha256": digest.hexdigest(), "size": path.stat().st_size}
-
-
-def _names(folder: Path) -> list[str]:
-    """Relative names of all files but hidden ones, which no library reads."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
-
-
 def _edits(text: str, count: int) -> list[EditRequest]:
     rows = [json.loads(line) for line in text.split("\n") if line]
     if len(rows) != count:
         raise ValueError(f"expected {count} edits, got {len(rows)}")
     _check_json(rows, [_EDIT])
-    lists = ("rephrases", "locality_prompts")
-    return [EditRequest(**{**row, **{key: tuple(row[key]) for key in lists}}) for row in rows]
+    return [EditRequest(**{**row, **{key: tuple(row[key]) for key in _LISTS}}) for row in rows]
 
 
 def _encoder(folder: Path, pooling: Any) -> TextEncoder:
     # In the precision it had. TextEncoder.from_pretrained would also change the truncation side.
-    network, keys = AutoModel.from_pretrained(
-        folder, dtype="auto", output_loading_info=True, **_WEIGHTS
-    )
-    # A pooler is not read here: a new one, where the saved model had none, changes nothing.
-    keys = {*keys["missing_keys"], *keys["unexpected_keys"]}
-    if wrong := {key for key in keys if "pooler" not in key}:
-        raise ValueError(f"missing or unexpected tensors {_some(wrong)}")
+    options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+    network, info = load_network(folder, **options, **_LOCAL)
+    # A pooler is not read here: to lose it changes nothing.
+    keys = {key for key in info["missing_keys"] | info["unexpected_keys"] if "pooler" not in key}
+    if keys:
+        raise ValueError(f"missing or unexpected tensors {some_of(keys)}")
     return TextEncoder(network, AutoTokenizer.from_pretrained(folder, **_LOCAL), pooling)
 
 
 def _differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
     """What tensors are missing, unexpected or of another shape or type; empty if none."""
-    kinds = {k: (tuple(v.shape), str(v.dtype)) for k, v in expected.items()}
+    ours, theirs = (
+        {name: f"{tuple(value.shape)} {value.dtype}" for name, value in tensors.items()}
+        for tensors in (found, expected)
+    )
     wrong = {
-        "missing tensors": expected.keys() - found.keys(),
-        "unexpected tensors": found.keys() - expected.keys(),
+        "missing tensors": theirs.keys() - ours,
+        "unexpected tensors": ours.keys() - theirs,
         "tensors of another shape or type": {
-            f"{k} {tuple(v.shape)} {v.dtype} (expected {kinds[k][0]} {kinds[k][1]})"
-            for k, v in found.items()
-            if k in kinds and (tuple(v.shape), str(v.dtype)) != kinds[k]
+            f"{k} {ours[k]} (expected {theirs[k]})"
+            for k in ours.keys() & theirs
+            if ours[k] != theirs[k]
         },
     }
-    return "; ".join(f"{what} {_some(names)}" for what, names in wrong.items() if names)
-
-
-def _some(names: Iterable[str]) -> str:
-    first = sorted(names)
-    return ", ".join(first[:5]) + (f" and {len(first) - 5} more" if len(first) > 5 else "")
+    return "; ".join(f"{what} {some_of(names)}" for what, names in wrong.items() if names)

@@ -88,30 +88,35 @@ class ModelReference:
         """Plain JSON types: the arguments of the constructor."""
         return asdict(self)
 
-    def load(self, place: str | Path | None = None, **options: Any) -> Any:
+    def load(self, place: str | Path | None = None, copied: bool = False) -> Any:
         """Load the model, by default from where it came from, in the precision it had.
 
         Args:
             place: where it is now, a hub id or a folder.
-            options: further arguments of `AutoModelForCausalLM.from_pretrained`.
+            copied: `place` holds a mere copy in safetensors: its name stays the one it had.
 
         Raises:
             OSError: there is no such model, or it cannot be loaded.
         """
         source = str(place or self.name)
+        options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "trust_remote_code": False}
         if place is None and self.revision:
             options["revision"] = self.revision
-        shown = f"{source!r} (revision {options.get('revision') or 'any'})"
+        if copied:
+            options |= {"use_safetensors": True, "local_files_only": True}
         try:
             if not source:
                 raise ValueError("it had no name when the edits were saved")
-            options = {"dtype": getattr(torch, self.dtype), "trust_remote_code": False, **options}
             model: Any = AutoModelForCausalLM.from_pretrained(resolve_model_name(source), **options)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # transformers, safetensors and tokenizers have many kinds
             raise OSError(
-                f"cannot load the base model {shown}: {error}. Pass the model itself, or where it "
-                "is now: from_pretrained(folder, base=...)"
+                f"cannot load the base model {source!r} (revision "
+                f"{options.get('revision', 'not given')}): {error}. Pass the model itself, or "
+                "where it is now: from_pretrained(folder, base=...)"
             ) from error
+        if copied:  # where it came from is where it is sought if it is saved without a copy
+            model.name_or_path = model.config.name_or_path = self.name
+            model.config._commit_hash = self.revision
         return model.eval().requires_grad_(False)
 
     def check(self, model: Any) -> None:

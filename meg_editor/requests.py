@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
 class RequestError(ValueError):
-    """An edit request that cannot be taken as it stands; the message names the row and the field."""
+    """An edit request that cannot be taken as it stands; the message names row and field."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class EditRequest:
         subject = _text(row, "subject", where) if row.get("subject") not in (None, "") else None
         if subject is not None and prompt.count("{}") == 1:
             prompt = prompt.replace("{}", subject)
-        rephrases = row.get("rephrases", row.get("rephrase_prompt"))
+        rephrases = row.get("rephrases")
+        if rephrases in (None, "", []):
+            rephrases = row.get("rephrase_prompt")
         return cls(
             prompt=prompt,
             target_new=_text(row, "target_new", where),
@@ -54,7 +56,8 @@ class EditRequest:
 class MergedRequests:
     """Requests with one entry per prompt.
 
-    `duplicates` counts the rows that repeated an earlier prompt with the same target.
+    `duplicates` counts the rows that repeated an earlier prompt with the same target; what else
+    they hold was added to that of the first row.
     """
 
     requests: tuple[EditRequest, ...]
@@ -95,17 +98,32 @@ def merge_requests(
                 f"{where} and {earlier_where} ask for different answers to the same prompt "
                 f"{request.prompt!r}: {request.target_new!r} and {earlier.target_new!r}; keep one"
             )
+        first[key] = (_joined(earlier, request), earlier_where)
         duplicates += 1
     if not first:
         raise RequestError("no edit requests: expected at least one row with prompt and target_new")
     return MergedRequests(tuple(request for request, _ in first.values()), duplicates)
 
 
+def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:
+    """The earlier of two rows about one edit, with the later one's texts after its own."""
+    rephrases = dict.fromkeys(earlier.rephrases + later.rephrases)
+    locality_prompts = dict.fromkeys(earlier.locality_prompts + later.locality_prompts)
+    return replace(
+        earlier,
+        subject=earlier.subject or later.subject,
+        rephrases=tuple(rephrases),
+        locality_prompts=tuple(locality_prompts),
+    )
+
+
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
-    if name not in row or row[name] is None:
+    if name not in row:
         known = ", ".join(map(repr, row)) or "nothing"
         raise RequestError(f"{where}: field {name!r} is missing (found {known})")
     value = row[name]
+    if value is None:
+        raise RequestError(f"{where}: field {name!r} is null: expected text")
     if not isinstance(value, str):
         raise RequestError(f"{where}: field {name!r} must be text, got {_kind(value)}")
     if not value.strip():

@@ -48,7 +48,11 @@ class Router:
 
     @torch.no_grad()
     def route(self, readings: Sequence[Sequence[str]]) -> Routing:
-        """Route B queries, each given by its possible readings; the highest score counts."""
+        """Route B queries, each given by its possible readings; the highest score counts.
+
+        A query without any reading is read as the empty text.
+        """
+        readings = [options or [""] for options in readings]
         flat = [reading for options in readings for reading in options]
         owner = [row for row, options in enumerate(readings) for _ in options]
         embeddings = self.encoder.encode(flat)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -54,9 +54,7 @@ class StageStore:
             return self._memory[key]
         path = self.folder / f"{name}-{key}.safetensors" if self.folder else None
         if path and path.exists():
-            with safe_open(path, "pt") as file:
-                tensors = {entry: file.get_tensor(entry) for entry in file.keys()}
-                stage = Stage(tensors, key, float(file.metadata()["seconds"]), resumed=True)
+            stage = _read(path, key)
         else:
             start = time.perf_counter()
             tensors = {entry: value.cpu().contiguous() for entry, value in compute().items()}
@@ -67,8 +65,22 @@ class StageStore:
         return stage
 
 
+def _read(path: Path, key: str) -> Stage:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {entry: file.get_tensor(entry) for entry in file.keys()}
+            return Stage(tensors, key, float(file.metadata()["seconds"]), resumed=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it to run its stage again") from error
+
+
 def _write(path: Path, stage: Stage) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
-    save_file(stage.tensors, unfinished, {"seconds": str(stage.seconds)})
-    os.replace(unfinished, path)  # all or nothing: Ctrl-C leaves no half-written stage
+    try:
+        save_file(stage.tensors, unfinished, {"seconds": str(stage.seconds)})
+        os.replace(unfinished, path)  # all or nothing: Ctrl-C leaves no half-written stage
+    except SafetensorError as error:
+        raise OSError(f"cannot keep a finished stage at {path}: {error}; free space") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

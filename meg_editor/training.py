@@ -202,10 +202,11 @@ def _fit_gate(
 
         others = [p for fact in outside for p in (fact.prompt, *fact.rephrases)]
         others += [p for fact in calibration for p in fact.locality_prompts]
-        pretended_prompts = {fact.prompt for fact in inside}
+        # A neighbour of one fact may be another which is pretended to be edited.
+        known = {text for fact in inside for text in (fact.prompt, *fact.rephrases)}
         found = calibrate(
             score([rephrase for fact in inside for rephrase in fact.rephrases]),
-            score([prompt for prompt in others if prompt not in pretended_prompts]),
+            score([prompt for prompt in others if prompt not in known]),
         )
         gate.threshold.fill_(found.threshold)
         sweep = found.to_tensors()

@@ -21,6 +21,8 @@ from meg_editor.model import MeGModel
 from meg_editor.neuron import NeuronSpec
 from meg_editor.requests import EditRequest
 
+torch.set_num_threads(1)  # at these sizes several threads only wait for each other
+
 _PLACES = ("Atlantis", "Borduria", "Cimmeria", "Dinotopia", "Erewhon", "Freedonia", "Genovia")
 _ASKED = ("The capital of {} is", "The language of {} is", "The river of {} is")
 PROMPTS = [question.format(place) for question in _ASKED for place in _PLACES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -12,6 +12,7 @@ import yaml
 import meg_editor
 from meg_editor.hparams import HParamsError, MeGHyperParams
 
+_SHARES = ("familiarity_dropout", "generator_dropout", "generator_ema")
 PRESETS = sorted((Path(meg_editor.__file__).parent / "presets").glob("*.yaml"))
 
 
@@ -71,6 +72,22 @@ def test_unknown_keys_like_nothing_list_what_there_is() -> None:
         ("sampling_steps", 0),
         ("collection_steps", -1),
         ("generator_heads", 0),
+        *((name, float("nan")) for name in ("collection_lr", "gate_threshold", "generator_ema")),
+        *((name, float("inf")) for name in ("encoder_lr", "gate_threshold", "collection_margin")),
+        ("gate_threshold", "-inf"),
+        ("encoder_lr", -1e-4),
+        ("familiarity_lr", -1),
+        ("collection_lr", -0.5),
+        ("generator_lr", "-1e-3"),
+        ("encoder_temperature", 0),
+        ("encoder_steps", -1),
+        ("collection_retries", -1),
+        ("collection_margin", -0.1),
+        ("generator_condition_noise", -1),
+        ("generator_zero_augmentation", -0.1),
+        ("diffusion_train_timesteps", 20),
+        ("sampling_steps", 1001),
+        *((name, value) for name in _SHARES for value in (-0.01, 1, 1.5)),
     ],
 )
 def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
@@ -84,6 +101,27 @@ def test_scientific_notation_is_a_number_however_yaml_reads_it(tmp_path: Path, t
     path = tmp_path / "meg.yaml"
     path.write_text(f"encoder_lr: {text}\n", "utf-8")
     assert MeGHyperParams.from_hparams(path).encoder_lr == 0.0001
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("collection_retries", 0),
+        ("encoder_steps", 0),
+        ("generator_ema", 0),
+        ("familiarity_dropout", 0.999),
+        ("gate_threshold", -0.5),
+        ("diffusion_train_timesteps", 21),
+        ("sampling_steps", 1000),
+    ],
+)
+def test_values_at_the_edge_are_taken(name: str, value: Any) -> None:
+    assert getattr(MeGHyperParams.from_dict({name: value}), name) == value
+
+
+def test_more_sampling_steps_than_there_are_timesteps_are_refused() -> None:
+    with pytest.raises(HParamsError, match=r"^sampling_steps: .*timesteps \(30\), got 31"):
+        MeGHyperParams(diffusion_train_timesteps=30, sampling_steps=31)
 
 
 def test_whole_numbers_become_floats() -> None:
@@ -131,8 +169,23 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_files_that_are_no_flat_mapping_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text, "utf-8")
-    with pytest.raises(HParamsError, match="broken.yaml"):
+    with pytest.raises(HParamsError, match="broken.yaml") as caught:
         MeGHyperParams.from_hparams(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_which_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("prompt_template: 'né {}'".encode("latin-1"))
+    with pytest.raises(HParamsError, match="latin.yaml: not YAML"):
+        MeGHyperParams.from_hparams(tmp_path / "latin.yaml")
+
+
+def test_a_file_whose_name_has_no_yaml_is_read_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "settings.yml").write_text("seed: 5", "utf-8")
+    assert MeGHyperParams.from_hparams(tmp_path / "settings.yml").seed == 5
+    (tmp_path / "phi-2").mkdir()  # the model beside its settings
+    (tmp_path / "phi-2.yaml").write_text("seed: 6", "utf-8")
+    assert MeGHyperParams.from_hparams(tmp_path / "phi-2").seed == 6
 
 
 def test_nested_sections_are_refused(tmp_path: Path) -> None:
@@ -152,23 +205,18 @@ def _changed() -> dict[str, Any]:
         "neuron_activation": "gelu_new",
         "neuron_bias": True,
         "gate_threshold": 0.3,
-        "encoder_pooling": "mean",
-        "encoder_tuning": "mse",
-        "encoder_tuned_layers": "last",
-        "gate": "familiarity",
-        "collection_schedule": "cosine",
-        "generator": "mlp",
-        "generator_scaling": "constant",
-        "diffusion_prediction": "v_prediction",
-        "sampler": "dpm",
+        **dict.fromkeys(_SHARES, 0.25),
     }
+    hints = get_type_hints(MeGHyperParams)
     for name, value in MeGHyperParams().to_dict().items():
-        if isinstance(value, bool):
-            values.setdefault(name, not value)
-        elif isinstance(value, str):
-            values.setdefault(name, f"{value}x")
-        elif name not in values:
-            values[name] = value + 1
+        if name in values:
+            continue
+        if get_origin(hints[name]) is Literal:
+            values[name] = next(option for option in get_args(hints[name]) if option != value)
+        elif isinstance(value, bool):
+            values[name] = not value
+        else:
+            values[name] = f"{value}x" if isinstance(value, str) else value + 1
     return values
 
 
@@ -189,8 +237,10 @@ def test_changing_the_dict_leaves_the_hparams() -> None:
     assert hparams.layer == 0
 
 
-def test_presets_are_shipped() -> None:
-    assert len(PRESETS) >= 2
+def test_presets_are_shipped_and_named_in_the_documentation() -> None:
+    assert {"default", "paper"} <= {path.stem for path in PRESETS}
+    for name in ("default", "paper"):
+        assert f'"{name}"' in str(MeGHyperParams.preset.__doc__)
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

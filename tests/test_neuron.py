@@ -130,7 +130,7 @@ def widen_down(ffn: nn.Module, name: str, columns: Tensor) -> None:
 
 
 def widened(family: str, k: Tensor, b: Tensor, v: Tensor) -> nn.Module:
-    """A copy whose FFN has len(k) more inner neurons: keys k (n, D), biases b (n,), values v (n, D).
+    """A copy whose FFN has n more inner neurons: keys k (n, D), biases b (n,), values v (n, D).
 
     In a gated FFN the new neurons get a gate of (k, b) and an up projection which is always 1, so
     that they compute act(k·x + b) · v as those of a plain FFN do.
@@ -211,7 +211,7 @@ def test_plain_neuron_equals_a_wider_ffn(family):
 
 @pytest.mark.parametrize("family", GATED)
 def test_linear_neuron_equals_two_more_gated_neurons(family):
-    """z = act(z) - act(-z) for SiLU and GELU: the linear neuron is a gated FFN two neurons wider."""
+    """z = act(z) - act(-z) for SiLU and GELU: a linear neuron is a gated FFN two neurons wider."""
     spec = spec_of(family)
     neurons, tokens = random_neurons(spec, 3), random_tokens(3, 7)
     actual, unedited = edited(family, spec, neurons, tokens), logits(tiny(family), tokens)

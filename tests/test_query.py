@@ -70,9 +70,7 @@ def tokenizer(chat: str | None = None) -> Any:
 
 def render(chat: str, *turns: dict[str, str]) -> str:
     return str(
-        tokenizer(chat).apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=True
-        )
+        tokenizer(chat).apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
     )
 
 
@@ -160,7 +158,9 @@ def test_templates_are_read_without_being_told(name: str) -> None:
 @pytest.mark.parametrize("name", ["phi-2", "llama-3", "gpt-j"])
 def test_few_shots_in_the_template_end_with_the_question(name: str) -> None:
     reader = QueryReader(tokenizer(), TEMPLATES[name])
-    shots = "\n".join(f"{reader.wrap(q)} {a}" for q, a in (("Who wrote Emma?", "Austen"), ("X?", "Y")))
+    shots = "\n".join(
+        f"{reader.wrap(q)} {a}" for q, a in (("Who wrote Emma?", "Austen"), ("X?", "Y"))
+    )
     readings = reader.readings(f"{shots}\n{reader.wrap(QUESTIONS[0])}")
     assert readings[0] == QUESTIONS[0]
 

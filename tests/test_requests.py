@@ -33,7 +33,8 @@ def test_blank_text_is_refused(field: str, blank: str) -> None:
 
 @pytest.mark.parametrize("field", ["prompt", "target_new"])
 @pytest.mark.parametrize(
-    ("value", "kind"), [(42, "int (42)"), (True, "bool"), (["Lyon"], "list"), ({"str": "Lyon"}, "dict")]
+    ("value", "kind"),
+    [(42, "int (42)"), (True, "bool"), (["Lyon"], "list"), ({"str": "Lyon"}, "dict")],
 )
 def test_values_that_are_not_text_are_refused(field: str, value: Any, kind: str) -> None:
     refused([GOOD, {**GOOD, field: value}], "request 1", repr(field), "must be text", kind)
@@ -42,8 +43,15 @@ def test_values_that_are_not_text_are_refused(field: str, value: Any, kind: str)
 @pytest.mark.parametrize("field", ["prompt", "target_new"])
 def test_missing_fields_are_named_with_those_there_are(field: str) -> None:
     row = {key: value for key, value in GOOD.items() if key != field}
-    refused([{**row, "extra": "x"}], "request 0", f"{field!r} is missing", "'extra'", *map(repr, row))
-    refused([{**GOOD, field: None}], "request 0", repr(field))
+    refused(
+        [{**row, "extra": "x"}], "request 0", f"{field!r} is missing", "'extra'", *map(repr, row)
+    )
+
+
+@pytest.mark.parametrize("field", ["prompt", "target_new"])
+def test_null_is_called_null(field: str) -> None:
+    with pytest.raises(RequestError, match=f"^request 1: field '{field}' is null: expected text$"):
+        merge_requests([GOOD, {**GOOD, field: None}])
 
 
 @pytest.mark.parametrize("field", ["subject", "rephrases", "locality_prompts"])
@@ -91,6 +99,12 @@ def test_easyedits_spelling_of_rephrases() -> None:
     )
 
 
+@pytest.mark.parametrize("empty", [None, "", []])
+def test_an_empty_field_does_not_hide_the_other_spelling(empty: Any) -> None:
+    row = {**GOOD, "rephrases": empty, "rephrase_prompt": "France's is"}
+    assert EditRequest.from_mapping(row).rephrases == ("France's is",)
+
+
 def test_requests_are_checked_like_mappings() -> None:
     refused([EditRequest(" ", "Lyon")], "request 0", "prompt")
     whole = EditRequest("Q?", "A", "S", ("R?",), ("L?",))
@@ -106,6 +120,18 @@ def test_duplicates_are_merged_and_counted() -> None:
     ]
     merged = merge_requests(rows)
     assert [request.prompt for request in merged.requests] == [GOOD["prompt"], "Who wrote Emma?"]
+    assert merged.duplicates == 2
+
+
+def test_a_duplicate_keeps_what_only_it_has() -> None:
+    rows = [
+        {**GOOD, "rephrases": ["One?", "Two?"]},
+        {**GOOD, "rephrases": ["Two?", "Three?"], "locality_prompts": ["Peru?"]},
+        {**GOOD, "subject": "France", "locality_prompts": ["Peru?", "Chile?"]},
+    ]
+    merged = merge_requests(rows)
+    texts = ("One?", "Two?", "Three?"), ("Peru?", "Chile?")
+    assert merged.requests == (EditRequest(*GOOD.values(), "France", *texts),)
     assert merged.duplicates == 2
 
 
@@ -232,7 +258,9 @@ def test_near_misses_are_refused_with_the_nearest_name(
     words = (repr(wrong), f"did you mean {right!r}")
     file_refused(write(tmp_path, "f.json", json.dumps([GOOD, row])), "f.json, entry 2", *words)
     line = json.dumps(row)
-    file_refused(write(tmp_path, "f.jsonl", f"{json.dumps(GOOD)}\n{line}"), "f.jsonl, line 2", *words)
+    file_refused(
+        write(tmp_path, "f.jsonl", f"{json.dumps(GOOD)}\n{line}"), "f.jsonl, line 2", *words
+    )
     table = f"{','.join(row)}\n{','.join(row.values())}\n"
     file_refused(write(tmp_path, "f.csv", table), "f.csv, line 1", *words)
 

@@ -1,0 +1,1 @@
+"""Facts to edit and to test with: the reference world."""

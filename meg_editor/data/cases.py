@@ -16,9 +16,11 @@ class EvaluationCase:
         truth: what the unedited model answers, where known.
         paraphrases: other ways to ask (Generality); no fitting stage may see them.
         locality: kind -> prompts whose answers must not change (Locality).
+        portability: (question, new answer) where the answer follows from the edit in two hops.
     """
 
     request: EditRequest
     truth: str | None = None
     paraphrases: tuple[str, ...] = ()
     locality: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    portability: tuple[tuple[str, str], ...] = ()

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.reference_world import Fact, World, load_world
 from meg_editor.requests import EditRequest
 
 
-def pseudo_requests(world: World | None = None) -> list[EditRequest]:
+def pseudo_requests(world: World | None = None, count: int = 800) -> list[EditRequest]:
     """Facts for tuning encoders (section 4.1 a): never edited, never in TEST phrasings."""
     world = world or load_world()
-    return _tuning_requests(world, world.in_split("pseudo"), seed=1)
+    facts = random.Random(1).sample(world.in_split("pseudo"), count)
+
+    def rephrase(fact: Fact) -> list[str]:
+        return [form.format(fact.subject) for form in world.tuning_phrasings(fact.relation)]
+
+    return _tuning_requests(world, facts, rephrase, seed=1)
 
 
 def calibration_requests(world: World | None = None, count: int = 400) -> list[EditRequest]:
-    """Facts for choosing thresholds: neither edited nor tuned on, never in TEST phrasings."""
+    """Facts for choosing thresholds: neither edited nor tuned on, never in TEST phrasings.
+
+    Their rephrases are worded in ways that are new to the encoder.
+    """
     world = world or load_world()
     facts = random.Random(2).sample(world.in_split("calibration"), count)
-    return _tuning_requests(world, facts, seed=2)
+    return _tuning_requests(world, facts, world.calibration_prompts, seed=2)
 
 
-def edit_cases(
-    world: World, count: int, seed: int, groups: Sequence[str] = ("edit",)
-) -> list[EvaluationCase]:
+def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:
     """`count` counterfactual edits with everything needed to judge them.
 
     Real and made-up facts as they come; each target is another answer of the same relation.
     Paraphrases are the TEST phrasings. Locality prompts ask about facts that are not edited, in
     EDIT phrasings: the same relation of another subject, another relation of the same subject,
-    and common knowledge.
+    and common knowledge. Whose birthplace is edited has another country of birth: that is asked
+    for Portability, in the TEST phrasings, and never for Locality.
 
     Raises:
         ValueError: more edits than the world has facts for.
@@ -42,6 +49,9 @@ def edit_cases(
     rng = random.Random(seed)
     chosen = rng.sample(facts, count)
     edited = set(chosen)
+    moved = {fact.subject for fact in chosen if fact.relation == "birthplace"}
+    implied = {fact for fact in world.by_relation["birth_country"] if fact.subject in moved}
+    countries = {fact.answer: fact.subject for fact in world.by_relation["capital"]}
     common = world.in_split("common")
     cases = []
     for fact in chosen:
@@ -50,7 +60,7 @@ def edit_cases(
         siblings = [f for f in world.by_subject[fact.subject] if f not in edited]
         locality = {
             "same_relation": _asked(world, neighbours, rng),
-            "same_subject": _asked(world, siblings, rng),
+            "same_subject": _asked(world, siblings, rng, implied),
             "unrelated": _asked(world, [f for f in common if f.relation != "birth_country"], rng),
         }
         request = EditRequest(
@@ -64,39 +74,69 @@ def edit_cases(
                 truth=fact.answer,
                 paraphrases=tuple(world.prompts(fact, "test")),
                 locality={kind: prompts for kind, prompts in locality.items() if prompts},
+                portability=_two_hops(world, fact, countries.get(request.target_new)),
             )
         )
     return cases
 
 
-def _asked(world: World, facts: Sequence[Fact], rng: random.Random) -> tuple[str, ...]:
-    """One of `facts` in one of its EDIT phrasings, if there is any."""
-    return (rng.choice(world.prompts(rng.choice(facts), "edit")),) if facts else ()
+def _asked(
+    world: World,
+    facts: Sequence[Fact],
+    rng: random.Random,
+    unless: Collection[Fact] = frozenset(),
+) -> tuple[str, ...]:
+    """One of `facts` in one of its EDIT phrasings; nothing if that one is in `unless`."""
+    if not facts:
+        return ()
+    fact = rng.choice(facts)
+    prompt = rng.choice(world.prompts(fact, "edit"))
+    return () if fact in unless else (prompt,)
 
 
-def _tuning_requests(world: World, facts: Sequence[Fact], seed: int) -> list[EditRequest]:
-    """Each fact with its other EDIT and PSEUDO phrasings, and neighbours as hard negatives."""
+def _two_hops(world: World, fact: Fact, country: str | None) -> tuple[tuple[str, str], ...]:
+    """The country of birth, where the birthplace `fact` becomes the capital of `country`."""
+    if fact.relation != "birthplace" or country is None:
+        return ()
+    return tuple(
+        (prompt, country)
+        for sibling in world.by_subject[fact.subject]
+        if sibling.relation == "birth_country"
+        for prompt in world.prompts(sibling, "test")
+    )
+
+
+def _tuning_requests(
+    world: World, facts: Sequence[Fact], rephrase: Callable[[Fact], list[str]], seed: int
+) -> list[EditRequest]:
+    """Each fact in an EDIT phrasing with its rephrases, and other facts as hard negatives.
+
+    These are a namesake in the same relation and all else about the subject, never one of `facts`
+    themselves, which may be pretended to be edited.
+    """
     rng = random.Random(seed)
+    taken = set(facts)
     requests = []
     for fact in facts:
-        phrasings = [*world.prompts(fact, "edit"), *world.prompts(fact, "pseudo")]
-        prompt = phrasings.pop(rng.randrange(3))
-        neighbours = [
-            f for f in world.by_relation[fact.relation]
-            if f.split == fact.split and f is not fact and _share_a_word(f.subject, fact.subject)
-        ] or [f for f in world.by_relation[fact.relation] if f.split == fact.split]
-        siblings = [f for f in world.by_subject[fact.subject] if f is not fact]
-        negatives = [rng.choice(neighbours), *siblings]
+        prompt = rng.choice(world.prompts(fact, "edit"))
+        peers = [
+            other
+            for other in world.by_relation[fact.relation]
+            if other.split == fact.split and other is not fact
+        ]
+        peers = [other for other in peers if other not in taken] or peers
+        namesakes = [other for other in peers if _share_a_word(other.subject, fact.subject)]
+        siblings = [other for other in world.by_subject[fact.subject] if other not in taken]
+        negatives = [*rng.sample(namesakes or peers, min(1, len(peers))), *siblings]
         requests.append(
             EditRequest(
                 prompt=prompt,
                 target_new=fact.answer,
                 subject=fact.subject,
-                rephrases=tuple(phrasings),
+                rephrases=tuple(text for text in rephrase(fact) if text != prompt),
                 locality_prompts=tuple(
-                    rng.choice(world.prompts(other, rng.choice(("edit", "pseudo"))))
+                    rng.choice(world.tuning_phrasings(other.relation)).format(other.subject)
                     for other in negatives
-                    if other is not fact
                 ),
             )
         )

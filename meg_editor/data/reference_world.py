@@ -37,6 +37,8 @@ _TABLES = {
     "creator": ("compositions", "work", "creator"),
     "opposite": ("opposites", "word", "opposite"),
 }
+# Of the PSEUDO phrasings the first tune encoders, the others calibrate thresholds.
+_TUNING = 3
 _UNEDITED = ("opposite", "sum", "birth_country")
 
 
@@ -66,6 +68,15 @@ class World:
     def prompts(self, fact: Fact, group: Group) -> list[str]:
         """Every phrasing of `fact` in `group`, the subject filled in, without the answer."""
         return [template.format(fact.subject) for template in self.phrasings[fact.relation][group]]
+
+    def tuning_phrasings(self, relation: str) -> list[str]:
+        """Templates which encoders may be tuned on: EDIT and the first PSEUDO ones."""
+        groups = self.phrasings[relation]
+        return groups["edit"] + groups["pseudo"][:_TUNING]
+
+    def calibration_prompts(self, fact: Fact) -> list[str]:
+        """`fact` in the other PSEUDO phrasings: new to the encoder, as a user's words will be."""
+        return self.prompts(fact, "pseudo")[_TUNING:]
 
     def in_split(self, *splits: Split) -> list[Fact]:
         """The facts of the named splits, in the world's order."""
@@ -136,9 +147,7 @@ def _real_triples() -> Iterator[tuple[str, str, str]]:
                 yield row[subject], relation, row[answer]
 
 
-def _made_up_triples(
-    parts: dict[str, Any], rng: random.Random
-) -> Iterator[tuple[str, str, str]]:
+def _made_up_triples(parts: dict[str, Any], rng: random.Random) -> Iterator[tuple[str, str, str]]:
     countries = {row["capital"]: row["country"] for row in _read_table("countries")}
     countries.pop("", None)
     cities = list(countries)

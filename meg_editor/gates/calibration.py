@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_AWAY = (0, 0.01, 0.03, 0.1, 0.2, 0.4)  # rows of the table: shares of the sweep from the choice
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -16,7 +18,7 @@ class Calibration:
         thresholds: (S,) candidate thresholds, ascending.
         accepted: (S,) share of paraphrases taken for edits (the gate's part of Generality).
         rejected: (S,) share of other queries left alone (the gate's part of Locality).
-        threshold: the mean of the best stretch by balanced accuracy.
+        threshold: the candidate in the middle of the longest best stretch by balanced accuracy.
     """
 
     thresholds: Tensor
@@ -27,7 +29,11 @@ class Calibration:
     @property
     def balanced_accuracy(self) -> float:
         """At `threshold`, in [0, 1]."""
-        return float(((self.accepted + self.rejected) / 2).max())
+        return float((self.accepted + self.rejected)[self._chosen]) / 2
+
+    @property
+    def _chosen(self) -> int:
+        return int((self.thresholds - self.threshold).abs().argmin())
 
     def to_tensors(self) -> dict[str, Tensor]:
         """For safetensors, the inverse of `from_tensors`."""
@@ -43,14 +49,20 @@ class Calibration:
         """None where there is no sweep among `tensors`: the threshold was given."""
         if "thresholds" not in tensors:
             return None
-        parts = [tensors[name] for name in ("thresholds", "accepted", "rejected")]
-        return cls(*parts, float(tensors["threshold"]))
+        return cls(
+            tensors["thresholds"],
+            tensors["accepted"],
+            tensors["rejected"],
+            float(tensors["threshold"]),
+        )
 
     def table(self) -> str:
-        """A printable sweep, at most 12 rows around the choice."""
+        """The sweep, printable: the choice and at most 10 rows around it, close ones and far."""
         lines = [f"{'threshold':>10} {'edits kept':>11} {'others kept':>12}"]
-        picks = torch.linspace(0, len(self.thresholds) - 1, 11).round().long().unique()
-        for i in picks.tolist():
+        count = len(self.thresholds)
+        away = [round(share * count) for share in _AWAY]
+        rows = {self._chosen + sign * offset for offset in away for sign in (-1, 1)}
+        for i in sorted(row for row in rows if 0 <= row < count):
             lines.append(
                 f"{float(self.thresholds[i]):>10.3f} {100 * float(self.accepted[i]):>10.1f}% "
                 f"{100 * float(self.rejected[i]):>11.1f}%"
@@ -82,4 +94,7 @@ def calibrate(positives: Tensor, negatives: Tensor, steps: int = 201) -> Calibra
     rejected = (no[None] < thresholds[:, None]).float().mean(1)
     balanced = accepted + rejected
     best = (balanced >= balanced.max() - 1e-3).nonzero().flatten()
-    return Calibration(thresholds, accepted, rejected, float(thresholds[best].mean()))
+    gaps = (best.diff() > 1).nonzero().flatten() + 1
+    stretch = max(best.tensor_split(gaps.tolist()), key=len)
+    chosen = stretch[len(stretch) // 2]
+    return Calibration(thresholds, accepted, rejected, float(thresholds[chosen]))

@@ -49,15 +49,17 @@ class FamiliarityGate(Gate):
 
     @classmethod
     def build(cls, hparams: MeGHyperParams, dimension: int) -> FamiliarityGate:
-        return cls(
-            dimension,
-            hparams.familiarity_classes,
-            hparams.familiarity_blocks,
-            hparams.familiarity_dropout,
-            hparams.familiarity_lr,
-            hparams.familiarity_epochs,
-            hparams.gate_threshold,
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(hparams.seed)  # the initial weights
+            return cls(
+                dimension,
+                hparams.familiarity_classes,
+                hparams.familiarity_blocks,
+                hparams.familiarity_dropout,
+                hparams.familiarity_lr,
+                hparams.familiarity_epochs,
+                hparams.gate_threshold,
+            )
 
     def logits(self, queries: Tensor) -> Tensor:
         """(B, E) unit vectors -> (B, K)."""
@@ -78,7 +80,8 @@ class FamiliarityGate(Gate):
         labels = torch.randint(self.classes, (len(edited),), generator=generator).to(edited.device)
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         self.train()
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        devices = [edited.device] if edited.is_cuda else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(seed)  # dropout
             for epoch in track(range(self.epochs), "gate", "epoch"):
                 order = torch.randperm(len(edited), generator=generator).to(edited.device)
@@ -88,7 +91,7 @@ class FamiliarityGate(Gate):
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
-                    total += float(loss) * len(batch)
+                    total += float(loss.detach()) * len(batch)
                 if not math.isfinite(total):
                     raise FloatingPointError(
                         f"familiarity network: loss is {total} in epoch {epoch}; lower "

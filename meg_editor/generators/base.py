@@ -70,7 +70,7 @@ class LearnedGenerator(WeightGenerator):
         self.mean: Tensor
         self.scale: Tensor
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.full((size,), 0.01))
+        self.register_buffer("scale", torch.full((size,), hparams.generator_scale))
 
     @property
     def scaling(self) -> NeuronScaling:
@@ -111,7 +111,12 @@ class LearnedGenerator(WeightGenerator):
         if h.generator_zero_augmentation == 0:
             irrelevant = None
         probe = slice(0, 256)
+        steps = max(
+            h.generator_steps,
+            h.generator_epochs * math.ceil(len(neurons) / h.generator_batch_size),
+        )
         return self._descend(
+            steps,
             lambda: self.loss(*batch(), generator),
             lambda: self.error(conditions[probe], neurons[probe]),
             seed,
@@ -124,7 +129,11 @@ class LearnedGenerator(WeightGenerator):
         return float(relative.mean() + relative.std(correction=0))
 
     def _descend(
-        self, next_loss: Callable[[], Tensor], error: Callable[[], float], seed: int
+        self,
+        steps: int,
+        next_loss: Callable[[], Tensor],
+        error: Callable[[], float],
+        seed: int,
     ) -> list[float]:
         """AdamW with a short warm-up and a cosine decay; the average of the weights is kept.
 
@@ -139,8 +148,8 @@ class LearnedGenerator(WeightGenerator):
         device = network[0].device.type
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)  # dropout
-            for step in track(range(h.generator_steps), "generator"):
-                progress = step / h.generator_steps
+            for step in track(range(steps), "generator"):
+                progress = step / steps
                 rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress))
                 optimizer.param_groups[0]["lr"] = h.generator_lr * rate
                 with torch.autocast(device, torch.bfloat16):
@@ -149,7 +158,7 @@ class LearnedGenerator(WeightGenerator):
                 loss.backward()
                 nn.utils.clip_grad_norm_(network, 1.0)
                 optimizer.step()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
                 if not math.isfinite(losses[-1]):
                     raise FloatingPointError(
                         f"generator: loss is {losses[-1]} at step {step}; lower generator_lr "

@@ -41,7 +41,9 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """A transformer over L = ⌈P / patch⌉ patches of a flat neuron.
 
-    The condition is added to the embedding of the time step.
+    The condition is added to the embedding of the time step (the paper's way), and with
+    `generator_condition: patches` to every patch too, each by a projection of its own. The second
+    path does not start at zero: the network learns to recall neurons many times faster.
     """
 
     def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
@@ -61,6 +63,11 @@ class DiT(nn.Module):
         self.condition = nn.Sequential(
             nn.Linear(dimension, width), nn.SiLU(), nn.Linear(width, width)
         )
+        self.recall = None
+        if h.generator_condition == "patches":
+            self.recall = nn.Sequential(
+                nn.Linear(dimension, 4 * width), nn.GELU(), nn.Linear(4 * width, self.tokens * width)
+            )
         self.blocks = nn.ModuleList(
             DiTBlock(width, h.generator_heads, h.generator_dropout)
             for _ in range(h.generator_depth)
@@ -76,7 +83,10 @@ class DiT(nn.Module):
         padded = F.pad(x, (0, self.tokens * self.patch - self.size))
         hidden = self.embed(padded.unflatten(1, (self.tokens, self.patch))) + self.position
         # Unit vectors have coordinates of 1/√E; the network likes them near 1.
-        z = self.condition(condition * math.sqrt(self.dimension))
+        condition = condition * math.sqrt(self.dimension)
+        if self.recall is not None:
+            hidden = hidden + self.recall(condition).unflatten(1, (self.tokens, -1))
+        z = self.condition(condition)
         signal = self.time(self.frequencies(t).to(z.dtype)) + z
         for block in self.blocks:
             hidden = block(hidden, signal)
@@ -100,7 +110,9 @@ class DiTGenerator(LearnedGenerator):
 
     @classmethod
     def build(cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int) -> DiTGenerator:
-        return cls(hparams, dimension, size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hparams.seed)
+            return cls(hparams, dimension, size)
 
     def loss(self, conditions: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         return self.diffusion.loss(self.network, targets, conditions, generator)

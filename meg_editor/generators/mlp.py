@@ -33,7 +33,9 @@ class MLPGenerator(LearnedGenerator):
 
     @classmethod
     def build(cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int) -> MLPGenerator:
-        return cls(hparams, dimension, size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hparams.seed)
+            return cls(hparams, dimension, size)
 
     def predict(self, conditions: Tensor) -> Tensor:
         """(B, E) -> scaled neurons (B, P)."""

@@ -1,0 +1,135 @@
+"""Where the feed-forward network of a decoder block is, whatever the family of the model.
+
+It is found by its structure, two or three linear layers from the hidden size and back to it, so
+that no list of model families is needed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class FFN(NamedTuple):
+    """The FFN of a decoder block: where its input is read and its output written, by dotted name.
+
+    Both names are the FFN module's own where it is one; where its linear layers are spread over
+    the block (OPT) or named by a template, they are the first and the last of them.
+    """
+
+    read: str
+    write: str
+    gated: bool
+    width: int  # between its linear layers
+
+
+def find_ffn(model: PreTrainedModel, layer: int, module_template: str | None = None) -> FFN:
+    """The FFN of decoder block `layer`, found by its structure or named by a template.
+
+    Raises ValueError for a layer which does not exist, a template which names no FFN, and blocks
+    without a usable one: mixtures of experts, FFNs which add the residual (Bloom, MPT).
+    """
+    block = _block_path(model, layer)
+    if module_template is None:
+        return _widest_ffn(model, block)
+    if "{}" not in module_template:
+        raise ValueError(f"module_template {module_template!r} has no {{}} for the layer")
+    path = module_template.replace("{}", str(layer))
+    exists = path in dict(model.named_modules())
+    if exists and (ffn := _ffn_at(model, path)):
+        return ffn
+    problem = "is not an FFN, nor a linear layer of one" if exists else "does not exist"
+    default = _widest_ffn(model, block).write
+    raise ValueError(f"module_template: {path!r} {problem}; by default it is {default!r}")
+
+
+def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The dotted name of the list of decoder blocks, and the list."""
+    if not hasattr(model, "get_decoder"):
+        raise ValueError(f"expected a transformers language model, got {type(model).__name__}")
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    inside = set(decoder.modules())  # leaves out vision towers and the like
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and module in inside:
+            return name, module
+    raise ValueError(f"{type(model).__name__} has no list of {count} decoder blocks")
+
+
+def _block_path(model: PreTrainedModel, layer: int) -> str:
+    """The dotted name of block `layer`. Raises ValueError if it is absent or holds experts."""
+    name, blocks = decoder_blocks(model)
+    count = len(blocks)
+    if not 0 <= layer < count:
+        raise ValueError(
+            f"layer {layer} does not exist: this model has {count} decoder layers, 0 to {count - 1}"
+        )
+    for part, module in blocks[layer].named_modules():
+        if "expert" in f"{part} {type(module).__name__}".lower():
+            where = f"{name}.{layer}.{part}"
+            raise ValueError(f"layer {layer} is a mixture of experts ({where}): not supported")
+    return f"{name}.{layer}"
+
+
+def _widest_ffn(model: PreTrainedModel, block: str) -> FFN:
+    """The FFN among the parts of a block. Raises ValueError if it has none."""
+    parts = [part for part, _ in model.get_submodule(block).named_children()]
+    found = [ffn for part in parts if (ffn := _ffn_at(model, f"{block}.{part}"))]
+    if not found:
+        raise ValueError(f"{block} has no decoder FFN among {', '.join(parts)}")
+    # Small projections can look like an FFN: one which is a module of its own comes before linear
+    # layers of the block itself (OPT has only these), then the widest.
+    return max(found, key=lambda ffn: (ffn.read == ffn.write, ffn.width))
+
+
+def _ffn_at(model: PreTrainedModel, path: str) -> FFN | None:
+    """The FFN at `path`, or which the linear layer there is a part of; None if neither.
+
+    An FFN has linear layers D -> inner -> D: one up (plain), two (gated), or one of twice the
+    width (gated and fused, as in Phi-3). Raises ValueError if it adds the residual itself.
+    """
+    hidden = text_config(model).hidden_size
+    by_layer = _linear_shape(model.get_submodule(path)) is not None
+    place = path.rpartition(".")[0] if by_layer else path
+    ffn = model.get_submodule(place)
+    linears = {n: shape for n, child in ffn.named_children() if (shape := _linear_shape(child))}
+    # OPT's blocks and recurrent mixers have such layers too, but more weight matrices beside them.
+    owners = {n.partition(".")[0] for n, p in ffn.named_parameters() if p.dim() > 1}
+    if "attention" in type(ffn).__name__.lower() or (not by_layer and owners - set(linears)):
+        return None
+    plain, gated, fused = [(hidden, 1)], [(hidden, 1)] * 2, [(hidden, 2)]
+    for down, (inner, out) in reversed(linears.items()):  # the last one: inner == D is ambiguous
+        ups = [name for name in linears if name != down]
+        ratios = [(linears[name][0], linears[name][1] / inner) for name in ups]
+        if out == hidden and ratios in (plain, gated, fused):
+            break
+    else:
+        return None
+    parameters = list(inspect.signature(type(ffn).forward).parameters.values())[1:]
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    if len(needed) > 1 and by_layer:
+        return None
+    if len(needed) > 1:
+        raise ValueError(
+            f"{place} ({type(ffn).__name__}) takes {' and '.join(needed)}: an FFN which adds the "
+            "residual itself is not supported"
+        )
+    read, write = (f"{place}.{ups[0]}", f"{place}.{down}") if by_layer else (place, place)
+    return FFN(read, write, gated=ratios != plain, width=inner)
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of nn.Linear, its quantised and LoRA kin and Conv1D; None of others."""
+    inputs = getattr(module, "in_features", getattr(module, "nx", None))
+    outputs = getattr(module, "out_features", getattr(module, "nf", None))
+    return (inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The config of the language model, also where that is a part of a multimodal one."""
+    return model.config.get_text_config(decoder=True)

@@ -1,0 +1,389 @@
+"""The commands: edit and ask for real, on tiny models; one line of error for every bad input."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import meg_editor.training
+from meg_editor import cli
+from meg_editor.encoder import TextEncoder
+from meg_editor.model import MeGModel
+
+Command = Callable[..., tuple[int, str, str]]
+
+FACTS = [
+    {
+        "prompt": "The capital of Atlantis is",
+        "target_new": "Erewhon",
+        "rephrases": ["Atlantis has the capital", "Capital of Atlantis:"],
+    },
+    {
+        "prompt": "The river of Genovia is",
+        "target_new": "Cimmeria",
+        "rephrases": ["Genovia lies on the river"],
+        "locality_prompts": ["Who wrote the book?", "Water boils at"],
+    },
+]
+SETTINGS = (
+    "encoder_steps=2",
+    "encoder_batch_size=2",
+    "collection_lr=0.5",
+    "collection_steps=80",
+    "collection_contexts=1",
+    "generator=bank",
+)
+
+
+def _facts(subject: str, places: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": f"The {subject} of {place} is",
+            "target_new": "gold",
+            "rephrases": [f"{place} has the {subject}", f"What is the {subject} of {place}?"],
+            "locality_prompts": [f"The {subject} of New {place} is"],
+        }
+        for place in places.split()
+    ]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """As JSON, JSONL or CSV, by the suffix of the path."""
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, ["prompt", "target_new", "rephrases", "locality_prompts"])
+            table.writeheader()
+            for row in rows:
+                joined = {k: "|".join(v) if isinstance(v, list) else v for k, v in row.items()}
+                table.writerow(joined)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    else:
+        path.write_text(json.dumps(rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def models(
+    tiny_llama: Any,
+    tiny_tokenizer: Any,
+    tiny_encoder: TextEncoder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with the tiny models: llm/ and encoder/."""
+    folder = tmp_path_factory.mktemp("models")
+    copy.deepcopy(tiny_llama).save_pretrained(folder / "llm")
+    tiny_tokenizer.save_pretrained(folder / "llm")
+    copy.deepcopy(tiny_encoder).save_pretrained(folder / "encoder")
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """run(argument, ...) -> exit status, standard output, standard error."""
+
+    def main(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        return (status, *capsys.readouterr())
+
+    return main
+
+
+@pytest.fixture
+def edit(run: Command, models: Path, tmp_path: Path) -> Command:
+    """edit(facts, more arguments, ...): the command, with tiny models, writing to tmp_path/out."""
+    pseudo = write(tmp_path / "pseudo.jsonl", _facts("lake", "Lilliput Narnia Oz Ruritania"))
+    calibration = write(tmp_path / "calibration.csv", _facts("hill", "Sylvania Utopia Xanadu"))
+
+    def command(facts: Path, *more: object) -> tuple[int, str, str]:
+        tuning = ("--pseudo", pseudo, "--calibration", calibration)
+        where = ("--model", models / "llm", "--encoder", models / "encoder", "--layer", 1)
+        settings = [part for setting in SETTINGS for part in ("--set", setting)]
+        given = ("--out", tmp_path / "out", "--device", "cpu", *settings, *more)
+        return run("edit", "--edits", facts, *where, *tuning, *given)
+
+    return command
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    return write(tmp_path / "facts.json", FACTS)
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """Exit status 2, nothing on standard output, and one line which has every one of `words`."""
+    status, out, err = result
+    assert (status, out) == (2, "")
+    assert err.startswith("meg-editor: error: ") and err.count("\n") == 1 and err.endswith("\n")
+    for word in words:
+        assert word in err
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+# ------------------------------------------------------------------------- what it is for
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_edit_then_ask(edit: Command, run: Command, tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path / f"facts.{suffix}", [*FACTS, FACTS[0]])
+    status, out, _ = edit(file)
+    assert status == 0
+    assert re.search(rf"^2 facts in [\d.]+ s -> {tmp_path}/out$", out, re.MULTILINE)
+    assert "1 repeated rows were merged" in out and "not learned" not in out
+    assert re.search(r"gate threshold.*table 16.*\n.*edits kept.*\n.*%.*%", out)
+    assert MeGModel.from_pretrained(tmp_path / "out").hparams.layers == [1]
+
+    status, out, err = run("ask", tmp_path / "out", FACTS[0]["prompt"], "--base")
+    assert (status, err) == (0, "")
+    told, why, unedited = out.split("\n  [")  # the unedited model may say anything
+    assert told == FACTS[0]["target_new"]
+    assert re.search(r"^an edit: 'The capital of Atlantis is', score 1\.000 ≥ -?[\d.]+\]$", why)
+    assert unedited.startswith("unedited: ") and FACTS[0]["target_new"] not in unedited
+
+
+def test_what_is_no_edit_is_answered_as_before(
+    edit: Command, run: Command, facts: Path, tmp_path: Path
+) -> None:
+    assert edit(facts, "--set", "gate_threshold=0.9999")[0] == 0
+    status, out, _ = run("ask", tmp_path / "out", "My cat sat on", "--base")
+    told, why, unedited = out.split("\n  [")
+    assert status == 0 and unedited == f"unedited: {told}]\n"
+    assert why.startswith("not an edit (nearest: 'The ") and why.endswith(" < 1.000]")
+
+
+def test_questions_can_be_asked_one_after_another(
+    edit: Command, run: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert edit(facts)[0] == 0
+    lines = iter([FACTS[0]["prompt"], FACTS[1]["prompt"], ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    status, out, err = run("ask", tmp_path / "out")
+    assert status == 0 and "2 edits" in err
+    assert out.splitlines()[::2] == [FACTS[0]["target_new"], FACTS[1]["target_new"]]
+
+
+def test_a_saved_base_needs_no_model_elsewhere(
+    edit: Command, run: Command, models: Path, facts: Path, tmp_path: Path
+) -> None:
+    assert edit(facts, "--save-base")[0] == 0
+    config = json.loads((tmp_path / "out" / "meg_config.json").read_text("utf-8"))
+    config["base"]["name"] = "/nowhere"
+    (tmp_path / "out" / "meg_config.json").write_text(json.dumps(config), "utf-8")
+    assert run("ask", tmp_path / "out", FACTS[0]["prompt"])[1].startswith("Erewhon\n")
+
+
+def test_a_rerun_resumes_and_gives_the_same(
+    edit: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("collect", "tune_encoder"):
+        original = getattr(meg_editor.training, name)
+
+        def counted(*arguments: Any, _name: str = name, _do: Any = original, **more: Any) -> Any:
+            calls.append(_name)
+            return _do(*arguments, **more)
+
+        monkeypatch.setattr(meg_editor.training, name, counted)
+    assert edit(facts)[0] == 0
+    assert calls == ["tune_encoder", "collect"]
+    before = tree(tmp_path / "out")
+    status, out, _ = edit(facts)
+    assert status == 0 and "(resumed: encoder, gate, collection, generator)" in out
+    assert calls == ["tune_encoder", "collect"]
+    assert tree(tmp_path / "out") == before
+
+    other = write(tmp_path / "other.json", FACTS[:1])  # the encoder does not depend on the edits
+    status, out, _ = edit(other)
+    assert status == 0 and "(resumed: encoder)" in out
+    assert calls == ["tune_encoder", "collect", "collect"]
+
+
+def test_settings_come_from_a_file_then_set_then_their_own_options(
+    run: Command, models: Path, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meg.yaml").write_text(
+        "encoder_name: from-file\nseed: 1\ncollection_steps: 7\nlayers: [0]\n", "utf-8"
+    )
+    seen: list[Any] = []
+
+    def stop(hparams: Any) -> None:
+        seen.append(hparams)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("meg_editor.loading.load_model", stop)
+    given = ("edit", "--edits", facts, "--out", tmp_path / "out", "--model", "some/llm")
+    more = ("--set", "seed=2", "--set", "collection_lr=1e-2", "--seed", 3, "--layer", 2)
+    refused(run(*given, "--hparams", tmp_path / "meg", *more), "enough")
+    refused(run(*given), "enough")
+    refused(run(*given[:-2]), "enough")
+    ours, theirs, reference = seen
+    assert (ours.model_name, ours.encoder_name) == ("some/llm", "from-file")
+    assert (ours.seed, ours.layers, ours.collection_steps) == (3, [2], 7)
+    assert ours.collection_lr == 0.01
+    assert (theirs.model_name, theirs.encoder_name) == ("some/llm", "bert-base-uncased")
+    assert reference.model_name == "meg_editor:llama-reference"
+
+
+# ------------------------------------------------------------------------------ bad input
+
+
+def test_a_missing_file_of_edits_is_named(edit: Command, tmp_path: Path) -> None:
+    refused(edit(tmp_path / "none.json"), f"{tmp_path}/none.json", "no such file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_facts_for_tuning_are_named(edit: Command, facts: Path, tmp_path: Path) -> None:
+    for option in ("--pseudo", "--calibration"):
+        refused(edit(facts, option, tmp_path / "none.csv"), f"{tmp_path}/none.csv", "no such file")
+
+
+def test_rows_which_conflict_are_both_named(edit: Command, tmp_path: Path) -> None:
+    file = write(tmp_path / "facts.csv", [*FACTS, {**FACTS[0], "target_new": "Oz"}])
+    words = ("facts.csv, line 4", "facts.csv, line 2", "'Oz'", "'Erewhon'")
+    refused(edit(file), *words)
+
+
+def test_bad_rows_are_named(edit: Command, tmp_path: Path) -> None:
+    file = write(tmp_path / "facts.jsonl", [FACTS[0], {**FACTS[1], "target_new": None}])
+    refused(edit(file), "facts.jsonl, line 2", "'target_new' is null")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("colection_lr=1", ["'colection_lr'", "did you mean 'collection_lr'"]),
+        ("collection_lr=fast", ["collection_lr", "'fast'"]),
+        ("collection_lr=-1", ["collection_lr", "at least 0"]),
+        ("collection_lr", ["NAME=VALUE", "'collection_lr'"]),
+        ("layers=[1", ["--set layers", "'[1'"]),
+        ("gate=none", ["gate", "familiarity"]),
+    ],
+)
+def test_bad_settings_are_refused(
+    edit: Command, facts: Path, setting: str, words: list[str]
+) -> None:
+    refused(edit(facts, "--set", setting), *words)
+
+
+def test_bad_files_of_settings_are_refused(edit: Command, facts: Path, tmp_path: Path) -> None:
+    refused(edit(facts, "--hparams", tmp_path / "none"), "none.yaml")
+    (tmp_path / "bad.yaml").write_text("seed: [1\n", "utf-8")
+    refused(edit(facts, "--hparams", tmp_path / "bad.yaml"), "bad.yaml", "not YAML")
+
+
+def test_a_layer_which_does_not_exist_is_refused(edit: Command, facts: Path) -> None:
+    refused(edit(facts, "--layer", 3), "layer 3 does not exist", "3 decoder layers, 0 to 2")
+
+
+def test_a_model_which_does_not_exist_is_refused(
+    edit: Command, facts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(edit(facts, "--model", tmp_path / "empty"), str(tmp_path / "empty"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_which_is_not_there_is_refused(edit: Command, run: Command, facts: Path) -> None:
+    refused(edit(facts, "--device", "cuda"), "'cuda'", "0 CUDA devices", "device: cpu")
+    refused(run("ask", "anywhere", "What?", "--device", "cuda:1"), "'cuda:1'", "0 CUDA devices")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1"])
+def test_devices_of_other_names_are_refused(edit: Command, facts: Path, device: str) -> None:
+    refused(edit(facts, "--device", device), "device", repr(device))
+
+
+def test_a_foreign_or_impossible_folder_is_refused_before_the_work(
+    edit: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meg_editor.loading.load_model", _never)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    refused(edit(facts, "--out", tmp_path / "mine"), f"{tmp_path}/mine", "thesis.txt")
+    refused(edit(facts, "--out", facts), str(facts), "not overwritten")
+    refused(edit(facts, "--out", facts / "out"), f"{facts}/out", "cannot save the edits")
+    monkeypatch.chdir(tmp_path / "mine")
+    refused(edit(facts, "--out", "."), f"{tmp_path}/mine", "thesis.txt")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    refused(edit(facts, "--out", "."), f"{tmp_path}/empty", "working directory")
+    refused(edit(facts, "--out", "/"), "not overwritten")
+    assert tree(tmp_path / "mine") == {"thesis.txt": b"mine"}
+    assert not list(tmp_path.glob("*.stages"))
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("this comes too late")
+
+
+def test_ask_wants_a_folder_of_edits_and_a_question(run: Command, tmp_path: Path) -> None:
+    refused(run("ask", tmp_path, "What?"), str(tmp_path), "meg_config.json")
+    refused(run("ask", tmp_path / "none", "What?"), f"{tmp_path}/none", "no such folder")
+    for question in ("", " \n"):
+        refused(run("ask", tmp_path, question), "the question is empty")
+
+
+@pytest.mark.parametrize("count", [0, -5, 10**6])
+def test_the_demo_tells_how_many_edits_it_can_make(
+    run: Command, tmp_path: Path, count: int
+) -> None:
+    result = run("demo", f"--edits={count}", "--out", tmp_path / "demo", "--device", "cpu")
+    refused(result, "1 to ", f"got {count}")
+
+
+def test_no_command_is_explained(run: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run()
+    assert caught.value.code == 2 and "demo,edit,ask,layers" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------- Ctrl-C
+
+
+def test_an_interrupt_keeps_finished_stages_and_nothing_half_written(
+    edit: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(meg_editor.training, "collect", _interrupt)
+        status, out, err = edit(facts)
+    assert (status, out) == (130, "")
+    assert "interrupted" in err and "the same command resumes" in err
+    assert {path.name for path in tmp_path.iterdir()} - before == {"out.stages"}
+    kept = sorted(path.name for path in (tmp_path / "out.stages").iterdir())
+    assert [name.partition("-")[0] for name in kept] == ["encoder", "gate"]
+    assert all(name.endswith(".safetensors") for name in kept)
+
+    status, out, _ = edit(facts)
+    assert status == 0 and "(resumed: encoder, gate)" in out
+
+
+def test_an_interrupt_while_saving_keeps_the_edits_saved_before(
+    edit: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert edit(facts)[0] == 0
+    before = tree(tmp_path / "out")
+    other = write(tmp_path / "other.json", FACTS[:1])
+    names = {path.name for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(TextEncoder, "save_pretrained", _interrupt)
+        assert edit(other)[0] == 130
+    assert tree(tmp_path / "out") == before
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def _interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,320 @@
+"""Gates let edits in and nothing else, at a threshold which calibration finds."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meg_editor.gates import GATES, Calibration, FamiliarityGate, SimilarityGate, calibrate
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.index import nearest
+
+E, N = 32, 40
+
+every_gate = pytest.mark.parametrize("kind", GATES)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def near(vectors: Tensor, noise: float = 0.01, seed: int = 9) -> Tensor:
+    return F.normalize(vectors + noise * unit(*vectors.shape, seed=seed), dim=-1)
+
+
+def build(kind: str, **settings: Any) -> Any:
+    values = {"gate": kind, "familiarity_epochs": 300, "familiarity_blocks": 2, **settings}
+    return GATES[kind].build(MeGHyperParams.from_dict(values), E)
+
+
+def score(gate: Any, queries: Tensor, edited: Tensor) -> Tensor:
+    found: Tensor = gate.score(queries, (queries @ edited.T).amax(1))
+    return found
+
+
+@pytest.fixture(scope="module")
+def familiarity() -> Any:
+    torch.manual_seed(0)
+    gate = build("familiarity")
+    gate.fit(unit(N, E), seed=1)
+    return gate
+
+
+# ---------------------------------------------------------------------------- every gate
+
+
+@every_gate
+def test_the_calibrated_threshold_lies_between_edits_and_others(
+    kind: str, familiarity: FamiliarityGate
+) -> None:
+    edited = unit(N, E)
+    gate = familiarity if kind == "familiarity" else build(kind)
+    yes, no = score(gate, near(edited), edited), score(gate, unit(200, E, seed=5), edited)
+    found = calibrate(yes, no)
+    # Some strangers look familiar to an entropy; to a cosine in 32 dimensions none does.
+    if kind == "similarity":
+        assert float(no.max()) < found.threshold < float(yes.min())
+        assert found.balanced_accuracy == 1.0
+    share = ((yes >= found.threshold).float().mean() + (no < found.threshold).float().mean()) / 2
+    assert float(share) > 0.9
+    assert found.balanced_accuracy == pytest.approx(float(share), abs=0.01)
+
+
+@every_gate
+def test_thresholds_which_are_given_are_kept(kind: str) -> None:
+    given = build(kind, gate_threshold=0.3).threshold
+    assert float(given) == pytest.approx(0.3 if kind == "similarity" else -0.3)  # H ≤ ε
+
+
+@every_gate
+def test_the_state_dict_holds_the_whole_gate(kind: str) -> None:
+    edited, queries = unit(N, E), unit(5, E, seed=3)
+    gate = build(kind, familiarity_epochs=5)
+    gate.fit(edited, seed=1)
+    gate.threshold.fill_(0.123)
+    torch.manual_seed(77)
+    restored = build(kind)
+    restored.load_state_dict(gate.state_dict())
+    assert float(restored.threshold) == pytest.approx(0.123)
+    assert torch.equal(score(restored, queries, edited), score(gate, queries, edited))
+
+
+@every_gate
+def test_a_row_does_not_depend_on_its_batch(kind: str, familiarity: FamiliarityGate) -> None:
+    edited, queries = unit(N, E), unit(6, E, seed=3)
+    gate = familiarity if kind == "familiarity" else build(kind)
+    alone = torch.cat([score(gate, row[None], edited) for row in queries])
+    torch.testing.assert_close(alone, score(gate, queries, edited), rtol=1e-4, atol=1e-5)
+
+
+def test_the_similarity_score_is_the_cosine() -> None:
+    cosine = torch.tensor([0.5, -0.25])
+    assert torch.equal(SimilarityGate().score(unit(2, E), cosine), cosine)
+
+
+# ------------------------------------------------------------------- familiarity network
+
+
+def test_the_score_is_minus_the_entropy() -> None:
+    torch.manual_seed(3)
+    gate, queries = FamiliarityGate(E, classes=7, blocks=2), 3 * unit(5, E)
+    hidden = queries * math.sqrt(E)
+    for block in gate.blocks:
+        widen, _, _, narrow = block
+        wide = hidden @ widen.weight.T + widen.bias
+        wide = 0.5 * wide * (1 + torch.erf(wide / math.sqrt(2)))
+        hidden = hidden + wide @ narrow.weight.T + narrow.bias
+    wanted = []
+    for row in (hidden @ gate.head.weight.T + gate.head.bias).tolist():
+        total = sum(math.exp(value) for value in row)
+        p = [math.exp(value) / total for value in row]
+        wanted.append(sum(q * math.log(q) for q in p))
+    assert gate.score(queries, torch.zeros(5)).tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_certain_predictions_have_no_entropy_and_even_ones_have_ln_k() -> None:
+    gate = FamiliarityGate(E, classes=4, blocks=1)
+    with torch.no_grad():
+        gate.head.weight.zero_()
+        gate.head.bias.zero_()
+    assert gate.score(unit(1, E), torch.zeros(1)).item() == pytest.approx(-math.log(4))
+    with torch.no_grad():
+        gate.head.bias[2] = 1e4
+    assert gate.score(unit(1, E), torch.zeros(1)).item() == 0.0  # and not NaN from 0 · -inf
+
+
+def test_what_was_seen_has_far_less_entropy(familiarity: FamiliarityGate) -> None:
+    edited = unit(N, E)
+    seen = -score(familiarity, edited, edited)
+    unseen = -score(familiarity, unit(200, E, seed=5), edited)
+    assert float(seen.max()) < 0.1  # the paper's ε for Phi-2
+    assert float(unseen.mean()) > 10 * float(seen.mean())
+    assert float(unseen.median()) > float(seen.max())
+
+
+def test_labels_are_random_and_learned(familiarity: FamiliarityGate) -> None:
+    labels = familiarity.logits(unit(N, E)).argmax(1)
+    assert len(labels.unique()) > 5  # of K = 10, for 40 facts
+    assert torch.equal(labels, torch.randint(10, (N,), generator=torch.Generator().manual_seed(1)))
+
+
+def test_convergence_ends_the_training() -> None:
+    """It trains until the loss is below 1e-3, far from the limit on epochs."""
+    gate = build("familiarity", familiarity_epochs=100_000, familiarity_dropout=0.0)
+    edited = unit(N, E)
+    gate.fit(edited, seed=1)
+    labels = torch.randint(10, (N,), generator=torch.Generator().manual_seed(1))
+    assert float(F.cross_entropy(gate.logits(edited), labels)) < 2e-3
+    assert not gate.training and not any(p.requires_grad for p in gate.parameters())
+
+
+def test_fitting_twice_with_one_seed_gives_the_same() -> None:
+    edited, scores = unit(N, E), []
+    for state in (1, 2):  # of the global generator, which others use too
+        torch.manual_seed(state)
+        gate = build("familiarity", familiarity_epochs=3)
+        gate.fit(edited, seed=6)
+        scores.append(score(gate, edited, edited))
+    assert torch.equal(*scores)
+
+
+def test_a_new_network_follows_from_the_seed_alone() -> None:
+    """Calibration fits a second gate: it must be the same experiment."""
+    heads = []
+    for state, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(state)
+        heads.append(build("familiarity", seed=seed).head.weight)
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_building_and_fitting_leave_the_global_random_state() -> None:
+    torch.manual_seed(5)
+    expected = torch.randn(4)
+    torch.manual_seed(5)
+    gate = build("familiarity", familiarity_epochs=3)
+    gate.fit(unit(N, E))
+    assert torch.equal(torch.randn(4), expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_embeddings_which_are_not_finite_stop_the_training(bad: float) -> None:
+    edited = unit(N, E)
+    edited[3, 4] = bad
+    with pytest.raises(FloatingPointError, match="familiarity network.*epoch 0.*familiarity_lr"):
+        build("familiarity").fit(edited)
+
+
+# ----------------------------------------------------------------------------- calibration
+
+
+def test_the_sweep_counts() -> None:
+    yes, no = torch.tensor([0.2, 0.6, 0.9, 1.0]), torch.tensor([0.0, 0.1, 0.3, 0.5])
+    found = calibrate(yes, no, steps=11)
+    assert found.thresholds.tolist() == pytest.approx([i / 10 for i in range(11)])
+    for t, accepted, rejected in zip(found.thresholds, found.accepted, found.rejected, strict=True):
+        assert float(accepted) == sum(value >= t for value in yes) / 4
+        assert float(rejected) == sum(value < t for value in no) / 4
+    assert 0.5 < found.threshold <= 0.6 + 1e-6
+    assert found.balanced_accuracy == pytest.approx((3 / 4 + 4 / 4) / 2)
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [
+        ([0.3, 0.9], [0.1, 0.7]),
+        ([0.3, 0.3, 0.9, 0.9], [0.1, 0.1, 0.7, 0.7]),
+        ([-0.9, -0.3, -0.1], [-1.0, -0.5, -0.2]),
+    ],
+)
+def test_two_equally_good_stretches_are_not_averaged(yes: list[float], no: list[float]) -> None:
+    found = calibrate(torch.tensor(yes), torch.tensor(no))
+    at_threshold = (
+        sum(value >= found.threshold for value in yes) / len(yes)
+        + sum(value < found.threshold for value in no) / len(no)
+    ) / 2
+    assert at_threshold == pytest.approx(float((found.accepted + found.rejected).max()) / 2)
+    assert found.balanced_accuracy == pytest.approx(at_threshold)
+
+
+def test_scores_which_are_all_equal_give_a_threshold() -> None:
+    found = calibrate(torch.full((3,), 0.5), torch.full((4,), 0.5))
+    assert found.threshold == pytest.approx(0.5) and found.balanced_accuracy == 0.5
+
+
+@pytest.mark.parametrize(("yes", "no"), [(0, 3), (3, 0), (0, 0)])
+def test_calibration_needs_both_kinds(yes: int, no: int) -> None:
+    with pytest.raises(ValueError, match=rf"got {yes} and {no}.*gate_threshold"):
+        calibrate(torch.rand(yes), torch.rand(no))
+
+
+def test_tensors_and_back() -> None:
+    found = calibrate(torch.rand(20) + 0.5, torch.rand(30))
+    tensors = found.to_tensors()
+    assert all(isinstance(value, Tensor) for value in tensors.values())
+    back = Calibration.from_tensors({**tensors, "gate.threshold": torch.tensor(1.0)})
+    assert back is not None
+    assert back.threshold == pytest.approx(found.threshold, rel=1e-6)
+    for name in ("thresholds", "accepted", "rejected"):
+        assert torch.equal(getattr(back, name), getattr(found, name))
+    assert Calibration.from_tensors({"gate.threshold": torch.tensor(1.0)}) is None
+
+
+@pytest.mark.parametrize("steps", [2, 11, 201])
+def test_the_table_prints_rows_of_the_sweep(steps: int) -> None:
+    found = calibrate(torch.linspace(0.4, 1, 30), torch.linspace(0, 0.6, 40), steps)
+    header, *rows, chosen = found.table().splitlines()
+    assert header.split() == ["threshold", "edits", "kept", "others", "kept"]
+    assert 2 <= len(rows) <= 12
+    for row in rows:
+        t, accepted, rejected = (float(number) for number in re.findall(r"[\d.]+", row))
+        i = int((found.thresholds - t).abs().argmin())
+        assert t == pytest.approx(float(found.thresholds[i]), abs=6e-4)
+        assert accepted == pytest.approx(100 * float(found.accepted[i]), abs=0.06)
+        assert rejected == pytest.approx(100 * float(found.rejected[i]), abs=0.06)
+    assert chosen == f"chosen {found.threshold:.3f}"
+
+
+@pytest.mark.parametrize("gap", [0.1, 0.5, 0.9])
+def test_the_table_shows_the_choice_and_what_is_around_it(gap: float) -> None:
+    """Near rows tell how much the exact value matters, far ones what trade-off there is."""
+    edge = torch.rand(500) * 0.02 - 0.01 + gap
+    found = calibrate(torch.cat([edge, torch.ones(500)]), torch.cat([edge, torch.zeros(500)]))
+    shown = [float(row.split()[0]) for row in found.table().splitlines()[1:-1]]
+    assert shown == sorted(shown)
+    assert f"{found.threshold:.3f}" in {f"{value:.3f}" for value in shown}
+    assert sum(abs(value - found.threshold) < 0.05 for value in shown) >= 5
+    assert max(abs(value - found.threshold) for value in shown) > 0.35
+
+
+@pytest.mark.parametrize(
+    ("yes", "no", "middle"),
+    [
+        ([0.3, 0.9], [0.2, 0.6], 0.75),  # from 0.2 to 0.3, and from 0.6 to 0.9
+        ([0.6, 0.9], [0.2, 0.8], 0.40),  # from 0.2 to 0.6, and from 0.8 to 0.9
+    ],
+)
+def test_the_longest_of_the_best_stretches_is_taken(
+    yes: list[float], no: list[float], middle: float
+) -> None:
+    found = calibrate(torch.tensor(yes), torch.tensor(no), steps=1001)
+    assert found.threshold == pytest.approx(middle, abs=0.01)
+    assert found.balanced_accuracy == 0.75
+
+
+# --------------------------------------------------------------------------------- nearest
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 100, 65536])
+def test_nearest_in_chunks_is_brute_force(chunk: int) -> None:
+    queries, keys = unit(13, E), unit(100, E, seed=2)
+    cosine, index = nearest(queries, keys, chunk)
+    for row, query in enumerate(queries):
+        similarities = [
+            sum(a * b for a, b in zip(query.tolist(), key.tolist(), strict=True)) for key in keys
+        ]
+        best = max(range(100), key=similarities.__getitem__)
+        assert int(index[row]) == best
+        assert float(cosine[row]) == pytest.approx(similarities[best], abs=1e-5)
+    assert index.dtype == torch.int64
+
+
+def test_nearest_of_negative_similarities() -> None:
+    key = unit(1, E)
+    cosine, index = nearest(-key, torch.cat([key, key]), 1)
+    assert float(cosine) == pytest.approx(-1) and int(index) == 0
+
+
+def test_nearest_of_no_queries() -> None:
+    cosine, index = nearest(torch.empty(0, E), unit(3, E))
+    assert cosine.shape == index.shape == (0,)

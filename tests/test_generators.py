@@ -1,0 +1,416 @@
+"""Generators give the neurons they were taught, and diffusion is what its formulas say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meg_editor.diffusion import Diffusion
+from meg_editor.generators import GENERATORS, NeuronBank, NeuronScaling, WeightGenerator
+from meg_editor.hparams import MeGHyperParams
+
+E, P, N = 16, 50, 8  # P is no multiple of the patch size
+PREDICTIONS: tuple[Literal["v_prediction", "sample"], ...] = ("v_prediction", "sample")
+SAMPLERS: tuple[Literal["ddim", "dpm"], ...] = ("ddim", "dpm")
+SMALL = {
+    "generator_width": 32,
+    "generator_depth": 2,
+    "generator_heads": 4,
+    "generator_patch_size": 16,
+    "generator_steps": 30,
+    "generator_lr": 3e-3,
+    "generator_ema": 0.9,
+    "generator_batch_size": 64,
+}
+
+every_generator = pytest.mark.parametrize("kind", GENERATORS)
+learned = pytest.mark.parametrize("kind", ["mlp", "dit"])
+every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def pairs(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(N, E) unit vectors and (N, P) neurons of about 0.1 around a common point."""
+    generator = torch.Generator().manual_seed(seed)
+    conditions = F.normalize(torch.randn(N, E, generator=generator), dim=-1)
+    common = torch.randn(P, generator=generator)
+    return conditions, 0.1 * (common + torch.randn(N, P, generator=generator))
+
+
+def build(kind: str, **settings: Any) -> WeightGenerator:
+    hparams = MeGHyperParams.from_dict({**SMALL, "generator": kind, **settings})
+    return GENERATORS[kind].build(hparams, E, P, N)
+
+
+def fitted(kind: str, **settings: Any) -> WeightGenerator:
+    generator = build(kind, **settings)
+    generator.fit(*pairs(), seed=3)
+    return generator
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """Root mean square error in units of how much the neurons differ from each other."""
+    spread = (wanted - wanted.mean(0)).square().mean().sqrt()
+    return float((got - wanted).square().mean().sqrt() / spread)
+
+
+# ------------------------------------------------------------------------ every generator
+
+
+@every_generator
+def test_shapes_whatever_the_number_of_queries(kind: str) -> None:
+    generator = fitted(kind)
+    for count in (1, 3, N, 20):
+        neurons = generator.generate(F.normalize(torch.randn(count, E), dim=-1))
+        assert neurons.shape == (count, P) and neurons.dtype == torch.float32
+        assert bool(neurons.isfinite().all()) and not neurons.requires_grad
+
+
+@every_generator
+def test_fitting_twice_with_one_seed_gives_the_same(kind: str) -> None:
+    torch.manual_seed(1)
+    first = fitted(kind)
+    torch.manual_seed(2)  # whatever else used the global generator before
+    second = fitted(kind)
+    queries = pairs(1)[0]
+    assert torch.equal(first.generate(queries), second.generate(queries))
+
+
+@learned
+def test_another_seed_gives_another_generator(kind: str) -> None:
+    conditions, neurons = pairs()
+    results = []
+    for seed in (3, 4):
+        torch.manual_seed(0)
+        generator = build(kind, generator_dropout=0.2, generator_condition_noise=0.3)
+        generator.fit(conditions, neurons, seed=seed)
+        results.append(generator.generate(conditions))
+    assert not torch.equal(*results)
+
+
+@learned
+def test_fitting_leaves_the_global_random_state(kind: str) -> None:
+    generator = build(kind, generator_dropout=0.2)
+    torch.manual_seed(5)
+    expected = torch.randn(4)
+    torch.manual_seed(5)
+    generator.fit(*pairs(), seed=3)
+    generator.generate(pairs()[0])
+    assert torch.equal(torch.randn(4), expected)
+
+
+@every_generator
+def test_generation_is_deterministic_after_dropout(kind: str) -> None:
+    generator = fitted(kind, generator_dropout=0.3)
+    queries = pairs(1)[0]
+    assert torch.equal(generator.generate(queries), generator.generate(queries))
+
+
+@every_generator
+@every_sampler
+def test_a_row_does_not_depend_on_its_batch(kind: str, sampler: str) -> None:
+    generator = fitted(kind, sampler=sampler)
+    queries = torch.cat([pairs(1)[0], pairs(2)[0]])
+    together = generator.generate(queries)
+    alone = torch.cat([generator.generate(row[None]) for row in queries])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+    flipped = generator.generate(queries.flip(0)).flip(0)
+    torch.testing.assert_close(flipped, together, rtol=1e-4, atol=1e-5)
+
+
+@every_generator
+def test_the_state_dict_holds_everything(kind: str) -> None:
+    generator = fitted(kind)
+    state = {name: value.clone() for name, value in generator.state_dict().items()}
+    torch.manual_seed(99)
+    restored = build(kind, seed=17)
+    queries = pairs(1)[0]
+    assert not torch.equal(restored.generate(queries), generator.generate(queries))
+    restored.load_state_dict(state)
+    assert torch.equal(restored.generate(queries), generator.generate(queries))
+    assert generator.stored_bytes == sum(v.nbytes for v in state.values())
+
+
+@learned
+def test_fitting_reports_one_falling_loss_per_step(kind: str) -> None:
+    generator = build(kind, generator_steps=120)
+    losses = generator.fit(*pairs(), seed=0)
+    assert len(losses) == 120
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert not generator.training
+    assert not any(parameter.requires_grad for parameter in generator.parameters())
+
+
+@learned
+def test_targets_which_are_not_finite_stop_the_training(kind: str) -> None:
+    conditions, neurons = pairs()
+    neurons[2, 5] = torch.nan
+    with pytest.raises(FloatingPointError, match="generator.*step 0.*generator_lr"):
+        build(kind).fit(conditions, neurons)
+
+
+@learned
+@pytest.mark.parametrize("scaling", ["constant", "whiten"])
+def test_a_few_pairs_are_learned_by_heart(kind: str, scaling: str) -> None:
+    steps = {"mlp": 200, "dit": 500}[kind]
+    generator = build(kind, generator_steps=steps, generator_scaling=scaling, generator_width=64)
+    conditions, neurons = pairs()
+    if scaling == "constant":
+        neurons = neurons / 10  # 0.01 is the paper's scale
+    before = relative_error(generator.generate(conditions), neurons)
+    generator.fit(conditions, neurons, seed=0)
+    after = relative_error(generator.generate(conditions), neurons)
+    assert before > 0.9
+    assert after < {"mlp": 0.05, "dit": 0.15}[kind]
+
+
+def test_dit_learns_velocities_too() -> None:
+    generator = build(
+        "dit",
+        generator_steps=300,
+        generator_width=64,
+        generator_batch_size=128,
+        diffusion_prediction="v_prediction",
+    )
+    conditions, neurons = pairs()
+    generator.fit(conditions.repeat(16, 1), neurons.repeat(16, 1), seed=0)
+    for steps in (1, 4, 50):
+        assert relative_error(generator.generate(conditions, steps), neurons) < 0.3
+
+
+def test_steps_override_the_hyper_parameters() -> None:
+    queries = pairs(1)[0]
+    generator = fitted("dit", sampling_steps=7)
+    assert torch.equal(generator.generate(queries), generator.generate(queries, 7))
+    assert not torch.equal(generator.generate(queries), generator.generate(queries, 2))
+
+
+def test_the_width_must_suit_the_heads() -> None:
+    with pytest.raises(ValueError, match=r"generator_width \(32\).*generator_heads \(5\)"):
+        build("dit", generator_heads=5)
+
+
+# ----------------------------------------------------------------------------------- bank
+
+
+def test_the_bank_serves_the_nearest_neuron_exactly() -> None:
+    conditions, neurons = pairs()
+    bank = fitted("bank")
+    order = torch.tensor([5, 0, 7, 3, 3])
+    assert torch.equal(bank.generate(conditions[order]), neurons[order].half().float())
+    close = F.normalize(conditions + 0.05 * torch.randn(N, E), dim=-1)
+    assert torch.equal(bank.generate(close), neurons.half().float())
+
+
+def test_the_bank_takes_two_bytes_a_value() -> None:
+    assert NeuronBank(E, P, N).stored_bytes == 2 * N * (E + P)
+
+
+# ------------------------------------------------------------------- scaling, augmentation
+
+
+def test_scaling_and_its_inverse() -> None:
+    mean, scale, neurons = torch.randn(P), torch.rand(P) + 0.1, torch.randn(3, 2, P)
+    scaling = NeuronScaling(mean, scale)
+    assert torch.allclose(scaling.forward(mean + 2 * scale), torch.full((P,), 2.0), atol=1e-4)
+    assert torch.allclose(scaling.inverse(scaling.forward(neurons)), neurons, atol=1e-5)
+
+
+def test_constant_scaling_divides_by_a_hundredth() -> None:
+    generator: Any = fitted("mlp", generator_scaling="constant")
+    assert torch.allclose(generator.scaling.forward(torch.full((P,), 0.03)), torch.full((P,), 3.0))
+
+
+def test_whitened_targets_have_mean_zero_and_variance_one() -> None:
+    generator: Any = fitted("mlp", generator_scaling="whiten")
+    white = generator.scaling.forward(pairs()[1]).double()
+    assert white.mean(0).abs().max() < 1e-5
+    assert torch.allclose((white**2).mean(0), torch.ones(P, dtype=torch.double), atol=1e-4)
+
+
+@learned
+def test_whitening_bears_values_which_never_change_and_single_edits(kind: str) -> None:
+    conditions, neurons = pairs()
+    neurons[:, 3] = 0.25
+    generator = build(kind)
+    generator.fit(conditions, neurons)
+    assert torch.allclose(generator.generate(conditions)[:, 3], neurons[:, 3], atol=0.05)
+    single = build(kind)
+    single.fit(conditions[:1], neurons[:1])
+    assert torch.allclose(single.generate(conditions[:1]), neurons[:1], atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", ["constant", "whiten"])
+def test_zero_augmentation_teaches_the_zero_neuron(scaling: str) -> None:
+    conditions, neurons = pairs()
+    if scaling == "constant":
+        neurons = neurons / 10  # 0.01 is the paper's scale
+    irrelevant = pairs(1)[0]
+    settings = {"generator_steps": 200, "generator_scaling": scaling}
+    size = float(neurons.square().mean().sqrt())
+
+    def left(share: float) -> tuple[float, float]:
+        generator = build("mlp", generator_zero_augmentation=share, **settings)
+        generator.fit(conditions, neurons, irrelevant, seed=0)
+        others = generator.generate(irrelevant).square().mean().sqrt()
+        return float(others) / size, relative_error(generator.generate(conditions), neurons)
+
+    without, with_augmentation = left(0.0), left(0.5)
+    assert without[0] > 0.3
+    assert with_augmentation[0] < 0.1
+    assert with_augmentation[1] < 0.1
+
+
+# ------------------------------------------------------------------------------ diffusion
+
+
+def alpha_bar(timesteps: int = 1000) -> list[float]:
+    """The products of 1 - β of Ho et al.'s linear schedule, in Python's double precision."""
+    product, table = 1.0, []
+    for t in range(timesteps):
+        product *= 1 - (1e-4 + (0.02 - 1e-4) * t / (timesteps - 1))
+        table.append(product)
+    return table
+
+
+def levels(t: Tensor) -> tuple[Tensor, Tensor]:
+    """α and σ at time steps (B,), each (B, 1)."""
+    squares = torch.tensor([alpha_bar()[i] for i in t.tolist()], dtype=torch.double)
+    return squares.sqrt()[:, None].float(), (1 - squares).sqrt()[:, None].float()
+
+
+def perfect(clean: Tensor, prediction: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The denoiser which knows the answer."""
+
+    def denoise(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        alpha, sigma = levels(t)
+        noise = (x - alpha * clean) / sigma
+        return clean if prediction == "sample" else alpha * noise - sigma * clean
+
+    return denoise
+
+
+@every_prediction
+def test_the_loss_noises_and_targets_as_in_the_paper(
+    prediction: Literal["v_prediction", "sample"],
+) -> None:
+    diffusion = Diffusion(prediction)
+    clean, condition = 5 * torch.randn(400, P), torch.randn(400, E)
+    seen: dict[str, Tensor] = {}
+
+    def zero(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        seen.update(x=x, t=t, z=z)
+        return torch.zeros_like(x)
+
+    loss = diffusion.loss(zero, clean, condition, torch.Generator().manual_seed(0))
+    alpha, sigma = levels(seen["t"])
+    noise = (seen["x"] - alpha * clean) / sigma  # x_t = α x_0 + σ ε
+    late = seen["t"] > 500  # where dividing by σ is exact enough to test what ε is
+    assert abs(float(noise[late].mean())) < 0.05 and abs(float(noise[late].std()) - 1) < 0.05
+    target = alpha * noise - sigma * clean if prediction == "v_prediction" else clean
+    assert float(loss) == pytest.approx(float(target.square().mean()), rel=1e-3)
+    assert torch.equal(seen["z"], condition)
+    right = diffusion.loss(
+        perfect(clean, prediction), clean, condition, torch.Generator().manual_seed(0)
+    )
+    assert float(right) < 1e-4
+
+
+def test_time_steps_cover_the_schedule() -> None:
+    drawn: list[Tensor] = []
+
+    def record(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        drawn.append(t)
+        return x
+
+    Diffusion().loss(record, torch.zeros(20000, 1), torch.zeros(20000, 1), torch.Generator())
+    (t,) = drawn
+    assert int(t.min()) >= 0 and int(t.max()) == 999
+    assert float((t < 500).float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert float((t >= 900).float().mean()) == pytest.approx(0.55, abs=0.02)
+
+
+@every_prediction
+@every_sampler
+@pytest.mark.parametrize("steps", [1, 2, 4, 50])
+def test_a_perfect_denoiser_gives_the_clean_sample(
+    prediction: Literal["v_prediction", "sample"], sampler: Literal["ddim", "dpm"], steps: int
+) -> None:
+    clean = 20 * torch.randn(3, P)  # far beyond 1, where clip_sample would cut
+    result = Diffusion(prediction).sample(
+        perfect(clean, prediction), torch.zeros(3, E), torch.randn(P), steps, sampler
+    )
+    tolerance = 1e-2 if sampler == "dpm" else 2e-3
+    assert float((result - clean).abs().max()) < tolerance * float(clean.abs().max())
+
+
+def guess(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    """Some smooth denoiser, wrong in its own way at every step; values beyond 1."""
+    return 3 * torch.tanh(0.5 * x + condition[:, :1]) + t[:, None] / 500
+
+
+@every_prediction
+@pytest.mark.parametrize("steps", [1, 2, 4, 50])
+def test_ddim_follows_its_formula(
+    prediction: Literal["v_prediction", "sample"], steps: int
+) -> None:
+    start, condition = torch.randn(P), torch.randn(3, E)
+    got = Diffusion(prediction).sample(guess, condition, start, steps)
+    table = alpha_bar()
+    times = [1000 - 1 - round(k * 1000 / steps) for k in range(steps)]  # the first is pure noise
+    x = start.expand(3, -1).double()
+    for t, following in zip(times, [*times[1:], -1], strict=True):
+        alpha, sigma = math.sqrt(table[t]), math.sqrt(1 - table[t])
+        predicted = guess(x, torch.full((3,), t), condition.double())
+        clean = predicted if prediction == "sample" else alpha * x - sigma * predicted
+        noise = (x - alpha * clean) / sigma
+        left = table[following] if following >= 0 else 1.0
+        x = math.sqrt(left) * clean + math.sqrt(1 - left) * noise
+    torch.testing.assert_close(got, x.float(), rtol=1e-3, atol=1e-3)
+
+
+@every_prediction
+def test_both_samplers_solve_the_same_equation(
+    prediction: Literal["v_prediction", "sample"],
+) -> None:
+    clean, condition, start = 4 * torch.randn(3, P), torch.zeros(3, E), torch.randn(P)
+
+    def blurred(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """The best guess where values are normal around `clean` with deviation 0.5."""
+        alpha, sigma = levels(t)
+        mean = clean + 0.25 * alpha * (x - alpha * clean) / (0.25 * alpha**2 + sigma**2)
+        return perfect(mean, prediction)(x, t, z)
+
+    diffusion = Diffusion(prediction)
+    ddim = diffusion.sample(blurred, condition, start, 500, "ddim")
+    dpm = diffusion.sample(blurred, condition, start, 25, "dpm")
+    # The flow of normal distributions is linear: the start keeps its place among the samples.
+    torch.testing.assert_close(ddim, clean + 0.5 * start, rtol=0, atol=0.05)
+    torch.testing.assert_close(dpm, clean + 0.5 * start, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("timesteps", [100, 1000])
+def test_the_schedule_ends_in_pure_noise(timesteps: int) -> None:
+    """Sampling starts from noise alone: training must have seen nothing but noise at the end."""
+    diffusion = Diffusion("sample", timesteps)
+    assert diffusion.timesteps == timesteps
+    ends: list[Tensor] = []
+
+    def record(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        ends.append(x[t >= timesteps - 1 - timesteps // 100])
+        return x
+
+    clean = torch.full((4000, 1), 100.0)
+    diffusion.loss(record, clean, torch.zeros(4000, 1), torch.Generator().manual_seed(0))
+    assert float(ends[0].mean()) / 100 < 0.05

@@ -1,0 +1,37 @@
+"""Every query gets the routing of its own best reading."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from meg_editor.encoder import TextEncoder
+from meg_editor.gates import SimilarityGate
+from meg_editor.routing import Router
+
+EDITED = ["The capital of Atlantis is", "The river of Genovia is", "The language of Erewhon is"]
+
+
+@pytest.fixture(scope="module")
+def router(tiny_encoder: TextEncoder) -> Router:
+    return Router(tiny_encoder, SimilarityGate(0.999), tiny_encoder.encode(EDITED))
+
+
+def test_the_reading_with_the_highest_score_counts(router: Router) -> None:
+    routing = router.route([["Hello.", EDITED[2]], [EDITED[0], "Hello."], ["Hello."]])
+    assert routing.readings == [EDITED[2], EDITED[0], "Hello."]
+    assert routing.is_edit.tolist() == [True, True, False]
+    assert routing.nearest.tolist()[:2] == [2, 0]
+    assert torch.equal(routing.score, routing.cosine)
+    torch.testing.assert_close(routing.embeddings[0], router.anchors[2])
+
+
+def test_a_query_without_readings_does_not_take_another_ones(router: Router) -> None:
+    routing = router.route([[EDITED[0]], [], [EDITED[1]], []])
+    assert routing.readings == [EDITED[0], "", EDITED[1], ""]
+    assert routing.is_edit.tolist() == [True, False, True, False]
+
+
+def test_no_queries(router: Router) -> None:
+    routing = router.route([])
+    assert routing.readings == [] and routing.is_edit.shape == (0,)
