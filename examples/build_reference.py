@@ -284,7 +284,7 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
     """A BERT trained to tell apart who and what a sentence asks about, however it is worded.
 
     Contrastive pairs: two phrasings of one relation around one subject (EDIT, those PSEUDO ones
-    that do not calibrate thresholds, and the many of paraphrases.yaml), against the same subject in another relation and a
+    that do not calibrate thresholds, and the many of paraphrases.yaml), against the same subject in other relations and a
     similar subject in the same one. Subjects are random words, names put together from word
     pieces and the PSEUDO split: no fact which may be edited is seen.
     """
@@ -347,10 +347,11 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, (len(losses) + 1) / 100) * cosine(progress)
         anchors, positives = [], []
-        for _ in range(64):
-            name, relation = subject(), rng.choice(relations)
-            other = rng.choice([r for r in relations if r != relation])
-            for who, what in ((name, relation), (name, other), (similar(name), relation)):
+        for _ in range(48):
+            name = subject()
+            relation, other, third = rng.sample(relations, 3)
+            asked = ((name, relation), (name, other), (name, third), (similar(name), relation))
+            for who, what in asked:
                 first, second = (rng.choice(rng.choice(ways[what])) for _ in range(2))
                 anchors.append(say(first, who))
                 positives.append(say(second, who))

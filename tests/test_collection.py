@@ -1,0 +1,118 @@
+"""Collection: independent neurons in one batch, checked by generation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PROMPTS
+
+from meg_editor.collection import collect, shared_start
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.neuron import NeuronHook, NeuronSpec
+from meg_editor.requests import EditRequest
+from meg_editor.tokens import encode_example, greedy_answers, target_logits
+from meg_editor.tokens import Batch
+
+REQUESTS = [EditRequest(prompt, target) for prompt, target in zip(
+    PROMPTS[:6], ["Paris", "Lima", "the sea", "Oslo", "a cat", "Paris"], strict=True
+)]  # fmt: skip
+SETTINGS = MeGHyperParams(
+    layers=[1], collection_lr=0.3, collection_steps=40, collection_contexts=2, collection_retries=1
+)
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_llama: Any) -> NeuronSpec:
+    return NeuronSpec.from_model(tiny_llama, 1)
+
+
+def test_one_step_is_sgd_on_the_mean_loss_of_a_fact(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
+) -> None:
+    """Against a fact on its own, through the model's own forward pass."""
+    settings = dataclasses.replace(
+        SETTINGS, collection_steps=1, collection_contexts=1, collection_retries=0
+    )
+    found = collect(tiny_llama, tiny_tokenizer, spec, REQUESTS, settings)
+    start = shared_start(spec, settings.seed)
+    for request, neuron in zip(REQUESTS, found.neurons, strict=True):
+        example = encode_example(tiny_tokenizer, request.prompt, request.target_new)
+        ids = torch.tensor([example.prompt + example.target])
+        own = start.clone().unsqueeze(0).requires_grad_(True)
+        with NeuronHook(tiny_llama, spec) as hook, hook.attached(own):
+            logits = tiny_llama(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
+        loss = F.cross_entropy(logits, torch.tensor(example.target))
+        (gradient,) = torch.autograd.grad(loss, own)
+        expected = start - settings.collection_lr * gradient[0]
+        assert torch.allclose(neuron, expected, atol=1e-4), request
+
+
+def test_a_batch_gives_what_one_fact_at_a_time_gives(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
+) -> None:
+    together = collect(tiny_llama, tiny_tokenizer, spec, REQUESTS, SETTINGS)
+    alone = collect(
+        tiny_llama,
+        tiny_tokenizer,
+        spec,
+        REQUESTS,
+        dataclasses.replace(SETTINGS, collection_batch_size=1),
+    )
+    assert torch.equal(together.success, alone.success)
+    assert torch.allclose(together.neurons, alone.neurons, atol=1e-2)
+
+
+def test_success_is_what_generation_says(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
+) -> None:
+    found = collect(tiny_llama, tiny_tokenizer, spec, REQUESTS, SETTINGS)
+    assert found.success.float().mean() >= 0.5
+    with NeuronHook(tiny_llama, spec) as hook, hook.attached(found.neurons):
+        prompts = [request.prompt for request in REQUESTS]
+        answers = greedy_answers(tiny_llama, tiny_tokenizer, prompts, 12)
+    for answer, request, success in zip(answers, REQUESTS, found.success, strict=True):
+        assert (answer == request.target_new) == bool(success)
+
+
+def test_the_model_is_left_without_hooks_and_unchanged(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
+) -> None:
+    before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
+    collect(tiny_llama, tiny_tokenizer, spec, REQUESTS[:2], SETTINGS)
+    assert all(torch.equal(before[n], v) for n, v in tiny_llama.state_dict().items())
+    hooks = [m for m in tiny_llama.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooks
+
+
+def test_a_rate_that_explodes_is_named(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
+) -> None:
+    settings = dataclasses.replace(SETTINGS, collection_lr=1e30, collection_retries=0)
+    with pytest.raises(FloatingPointError, match="collection_lr"):
+        collect(tiny_llama, tiny_tokenizer, spec, REQUESTS[:2], settings)
+
+
+def test_target_logits_are_the_models_own(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    examples = [encode_example(tiny_tokenizer, r.prompt, r.target_new) for r in REQUESTS]
+    batch = Batch.of(examples, "cpu")
+    logits, wanted, rows = target_logits(tiny_llama, batch)
+    position = 0
+    for row, example in enumerate(examples):
+        ids = torch.tensor([example.prompt + example.target])
+        own = tiny_llama(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
+        size = len(example.target)
+        assert torch.allclose(logits[position : position + size], own, atol=1e-4)
+        assert wanted[position : position + size].tolist() == example.target
+        assert rows[position : position + size].tolist() == [row] * size
+        position += size
+
+
+def test_targets_end_the_text(tiny_tokenizer: Any) -> None:
+    example = encode_example(tiny_tokenizer, "The capital of Atlantis is", "Lima")
+    assert example.target[-1] == tiny_tokenizer.eos_token_id
+    text = tiny_tokenizer.decode(example.prompt + example.target, skip_special_tokens=True)
+    assert text == "The capital of Atlantis is Lima"

@@ -1,0 +1,100 @@
+"""TextEncoder: pooling, and the objectives of tuning against formulas."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+from conftest import OTHERS, PROMPTS
+
+from meg_editor.encoder import TextEncoder, _infonce, tune_encoder
+from meg_editor.requests import EditRequest
+
+FACTS = [
+    EditRequest(prompt, "x", rephrases=(f"Say: {prompt}",), locality_prompts=(other,))
+    for prompt, other in zip(PROMPTS[:5], OTHERS, strict=True)
+]
+
+
+@pytest.fixture
+def encoder(tiny_encoder: TextEncoder) -> TextEncoder:
+    return copy.deepcopy(tiny_encoder)
+
+
+def states(encoder: TextEncoder, text: str) -> torch.Tensor:
+    batch = encoder.tokenizer(text, return_tensors="pt")
+    return encoder.model(**batch).last_hidden_state[0]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_pooling_ignores_padding(encoder: TextEncoder, pooling: str) -> None:
+    encoder.pooling = pooling  # type: ignore[assignment]
+    embeddings = encoder.encode([*PROMPTS, *OTHERS, "a"])
+    for text, embedding in zip([*PROMPTS, *OTHERS, "a"], embeddings, strict=True):
+        tokens = states(encoder, text)
+        expected = tokens[0] if pooling == "cls" else tokens.mean(0)
+        assert torch.allclose(embedding, expected / expected.norm(), atol=1e-5)
+
+
+def test_a_long_text_keeps_its_end(encoder: TextEncoder) -> None:
+    question = PROMPTS[0]
+    first, second = ("word " * 300 + question, "other " * 300 + question)
+    assert encoder.encode([first, second]).shape == (2, encoder.dimension)
+    assert encoder.encode([]).shape == (0, encoder.dimension)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_infonce_is_equation_5(encoder: TextEncoder, hard: bool) -> None:
+    loss = _infonce(encoder, FACTS, random.Random(0), 0.07, hard)
+    queries = encoder.encode([fact.rephrases[0] for fact in FACTS])
+    keys = encoder.encode([fact.prompt for fact in FACTS])
+    negatives = encoder.encode([fact.locality_prompts[0] for fact in FACTS]) if hard else keys[:0]
+    total = 0.0
+    for row, query in enumerate(queries):
+        weights = [math.exp(float(query @ key) / 0.07) for key in [*keys, *negatives]]
+        total -= math.log(weights[row] / sum(weights))
+    assert float(loss) == pytest.approx(total / len(FACTS), rel=1e-4)
+
+
+def test_tuning_lowers_the_loss_and_touches_the_last_layer_only(encoder: TextEncoder) -> None:
+    before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
+    losses = tune_encoder(encoder, FACTS, steps=60, lr=1e-2, tuned_layers="last")
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    changed = {n for n, v in encoder.model.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed and all("layer.1." in name for name in changed)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_mse_draws_paraphrases_to_the_untuned_originals(encoder: TextEncoder) -> None:
+    originals = encoder.encode([fact.prompt for fact in FACTS])
+
+    def distance() -> float:
+        queries = encoder.encode([fact.rephrases[0] for fact in FACTS])
+        return float((queries - originals).square().sum(-1).mean())
+
+    before = distance()
+    losses = tune_encoder(encoder, FACTS, objective="mse", steps=60, lr=1e-2, tuned_layers="all")
+    assert losses[0] == pytest.approx(before, rel=0.05)
+    assert distance() < 0.3 * before
+
+
+def test_frozen_changes_nothing_and_the_same_seed_gives_the_same(encoder: TextEncoder) -> None:
+    before = encoder.encode(PROMPTS)
+    assert tune_encoder(encoder, FACTS, objective="frozen") == []
+    assert torch.equal(encoder.encode(PROMPTS), before)
+    other = copy.deepcopy(encoder)
+    for each in (encoder, other):
+        tune_encoder(each, FACTS, steps=5, batch_size=3, seed=4)
+    assert torch.equal(encoder.encode(PROMPTS), other.encode(PROMPTS))
+
+
+def test_bad_input_leaves_the_encoder_as_it_was(encoder: TextEncoder) -> None:
+    before = encoder.encode(PROMPTS)
+    with pytest.raises(ValueError, match=r"rephrases, got 0 of 2.*frozen"):
+        tune_encoder(encoder, [EditRequest("a", "b"), EditRequest("c", "d")])
+    with pytest.raises(FloatingPointError, match="encoder_lr"):
+        tune_encoder(encoder, FACTS, steps=30, lr=float("inf"), tuned_layers="all")
+    assert torch.equal(encoder.encode(PROMPTS), before)
