@@ -284,9 +284,9 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
     """A BERT trained to tell apart who and what a sentence asks about, however it is worded.
 
     Contrastive pairs: two phrasings of one relation around one subject (EDIT, those PSEUDO ones
-    that do not calibrate thresholds, and the many of paraphrases.yaml), against the same subject in other relations and a
-    similar subject in the same one. Subjects are random words, names put together from word
-    pieces and the PSEUDO split: no fact which may be edited is seen.
+    that do not calibrate thresholds, and the many of paraphrases.yaml), against the same subject
+    in other relations and a similar subject in the same one. Subjects are random words, names put
+    together from word pieces and the PSEUDO split: no fact which may be edited is seen.
     """
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
@@ -425,9 +425,7 @@ def retrieval(world: World, encoder_dir: Path) -> dict[str, float]:
         return (cosine.argmax(1) == torch.arange(len(cosine))).float().mean()
 
     return {
-        name: round(
-            100 * float(right(encode([ask(fact) for fact in facts]) @ keys.T)), 2
-        )
+        name: round(100 * float(right(encode([ask(fact) for fact in facts]) @ keys.T)), 2)
         for name, ask in phrased.items()
     }
 

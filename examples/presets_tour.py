@@ -1,6 +1,6 @@
 """A tour of the two presets: what they set, how they decide, what they answer.
 
-    python examples/presets_tour.py
+python examples/presets_tour.py
 """
 
 from meg_editor import MeGHyperParams, fit, load_model

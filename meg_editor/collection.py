@@ -17,7 +17,14 @@ from meg_editor.neuron import NeuronHook, NeuronSpec
 from meg_editor.progress import track
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, Example, by_length, encode_example, greedy_answers, target_logits
+from meg_editor.tokens import (
+    Batch,
+    Example,
+    by_length,
+    encode_example,
+    greedy_answers,
+    target_logits,
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,8 @@ def collect(
                 break
     if torch.equal(neurons, start.repeat(len(requests), 1)):
         raise FloatingPointError(
-            f"collection: no neuron has a finite loss; lower collection_lr ({hparams.collection_lr})"
+            "collection: no neuron has a finite loss; lower collection_lr "
+            f"({hparams.collection_lr})"
         )
     return Collection(neurons, success, steps)
 
@@ -169,9 +177,7 @@ def _greedy_success(
     reader: QueryReader,
 ) -> Tensor:
     """(M,) bool: a neuron counts only if greedy generation gives the target."""
-    longest = max(
-        len(encode_example(tokenizer, r.prompt, r.target_new).target) for r in requests
-    )
+    longest = max(len(encode_example(tokenizer, r.prompt, r.target_new).target) for r in requests)
     prompts = [reader.wrap(request.prompt) for request in requests]
     with hook.attached(neurons.to(model.device)):
         answers = greedy_answers(model, tokenizer, prompts, longest)

@@ -91,7 +91,7 @@ def run_demo(
     say("\n" + report.table())
     if out:
         report.write(out / "report.json")
-        say(f"\nWrote {out / 'report.json'} and {out / 'model'}; ask it: meg-editor ask {out / 'model'}")
+        say(f"\nWrote {out / 'report.json'}. Ask the edited model: meg-editor ask {out / 'model'}")
     return Demo(report, models, cases)
 
 

@@ -179,7 +179,9 @@ class MeGModel(nn.Module):
         special = {self.tokenizer.pad_token_id, self.tokenizer.bos_token_id}
         texts = []
         for row, tokens in enumerate(ids.tolist()):
-            kept = tokens if mask is None else [t for t, m in zip(tokens, mask[row], strict=True) if m]
+            kept = (
+                tokens if mask is None else [t for t, m in zip(tokens, mask[row], strict=True) if m]
+            )
             while kept and kept[0] in special:
                 kept = kept[1:]
             # Chat templates mark turns by special tokens: they are needed to find the question.

@@ -97,9 +97,9 @@ def fit(
 
         pseudo = pseudo_requests() if pseudo is None else pseudo
         calibration = calibration_requests() if calibration is None else calibration
-    edited = {request.prompt for request in edits}
-    pseudo = [fact for fact in pseudo if fact.prompt not in edited]
-    calibration = [fact for fact in calibration if fact.prompt not in edited]
+    prompts = {request.prompt for request in edits}
+    pseudo = [fact for fact in pseudo if fact.prompt not in prompts]
+    calibration = [fact for fact in calibration if fact.prompt not in prompts]
     report = FitReport(
         len(edits), merged.duplicates, _already_answered(model, tokenizer, edits, hparams)
     )
@@ -138,11 +138,16 @@ def fit(
 
     collected = run(
         "collection",
-        [settings("collection", "prompt_template"), spec.to_dict(), fingerprint(model), _texts(edits)],
+        [
+            settings("collection", "prompt_template"),
+            spec.to_dict(),
+            fingerprint(model),
+            _texts(edits),
+        ],
         lambda: vars(collect(model, tokenizer, spec, edits, hparams)),
     )
-    report.collection = Collection(**collected.tensors)
-    told = report.collection.success.tolist()
+    report.collection = collection = Collection(**collected.tensors)
+    told = collection.success.tolist()
     report.not_collected = [r.prompt for r, ok in zip(edits, told, strict=True) if not ok]
 
     generator = GENERATORS[hparams.generator].build(
@@ -152,7 +157,7 @@ def fit(
     generated = run(
         "generator",
         [settings("generator", "diffusion"), tuned.key, collected.key],
-        lambda: _fit_generator(generator, encoder, anchors, report.collection, pseudo, hparams),
+        lambda: _fit_generator(generator, encoder, anchors, collection, pseudo, hparams),
     )
     generator.load_state_dict(generated.tensors)
     edited = MeGModel(model, tokenizer, hparams, spec, encoder, gate, generator, anchors, edits)

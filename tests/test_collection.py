@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from conftest import PROMPTS
 
 from meg_editor.collection import collect, shared_start
+from meg_editor.data.reference_requests import edit_cases
+from meg_editor.data.reference_world import load_world
 from meg_editor.hparams import MeGHyperParams
+from meg_editor.loading import load_model
 from meg_editor.neuron import NeuronHook, NeuronSpec
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import encode_example, greedy_answers, target_logits
-from meg_editor.tokens import Batch
+from meg_editor.tokens import Batch, encode_example, greedy_answers, target_logits
 
 REQUESTS = [EditRequest(prompt, target) for prompt, target in zip(
     PROMPTS[:6], ["Paris", "Lima", "the sea", "Oslo", "a cat", "Paris"], strict=True
@@ -66,26 +68,39 @@ def test_a_batch_gives_what_one_fact_at_a_time_gives(
     assert torch.allclose(together.neurons, alone.neurons, atol=1e-2)
 
 
-def test_success_is_what_generation_says(
-    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
-) -> None:
-    found = collect(tiny_llama, tiny_tokenizer, spec, REQUESTS, SETTINGS)
-    assert found.success.float().mean() >= 0.5
-    with NeuronHook(tiny_llama, spec) as hook, hook.attached(found.neurons):
-        prompts = [request.prompt for request in REQUESTS]
-        answers = greedy_answers(tiny_llama, tiny_tokenizer, prompts, 12)
-    for answer, request, success in zip(answers, REQUESTS, found.success, strict=True):
-        assert (answer == request.target_new) == bool(success)
+def test_success_is_what_generation_says_and_retries_help() -> None:
+    """On the reference model; a random one can hardly be taught anything."""
+    hparams = MeGHyperParams.preset("default", collection_steps=6, collection_retries=0)
+    model, tokenizer = load_model(hparams)
+    requests = [case.request for case in edit_cases(load_world(), 24, 9)]
+    own = NeuronSpec.from_model(model, hparams.layer)
+    short = collect(model, tokenizer, own, requests, hparams)
+    assert not short.success.all()
+    found = collect(model, tokenizer, own, requests, MeGHyperParams.preset("default"))
+    assert found.success.float().mean() >= 0.95
+    for collection in (short, found):
+        with NeuronHook(model, own) as hook, hook.attached(collection.neurons):
+            prompts = [request.prompt for request in requests]
+            answers = greedy_answers(model, tokenizer, prompts, 12)
+        told = [answer == r.target_new for answer, r in zip(answers, requests, strict=True)]
+        assert told == collection.success.tolist()
+    settings = dataclasses.replace(hparams, collection_retries=2)
+    again = collect(model, tokenizer, own, requests, settings)
+    assert again.success.sum() > short.success.sum()
 
 
 def test_the_model_is_left_without_hooks_and_unchanged(
     tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
 ) -> None:
+    def count() -> int:
+        modules = tiny_llama.modules()
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+    hooks = count()
     before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
     collect(tiny_llama, tiny_tokenizer, spec, REQUESTS[:2], SETTINGS)
     assert all(torch.equal(before[n], v) for n, v in tiny_llama.state_dict().items())
-    hooks = [m for m in tiny_llama.modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert not hooks
+    assert count() == hooks
 
 
 def test_a_rate_that_explodes_is_named(

@@ -64,8 +64,13 @@ class Evaluation:
     milliseconds_per_query: float = 0.0
 
 
-def questions_of(base: Any, tokenizer: Any, cases: Sequence[EvaluationCase], reader: QueryReader,
-                 max_new_tokens: int = 12) -> list[Question]:
+def questions_of(
+    base: Any,
+    tokenizer: Any,
+    cases: Sequence[EvaluationCase],
+    reader: QueryReader,
+    max_new_tokens: int = 12,
+) -> list[Question]:
     """Everything to ask about `cases`; what locality prompts want is what `base` says."""
     questions = []
     for index, case in enumerate(cases):
@@ -81,7 +86,9 @@ def questions_of(base: Any, tokenizer: Any, cases: Sequence[EvaluationCase], rea
     answers: list[str] = [""] * len(local)
     for rows in by_length([len(prompt) for prompt, _, _ in local], _ROWS):
         prompts = [reader.wrap(local[row][0]) for row in rows]
-        for row, text in zip(rows, greedy_answers(base, tokenizer, prompts, max_new_tokens), strict=True):
+        for row, text in zip(
+            rows, greedy_answers(base, tokenizer, prompts, max_new_tokens), strict=True
+        ):
             answers[row] = text
     questions += [
         Question(prompt, answer, kind, index)
@@ -130,7 +137,9 @@ def evaluate(
         evaluation.gate = GateMatrix(*matrix)
         evaluation.milliseconds_per_query = 1000 * seconds / len(questions)
         if oracle is not None:
-            evaluation.oracle_generality = _oracle(edited, tokenizer, questions, oracle, max_new_tokens)
+            evaluation.oracle_generality = _oracle(
+                edited, tokenizer, questions, oracle, max_new_tokens
+            )
     return evaluation
 
 

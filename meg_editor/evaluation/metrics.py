@@ -20,7 +20,9 @@ def exact(answers: Sequence[str], wanted: Sequence[str]) -> list[float]:
     ]
 
 
-def token_accuracy(predicted: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> list[float]:
+def token_accuracy(
+    predicted: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+) -> list[float]:
     """TF: for each pair of equally long token sequences, the share of equal tokens, in [0, 1]."""
     return [
         fmean(float(p == w) for p, w in zip(ours, theirs, strict=True))

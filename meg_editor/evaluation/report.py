@@ -98,7 +98,9 @@ class Report:
         ]
         for name, method in self.methods.items():
             s, fit = method.evaluation.scores, method.fit
-            cells = [f"{v:.1f}" for p in (s.reliability, s.generality, s.locality) for v in (p.ag, p.tf)]
+            cells = [
+                f"{v:.1f}" for p in (s.reliability, s.generality, s.locality) for v in (p.ag, p.tf)
+            ]
             oracle = method.evaluation.oracle_generality
             cells += [f"{s.score:.1f}", "-" if oracle is None else f"{oracle:.1f}"]
             if fit and method.stored_bytes is not None:

@@ -124,7 +124,7 @@ class LearnedGenerator(WeightGenerator):
 
     def error(self, conditions: Tensor, neurons: Tensor) -> float:
         """Mean plus standard deviation of the generated neurons' relative error (A.11.1)."""
-        distance = (self.scaling.forward(self.generate(conditions)) - self.scaling.forward(neurons))
+        distance = self.scaling.forward(self.generate(conditions)) - self.scaling.forward(neurons)
         relative = distance.norm(dim=1) / math.sqrt(self.size)
         return float(relative.mean() + relative.std(correction=0))
 
@@ -140,7 +140,7 @@ class LearnedGenerator(WeightGenerator):
         Ends early when the average generates its neurons within `generator_tolerance`.
         """
         h = self.hparams
-        network = [parameter for parameter in self.parameters()]
+        network = list(self.parameters())
         optimizer = torch.optim.AdamW(network, lr=h.generator_lr, weight_decay=0.0, fused=True)
         average = [parameter.detach().clone() for parameter in network]
         losses: list[float] = []

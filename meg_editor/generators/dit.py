@@ -35,7 +35,8 @@ class DiTBlock(nn.Module):
         normed, gate1, shift, scale, gate2 = self.norm1(x, emb=condition)
         x = x + gate1.unsqueeze(1) * self.attention(normed)
         normed = self.norm2(x) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
-        return x + gate2.unsqueeze(1) * self.feed_forward(normed)
+        x = x + gate2.unsqueeze(1) * self.feed_forward(normed)
+        return x
 
 
 class DiT(nn.Module):
@@ -66,7 +67,9 @@ class DiT(nn.Module):
         self.recall = None
         if h.generator_condition == "patches":
             self.recall = nn.Sequential(
-                nn.Linear(dimension, 4 * width), nn.GELU(), nn.Linear(4 * width, self.tokens * width)
+                nn.Linear(dimension, 4 * width),
+                nn.GELU(),
+                nn.Linear(4 * width, self.tokens * width),
             )
         self.blocks = nn.ModuleList(
             DiTBlock(width, h.generator_heads, h.generator_dropout)
@@ -90,8 +93,8 @@ class DiT(nn.Module):
         signal = self.time(self.frequencies(t).to(z.dtype)) + z
         for block in self.blocks:
             hidden = block(hidden, signal)
-        hidden = self.head(self.norm(hidden, signal))
-        return hidden.flatten(1)[:, : self.size]
+        values: Tensor = self.head(self.norm(hidden, signal)).flatten(1)[:, : self.size]
+        return values
 
 
 class DiTGenerator(LearnedGenerator):
@@ -100,9 +103,7 @@ class DiTGenerator(LearnedGenerator):
     def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
         super().__init__(hparams, dimension, size)
         self.network = DiT(hparams, dimension, size)
-        self.diffusion = Diffusion(
-            hparams.diffusion_prediction, hparams.diffusion_train_timesteps
-        )
+        self.diffusion = Diffusion(hparams.diffusion_prediction, hparams.diffusion_train_timesteps)
         noise = torch.randn(size, generator=torch.Generator().manual_seed(hparams.seed))
         self.start: Tensor
         self.register_buffer("start", noise)

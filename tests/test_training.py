@@ -1,0 +1,142 @@
+"""fit: bad input changes nothing, stages run once, the report tells."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import OTHERS, PROMPTS
+
+from meg_editor import training
+from meg_editor.encoder import TextEncoder
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.model import MeGModel
+from meg_editor.requests import EditRequest, RequestError
+from meg_editor.stages import StageStore
+from meg_editor.tokens import greedy_answers
+from meg_editor.training import fit
+
+SETTINGS = MeGHyperParams(
+    layers=[1],
+    encoder_steps=3,
+    familiarity_epochs=20,
+    collection_steps=20,
+    collection_retries=0,
+    generator_width=32,
+    generator_depth=1,
+    generator_heads=2,
+    generator_steps=30,
+    generator_epochs=1,
+)
+EDITS = [EditRequest(prompt, "Paris") for prompt in PROMPTS[:4]]
+TUNING = [
+    EditRequest(prompt, "x", rephrases=(f"Say: {prompt}",), locality_prompts=(other,))
+    for prompt, other in zip(PROMPTS[8:13], OTHERS, strict=True)
+]
+
+
+@pytest.fixture
+def run(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder) -> Any:
+    def run(requests: Any = EDITS, model: Any = tiny_llama, **options: Any) -> Any:
+        defaults = {"pseudo": TUNING, "calibration": TUNING, "encoder": tiny_encoder}
+        hparams = options.pop("hparams", SETTINGS)
+        return fit(model, tiny_tokenizer, requests, hparams, **{**defaults, **options})
+
+    return run
+
+
+def test_fit_gives_a_routed_model_and_tells_what_happened(run: Any, tiny_llama: Any) -> None:
+    before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
+    model, report = run()
+    assert isinstance(model, MeGModel) and report.edits == 4
+    assert list(report.seconds) == ["encoder", "gate", "collection", "generator"]
+    assert report.seconds_per_edit == pytest.approx(sum(report.seconds.values()) / 4)
+    assert report.calibration is not None
+    assert float(model.gate.threshold) == pytest.approx(report.calibration.threshold)
+    assert all(torch.equal(before[n], v) for n, v in tiny_llama.state_dict().items())
+    told = set(report.not_collected)
+    assert told == {
+        e.prompt for e, ok in zip(EDITS, report.collection.success, strict=True) if not ok
+    }
+
+
+def test_the_same_seed_gives_the_same_model(run: Any) -> None:
+    first, second = run()[0], run()[0]
+    for ours, theirs in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_stages_run_once_for_the_same_inputs(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    first, _ = run(store=StageStore(tmp_path))
+    monkeypatch.setattr(training, "collect", lambda *_: pytest.fail("collected again"))
+    second, report = run(store=StageStore(tmp_path))
+    assert report.resumed == ["encoder", "gate", "collection", "generator"]
+    assert torch.equal(
+        first.neurons(first.route(PROMPTS[:4])), second.neurons(second.route(PROMPTS[:4]))
+    )
+
+
+def test_an_interrupted_run_resumes_after_its_last_stage(
+    run: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    real = training._fit_generator
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_fit_generator", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(store=StageStore(tmp_path))
+    monkeypatch.setattr(training, "_fit_generator", real)
+    _, report = run(store=StageStore(tmp_path))
+    assert report.resumed == ["encoder", "gate", "collection"]
+
+
+def test_another_request_runs_collection_again(run: Any, tmp_path: Path) -> None:
+    run(store=StageStore(tmp_path))
+    _, report = run([*EDITS[:3], EditRequest(PROMPTS[5], "Lima")], store=StageStore(tmp_path))
+    assert report.resumed == ["encoder"]
+
+
+def test_duplicates_are_merged_and_known_answers_reported(
+    run: Any, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    (answer,) = greedy_answers(tiny_llama, tiny_tokenizer, [PROMPTS[6]], 3)
+    known = EditRequest(PROMPTS[6], answer)
+    _, report = run([*EDITS, EDITS[0]])
+    assert (report.edits, report.duplicates) == (4, 1)
+    if answer and len(tiny_tokenizer(answer)["input_ids"]) == 4:  # it stops where the target does
+        assert known.prompt in run([*EDITS, known])[1].already_answered
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"layers": [7]}, ValueError, "layer 7 does not exist.*3 decoder layers"),
+        ({"max_length": 4}, RequestError, "request 0.*tokens, more than 4"),
+        ({"mlp_module_tmp": "model.layers.{}.no"}, ValueError, "no' does not exist"),
+    ],
+)
+def test_bad_settings_are_named(run: Any, change: Any, error: Any, words: str) -> None:
+    hparams = MeGHyperParams.from_dict({**SETTINGS.to_dict(), **change})
+    with pytest.raises(error, match=words):
+        run(hparams=hparams)
+
+
+def test_bad_models_and_requests_are_refused(run: Any, tiny_llama: Any) -> None:
+    broken = copy.deepcopy(tiny_llama)
+    broken.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"layers\.2\.mlp\.up_proj\.weight.*NaN"):
+        run(model=broken)
+    with pytest.raises(RequestError, match="different answers"):
+        run([EDITS[0], EditRequest(EDITS[0].prompt, "Lima")])
+    with pytest.raises(RequestError, match="no edit requests"):
+        run([])
+    with pytest.raises(RequestError, match="more than 128"):
+        run([EditRequest("word " * 200, "x")])
+    edited, _ = run()
+    with pytest.raises(ValueError, match=r"MeGModel: pass its \.base"):
+        run(model=edited)
