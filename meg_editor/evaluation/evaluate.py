@@ -24,8 +24,8 @@ _ROWS = 256
 class Question:
     """A query put to a model, and what it should answer.
 
-    `edit` is the index of the case it belongs to; `kind` is "reliability", "generality", or
-    "locality:" and the kind of locality.
+    `edit` is the index of the case it belongs to; `kind` is "reliability", "generality",
+    "portability", or "locality:" and the kind of locality.
     """
 
     prompt: str
@@ -52,6 +52,7 @@ class Evaluation:
         locality_by_kind: AG and TF for each kind of locality prompt.
         oracle_generality: AG Generality with the right stored neuron on every paraphrase, the
             ceiling of every generator; None where there are no neurons.
+        portability: AG on questions which follow from an edit in two hops; None without any.
         gate: None for an unedited model.
         milliseconds_per_query: routing and generating neurons, over all questions.
     """
@@ -60,6 +61,7 @@ class Evaluation:
     locality_by_kind: dict[str, Pair]
     answers: Answers = field(repr=False)
     oracle_generality: float | None = None
+    portability: float | None = None
     gate: GateMatrix | None = None
     milliseconds_per_query: float = 0.0
 
@@ -77,6 +79,7 @@ def questions_of(
         target = case.request.target_new
         questions.append(Question(case.request.prompt, target, "reliability", index))
         questions += [Question(p, target, "generality", index) for p in case.paraphrases]
+        questions += [Question(p, a, "portability", index) for p, a in case.portability]
     local = [
         (prompt, f"locality:{kind}", index)
         for index, case in enumerate(cases)
@@ -176,6 +179,8 @@ def _count(
     matrix: list[int], chunk: Sequence[Question], is_edit: list[bool], nearest: list[int]
 ) -> None:
     for question, yes, index in zip(chunk, is_edit, nearest, strict=True):
+        if question.kind == "portability":
+            continue  # neither the edit itself nor something else
         about_edit = not question.kind.startswith("locality")
         matrix[(0 if yes else 3) if about_edit else (1 if yes else 2)] += 1
         matrix[4] += about_edit and yes and index != question.edit
@@ -191,7 +196,10 @@ def _summarise(questions: Sequence[Question], answers: Answers) -> Evaluation:
 
     scores = Scores(pair("reliability"), pair("generality"), pair("locality"))
     kinds = sorted({q.kind for q in questions if q.kind.startswith("locality:")})
-    return Evaluation(scores, {kind.partition(":")[2]: pair(kind) for kind in kinds}, answers)
+    by_kind = {kind.partition(":")[2]: pair(kind) for kind in kinds}
+    two_hops = any(q.kind == "portability" for q in questions)
+    portability = pair("portability").ag if two_hops else None
+    return Evaluation(scores, by_kind, answers, portability=portability)
 
 
 def _oracle(

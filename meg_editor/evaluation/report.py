@@ -35,6 +35,7 @@ class MethodReport:
             "score": scores.score,
             "locality_by_kind": {k: asdict(v) for k, v in self.evaluation.locality_by_kind.items()},
             "oracle_generality": self.evaluation.oracle_generality,
+            "portability": self.evaluation.portability,
             "gate": asdict(self.evaluation.gate) if self.evaluation.gate else None,
             "milliseconds_per_query": self.evaluation.milliseconds_per_query,
         }
