@@ -12,7 +12,7 @@ from meg_editor.hparams import MeGHyperParams
 from meg_editor.neuron import NeuronHook, NeuronSpec, count_layers
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import by_length, greedy_answers
+from meg_editor.tokens import batched_answers
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def _generality(
     asked = [(index, p) for index, request in enumerate(requests) for p in request.rephrases]
     if not asked:
         return None
-    right = 0
+    own = neurons[[index for index, _ in asked]].to(model.device)
+    prompts = [reader.wrap(prompt) for _, prompt in asked]
     with NeuronHook(model, spec) as hook:
-        for rows in by_length([len(prompt) for _, prompt in asked], 256):
-            chunk = [asked[row] for row in rows]
-            with hook.attached(neurons[[index for index, _ in chunk]].to(model.device)):
-                answers = greedy_answers(model, tokenizer, [reader.wrap(p) for _, p in chunk], 16)
-            right += sum(
-                answer == requests[index].target_new
-                for answer, (index, _) in zip(answers, chunk, strict=True)
-            )
+        answers = batched_answers(
+            model, tokenizer, prompts, 16, lambda rows: hook.attached(own[rows])
+        )
+    right = sum(
+        answer == requests[index].target_new
+        for answer, (index, _) in zip(answers, asked, strict=True)
+    )
     return 100 * right / len(asked)

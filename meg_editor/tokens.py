@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,3 +105,25 @@ def greedy_answers(
     new = output[:, batch["input_ids"].shape[1] :]
     texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+def batched_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    attach: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
+    rows: int = 256,
+) -> list[str]:
+    """`greedy_answers` to any number of prompts, at most `rows` at once.
+
+    `attach` gives the context in which the prompts of the named indices are answered, such as
+    that of a hook with their neurons.
+    """
+    answers = [""] * len(prompts)
+    for chunk in by_length([len(prompt) for prompt in prompts], rows):
+        with attach(chunk) if attach else nullcontext():
+            told = greedy_answers(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
+        for index, text in zip(chunk, told, strict=True):
+            answers[index] = text
+    return answers

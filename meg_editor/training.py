@@ -23,7 +23,7 @@ from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
 from meg_editor.requests import EditRequest, RequestError, merge_requests
 from meg_editor.stages import Stage, StageStore, Tensors
-from meg_editor.tokens import by_length, encode_example, greedy_answers
+from meg_editor.tokens import batched_answers, encode_example
 
 
 @dataclass
@@ -270,12 +270,9 @@ def _already_answered(
     reader = QueryReader(tokenizer, hparams.prompt_template)
     prompts = [reader.wrap(edit.prompt) for edit in edits]
     longest = max(len(encode_example(tokenizer, e.prompt, e.target_new).target) for e in edits)
-    found: list[str] = []
-    for rows in by_length([len(prompt) for prompt in prompts], 256):
-        answers = greedy_answers(model, tokenizer, [prompts[row] for row in rows], longest)
-        found += [
-            edits[row].prompt
-            for row, answer in zip(rows, answers, strict=True)
-            if answer == edits[row].target_new
-        ]
-    return found
+    answers = batched_answers(model, tokenizer, prompts, longest)
+    return [
+        edit.prompt
+        for edit, answer in zip(edits, answers, strict=True)
+        if answer == edit.target_new
+    ]

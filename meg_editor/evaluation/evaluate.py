@@ -15,7 +15,14 @@ from meg_editor.evaluation.metrics import GateMatrix, Pair, Scores, exact, perce
 from meg_editor.model import MeGModel
 from meg_editor.progress import track
 from meg_editor.query import QueryReader
-from meg_editor.tokens import Batch, Example, by_length, encode_example, greedy_answers
+from meg_editor.tokens import (
+    Batch,
+    Example,
+    batched_answers,
+    by_length,
+    encode_example,
+    greedy_answers,
+)
 
 _ROWS = 256
 
@@ -86,13 +93,8 @@ def questions_of(
         for kind, prompts in case.locality.items()
         for prompt in prompts
     ]
-    answers: list[str] = [""] * len(local)
-    for rows in by_length([len(prompt) for prompt, _, _ in local], _ROWS):
-        prompts = [reader.wrap(local[row][0]) for row in rows]
-        for row, text in zip(
-            rows, greedy_answers(base, tokenizer, prompts, max_new_tokens), strict=True
-        ):
-            answers[row] = text
+    prompts = [reader.wrap(prompt) for prompt, _, _ in local]
+    answers = batched_answers(base, tokenizer, prompts, max_new_tokens)
     questions += [
         Question(prompt, answer, kind, index)
         for (prompt, kind, index), answer in zip(local, answers, strict=True)
@@ -210,12 +212,9 @@ def _oracle(
     max_new_tokens: int,
 ) -> float:
     asked = [question for question in questions if question.kind == "generality"]
-    right: list[float] = []
-    for rows in by_length([len(question.prompt) for question in asked], _ROWS):
-        chunk = [asked[row] for row in rows]
-        own = neurons[[question.edit for question in chunk]].to(edited.base.device)
-        with edited.attached(own):
-            prompts = [edited.reader.wrap(question.prompt) for question in chunk]
-            texts = greedy_answers(edited.base, tokenizer, prompts, max_new_tokens)
-        right += exact(texts, [question.wanted for question in chunk])
-    return percent(right)
+    own = neurons[[question.edit for question in asked]].to(edited.base.device)
+    prompts = [edited.reader.wrap(question.prompt) for question in asked]
+    texts = batched_answers(
+        edited.base, tokenizer, prompts, max_new_tokens, lambda rows: edited.attached(own[rows])
+    )
+    return percent(exact(texts, [question.wanted for question in asked]))
