@@ -22,6 +22,7 @@ from meg_editor.tokens import (
     by_length,
     encode_example,
     greedy_answers,
+    target_logits,
 )
 
 _ROWS = 256
@@ -184,9 +185,11 @@ def _answer(
 @torch.no_grad()
 def _forced(base: Any, examples: Sequence[Example]) -> list[list[int]]:
     """The most likely token at each target position under teacher forcing."""
-    batch = Batch.of(examples, base.device)
-    best = base(input_ids=batch.ids, use_cache=False).logits.argmax(-1)
-    return [best[row][batch.labels[row] != -100].tolist() for row in range(len(examples))]
+    logits, _, rows = target_logits(base, Batch.of(examples, base.device))
+    best: list[list[int]] = [[] for _ in examples]
+    for row, token in zip(rows.tolist(), logits.argmax(-1).tolist(), strict=True):
+        best[row].append(token)
+    return best
 
 
 def _count(

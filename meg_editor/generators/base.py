@@ -110,7 +110,7 @@ class LearnedGenerator(WeightGenerator):
 
         if h.generator_zero_augmentation == 0:
             irrelevant = None
-        probe = slice(0, 256)
+        probe = slice(0, 64)  # enough to judge by; sampling is most of the cost of a look
         steps = max(
             h.generator_steps,
             h.generator_epochs * math.ceil(len(neurons) / h.generator_batch_size),
