@@ -153,7 +153,7 @@ def run(method: str, easyedit: Any, cases: list[EvaluationCase], folder: str) ->
     editor = easyedit.BaseEditor.from_hparams(hparams)
     if method == "PMET":
         editor.tok.padding_side = "right"  # otherwise its loss is NaN
-    neighbours = [next(iter(case.locality.values()))[0] for case in cases]
+    neighbours = [next(iter(case.locality.values()))[0].prompt for case in cases]
     truths = batched_answers(editor.model, editor.tok, neighbours, 12)
     name = editor.model.config._name_or_path.replace("/", "_")
     for package in ("memit", "pmet", "alphaedit"):

@@ -23,7 +23,7 @@ for title, hparams in (("default", default), ("paper", paper)):
         print(report.calibration.table())
     print(f"\n3. {title}: what it makes of a few questions\n")
     case = cases[0]
-    neighbour = next(iter(case.locality.values()))[0]
+    neighbour = next(iter(case.locality.values()))[0].prompt
     for question in (case.request.prompt, *case.paraphrases, neighbour):
         routing = edited.route(question)
         verdict = "edit " if routing.is_edit[0] else "other"

@@ -1,4 +1,4 @@
-"""The command line: meg-editor demo, edit, ask, layers."""
+"""The command line: meg-editor demo, edit, ask, layers, benchmark."""
 
 from __future__ import annotations
 
@@ -64,6 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument("--edits", type=Path, help="facts to try (default: the reference world's)")
     layers.add_argument("--count", type=int, default=64, help="of the reference world's facts")
     layers.set_defaults(run=_layers)
+
+    bench = commands.add_parser("benchmark", help="methods side by side on a data set")
+    _add_model(bench)
+    bench.add_argument("--paper-hparams", type=Path, help="YAML file for meg-paper")
+    bench.add_argument("--data", required=True, help="counterfact, zsre, wikibigedit, …")
+    bench.add_argument("--path", type=Path, required=True, help="the file of the data set")
+    bench.add_argument("--training-path", type=Path, help="facts of the fitting stages (ZsRE)")
+    bench.add_argument("--edits", type=int, nargs="+", default=[1024])
+    bench.add_argument("--methods", default="unedited,meg,meg-paper", help="comma-separated")
+    bench.add_argument("--seeds", type=int, default=3)
+    bench.add_argument("--out", type=Path, required=True, help="cells, report.json, report.md")
+    bench.add_argument("--plots", action="store_true", help="draw PNG files too")
+    bench.set_defaults(run=_benchmark)
     return parser
 
 
@@ -82,13 +95,19 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 def _hparams(options: argparse.Namespace) -> MeGHyperParams:
     """The file or the preset, then --set, then the options which have a name of their own."""
-    if options.hparams:
-        values = MeGHyperParams.from_hparams(options.hparams).to_dict()
+    return _settings(options, options.hparams, options.preset, options.set)
+
+
+def _settings(
+    options: argparse.Namespace, path: Path | None, preset: str, changes: Sequence[str]
+) -> MeGHyperParams:
+    if path:
+        values = MeGHyperParams.from_hparams(path).to_dict()
     else:
-        values = MeGHyperParams.preset(options.preset).to_dict()
+        values = MeGHyperParams.preset(preset).to_dict()
         if options.model:  # the reference encoder only knows the reference world
             values["encoder_name"] = "bert-base-uncased"
-    for item in options.set:
+    for item in changes:
         name, found, value = item.partition("=")
         if not found:
             raise ValueError(f"--set expects NAME=VALUE, got {item!r}")
@@ -184,6 +203,37 @@ def _ask(options: argparse.Namespace) -> None:
     print(f"{len(model.edits)} edits. Ask; an empty line ends.", file=sys.stderr)
     while question := _line():
         answer(question)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from meg_editor.benchmark import Benchmark, resolve_method, run_benchmark
+    from meg_editor.benchmark.report import write_report
+    from meg_editor.data.datasets import DATASETS
+    from meg_editor.data.preprocessing import one_per_subject, without_conflicts
+    from meg_editor.data.splits import split_cases
+    from meg_editor.loading import load_model
+
+    if options.data not in DATASETS:
+        raise ValueError(f"--data: expected one of {', '.join(DATASETS)}, got {options.data!r}")
+    load = DATASETS[options.data]
+    hparams = _hparams(options)
+    paper = _settings(options, options.paper_hparams, "paper", ())
+    methods = [resolve_method(name, hparams, paper) for name in options.methods.split(",")]
+    cases = one_per_subject(without_conflicts(load(options.path).cases))
+    training = load(options.training_path).cases if options.training_path else None
+    benchmark = Benchmark(
+        options.data,
+        split_cases(cases, training),
+        methods,
+        options.edits,
+        options.seeds,
+        hparams=hparams,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_model(hparams)
+    cells = run_benchmark(benchmark, model, tokenizer, options.out)
+    write_report(cells, options.out, plots=options.plots)
+    print((options.out / "report.md").read_text("utf-8"))
 
 
 def _line() -> str:

@@ -108,7 +108,7 @@ def before_and_after(
     lines = [f"{'':12} {'question':58} {'before':22} after"]
     for case in random.Random(seed).sample(list(cases), min(count, len(cases))):
         asked = [("edited", case.request.prompt), ("paraphrase", case.paraphrases[0])]
-        asked += [("neighbour", prompts[0]) for prompts in list(case.locality.values())[:1]]
+        asked += [("neighbour", probes[0].prompt) for probes in list(case.locality.values())[:1]]
         prompts = [reader.wrap(prompt) for _, prompt in asked]
         before = greedy_answers(edited.base, edited.tokenizer, prompts, 12)
         after = greedy_answers(edited, edited.tokenizer, prompts, 12)

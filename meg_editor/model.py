@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meg_editor.encoder import TextEncoder
+from meg_editor.fit_report import FitReport
 from meg_editor.gates import Gate
 from meg_editor.generators import WeightGenerator
 from meg_editor.hparams import MeGHyperParams
@@ -34,7 +35,7 @@ class MeGModel(nn.Module):
         base: the unedited model. Its weights are never touched and it answers as before.
         edits: the N facts, in the order of the index.
         index: the edited queries, in which every query is looked up.
-        collected: (N, P) neurons which the generator was fitted on, on the CPU; None after loading.
+        fitted: what happened in the fit; None after loading.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class MeGModel(nn.Module):
         self.encoder, self.gate, self.generator = encoder, gate, generator
         self.index = index
         self.edits = tuple(edits)
-        self.collected: Tensor | None = None
+        self.fitted: FitReport | None = None
         self.reader = QueryReader(tokenizer, hparams.prompt_template)
         self.states = StateReader(base, tokenizer, spec, self.reader)
         self.hook = NeuronHook(base, spec)
@@ -83,6 +84,11 @@ class MeGModel(nn.Module):
     def anchors(self) -> Tensor:
         """(N, E) embeddings of the edited queries."""
         return self.index.anchors
+
+    @property
+    def collected(self) -> Tensor | None:
+        """(N, P) neurons which the generator was fitted on, on the CPU; None after loading."""
+        return self.fitted.collection.neurons if self.fitted and self.fitted.collection else None
 
     @property
     def stored_bytes(self) -> int:

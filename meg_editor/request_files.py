@@ -37,6 +37,20 @@ def read_requests(path: str | Path) -> MergedRequests:
         FileNotFoundError, IsADirectoryError: no file at `path`.
         RequestError: unknown suffix, bad UTF-8, bad format, or rows `merge_requests` refuses.
     """
+    rows, places = [], []
+    for where, row in read_rows(path):
+        rows.append(_known_fields(row, where))
+        places.append(where)
+    return merge_requests(rows, places)
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row of a file is ("facts.json, entry 7", counted from 1), and its fields.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no file at `path`.
+        RequestError: unknown suffix, bad UTF-8, bad format, a row without fields, or no rows.
+    """
     path = Path(path)
     known = ", ".join(_FORMATS)
     if path.is_dir():
@@ -48,15 +62,14 @@ def read_requests(path: str | Path) -> MergedRequests:
         raise RequestError(f"{name}: unknown suffix {suffix!r}: expected one of {known}; rename it")
     if not (text := _decode(path.read_bytes(), name)).strip():
         raise RequestError(f"{name}: the file is empty: expected at least one edit")
-    rows, places = [], []
+    empty = True
     for where, row in _FORMATS[suffix](text, name):
         if not isinstance(row, dict):
             raise RequestError(f"{where}: expected an object with fields, got {row!r:.40}")
-        rows.append(_known_fields(row, where))
-        places.append(where)
-    if not rows:
+        empty = False
+        yield where, row
+    if empty:
         raise RequestError(f"{name}: holds no edits: expected at least one")
-    return merge_requests(rows, places)
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from meg_editor.collection import Collection, collect
 from meg_editor.encoder import TextEncoder, tune_encoder
 from meg_editor.fingerprint import fingerprint
+from meg_editor.fit_report import FitReport
 from meg_editor.gates import GATES, Calibration, Gate
 from meg_editor.generators import GENERATORS, WeightGenerator
 from meg_editor.hparams import MeGHyperParams
@@ -26,32 +26,6 @@ from meg_editor.routing import index_queries
 from meg_editor.stages import Stage, StageStore, Tensors
 from meg_editor.states import StateReader
 from meg_editor.tokens import batched_answers, encode_example
-
-
-@dataclass
-class FitReport:
-    """What happened while fitting.
-
-    Attributes:
-        edits: N, after merging `duplicates` repeated rows.
-        already_answered: prompts whose target was the model's answer before any edit.
-        not_collected: prompts whose neuron does not give the target; see `collection`.
-        seconds: per stage.
-        resumed: stages that were read from disk instead of run.
-    """
-
-    edits: int
-    duplicates: int
-    already_answered: list[str]
-    not_collected: list[str] = field(default_factory=list)
-    calibration: Calibration | None = None
-    collection: Collection | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    resumed: list[str] = field(default_factory=list)
-
-    @property
-    def seconds_per_edit(self) -> float:
-        return sum(self.seconds.values()) / self.edits
 
 
 def fit(
@@ -187,7 +161,7 @@ def fit(
     )
     generator.load_state_dict(generated.tensors)
     edited = MeGModel(model, tokenizer, hparams, spec, encoder, gate, generator, index, edits)
-    edited.collected = collection.neurons
+    edited.fitted = report
     return edited, report
 
 

@@ -519,7 +519,7 @@ def fields(chosen: Sequence[EvaluationCase]) -> dict[str, list[Any]]:
 def neighbours(model: Any, tok: Any, chosen: Sequence[EvaluationCase]) -> dict[str, Any]:
     """One locality prompt per case, and what the unedited model says."""
     kinds = [case.locality for case in chosen]
-    prompts = [(kind.get("same_relation") or kind["unrelated"])[0] for kind in kinds]
+    prompts = [(kind.get("same_relation") or kind["unrelated"])[0].prompt for kind in kinds]
     return {"nb": {"prompt": prompts, "ground_truth": batched_answers(model, tok, prompts, 12)}}
 
 
@@ -682,7 +682,7 @@ def test_easyedits_accuracies_are_ours(
     ours = importlib.import_module("meg_editor.evaluation.evaluate")
     count = 48  # the first edits
     few = [
-        dataclasses.replace(case, paraphrases=case.paraphrases[:1], locality={}, portability=())
+        dataclasses.replace(case, paraphrases=case.paraphrases[:1], locality={}, portability={})
         for case in cases()[:count]
     ]
     metrics, tok = batch.metrics[:count], batch.editor.tok
@@ -809,10 +809,10 @@ def test_several_prompts_per_fact(registered: ModuleType) -> None:
     chosen = [case for case in cases() if case.portability][:2]
     asked = fields(chosen)
     editor = registered.BaseEditor.from_hparams(hparams())
-    prompts = [[p for kind in case.locality.values() for p in kind] for case in chosen]
+    prompts = [[p.prompt for kind in case.locality.values() for p in kind] for case in chosen]
     answers = [batched_answers(editor.model, editor.tok, group, 12) for group in prompts]
-    hops = [[p for p, _ in case.portability] for case in chosen]
-    countries = [[a for _, a in case.portability] for case in chosen]
+    hops = [[hop.prompt for hop in case.portability["two_hop"]] for case in chosen]
+    countries = [[hop.answers[0] for hop in case.portability["two_hop"]] for case in chosen]
     assert min(map(len, [*prompts, *hops])) > 1
     with spied_routes() as routes:
         metrics, _, _ = editor.batch_edit(

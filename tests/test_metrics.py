@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from meg_editor.evaluation.metrics import (
@@ -11,9 +12,12 @@ from meg_editor.evaluation.metrics import (
     Scores,
     exact,
     harmonic_mean,
+    intervals,
+    matches,
     normalise,
     percent,
     token_accuracy,
+    worst_case,
 )
 
 
@@ -42,3 +46,42 @@ def test_score_is_the_harmonic_mean_of_the_six() -> None:
 def test_percent() -> None:
     assert percent([1.0, 0.0, 1.0, 1.0]) == 75
     assert math.isnan(percent([]))
+
+
+def test_an_alias_counts_as_right() -> None:
+    assert matches(" Norge.", ("Norway", "Norge")) == 1.0
+    assert matches("Norge", ("Norway",)) == matches("", ()) == 0.0
+
+
+def test_worst_case_wants_every_paraphrase_of_a_fact() -> None:
+    pairs = [(0, 1.0), (0, 0.0), (1, 1.0), (1, 1.0), (2, 0.5), (2, 0.25)]
+    assert worst_case(pairs) == pytest.approx(100 * (0 + 1 + 0.25) / 3)
+    assert math.isnan(worst_case([]))
+
+
+def test_intervals_agree_with_the_normal_approximation() -> None:
+    """400 independent facts, 80 % right: 80 ± 1.96 · 100 · sqrt(0.8 · 0.2 / 400) = 80 ± 3.92."""
+    pairs = [(fact, float(fact % 5 > 0)) for fact in range(400)]
+    low, high = intervals({"m": pairs}, resamples=4000)["m"]
+    assert (low, high) == pytest.approx((76.08, 83.92), abs=0.5)
+
+
+def test_intervals_draw_facts_not_questions() -> None:
+    """Ten equal answers per fact tell no more than one."""
+    once = [(fact, float(fact % 5 > 0)) for fact in range(100)]
+    often = [pair for pair in once for _ in range(10)]
+    assert intervals({"m": often}) == intervals({"m": once})
+    assert intervals({"m": once}, seed=1) != intervals({"m": once})
+
+
+def test_the_interval_of_the_score_is_that_of_the_harmonic_mean() -> None:
+    """Where one metric is sure and the other not, worked out by drawing facts one by one."""
+    rng = np.random.default_rng(3)
+    values = rng.random(60)
+    found = intervals(
+        {"sure": [(n, 1.0) for n in range(60)], "m": [(n, float(v)) for n, v in enumerate(values)]}
+    )
+    means = np.array([values[rng.integers(60, size=60)].mean() for _ in range(4000)])
+    expected = np.quantile(100 * 2 / (1 + 1 / means), (0.025, 0.975))
+    assert found["sure"] == (100.0, 100.0)
+    assert found["score"] == pytest.approx(tuple(expected), abs=0.6)

@@ -92,7 +92,7 @@ def test_the_last_turn_of_a_chat_and_a_long_context_are_routed(demo: Demo) -> No
         [{"role": "user", "content": case.request.prompt}], tokenize=False,
         add_generation_prompt=True,
     )  # fmt: skip
-    others = [f"{p}" for c in demo.cases[2:8] for p in c.locality.get("unrelated", ())]
+    others = [p.prompt for c in demo.cases[2:8] for p in c.locality.get("unrelated", ())]
     few_shot = "\n".join([*others, case.request.prompt])
     for prompt in (chat, few_shot):
         routing = model.route(prompt)

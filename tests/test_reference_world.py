@@ -230,7 +230,7 @@ def test_locality_never_asks_an_edited_fact(world: World) -> None:
         edited = {by_prompt[case.request.prompt] for case in some}
         for case in some:
             for prompts in case.locality.values():
-                assert not edited & {by_prompt[prompt] for prompt in prompts}
+                assert not edited & {by_prompt[probe.prompt] for probe in prompts}
 
 
 def test_the_three_kinds_of_locality_are_what_they_are_called(world: World) -> None:
@@ -242,7 +242,8 @@ def test_the_three_kinds_of_locality_are_what_they_are_called(world: World) -> N
         for kind, prompts in case.locality.items():
             seen[kind] += 1
             assert prompts
-            for asked in (by_prompt[prompt] for prompt in prompts):
+            assert all(by_prompt[p.prompt].answer in p.answers for p in prompts)
+            for asked in (by_prompt[probe.prompt] for probe in prompts):
                 if kind == "same_relation":
                     assert asked.relation == edit.relation and asked.subject != edit.subject
                 elif kind == "same_subject":
@@ -264,8 +265,8 @@ def test_locality_never_asks_what_follows_from_an_edit(world: World) -> None:
     wrong = [
         prompt
         for case in cases()
-        for prompts in case.locality.values()
-        for prompt in prompts
+        for probes in case.locality.values()
+        for prompt in (probe.prompt for probe in probes)
         if by_prompt[prompt].relation == "birth_country" and by_prompt[prompt].subject in moved
     ]
     assert moved and wrong == []
@@ -279,16 +280,17 @@ def test_portability_asks_the_country_of_the_new_birthplace(world: World) -> Non
     for case in cases():
         fact = by_prompt[case.request.prompt]
         if fact.relation != "birthplace":
-            assert case.portability == ()
+            assert case.portability == {}
             continue
         moved += 1
-        assert len(case.portability) == len(world.phrasings["birth_country"]["test"])
-        for question, answer in case.portability:
-            assert tests[question].relation == "birth_country"
-            assert tests[question].subject == fact.subject
-            assert answer == country_of[case.request.target_new]
+        hops = case.portability["two_hop"]
+        assert len(hops) == len(world.phrasings["birth_country"]["test"])
+        for hop in hops:
+            assert tests[hop.prompt].relation == "birth_country"
+            assert tests[hop.prompt].subject == fact.subject
+            assert hop.answers == (country_of[case.request.target_new],)
         if country_of[case.truth] != country_of[case.request.target_new]:
-            assert {answer for _, answer in case.portability} != {born[fact.subject]}
+            assert {hop.answers[0] for hop in hops} != {born[fact.subject]}
     assert moved > 50
 
 

@@ -1,1 +1,1 @@
-"""Facts to edit and to test with: the reference world."""
+"""Facts to edit: the reference world, and the data sets of the field."""

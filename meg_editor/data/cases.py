@@ -1,4 +1,4 @@
-"""What it takes to judge one edit."""
+"""What it takes to judge edits."""
 
 from __future__ import annotations
 
@@ -8,19 +8,56 @@ from meg_editor.requests import EditRequest
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A question, and the answers that count as right: a name and its aliases.
+
+    No answers where nobody knows the right one.
+    """
+
+    prompt: str
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class EvaluationCase:
-    """An edit and the prompts that tell whether it worked.
+    """An edit and the questions that tell whether it worked.
 
     Attributes:
         request: the edit.
-        truth: what the unedited model answers, where known.
+        truth: the answer before the edit, where known.
         paraphrases: other ways to ask (Generality); no fitting stage may see them.
-        locality: kind -> prompts whose answers must not change (Locality).
-        portability: (question, new answer) where the answer follows from the edit in two hops.
+        locality: kind -> questions whose answers must not change (Locality).
+        portability: kind -> questions with the answers which follow from the edit.
     """
 
     request: EditRequest
     truth: str | None = None
     paraphrases: tuple[str, ...] = ()
-    locality: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    portability: tuple[tuple[str, str], ...] = ()
+    locality: dict[str, tuple[Probe, ...]] = field(default_factory=dict)
+    portability: dict[str, tuple[Probe, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MultiHopCase:
+    """A chain of facts of which some are edited (MQuAKE).
+
+    Attributes:
+        edits: the edited prompts of the chain.
+        questions: ways to ask for the end of the chain.
+        answers: the right ones after the edits.
+        hops: every fact of the chain, as it is after the edits.
+    """
+
+    edits: tuple[str, ...]
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    hops: tuple[Probe, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a benchmark, one per edit."""
+
+    name: str
+    cases: tuple[EvaluationCase, ...]
+    multi_hop: tuple[MultiHopCase, ...] = ()

@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Collection, Sequence
 
-from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.reference_world import Fact, World, load_world
 from meg_editor.requests import EditRequest
 
@@ -73,13 +73,14 @@ def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:
             target_new=rng.choice(_other_answers(world, fact)),
             subject=fact.subject,
         )
+        hops = _two_hops(world, fact, countries.get(request.target_new))
         cases.append(
             EvaluationCase(
                 request,
                 truth=fact.answer,
                 paraphrases=tuple(world.prompts(fact, "test")),
-                locality={kind: prompts for kind, prompts in locality.items() if prompts},
-                portability=_two_hops(world, fact, countries.get(request.target_new)),
+                locality={kind: probes for kind, probes in locality.items() if probes},
+                portability={"two_hop": hops} if hops else {},
             )
         )
     return cases
@@ -94,21 +95,21 @@ def _asked(
     facts: Sequence[Fact],
     rng: random.Random,
     unless: Collection[Fact] = frozenset(),
-) -> tuple[str, ...]:
+) -> tuple[Probe, ...]:
     """One of `facts` in one of its EDIT phrasings; nothing if that one is in `unless`."""
     if not facts:
         return ()
     fact = rng.choice(facts)
     prompt = rng.choice(world.prompts(fact, "edit"))
-    return () if fact in unless else (prompt,)
+    return () if fact in unless else (Probe(prompt, (fact.answer,)),)
 
 
-def _two_hops(world: World, fact: Fact, country: str | None) -> tuple[tuple[str, str], ...]:
+def _two_hops(world: World, fact: Fact, country: str | None) -> tuple[Probe, ...]:
     """The country of birth, where the birthplace `fact` becomes the capital of `country`."""
     if fact.relation != "birthplace" or country is None:
         return ()
     return tuple(
-        (prompt, country)
+        Probe(prompt, (country,))
         for sibling in world.by_subject[fact.subject]
         if sibling.relation == "birth_country"
         for prompt in world.prompts(sibling, "test")

@@ -11,7 +11,18 @@ from typing import Any
 import torch
 
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.evaluation.metrics import GateMatrix, Pair, Scores, exact, percent, token_accuracy
+from meg_editor.evaluation.metrics import (
+    METRICS,
+    GateMatrix,
+    Pair,
+    Scores,
+    exact,
+    intervals,
+    matches,
+    percent,
+    token_accuracy,
+    worst_case,
+)
 from meg_editor.model import MeGModel
 from meg_editor.progress import track
 from meg_editor.query import QueryReader
@@ -32,14 +43,18 @@ _ROWS = 256
 class Question:
     """A query put to a model, and what it should answer.
 
-    `edit` is the index of the case it belongs to; `kind` is "reliability", "generality",
-    "portability", or "locality:" and the kind of locality.
+    Attributes:
+        wanted: the answer for AG and TF; for Locality that of the unedited model.
+        kind: "reliability", "generality", "locality:…" or "portability:…", with their kinds.
+        edit: the index of the case it belongs to.
+        answers: the true ones, where known: `wanted` with its aliases, or for Locality the world's.
     """
 
     prompt: str
     wanted: str
     kind: str
     edit: int
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,19 +72,25 @@ class Evaluation:
 
     Attributes:
         scores: the six metrics.
-        locality_by_kind: AG and TF for each kind of locality prompt.
+        intervals: of the six and the Score, by resampling edits; see `metrics.intervals`.
+        worst_case_generality: AG, a fact counts only if ALL its paraphrases are right.
+        locality_by_kind: AG and TF for each kind of locality prompt: the output is unchanged.
+        retained_by_kind: of the true answers before the edit, those still true after it.
         oracle_generality: AG Generality with the right stored neuron on every paraphrase, the
             ceiling of every generator; None where there are no neurons.
-        portability: AG on questions which follow from an edit in two hops; None without any.
+        portability_by_kind: AG on questions whose answers follow from an edit.
         gate: None for an unedited model.
         milliseconds_per_query: routing and generating neurons, over all questions.
     """
 
     scores: Scores
+    intervals: dict[str, tuple[float, float]]
+    worst_case_generality: float
     locality_by_kind: dict[str, Pair]
+    retained_by_kind: dict[str, float]
+    portability_by_kind: dict[str, float]
     answers: Answers = field(repr=False)
     oracle_generality: float | None = None
-    portability: float | None = None
     gate: GateMatrix | None = None
     milliseconds_per_query: float = 0.0
 
@@ -88,18 +109,22 @@ def questions_of(
         target = case.request.target_new
         questions.append(Question(case.request.prompt, target, "reliability", index))
         questions += [Question(p, target, "generality", index) for p in case.paraphrases]
-        questions += [Question(p, a, "portability", index) for p, a in case.portability]
+        questions += [
+            Question(probe.prompt, probe.answers[0], f"portability:{kind}", index, probe.answers)
+            for kind, probes in case.portability.items()
+            for probe in probes
+        ]
     local = [
-        (prompt, f"locality:{kind}", index)
+        (probe, f"locality:{kind}", index)
         for index, case in enumerate(cases)
-        for kind, prompts in case.locality.items()
-        for prompt in prompts
+        for kind, probes in case.locality.items()
+        for probe in probes
     ]
-    prompts = [reader.wrap(prompt) for prompt, _, _ in local]
+    prompts = [reader.wrap(probe.prompt) for probe, _, _ in local]
     answers = batched_answers(base, tokenizer, prompts, length)
     questions += [
-        Question(prompt, answer, kind, index)
-        for (prompt, kind, index), answer in zip(local, answers, strict=True)
+        Question(probe.prompt, answer, kind, index, probe.answers)
+        for (probe, kind, index), answer in zip(local, answers, strict=True)
         if answer  # an empty answer cannot be teacher-forced
     ]
     return questions
@@ -177,8 +202,8 @@ def _answer(
         for prompt, question in zip(prompts, chunk, strict=True)
     ]
     accuracy = token_accuracy(_forced(base, examples), [example.target for example in examples])
-    matches = exact(texts, [question.wanted for question in chunk])
-    for row, text, match, share in zip(rows, texts, matches, accuracy, strict=True):
+    right = exact(texts, [question.wanted for question in chunk])
+    for row, text, match, share in zip(rows, texts, right, accuracy, strict=True):
         answers.texts[row], answers.right[row], answers.token_accuracy[row] = text, match, share
 
 
@@ -196,7 +221,7 @@ def _count(
     matrix: list[int], chunk: Sequence[Question], is_edit: list[bool], nearest: list[int]
 ) -> None:
     for question, yes, index in zip(chunk, is_edit, nearest, strict=True):
-        if question.kind == "portability":
+        if question.kind.startswith("portability"):
             continue  # neither the edit itself nor something else
         about_edit = not question.kind.startswith("locality")
         matrix[(0 if yes else 3) if about_edit else (1 if yes else 2)] += 1
@@ -204,19 +229,46 @@ def _count(
 
 
 def _summarise(questions: Sequence[Question], answers: Answers) -> Evaluation:
-    def pair(prefix: str) -> Pair:
-        rows = [row for row, q in enumerate(questions) if q.kind.startswith(prefix)]
-        return Pair(
-            percent([answers.right[row] for row in rows]),
-            percent([answers.token_accuracy[row] for row in rows]),
-        )
+    kinds = sorted({question.kind for question in questions})
+    of = {
+        kind: [row for row, question in enumerate(questions) if question.kind.startswith(kind)]
+        for kind in (*METRICS, *kinds)
+    }
 
-    scores = Scores(pair("reliability"), pair("generality"), pair("locality"))
-    kinds = sorted({q.kind for q in questions if q.kind.startswith("locality:")})
-    by_kind = {kind.partition(":")[2]: pair(kind) for kind in kinds}
-    two_hops = any(q.kind == "portability" for q in questions)
-    portability = pair("portability").ag if two_hops else None
-    return Evaluation(scores, by_kind, answers, portability=portability)
+    def pair(kind: str) -> Pair:
+        right = [answers.right[row] for row in of[kind]]
+        return Pair(percent(right), percent([answers.token_accuracy[row] for row in of[kind]]))
+
+    def after(kind: str) -> str:
+        return kind.partition(":")[2]
+
+    def told(row: int) -> float:
+        return matches(answers.texts[row], questions[row].answers)
+
+    retained = {}
+    for kind in kinds:
+        true = [row for row in of[kind] if matches(questions[row].wanted, questions[row].answers)]
+        if kind.startswith("locality:") and true:
+            retained[after(kind)] = percent([told(row) for row in true])
+    edits = [question.edit for question in questions]
+    per_metric = {
+        f"{metric}.{name}": [(edits[row], values[row]) for row in of[metric]]
+        for metric in METRICS
+        for name, values in (("ag", answers.right), ("tf", answers.token_accuracy))
+    }
+    return Evaluation(
+        Scores(*(pair(metric) for metric in METRICS)),
+        intervals(per_metric),
+        worst_case([(edits[row], answers.right[row]) for row in of["generality"]]),
+        {after(kind): pair(kind) for kind in kinds if kind.startswith("locality:")},
+        retained,
+        {
+            after(kind): percent([told(row) for row in of[kind]])
+            for kind in kinds
+            if kind.startswith("portability:")
+        },
+        answers,
+    )
 
 
 def _oracle(

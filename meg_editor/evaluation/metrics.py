@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+
+import numpy as np
+
+METRICS = ("reliability", "generality", "locality")
 
 
 def normalise(answer: str) -> str:
@@ -20,6 +24,11 @@ def exact(answers: Sequence[str], wanted: Sequence[str]) -> list[float]:
     ]
 
 
+def matches(answer: str, accepted: Sequence[str]) -> float:
+    """1.0 if `answer` is one of `accepted` (a name and its aliases) after `normalise`."""
+    return float(normalise(answer) in {normalise(one) for one in accepted})
+
+
 def token_accuracy(
     predicted: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
 ) -> list[float]:
@@ -33,6 +42,56 @@ def token_accuracy(
 def percent(values: Sequence[float]) -> float:
     """Mean of values in [0, 1] as a percentage; NaN for none."""
     return 100.0 * fmean(values) if values else float("nan")
+
+
+def worst_case(values: Sequence[tuple[int, float]]) -> float:
+    """Mean over facts of the minimum over their values, in percent, from (fact, value) pairs:
+    100 · E_f min_p v(f, p).
+    """
+    least: dict[int, float] = {}
+    for fact, value in values:
+        least[fact] = min(value, least.get(fact, value))
+    return percent(list(least.values()))
+
+
+def intervals(
+    metrics: Mapping[str, Sequence[tuple[int, float]]],
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap confidence intervals in percent, of each metric and of their harmonic mean.
+
+    Questions about one fact stand or fall together, so whole facts are drawn: the statistic is
+    Σ_f w_f Σ_p v(f, p) / Σ_f w_f n_f with w multinomial, its interval the quantiles at
+    (1 ± level) / 2 over `resamples` draws.
+
+    Args:
+        metrics: name -> (fact, value in [0, 1]) pairs.
+    """
+    facts = sorted({fact for pairs in metrics.values() for fact, _ in pairs})
+    column = {fact: index for index, fact in enumerate(facts)}
+    weights = np.random.default_rng(seed).multinomial(
+        len(facts), np.full(len(facts), 1 / max(len(facts), 1)), size=resamples
+    )
+    quantiles = ((1 - level) / 2, (1 + level) / 2)
+    found: dict[str, np.ndarray] = {}
+    for name, pairs in metrics.items():
+        if not pairs:
+            continue
+        sums, counts = np.zeros(len(facts)), np.zeros(len(facts))
+        for fact, value in pairs:
+            sums[column[fact]] += value
+            counts[column[fact]] += 1
+        found[name] = 100 * (weights @ sums) / np.maximum(weights @ counts, 1)
+    if len(found) == len(metrics):
+        values = np.stack(list(found.values()))
+        with np.errstate(divide="ignore"):
+            found["score"] = len(values) / (1 / values).sum(0)
+    return {
+        name: tuple(float(q) for q in np.quantile(values, quantiles))  # type: ignore[misc]
+        for name, values in found.items()
+    }
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

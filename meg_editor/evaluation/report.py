@@ -16,7 +16,18 @@ import transformers
 
 import meg_editor
 from meg_editor.evaluation.evaluate import Evaluation
-from meg_editor.training import FitReport
+from meg_editor.fit_report import FitReport
+
+
+def versions() -> dict[str, str]:
+    """Of what a result may depend on."""
+    return {
+        "meg_editor": meg_editor.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "diffusers": diffusers.__version__,
+    }
 
 
 @dataclass
@@ -35,7 +46,10 @@ class MethodReport:
             "score": scores.score,
             "locality_by_kind": {k: asdict(v) for k, v in self.evaluation.locality_by_kind.items()},
             "oracle_generality": self.evaluation.oracle_generality,
-            "portability": self.evaluation.portability,
+            "intervals": {k: list(v) for k, v in self.evaluation.intervals.items()},
+            "worst_case_generality": self.evaluation.worst_case_generality,
+            "retained_by_kind": self.evaluation.retained_by_kind,
+            "portability_by_kind": self.evaluation.portability_by_kind,
             "gate": asdict(self.evaluation.gate) if self.evaluation.gate else None,
             "milliseconds_per_query": self.evaluation.milliseconds_per_query,
         }
@@ -73,13 +87,7 @@ class Report:
             "edits": self.edits,
             "seed": self.seed,
             "device": self.device,
-            "versions": {
-                "meg_editor": meg_editor.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "diffusers": diffusers.__version__,
-            },
+            "versions": versions(),
             "methods": {name: method.to_dict() for name, method in self.methods.items()},
             **self.extra,
         }

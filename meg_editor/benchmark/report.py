@@ -1,0 +1,27 @@
+"""report.json, report.md and pictures of a benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meg_editor.benchmark.plots import draw
+from meg_editor.benchmark.tables import markdown
+from meg_editor.evaluation.report import versions
+
+
+def write_report(cells: Sequence[dict[str, Any]], out: Path, plots: bool = False) -> None:
+    """Write `cells` to `out`: report.json and report.md, with `plots` PNG files, all or nothing."""
+    files = {
+        "report.json": json.dumps({"versions": versions(), "cells": list(cells)}, indent=1) + "\n",
+        "report.md": markdown(cells),
+    }
+    for name, text in files.items():
+        unfinished = out / f"{name}.part"
+        unfinished.write_text(text, "utf-8")
+        os.replace(unfinished, out / name)
+    if plots:
+        draw(cells, out)

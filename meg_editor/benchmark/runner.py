@@ -1,0 +1,210 @@
+"""Run methods on a data set: every cell once, under the same prompts, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from meg_editor.benchmark.methods import Method, edited
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.splits import Split, choose, tuning_requests
+from meg_editor.evaluation import Question, evaluate, questions_of
+from meg_editor.evaluation.cost import latency, peak_memory, reset_peak_memory
+from meg_editor.evaluation.metrics import normalise
+from meg_editor.evaluation.report import MethodReport
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.model import MeGModel
+from meg_editor.query import QueryReader
+from meg_editor.stages import StageStore
+from meg_editor.tokens import batched_answers
+
+_LATENCY_QUERIES = 20
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is measured.
+
+    Attributes:
+        data: the name of the data set.
+        split: its facts: those to edit, and those of the fitting stages.
+        methods: the rows of the tables.
+        edits: numbers of edits.
+        seeds: how many draws of the edits, 0, 1, ….
+        pseudo, calibration: how many facts the fitting stages may have.
+    """
+
+    data: str
+    split: Split
+    methods: Sequence[Method]
+    edits: Sequence[int] = (1024,)
+    seeds: int = 3
+    pseudo: int = 2000
+    calibration: int = 400
+    hparams: MeGHyperParams = field(default_factory=lambda: MeGHyperParams.preset("default"))
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Measure every method at every number of edits with every seed.
+
+    Each cell is kept in `out`/cells as JSON and not run again while what it depends on is the same.
+
+    Returns:
+        One entry per cell: `method`, `edits`, `seed`, the entries of `MethodReport.to_dict`, and
+        `seconds_total`, `peak_memory`, `latency` of an edited and of an unedited query.
+
+    Raises:
+        ValueError: too few facts.
+        RuntimeError: a method leaves the model changed.
+    """
+    pool = only_wrong(benchmark.split.edited, model, tokenizer, benchmark.hparams)
+    say(f"{benchmark.data}: {len(pool)} facts to edit which the model does not know that way")
+    cells = []
+    for count in benchmark.edits:
+        for seed in range(benchmark.seeds):
+            run = _Draw(benchmark, model, tokenizer, choose(pool, count, seed), seed)
+            for method in benchmark.methods:
+                path = out / "cells" / f"{benchmark.data}-{method.name}-{count}-{seed}.json"
+                cell = _read(path, run.key(method))
+                if cell is None:
+                    cell = run.measure(method, out)
+                    _write(path, cell)
+                say(
+                    f"{method.name:14} {count:6} edits, seed {seed}: Score {cell['score']:.1f} "
+                    f"({cell['seconds_total']:.0f} s)"
+                )
+                cells.append(cell)
+    return cells
+
+
+def only_wrong(
+    cases: Sequence[EvaluationCase], model: Any, tokenizer: Any, hparams: MeGHyperParams
+) -> list[EvaluationCase]:
+    """The facts of which the model does not give the target anyway (A.9)."""
+    reader = QueryReader(tokenizer, hparams.prompt_template)
+    prompts = [reader.wrap(case.request.prompt) for case in cases]
+    answers = batched_answers(model, tokenizer, prompts, 12)
+    return [
+        case
+        for case, answer in zip(cases, answers, strict=True)
+        if normalise(answer) != normalise(case.request.target_new)
+    ]
+
+
+@dataclass
+class _Draw:
+    """One set of edits, which every method gets."""
+
+    benchmark: Benchmark
+    model: Any
+    tokenizer: Any
+    cases: list[EvaluationCase]
+    seed: int
+    _questions: list[Question] | None = None
+
+    @property
+    def questions(self) -> list[Question]:
+        if self._questions is None:
+            reader = QueryReader(self.tokenizer, self.benchmark.hparams.prompt_template)
+            self._questions = questions_of(self.model, self.tokenizer, self.cases, reader)
+        return self._questions
+
+    def key(self, method: Method) -> str:
+        """A digest of all a cell depends on."""
+        hparams = method.hparams
+        settings = hparams.to_dict() if isinstance(hparams, MeGHyperParams) else vars_of(hparams)
+        parts = [
+            str(self.model.name_or_path),
+            [self.benchmark.pseudo, self.benchmark.calibration, self.seed],
+            [dataclasses.astuple(case) for case in self.cases],
+            settings,
+        ]
+        text = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def measure(self, method: Method, out: Path) -> dict[str, Any]:
+        """One cell."""
+        b, key = self.benchmark, self.key(method)
+        hparams = method.hparams
+        if isinstance(hparams, MeGHyperParams):
+            method = dataclasses.replace(
+                method, hparams=dataclasses.replace(hparams, seed=self.seed)
+            )
+        options = {
+            "pseudo": tuning_requests(b.split.pseudo, b.pseudo, seed=0),
+            "calibration": tuning_requests(b.split.calibration, b.calibration, seed=0),
+            "store": StageStore(out / "stages"),
+            "seed": self.seed,
+        }
+        questions = self.questions
+        reset_peak_memory(self.model.device)
+        start = time.perf_counter()
+        with edited(method, self.model, self.tokenizer, self.cases, **options) as result:
+            seconds = time.perf_counter() - start
+            meg = result if isinstance(result, MeGModel) else None
+            evaluation = evaluate(
+                result,
+                self.tokenizer,
+                self.cases,
+                questions=questions,
+                oracle=meg.collected if meg else None,
+            )
+            report = MethodReport(
+                evaluation, meg.fitted if meg else None, meg.stored_bytes if meg else None
+            )
+            prompts = {
+                "edited": [q.prompt for q in questions if q.kind == "reliability"],
+                "unedited": [q.prompt for q in questions if q.kind.startswith("locality")],
+            }
+            return {
+                "key": key,
+                "data": b.data,
+                "method": method.name,
+                "edits": len(self.cases),
+                "seed": self.seed,
+                **report.to_dict(),
+                "seconds_total": seconds,
+                "peak_memory": peak_memory(self.model.device),
+                "latency": {
+                    kind: dataclasses.asdict(
+                        latency(result, self.tokenizer, texts[:_LATENCY_QUERIES])
+                    )
+                    for kind, texts in prompts.items()
+                    if texts
+                },
+            }
+
+
+def vars_of(hparams: Any) -> Any:
+    """What can be told apart of a method's settings."""
+    return getattr(hparams, "__dict__", hparams)
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        cell: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it to measure it again") from error
+    return cell if cell.get("key") == key else None
+
+
+def _write(path: Path, cell: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(cell, indent=1) + "\n", "utf-8")
+    os.replace(unfinished, path)

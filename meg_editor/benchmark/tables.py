@@ -1,0 +1,127 @@
+"""Cells of a benchmark as Markdown, in the layout of the paper's tables 9 to 14."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+Cell = dict[str, Any]
+
+_SCORES = tuple(
+    (f"{title} {setting.upper()}", metric, setting)
+    for title, metric in (("Rel", "reliability"), ("Gen", "generality"), ("Loc", "locality"))
+    for setting in ("ag", "tf")
+)
+
+
+def markdown(cells: Sequence[Cell]) -> str:
+    """For each number of edits: the scores, what holds them back, what they cost.
+
+    Numbers are means over seeds, ± their standard deviation where there are several.
+    """
+    parts = []
+    for edits in sorted({cell["edits"] for cell in cells}):
+        rows: dict[str, list[Cell]] = {}
+        for cell in cells:
+            if cell["edits"] == edits:
+                rows.setdefault(cell["method"], []).append(cell)
+        seeds = max(len(group) for group in rows.values())
+        parts.append(f"### {cells[0]['data']}, {edits} edits, {seeds} seeds (percent)\n")
+        parts.append(_table(rows, _score_columns()) + "\n")
+        parts.append(f"What stands behind them, {edits} edits\n")
+        parts.append(_table(rows, _diagnostic_columns(list(rows.values()))) + "\n")
+        parts.append(f"Cost, {edits} edits\n")
+        parts.append(_table(rows, _cost_columns()) + "\n")
+    return "\n".join(parts)
+
+
+Column = tuple[str, Callable[[Cell], float | None], str]
+
+
+def _score_columns() -> list[Column]:
+    columns: list[Column] = [
+        (title, lambda cell, m=metric, s=setting: cell[m][s], ".1f")  # type: ignore[misc]
+        for title, metric, setting in _SCORES
+    ]
+    return [*columns, ("**Score**", lambda cell: cell["score"], ".1f")]
+
+
+def _diagnostic_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
+    kinds = sorted(
+        {kind for group in groups for cell in group for kind in cell["locality_by_kind"]}
+    )
+    columns: list[Column] = [
+        ("Gen, all paraphrases", lambda cell: cell["worst_case_generality"], ".1f"),
+        ("Oracle gen", lambda cell: cell["oracle_generality"], ".1f"),
+        ("Accepted paraphrases", lambda cell: _share(cell, "true_positives"), ".1f"),
+        ("Misrouted", lambda cell: _share(cell, "misrouted"), ".2f"),
+        ("Accepted others", lambda cell: _share(cell, "false_positives"), ".1f"),
+    ]
+    for kind in kinds:
+        columns += [
+            (f"Loc {kind}", lambda cell, k=kind: _kind(cell, k), ".1f"),  # type: ignore[misc]
+            (
+                f"Still true {kind}",
+                lambda cell, k=kind: cell["retained_by_kind"].get(k),  # type: ignore[misc]
+                ".1f",
+            ),
+        ]
+    return columns
+
+
+def _kind(cell: Cell, kind: str) -> float | None:
+    found = cell["locality_by_kind"].get(kind)
+    return found["ag"] if found else None
+
+
+def _share(cell: Cell, name: str) -> float | None:
+    """Of the queries which are edits (or are not), in percent."""
+    gate = cell["gate"]
+    if not gate:
+        return None
+    missed = "true_negatives" if name == "false_positives" else "false_negatives"
+    caught = "false_positives" if name == "false_positives" else "true_positives"
+    return float(100 * gate[name] / max(gate[missed] + gate[caught], 1))
+
+
+def _cost_columns() -> list[Column]:
+    return [
+        ("s in all", lambda cell: cell["seconds_total"], ".1f"),
+        ("s/edit", lambda cell: cell["seconds_total"] / cell["edits"], ".3f"),
+        ("KB/edit", lambda cell: _kilobytes(cell), ".1f"),
+        ("Peak MiB", lambda cell: cell["peak_memory"] / 2**20, ".0f"),
+        ("Edited p50 ms", lambda cell: _latency(cell, "edited", "p50"), ".1f"),
+        ("p95", lambda cell: _latency(cell, "edited", "p95"), ".1f"),
+        ("Unedited p50 ms", lambda cell: _latency(cell, "unedited", "p50"), ".1f"),
+        ("p95", lambda cell: _latency(cell, "unedited", "p95"), ".1f"),
+        ("tokens/s", lambda cell: _latency(cell, "edited", "tokens_per_second"), ".0f"),
+    ]
+
+
+def _kilobytes(cell: Cell) -> float | None:
+    return cell["bytes_per_edit"] / 1024 if "bytes_per_edit" in cell else None
+
+
+def _latency(cell: Cell, query: str, name: str) -> float | None:
+    found = cell["latency"].get(query)
+    return found[name] if found else None
+
+
+def _table(rows: dict[str, list[Cell]], columns: Sequence[Column]) -> str:
+    lines = [
+        f"| Method | {' | '.join(title for title, _, _ in columns)} |",
+        f"|---|{'--:|' * len(columns)}",
+    ]
+    for method, group in rows.items():
+        cells = [_number([read(cell) for cell in group], form) for _, read, form in columns]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = f" ± {stdev(known):{form}}" if len(known) > 1 else ""
+    return f"{fmean(known):{form}}{spread}"

@@ -1,0 +1,51 @@
+"""Make a set of edits fit to be measured (A.9): every function takes cases and gives fewer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+from meg_editor.data.cases import EvaluationCase
+
+Cases = Sequence[EvaluationCase]
+
+
+def one_per_subject(cases: Cases) -> list[EvaluationCase]:
+    """The first fact of each subject: several of ZsRE's may be one fact in other words."""
+    first = {subject_key(case): case for case in reversed(cases)}
+    kept = set(map(id, first.values()))
+    return [case for case in cases if id(case) in kept]
+
+
+def without_conflicts(cases: Cases) -> list[EvaluationCase]:
+    """The first case of each prompt: CounterFact repeats some, with other targets too."""
+    first = {case.request.key: case for case in reversed(cases)}
+    kept = set(map(id, first.values()))
+    return [case for case in cases if id(case) in kept]
+
+
+def without_false_locality(cases: Cases) -> list[EvaluationCase]:
+    """Without the locality prompts which are edited prompts, or paraphrases, of the same `cases`.
+
+    Their answers are meant to change.
+    """
+    edited = {key(text) for case in cases for text in (case.request.prompt, *case.paraphrases)}
+    return [_local(case, edited) for case in cases]
+
+
+def _local(case: EvaluationCase, edited: Collection[str]) -> EvaluationCase:
+    locality = {
+        kind: tuple(probe for probe in probes if key(probe.prompt) not in edited)
+        for kind, probes in case.locality.items()
+    }
+    return dataclasses.replace(case, locality={k: p for k, p in locality.items() if p})
+
+
+def key(text: str) -> str:
+    """A text, whatever its case, white space and end."""
+    return " ".join(text.casefold().split()).rstrip(" ?.")
+
+
+def subject_key(case: EvaluationCase) -> str:
+    """The subject, or else the prompt."""
+    return key(case.request.subject or case.request.prompt)

@@ -1,0 +1,115 @@
+"""Which facts are edited, which tune the encoder, which choose thresholds: nothing in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.preprocessing import key, subject_key, without_false_locality
+from meg_editor.requests import EditRequest
+
+# Shares of all facts, in percent.
+_PSEUDO, _CALIBRATION = 20, 10
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three sets of facts without a common subject, prompt or paraphrase."""
+
+    edited: tuple[EvaluationCase, ...]
+    pseudo: tuple[EvaluationCase, ...]
+    calibration: tuple[EvaluationCase, ...]
+
+
+def split_cases(
+    cases: Sequence[EvaluationCase], training: Sequence[EvaluationCase] | None = None
+) -> Split:
+    """Split `cases` once and for all: what is calibrated on is never edited, whatever the seed.
+
+    Facts which share a subject or a text stay together. The group's digest tells where it goes, so
+    that neither the order of a file nor the number of edits matters.
+
+    Args:
+        training: other facts to tune and calibrate on (ZsRE has a training file); all of `cases`
+            are then for editing, and facts which have something in common with them are left out.
+    """
+    if training is None:
+        groups = _groups(cases)
+        parts: dict[str, list[EvaluationCase]] = {"edited": [], "pseudo": [], "calibration": []}
+        for case, group in zip(cases, groups, strict=True):
+            parts[_part(group)].append(case)
+        return Split(*(tuple(parts[name]) for name in ("edited", "pseudo", "calibration")))
+    together = [*cases, *training]
+    groups = _groups(together)
+    taken = set(groups[: len(cases)])
+    pseudo: list[EvaluationCase] = []
+    calibration: list[EvaluationCase] = []
+    for case, group in zip(training, groups[len(cases) :], strict=True):
+        if group not in taken:
+            share = 100 - 100 * _PSEUDO // (_PSEUDO + _CALIBRATION)
+            where = calibration if _percent(group) < share else pseudo
+            where.append(case)
+    return Split(tuple(cases), tuple(pseudo), tuple(calibration))
+
+
+def choose(cases: Sequence[EvaluationCase], count: int, seed: int) -> list[EvaluationCase]:
+    """`count` of the cases, those with paraphrases first, without locality prompts they edit.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if not 1 <= count <= len(cases):
+        raise ValueError(f"edits: expected 1 to {len(cases)} (all there are), got {count}")
+    shuffled = random.Random(seed).sample(list(cases), len(cases))
+    return without_false_locality(sorted(shuffled, key=lambda case: not case.paraphrases)[:count])
+
+
+def tuning_requests(cases: Iterable[EvaluationCase], count: int, seed: int) -> list[EditRequest]:
+    """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage."""
+    found = [case for case in cases if case.paraphrases]
+    random.Random(seed).shuffle(found)
+    return [
+        dataclasses.replace(
+            case.request,
+            rephrases=case.paraphrases,
+            locality_prompts=tuple(p.prompt for probes in case.locality.values() for p in probes),
+        )
+        for case in found[:count]
+    ]
+
+
+def _groups(cases: Sequence[EvaluationCase]) -> list[str]:
+    """For each case a name of its group: cases which share a subject or a text share it."""
+    parent = list(range(len(cases)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    first: dict[str, int] = {}
+    for row, case in enumerate(cases):
+        texts = (case.request.prompt, *case.paraphrases)
+        for name in {f"subject {subject_key(case)}", *(f"text {key(text)}" for text in texts)}:
+            one, other = root(first.setdefault(name, row)), root(row)
+            parent[max(one, other)] = min(one, other)
+    names: dict[int, str] = {}
+    for row, case in enumerate(cases):
+        least, name = root(row), key(case.request.prompt)
+        names[least] = min(names.get(least, name), name)
+    return [names[root(row)] for row in range(len(cases))]
+
+
+def _part(group: str) -> str:
+    percent = _percent(group)
+    if percent < _PSEUDO:
+        return "pseudo"
+    return "calibration" if percent < _PSEUDO + _CALIBRATION else "edited"
+
+
+def _percent(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100

@@ -1,0 +1,72 @@
+"""What answering costs: latency, throughput, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from meg_editor.tokens import left_padded
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of single queries: milliseconds to a whole answer, and tokens per second."""
+
+    p50: float
+    p95: float
+    tokens_per_second: float
+
+
+@torch.no_grad()
+def latency(
+    model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int = 20, warm_up: int = 3
+) -> Latency:
+    """Answer one prompt after the other with exactly `new_tokens` tokens each.
+
+    `model` is anything with `generate`; the first `warm_up` prompts are asked twice.
+    """
+    seconds = []
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for prompt in [*prompts[:warm_up], *prompts]:
+        batch = left_padded(tokenizer, [prompt], model.device)
+        _wait(model.device)
+        start = time.perf_counter()
+        model.generate(
+            **batch,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=pad,
+        )
+        _wait(model.device)
+        seconds.append(time.perf_counter() - start)
+    kept = np.asarray(seconds[len(prompts[:warm_up]) :])
+    p50, p95 = (1000 * float(q) for q in np.quantile(kept, (0.5, 0.95)))
+    return Latency(p50, p95, new_tokens * len(kept) / float(kept.sum()))
+
+
+def peak_memory(device: Any) -> int:
+    """Bytes: of the GPU since the last `reset_peak_memory`, else of the process since it began."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: Any) -> None:
+    """Forget what happened on a GPU so far; of a process nothing can be forgotten."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _wait(device: Any) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

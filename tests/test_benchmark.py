@@ -1,0 +1,245 @@
+"""The benchmark: fair, resumable, open to methods of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meg_editor import MeGHyperParams, load_model
+from meg_editor.benchmark import Benchmark, Method, edited, resolve_method, run_benchmark
+from meg_editor.benchmark.methods import checksums
+from meg_editor.benchmark.runner import only_wrong
+from meg_editor.benchmark.tables import markdown
+from meg_editor.cli import main
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.reference_requests import edit_cases
+from meg_editor.data.reference_world import load_world
+from meg_editor.data.splits import Split
+from meg_editor.evaluation.cost import latency
+
+HEAD = "model.norm.weight"
+
+
+@pytest.fixture(scope="module")
+def hparams() -> MeGHyperParams:
+    return MeGHyperParams.preset("default", device="cpu", generator="bank", gate_threshold=0.8)
+
+
+@pytest.fixture(scope="module")
+def loaded(hparams: MeGHyperParams) -> Iterator[tuple[Any, Any]]:
+    model, tokenizer = load_model(hparams)
+    before = checksums(model)
+    yield model, tokenizer
+    assert checksums(model) == before  # whatever the tests did
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[EvaluationCase]:
+    return edit_cases(load_world(), 12, seed=3)
+
+
+def noisy(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+    """Breaks the model, and tells what it was."""
+    weight = model.get_parameter(HEAD)
+    old = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(-1)
+    return model, {HEAD: old} if hparams != "forgetful" else {}
+
+
+def test_a_method_gets_the_edits_and_nothing_that_judges_them(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+        seen.update(requests=requests, hparams=hparams, **kwargs)
+        return model, {}
+
+    with edited(Method("spy", spy, {"a": 1}), *loaded, cases, seed=5) as model:
+        assert model is loaded[0]
+    assert [set(request) for request in seen["requests"]] == [
+        {"prompt", "target_new", "subject", "ground_truth"}
+    ] * len(cases)
+    assert (seen["hparams"], seen["copy"], seen["seed"]) == ({"a": 1}, False, 5)
+    shown = json.dumps(seen["requests"])
+    assert not any(text in shown for case in cases for text in case.paraphrases)
+
+
+def test_weights_are_restored_bit_for_bit(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase]
+) -> None:
+    before = checksums(loaded[0])
+    with edited(Method("noisy", noisy), *loaded, cases):
+        assert [n for n, v in checksums(loaded[0]).items() if v != before[n]] == [HEAD]
+    assert checksums(loaded[0]) == before
+    with pytest.raises(ZeroDivisionError), edited(Method("noisy", noisy), *loaded, cases):
+        1 / 0  # noqa: B018
+    assert checksums(loaded[0]) == before
+
+
+def test_weights_which_are_not_handed_back_are_noticed(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase]
+) -> None:
+    old = loaded[0].get_parameter(HEAD).detach().clone()
+    try:
+        with (
+            pytest.raises(RuntimeError, match=f"noisy left 1 weights .* such as {HEAD}"),
+            edited(Method("noisy", noisy, "forgetful"), *loaded, cases),
+        ):
+            pass
+    finally:
+        with torch.no_grad():
+            loaded[0].get_parameter(HEAD).copy_(old)
+
+
+def test_checksums_see_a_single_bit(tiny_llama: Any) -> None:
+    weight = next(tiny_llama.parameters())
+    before = checksums(tiny_llama)
+    with torch.no_grad():
+        old = weight[0, 0].clone()
+        weight[0, 0] = torch.nextafter(old, old + 1)
+        changed = checksums(tiny_llama)
+        weight[0, 0] = old
+    assert before != changed and checksums(tiny_llama) == before
+
+
+def test_methods_are_found_by_name_and_in_files(tmp_path: Path, hparams: MeGHyperParams) -> None:
+    paper = MeGHyperParams.preset("paper")
+    assert resolve_method("meg-paper", hparams, paper).hparams is paper
+    assert resolve_method("meg-mlp", hparams, paper).hparams.generator == "mlp"
+    path = tmp_path / "own.py"
+    path.write_text("hparams = 3\ndef apply_to_model(model, *_, **__):\n    return model, {}\n")
+    method = resolve_method(f"mine={path}", hparams, paper)
+    assert (method.name, method.hparams, method.apply(1)) == ("mine", 3, (1, {}))
+    path.write_text("")
+    for name, message in (
+        ("rome", "expected unedited, meg, .* got 'rome'"),
+        (f"mine={path}", "has no function apply_to_model"),
+        ("mine=nowhere.py", "there is no file nowhere.py"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve_method(name, hparams, paper)
+
+
+def test_facts_which_the_model_knows_that_way_are_not_edited(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase], hparams: MeGHyperParams
+) -> None:
+    known = [
+        dataclasses.replace(c, request=dataclasses.replace(c.request, target_new=f"{c.truth}."))
+        for c in cases[:3]
+    ]
+    assert only_wrong([*known, *cases], *loaded, hparams) == cases
+
+
+@pytest.fixture(scope="module")
+def benchmark(cases: list[EvaluationCase], hparams: MeGHyperParams) -> Benchmark:
+    world = load_world()
+    other = tuple(edit_cases(world, 40, seed=9))
+    methods = [
+        Method("unedited", lambda model, *_, **__: (model, {})),
+        resolve_method("meg", hparams, hparams),
+        Method("noisy", noisy),
+    ]
+    split = Split(tuple(cases), other[:20], other[20:])
+    return Benchmark("reference", split, methods, (8,), 2, hparams=hparams)
+
+
+@pytest.fixture(scope="module")
+def cells(
+    benchmark: Benchmark, loaded: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict[str, Any]], Path]:
+    out = tmp_path_factory.mktemp("benchmark")
+    return run_benchmark(benchmark, *loaded, out, say=lambda _: None), out
+
+
+def test_every_method_answers_the_same_questions(cells: Any) -> None:
+    found = {(cell["method"], cell["seed"]): cell for cell in cells[0]}
+    assert set(found) == {(m, s) for m in ("unedited", "meg", "noisy") for s in (0, 1)}
+    for seed in (0, 1):
+        unedited, meg, broken = (found[name, seed] for name in ("unedited", "meg", "noisy"))
+        assert unedited["reliability"]["ag"] == 0 and unedited["locality"]["ag"] == 100
+        assert meg["reliability"]["ag"] == 100 and meg["oracle_generality"] > 80
+        assert meg["intervals"]["reliability.ag"] == [100, 100]
+        assert broken["locality"]["ag"] < 50 and broken["score"] == 0
+        assert set(unedited["retained_by_kind"].values()) == {100.0}
+        assert max(broken["retained_by_kind"].values()) < 50
+        assert meg["bytes_per_edit"] > 0 and "bytes_per_edit" not in broken
+        for cell in (unedited, meg, broken):
+            assert cell["latency"]["edited"]["p95"] >= cell["latency"]["edited"]["p50"] > 0
+
+
+def test_a_rerun_measures_nothing_again(
+    cells: Any, benchmark: Benchmark, loaded: tuple[Any, Any]
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("measured again")
+
+    methods = [dataclasses.replace(method, apply=never) for method in benchmark.methods]
+    again = dataclasses.replace(benchmark, methods=methods)
+    assert run_benchmark(again, *loaded, cells[1], say=lambda _: None) == cells[0]
+    other = dataclasses.replace(again, edits=(7,))
+    with pytest.raises(AssertionError, match="measured again"):
+        run_benchmark(other, *loaded, cells[1], say=lambda _: None)
+
+
+def test_tables_give_mean_and_spread(cells: Any) -> None:
+    told = markdown(cells[0])
+    row = next(line for line in told.splitlines() if line.startswith("| meg |"))
+    assert row.split("|")[2].strip() == "100.0 ± 0.0"
+    assert "| unedited | 0.0 ± 0.0 |" in told and "Oracle gen" in told and "tokens/s" in told
+
+
+def test_plots_are_drawn(cells: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from meg_editor.benchmark.plots import draw
+
+    more = [{**cell, "edits": 64} for cell in cells[0]]
+    drawn = draw([*cells[0], *more], tmp_path)
+    assert [path.name for path in drawn] == ["score-over-edits.png", "generality-locality.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_latency_counts_the_tokens_it_asks_for(loaded: tuple[Any, Any], monkeypatch: Any) -> None:
+    model, tokenizer = loaded
+    asked = []
+    real = model.generate
+
+    def generate(**kwargs: Any) -> Any:
+        asked.append(real(**kwargs).shape[1] - kwargs["input_ids"].shape[1])
+
+    monkeypatch.setattr(model, "generate", generate)
+    found = latency(model, tokenizer, ["Where was she born?", "He"], new_tokens=6, warm_up=1)
+    assert asked == [6, 6, 6] and found.tokens_per_second > 0
+
+
+def test_the_command_writes_a_report(tmp_path: Path, capsys: Any) -> None:
+    """Eight made-up facts in EasyEdit's schema, on the reference model."""
+    rows = [
+        {
+            "prompt": case.request.prompt,
+            "target_new": case.request.target_new,
+            "subject": case.request.subject,
+            "rephrase_prompt": case.paraphrases[0],
+            "locality_prompt": case.locality["unrelated"][0].prompt,
+        }
+        for case in edit_cases(load_world(), 60, seed=4)
+    ]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(rows), "utf-8")
+    command = ["benchmark", "--data", "wikibigedit", "--path", str(path), "--edits", "8"]
+    command += ["--methods", "unedited,meg-bank", "--seeds", "1", "--device", "cpu"]
+    command += ["--set", "gate_threshold=0.8", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert [cell["method"] for cell in report["cells"]] == ["unedited", "meg-bank"]
+    assert report["cells"][1]["reliability"]["ag"] == 100
+    assert (tmp_path / "out" / "report.md").read_text("utf-8") in capsys.readouterr().out
+    assert main([*command[:2], "nothing", *command[3:]]) == 2
+    assert "--data: expected one of counterfact" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""Splits have nothing in common, and do not hang on the order of a file."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from meg_editor.data.cases import EvaluationCase, Probe
+from meg_editor.data.preprocessing import (
+    key,
+    one_per_subject,
+    without_conflicts,
+    without_false_locality,
+)
+from meg_editor.data.splits import Split, choose, split_cases, tuning_requests
+from meg_editor.requests import EditRequest
+
+
+def case(
+    prompt: str, target: str = "x", subject: str | None = None, *paraphrases: str, **locality: str
+) -> EvaluationCase:
+    return EvaluationCase(
+        EditRequest(prompt, target, subject),
+        paraphrases=paraphrases,
+        locality={kind: (Probe(text),) for kind, text in locality.items()},
+    )
+
+
+def many(count: int) -> list[EvaluationCase]:
+    """Facts of which every third shares a subject, and every fifth a paraphrase, with another."""
+    rng = random.Random(0)
+    return [
+        case(
+            f"The colour of thing {n} is",
+            "blue",
+            f"thing {n - n % 3 if n % 9 == 1 else n}",
+            f"Thing {n if n % 5 else rng.randrange(count)} has the colour",
+        )
+        for n in range(count)
+    ]
+
+
+def texts(cases: tuple[EvaluationCase, ...]) -> set[str]:
+    found = {key(text) for c in cases for text in (c.request.prompt, *c.paraphrases)}
+    return found | {key(c.request.subject) for c in cases if c.request.subject}
+
+
+def parts(split: Split) -> tuple[tuple[EvaluationCase, ...], ...]:
+    return split.edited, split.pseudo, split.calibration
+
+
+def test_parts_share_no_subject_prompt_or_paraphrase() -> None:
+    split = split_cases(many(1000))
+    edited, pseudo, calibration = map(texts, parts(split))
+    assert not edited & pseudo and not edited & calibration and not pseudo & calibration
+    assert sum(map(len, parts(split))) == 1000
+    assert 600 < len(split.edited) < 800 and len(split.pseudo) > 100 < len(split.calibration) + 60
+
+
+def test_neither_order_nor_duplicates_move_a_fact() -> None:
+    cases = many(300)
+    ordered, shuffled = split_cases(cases), split_cases(random.Random(1).sample(cases, 300))
+    for one, other in zip(parts(ordered), parts(shuffled), strict=True):
+        assert set(map(id, one)) == set(map(id, other))
+
+
+def test_training_facts_which_are_also_edited_are_left_out() -> None:
+    edits, training = many(100), many(400)
+    split = split_cases(edits, training)
+    assert list(split.edited) == edits
+    assert not texts(split.edited) & (texts(split.pseudo) | texts(split.calibration))
+    assert 200 < len(split.pseudo) + len(split.calibration) <= 300
+    assert len(split.pseudo) > len(split.calibration) > 0
+
+
+def test_preprocessing_keeps_the_first() -> None:
+    first = case("The river of Ur is", "Po", "Ur")
+    rows = [first, case("The  river of Ur is", "Nile", "Ur"), case("Ur lies at", "sea", "ur")]
+    assert without_conflicts(rows) == [first, rows[2]]
+    assert one_per_subject(rows) == [first]
+    assert one_per_subject([case("A is"), case("a is"), case("B is")])[1:] == [case("B is")]
+
+
+def test_what_is_edited_is_no_locality() -> None:
+    asked = case("A is", near="b IS?", far="C is")
+    rows = [asked, case("Z is", "x", None, "B is")]
+    assert set(without_false_locality(rows)[0].locality) == {"far"}
+    assert without_false_locality([asked]) == [asked]
+
+
+def test_facts_with_paraphrases_are_edited_first() -> None:
+    rows = [case(f"{n} is", "x", None, *(["p"] if n % 4 == 0 else [])) for n in range(40)]
+    chosen = choose(rows, 12, seed=0)
+    assert sum(bool(c.paraphrases) for c in chosen) == 10
+    assert chosen == choose(rows, 12, seed=0) != choose(rows, 12, seed=1)
+    for count in (0, 41):
+        with pytest.raises(ValueError, match=f"expected 1 to 40.*got {count}"):
+            choose(rows, count, 0)
+
+
+def test_tuning_requests_carry_what_fitting_needs() -> None:
+    rows = [case("A is", "x", "A", "A has", near="B is", far="C is"), case("D is")]
+    (request,) = tuning_requests(rows, 5, seed=0)
+    assert request == EditRequest("A is", "x", "A", ("A has",), ("B is", "C is"))
