@@ -1,0 +1,53 @@
+"""Is the text still text? n-gram entropy (Zhang et al., 2018) and perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from meg_editor.tokens import by_length
+
+_WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # ROME's and EasyEdit's
+
+
+def ngram_entropy(text: str) -> float:
+    """Weighted mean of the entropies of 2- and 3-grams of words, in bits: Σ_n w_n H_n / 2.
+
+    H_n = -Σ p log2 p over the n-grams of the text. A text that repeats itself is near 0.
+    """
+    words = text.split()
+    total = 0.0
+    for n, weight in _WEIGHTS.items():
+        counts = Counter(zip(*(words[start:] for start in range(n)), strict=False))
+        whole = counts.total()
+        total -= weight * sum(c / whole * math.log2(c / whole) for c in counts.values())
+    return total / len(_WEIGHTS)
+
+
+@torch.no_grad()
+def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], rows: int = 32) -> float:
+    """exp of the mean negative log-likelihood per token over all `texts`, the first tokens given.
+
+    `model` is anything which maps `input_ids` to `.logits`. NaN if there is no second token.
+    """
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    ids = [row for row in ids if len(row) > 1]
+    loss, count = 0.0, 0
+    for chunk in by_length([len(row) for row in ids], rows):
+        width = max(len(ids[index]) for index in chunk)
+        # Padding on the right needs no mask under a causal one.
+        batch = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in chunk])
+        wanted = torch.tensor([ids[i][1:] + [-100] * (width - len(ids[i])) for i in chunk])
+        logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1]
+        loss += float(
+            F.cross_entropy(
+                logits.float().flatten(0, 1), wanted.to(logits.device).flatten(), reduction="sum"
+            )
+        )
+        count += int((wanted != -100).sum())
+    return math.exp(loss / count) if count else float("nan")

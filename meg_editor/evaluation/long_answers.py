@@ -1,0 +1,42 @@
+"""How much of a long answer is there? Token recall and ROUGE-L (UnKE; Lin, 2004)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+
+
+def tokens(text: str) -> list[str]:
+    """Words and numbers in lower case, as ROUGE counts them."""
+    return re.findall(r"[^\W_]+", text.casefold())
+
+
+def token_recall(answer: str, wanted: str) -> float:
+    """|answer ∩ wanted| / |wanted| over words, each as often as it occurs; in [0, 1].
+
+    1 if nothing is wanted.
+    """
+    goal = Counter(tokens(wanted))
+    if not goal:
+        return 1.0
+    return (goal & Counter(tokens(answer))).total() / goal.total()
+
+
+def rouge_l(answer: str, wanted: str) -> float:
+    """F1 of the longest common subsequence of words: 2 · L / (|answer| + |wanted|), in [0, 1].
+
+    1 if both are empty.
+    """
+    ours, theirs = tokens(answer), tokens(wanted)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    ids = {word: number for number, word in enumerate(dict.fromkeys(theirs))}
+    row = np.zeros(len(theirs) + 1, dtype=np.int64)
+    column = np.array([ids[word] for word in theirs])
+    for word in ours:
+        # L(i, j) = L(i-1, j-1) + 1 on a match, else the larger neighbour.
+        met = np.where(column == ids.get(word, -1), row[:-1] + 1, row[1:])
+        row = np.concatenate([[0], np.maximum.accumulate(np.maximum(met, row[1:]))])
+    return 2 * int(row[-1]) / (len(ours) + len(theirs))

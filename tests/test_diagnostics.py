@@ -1,0 +1,111 @@
+"""Long answers, fluency, multi-hop and conflicting edits against values worked out otherwise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from meg_editor.data.cases import MultiHopCase, Probe
+from meg_editor.evaluation.edit_conflicts import near_duplicates
+from meg_editor.evaluation.fluency import ngram_entropy, perplexity
+from meg_editor.evaluation.long_answers import rouge_l, token_recall
+from meg_editor.evaluation.multi_hop import multi_hop_scores
+from meg_editor.requests import EditRequest
+
+
+def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """By trying every subsequence of `one`."""
+    for size in range(len(one), 0, -1):
+        for chosen in itertools.combinations(one, size):
+            rest = iter(other)
+            if all(word in rest for word in chosen):
+                return size
+    return 0
+
+
+def test_rouge_l_is_that_of_the_longest_common_subsequence() -> None:
+    rng = random.Random(0)
+    for _ in range(60):
+        one = [rng.choice("abcd") for _ in range(rng.randrange(1, 8))]
+        other = [rng.choice("abcde") for _ in range(rng.randrange(1, 8))]
+        expected = 2 * longest_common(one, other) / (len(one) + len(other))
+        assert rouge_l(" ".join(one), " ".join(other)) == pytest.approx(expected)
+    # Lin (2004): "police killed the gunman" against "the gunman kill police" has L = 2.
+    assert rouge_l("The gunman kill police!", "police killed the gunman") == pytest.approx(0.5)
+    assert rouge_l("", "a") == 0 and rouge_l("", "") == 1
+
+
+def test_token_recall_counts_words_as_often_as_they_are_wanted() -> None:
+    assert token_recall("The cat. A cat!", "cat cat dog") == pytest.approx(2 / 3)
+    assert token_recall("cat cat cat", "Cat") == 1 and token_recall("", "cat") == 0
+    assert token_recall("anything", "") == 1
+
+
+def test_ngram_entropy_of_texts_with_known_ones() -> None:
+    # 8 different bigrams and 7 different trigrams: log2 8 and log2 7.
+    distinct = "a b c d e f g h i"
+    expected = (2 / 3 * math.log2(8) + 4 / 3 * math.log2(7)) / 2
+    assert ngram_entropy(distinct) == pytest.approx(expected)
+    assert ngram_entropy("so " * 50) == 0 == ngram_entropy("")
+
+
+def test_perplexity_is_that_of_each_text_alone(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    texts = ["The capital of Erewhon is small.", "Once", "2 + 2 = 4"]
+    losses = []
+    for text in texts:
+        ids = tiny_tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            scores = F.log_softmax(tiny_llama(input_ids=ids).logits[0, :-1], -1)
+        losses += (-scores.gather(1, ids[0, 1:, None])).flatten().tolist()
+    expected = math.exp(sum(losses) / len(losses))
+    for rows in (1, 3):
+        found = perplexity(tiny_llama, tiny_tokenizer, texts, rows)
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert math.isnan(perplexity(tiny_llama, tiny_tokenizer, []))
+
+
+def test_multi_hop_wants_all_hops_and_any_question() -> None:
+    told = {"A is": "b", "Who is A?": "b", "Where is b?": "sea", "q1": "no", "q2": "The Sea."}
+    asked: list[str] = []
+
+    def answer(questions: Sequence[str]) -> list[str]:
+        asked.extend(questions)
+        return [told.get(question, "?") for question in questions]
+
+    good = MultiHopCase(
+        ("A is",), ("q1", "q2"), ("sea", "The Sea"),
+        (Probe("Who is A?", ("b",)), Probe("Where is b?", ("ocean", "sea"))),
+    )  # fmt: skip
+    bad = MultiHopCase(
+        ("A is", "C is"), ("q1",), ("sea",),
+        (Probe("Who is A?", ("b",)), Probe("Who is C?", ("d",))),
+    )  # fmt: skip
+    found = multi_hop_scores(answer, [good, bad], {"A is": "b", "C is": "d"})
+    assert (found.edit_wise, found.instance_wise, found.multi_hop) == (50, 50, 50)
+    assert len(asked) == len(set(asked)) == 7
+
+
+def test_near_duplicates_tell_contradictions() -> None:
+    edits = [
+        EditRequest("A is", "x", "A"),
+        EditRequest("A's value is", "X", "a"),
+        EditRequest("The value of A:", "x.", "A"),
+        EditRequest("B is", "y", "B"),  # as close as the first two, but of another subject
+        EditRequest("C is", "z"),
+    ]
+    angles = torch.tensor([0.0, 0.1, 0.5, 0.05, 2.0])
+    anchors = torch.stack([angles.cos(), angles.sin()], 1)
+    found = near_duplicates(edits, anchors, least=0.85)
+    assert [(d.first, d.second, d.contradictory) for d in found] == [
+        (0, 1, True),
+        (1, 2, True),
+        (0, 2, False),
+    ]
+    assert [d.cosine for d in found] == pytest.approx([math.cos(0.1), math.cos(0.4), math.cos(0.5)])
