@@ -22,6 +22,7 @@ from meg_editor.data.reference_requests import edit_cases
 from meg_editor.data.reference_world import load_world
 from meg_editor.data.splits import Split
 from meg_editor.evaluation.cost import latency
+from meg_editor.tokens import greedy_answers
 
 HEAD = "model.norm.weight"
 
@@ -126,6 +127,23 @@ def test_methods_are_found_by_name_and_in_files(tmp_path: Path, hparams: MeGHype
     ):
         with pytest.raises(ValueError, match=message):
             resolve_method(name, hparams, paper)
+
+
+def test_the_documented_example_is_a_method(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase], hparams: MeGHyperParams
+) -> None:
+    path = Path(__file__).parents[1] / "examples" / "own_method.py"
+    method = resolve_method(f"ft={path}", hparams, hparams)
+    before = checksums(loaded[0])
+    with edited(method, *loaded, cases) as tuned:
+        after = checksums(tuned)
+        changed = [name for name in before if after[name] != before[name]]
+        answers = greedy_answers(tuned, loaded[1], [c.request.prompt for c in cases], 12)
+    assert {name.rpartition(".")[0].rpartition(".")[0] for name in changed} == {
+        "model.layers.0.mlp"
+    }
+    told = [a == c.request.target_new for a, c in zip(answers, cases, strict=True)]
+    assert sum(told) >= 0.9 * len(cases)
 
 
 def test_facts_which_the_model_knows_that_way_are_not_edited(
