@@ -67,7 +67,7 @@ setup(
     extras_require={
         "plots": ["matplotlib>=3.8"],
         # setuptools: a test builds the package, and Python 3.12 has none of its own.
-        "test": ["mypy", "pytest>=8", "ruff", "setuptools>=64", "types-PyYAML", "types-tqdm"],
+        "test": ["matplotlib>=3.8", "mypy", "pytest>=8", "ruff", "setuptools>=64", "types-PyYAML", "types-tqdm"],
     },
     entry_points={"console_scripts": ["meg-editor = meg_editor.cli:main"]},
 )

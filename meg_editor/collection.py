@@ -25,6 +25,7 @@ from meg_editor.tokens import (
     greedy_answers,
     target_logits,
 )
+from meg_editor.upper_layers import UpperLayers
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,13 @@ def _descend(
     taken = torch.zeros(len(facts), dtype=torch.long)
     active = torch.arange(len(facts))
     batch = Batch.of([row for fact in facts for row in fact], model.device)
+    upper = UpperLayers(model, hook.spec.layer)
+    stream = upper.stream(batch.ids)  # the layers below the neuron never change
     current = neurons.clone().to(model.device)
     for step in range(budget):
         current.requires_grad_(True)
-        with hook.attached(current.repeat_interleave(contexts, dim=0)):
+        attached = hook.attached(current.repeat_interleave(contexts, dim=0))
+        with attached, upper.fed(stream):
             logits, wanted, rows = target_logits(model, batch)
         token_loss = F.cross_entropy(logits, wanted, reduction="none")
         count = torch.zeros(len(batch.ids), device=rows.device).index_add_(
@@ -165,6 +169,8 @@ def _descend(
             if not len(active):
                 break
             batch = Batch.of([row for i in active.tolist() for row in facts[i]], model.device)
+            going = keep.repeat_interleave(contexts).to(stream.device)
+            stream = stream[going, : batch.ids.shape[1]]
     return neurons, taken
 
 
