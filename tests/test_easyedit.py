@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import random
+import runpy
 import shutil
 import subprocess
 import sys
@@ -986,6 +987,17 @@ def test_fine_tuning_and_meg_side_by_side(registered: ModuleType, tmp_path: Path
         for name in ("rewrite_acc", "rephrase_acc"):
             before = [[row["pre"][name] for row in found[method]] for method in ("MeG", "FT")]
             assert before[0] == before[1]
+
+
+def test_the_side_by_side_example_runs(registered: ModuleType, capsys: Any) -> None:
+    program = runpy.run_path(str(ROOT / "examples" / "easyedit_side_by_side.py"))
+    chosen = list(cases()[:6])
+    line = program["run"]("FT", registered, chosen, "nowhere")
+    method, rewrite, rephrase, locality, _ = line.split()
+    assert method == "FT" and float(rewrite) > 40 and float(rephrase) >= 0
+    wheel = "sequential_edit" not in inspect.signature(registered.BaseEditor.batch_edit).parameters
+    assert locality == "-" if wheel else float(locality) > 80
+    assert "not in this EasyEdit" in program["run"]("MeG2", registered, chosen, "nowhere")
 
 
 def test_phi_2_is_loaded_by_its_name(registered: ModuleType, tmp_path: Path) -> None:
