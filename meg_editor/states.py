@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meg_editor.ffn import decoder_blocks, find_ffn
 from meg_editor.neuron import NeuronSpec
 from meg_editor.query import QueryReader
 from meg_editor.tokens import by_length
@@ -19,21 +20,23 @@ class _Stop(Exception):
 
 
 class StateReader:
-    """Reads the input of the neuron's FFN at the last token of a query.
+    """Reads the input of an FFN at the last token of a query.
 
     There the LLM has gathered what it will answer from, so that two wordings of one question end
-    in close states, whatever words they use. Only the layers up to the neuron's are run.
+    in close states, whatever words they use. It is the FFN of the neuron's layer, or that of the
+    middle one where the neuron is lower: the first layers have not gathered anything yet. Only the
+    layers up to there are run.
     """
 
-    def __init__(
-        self, model: nn.Module, tokenizer: Any, spec: NeuronSpec, reader: QueryReader
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, spec: NeuronSpec, reader: QueryReader) -> None:
         self.model, self.tokenizer, self.spec, self.reader = model, tokenizer, spec, reader
+        middle = len(decoder_blocks(model)[1]) // 2
+        self.place = spec.read if spec.layer >= middle else find_ffn(model, middle).read
 
     @torch.no_grad()
     def read(self, queries: Sequence[str], rows: int = 256) -> Tensor:
         """B bare queries -> states (B, D), float32, on the model's device."""
-        model: Any = self.model
+        model = self.model
         ids = self.tokenizer([self.reader.wrap(query) for query in queries])["input_ids"]
         states = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
         captured: list[Tensor] = []
@@ -42,7 +45,7 @@ class StateReader:
             captured.append(args[0] if args else next(iter(kwargs.values())))
             raise _Stop
 
-        module = model.get_submodule(self.spec.read)
+        module = model.get_submodule(self.place)
         # Before any NeuronHook on the module: this pass is not one it should take part in.
         handle = module.register_forward_pre_hook(capture, prepend=True, with_kwargs=True)
         try:

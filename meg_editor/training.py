@@ -106,9 +106,8 @@ def fit(
     encoder.load_state_dict(tuned.tensors)
     reader = QueryReader(tokenizer, hparams.prompt_template)
     background = [fact.prompt for fact in pseudo]
-    index = index_queries(
-        edits, encoder, StateReader(model, tokenizer, spec, reader), background, hparams
-    )
+    states = StateReader(model, tokenizer, spec, reader)
+    index = index_queries(edits, encoder, states, background, hparams)
 
     collected = run(
         "collection",
@@ -128,7 +127,13 @@ def fit(
     gate = GATES[hparams.gate].build(hparams, encoder.dimension).to(model.device)
     gated = run(
         "gate",
-        [settings("gate", "familiarity"), tuned.key, collected.key, _texts(calibration)],
+        [
+            settings("gate", "familiarity"),
+            states.place,
+            tuned.key,
+            collected.key,
+            _texts(calibration),
+        ],
         lambda: _fit_gate(
             gate,
             index.anchors,

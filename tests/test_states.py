@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_neuron import FAMILIES, LAYER, random_neurons, spec_of, tiny
+from test_neuron import FAMILIES, LAYER, LAYERS, random_neurons, spec_of, tiny
 from torch import Tensor
 
-from meg_editor.neuron import NeuronHook
+from meg_editor.neuron import NeuronHook, NeuronSpec
 from meg_editor.query import QueryReader
 from meg_editor.states import StateReader
 
@@ -49,6 +49,19 @@ def test_states_are_those_of_each_query_alone(family: str, rows: int) -> None:
     expected = torch.stack([alone(family, query) for query in QUERIES])
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
     assert len({tuple(row) for row in states.round(decimals=3).tolist()}) == len(QUERIES)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_below_the_middle_nothing_is_read(family: str) -> None:
+    """With the neuron in layer 0 of 3 the states are those of layer 1; in layer 2 its own."""
+    tokenizer: Any = Letters()
+    reader = QueryReader(tokenizer)
+    specs = [NeuronSpec.from_model(tiny(family), layer) for layer in range(LAYERS)]
+    readers = [StateReader(tiny(family), tokenizer, spec, reader) for spec in specs]
+    assert [states.place for states in readers] == [specs[n].read for n in (1, 1, 2)]
+    lowest = readers[0].read(QUERIES)
+    assert torch.equal(lowest, readers[1].read(QUERIES))
+    assert not torch.allclose(lowest, readers[2].read(QUERIES), atol=1e-2)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
