@@ -82,11 +82,17 @@ def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
         yield order[start : start + rows]
 
 
+def pad_token(tokenizer: Any) -> int:
+    """The id to pad with: the end of text where the tokenizer has no padding."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
 def left_padded(tokenizer: Any, prompts: Sequence[str], device: Any) -> dict[str, Tensor]:
     """Tokenised for generation, whatever side the tokenizer pads: input_ids and attention_mask."""
     rows = tokenizer(list(prompts))["input_ids"]
     width = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = pad_token(tokenizer)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": mask}
@@ -98,7 +104,7 @@ def greedy_answers(
 ) -> list[str]:
     """What the model says after each of B prompts, greedily, until it stops by itself."""
     batch = left_padded(tokenizer, prompts, model.device)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = pad_token(tokenizer)
     output = model.generate(
         **batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad
     )

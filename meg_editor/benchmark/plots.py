@@ -17,12 +17,11 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
         ImportError: matplotlib is not installed.
     """
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "plots need matplotlib: pip install 'meg-editor[plots]', or leave --plots out"
         ) from error
-    matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [_save(_trade_off, cells, folder / "generality-locality.png")]
     if len({cell["edits"] for cell in cells}) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from meg_editor.benchmark.plots import draw
 from meg_editor.benchmark.tables import markdown
 from meg_editor.evaluation.report import versions
+from meg_editor.text_files import write_text
 
 
 def write_report(cells: Sequence[dict[str, Any]], out: Path, plots: bool = False) -> None:
@@ -20,8 +20,6 @@ def write_report(cells: Sequence[dict[str, Any]], out: Path, plots: bool = False
         "report.md": markdown(cells),
     }
     for name, text in files.items():
-        unfinished = out / f"{name}.part"
-        unfinished.write_text(text, "utf-8")
-        os.replace(unfinished, out / name)
+        write_text(out / name, text)
     if plots:
         draw(cells, out)

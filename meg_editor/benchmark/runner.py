@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from meg_editor.hparams import MeGHyperParams
 from meg_editor.model import MeGModel
 from meg_editor.query import QueryReader
 from meg_editor.stages import StageStore
+from meg_editor.text_files import write_text
 from meg_editor.tokens import batched_answers
 
 _LATENCY_QUERIES = 20
@@ -78,10 +79,11 @@ def run_benchmark(
             run = _Draw(benchmark, model, tokenizer, choose(pool, count, seed), seed)
             for method in benchmark.methods:
                 path = out / "cells" / f"{benchmark.data}-{method.name}-{count}-{seed}.json"
-                cell = _read(path, run.key(method))
+                key = run.key(method)
+                cell = _read(path, key)
                 if cell is None:
-                    cell = run.measure(method, out)
-                    _write(path, cell)
+                    cell = {"key": key, **run.measure(method, out)}
+                    write_text(path, json.dumps(cell, indent=1) + "\n")
                 say(
                     f"{method.name:14} {count:6} edits, seed {seed}: Score {cell['score']:.1f} "
                     f"({cell['seconds_total']:.0f} s)"
@@ -113,32 +115,27 @@ class _Draw:
     tokenizer: Any
     cases: list[EvaluationCase]
     seed: int
-    _questions: list[Question] | None = None
 
-    @property
+    @cached_property
     def questions(self) -> list[Question]:
-        if self._questions is None:
-            reader = QueryReader(self.tokenizer, self.benchmark.hparams.prompt_template)
-            self._questions = questions_of(self.model, self.tokenizer, self.cases, reader)
-        return self._questions
+        reader = QueryReader(self.tokenizer, self.benchmark.hparams.prompt_template)
+        return questions_of(self.model, self.tokenizer, self.cases, reader)
 
     def key(self, method: Method) -> str:
         """A digest of all a cell depends on."""
         hparams = method.hparams
-        settings = hparams.to_dict() if isinstance(hparams, MeGHyperParams) else vars_of(hparams)
         parts = [
             str(self.model.name_or_path),
             [self.benchmark.pseudo, self.benchmark.calibration, self.seed],
             [dataclasses.astuple(case) for case in self.cases],
-            settings,
+            getattr(hparams, "__dict__", hparams),
         ]
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def measure(self, method: Method, out: Path) -> dict[str, Any]:
         """One cell."""
-        b, key = self.benchmark, self.key(method)
-        hparams = method.hparams
+        b, hparams = self.benchmark, method.hparams
         if isinstance(hparams, MeGHyperParams):
             method = dataclasses.replace(
                 method, hparams=dataclasses.replace(hparams, seed=self.seed)
@@ -170,7 +167,6 @@ class _Draw:
                 "unedited": [q.prompt for q in questions if q.kind.startswith("locality")],
             }
             return {
-                "key": key,
                 "data": b.data,
                 "method": method.name,
                 "edits": len(self.cases),
@@ -188,11 +184,6 @@ class _Draw:
             }
 
 
-def vars_of(hparams: Any) -> Any:
-    """What can be told apart of a method's settings."""
-    return getattr(hparams, "__dict__", hparams)
-
-
 def _read(path: Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
@@ -201,10 +192,3 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; delete it to measure it again") from error
     return cell if cell.get("key") == key else None
-
-
-def _write(path: Path, cell: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(cell, indent=1) + "\n", "utf-8")
-    os.replace(unfinished, path)

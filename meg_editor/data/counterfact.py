@@ -7,7 +7,7 @@ from pathlib import Path
 from meg_editor.data.cases import Dataset, EvaluationCase, Probe
 from meg_editor.data.easyedit_schema import easyedit_case
 from meg_editor.data.records import Record, read_records
-from meg_editor.requests import EditRequest
+from meg_editor.data.rewrite import read_rewrite
 
 
 def load_counterfact(path: str | Path) -> Dataset:
@@ -26,15 +26,10 @@ def load_counterfact(path: str | Path) -> Dataset:
 
 
 def _case(record: Record) -> EvaluationCase:
-    edit = record.record("requested_rewrite")
-    subject = edit.text("subject")
-    new, true = (edit.record(name).text("str") for name in ("target_new", "target_true"))
-    prompt = edit.text("prompt")
-    if prompt.count("{}") != 1:
-        raise edit.error("prompt", "a template with one {}", prompt)
+    request, true = read_rewrite(record.record("requested_rewrite"))
     others = {
         "neighbour": ("neighborhood_prompts", true),
-        "attribute": ("attribute_prompts", new),
+        "attribute": ("attribute_prompts", request.target_new),
     }
     locality = {
         kind: tuple(Probe(text, (answer,)) for text in record.texts(field))
@@ -43,7 +38,7 @@ def _case(record: Record) -> EvaluationCase:
     }
     sure = record.row.get("rephrase_kind", "paraphrase") == "paraphrase"
     return EvaluationCase(
-        EditRequest(prompt.replace("{}", subject), new, subject),
+        request,
         truth=true,
         paraphrases=record.texts("paraphrase_prompts") if sure else (),
         locality={kind: probes for kind, probes in locality.items() if probes},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from meg_editor.data.cases import Dataset, EvaluationCase, MultiHopCase, Probe
 from meg_editor.data.records import Record, read_records
-from meg_editor.requests import EditRequest
+from meg_editor.data.rewrite import read_rewrite
 
 
 def load_mquake(path: str | Path) -> Dataset:
@@ -34,16 +34,8 @@ def load_mquake(path: str | Path) -> Dataset:
 
 
 def _edit(rewrite: Record) -> EvaluationCase:
-    subject, template = rewrite.text("subject"), rewrite.text("prompt")
-    if template.count("{}") != 1:
-        raise rewrite.error("prompt", "a template with one {}", template)
-    return EvaluationCase(
-        EditRequest(
-            template.replace("{}", subject), rewrite.record("target_new").text("str"), subject
-        ),
-        truth=rewrite.record("target_true").text("str"),
-        paraphrases=rewrite.texts("question"),
-    )
+    request, truth = read_rewrite(rewrite)
+    return EvaluationCase(request, truth=truth, paraphrases=rewrite.texts("question"))
 
 
 def _answers(record: Record, name: str) -> tuple[str, ...]:

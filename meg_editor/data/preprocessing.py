@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from meg_editor.data.cases import EvaluationCase
 
@@ -12,16 +12,20 @@ Cases = Sequence[EvaluationCase]
 
 def one_per_subject(cases: Cases) -> list[EvaluationCase]:
     """The first fact of each subject: several of ZsRE's may be one fact in other words."""
-    first = {subject_key(case): case for case in reversed(cases)}
-    kept = set(map(id, first.values()))
-    return [case for case in cases if id(case) in kept]
+    return _first(cases, subject_key)
 
 
 def without_conflicts(cases: Cases) -> list[EvaluationCase]:
     """The first case of each prompt: CounterFact repeats some, with other targets too."""
-    first = {case.request.key: case for case in reversed(cases)}
-    kept = set(map(id, first.values()))
-    return [case for case in cases if id(case) in kept]
+    return _first(cases, lambda case: case.request.key)
+
+
+def _first(cases: Cases, name: Callable[[EvaluationCase], str]) -> list[EvaluationCase]:
+    """The first case of each name, in order."""
+    first: dict[str, EvaluationCase] = {}
+    for case in cases:
+        first.setdefault(name(case), case)
+    return list(first.values())
 
 
 def without_false_locality(cases: Cases) -> list[EvaluationCase]:

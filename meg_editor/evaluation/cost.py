@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meg_editor.tokens import left_padded
+from meg_editor.tokens import left_padded, pad_token
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def latency(
     `model` is anything with `generate`; the first `warm_up` prompts are asked twice.
     """
     seconds = []
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = pad_token(tokenizer)
     for prompt in [*prompts[:warm_up], *prompts]:
         batch = left_padded(tokenizer, [prompt], model.device)
         _wait(model.device)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from meg_editor.tokens import by_length
+from meg_editor.tokens import Batch, Example, by_length
 
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # ROME's and EasyEdit's
 
@@ -35,19 +35,13 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], rows: int = 32)
 
     `model` is anything which maps `input_ids` to `.logits`. NaN if there is no second token.
     """
-    ids = [tokenizer(text)["input_ids"] for text in texts]
-    ids = [row for row in ids if len(row) > 1]
+    ids = [list(tokenizer(text)["input_ids"]) for text in texts]
+    examples = [Example(row[:1], row[1:]) for row in ids if len(row) > 1]
     loss, count = 0.0, 0
-    for chunk in by_length([len(row) for row in ids], rows):
-        width = max(len(ids[index]) for index in chunk)
-        # Padding on the right needs no mask under a causal one.
-        batch = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in chunk])
-        wanted = torch.tensor([ids[i][1:] + [-100] * (width - len(ids[i])) for i in chunk])
-        logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1]
-        loss += float(
-            F.cross_entropy(
-                logits.float().flatten(0, 1), wanted.to(logits.device).flatten(), reduction="sum"
-            )
-        )
-        count += int((wanted != -100).sum())
+    for chunk in by_length([len(example) for example in examples], rows):
+        batch = Batch.of([examples[index] for index in chunk], model.device)
+        # Not `target_logits`: a model which routes must see the whole forward pass.
+        logits = model(input_ids=batch.ids, use_cache=False).logits.float().flatten(0, 1)
+        loss += float(F.cross_entropy(logits, batch.labels.flatten(), reduction="sum"))
+        count += sum(len(examples[index].target) for index in chunk)
     return math.exp(loss / count) if count else float("nan")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ import transformers
 import meg_editor
 from meg_editor.evaluation.evaluate import Evaluation
 from meg_editor.fit_report import FitReport
+from meg_editor.text_files import write_text
 
 
 def versions() -> dict[str, str]:
@@ -94,9 +94,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write JSON, all or nothing."""
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
-        os.replace(unfinished, path)
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def table(self) -> str:
         """Markdown, in the layout of the paper's tables."""
