@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meg_editor.ffn import decoder_blocks, find_ffn
 from meg_editor.neuron import NeuronSpec
+from meg_editor.partial_forward import input_of
 from meg_editor.query import QueryReader
 from meg_editor.tokens import by_length
-
-
-class _Stop(Exception):
-    """Ends a forward pass whose rest is not needed."""
 
 
 class StateReader:
@@ -39,26 +36,15 @@ class StateReader:
         model = self.model
         ids = self.tokenizer([self.reader.wrap(query) for query in queries])["input_ids"]
         states = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
-        captured: list[Tensor] = []
-
-        def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            captured.append(args[0] if args else next(iter(kwargs.values())))
-            raise _Stop
-
         module = model.get_submodule(self.place)
-        # Before any NeuronHook on the module: this pass is not one it should take part in.
-        handle = module.register_forward_pre_hook(capture, prepend=True, with_kwargs=True)
-        try:
-            for chunk in by_length([len(row) for row in ids], rows):
-                # Padding on the right needs no mask under a causal one, and shifts no position.
-                width = max(len(ids[index]) for index in chunk)
-                batch = [ids[index] + [0] * (width - len(ids[index])) for index in chunk]
-                with contextlib.suppress(_Stop):
-                    model(input_ids=torch.tensor(batch, device=model.device), use_cache=False)
-                found = captured.pop().reshape(len(chunk), width, -1)  # OPT flattens rows
-                last = torch.tensor([len(ids[index]) - 1 for index in chunk])
-                here = torch.arange(len(chunk), device=found.device)
-                states[torch.tensor(chunk)] = found[here, last.to(found.device)].to(states)
-        finally:
-            handle.remove()
+        for chunk in by_length([len(row) for row in ids], rows):
+            # Padding on the right needs no mask under a causal one, and shifts no position.
+            width = max(len(ids[index]) for index in chunk)
+            batch = [ids[index] + [0] * (width - len(ids[index])) for index in chunk]
+            tokens = torch.tensor(batch, device=model.device)
+            found = input_of(module, partial(model, input_ids=tokens, use_cache=False))
+            found = found.reshape(len(chunk), width, -1)  # OPT flattens rows
+            last = torch.tensor([len(ids[index]) - 1 for index in chunk])
+            here = torch.arange(len(chunk), device=found.device)
+            states[torch.tensor(chunk)] = found[here, last.to(found.device)].to(states)
         return states

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meg_editor.ffn import decoder_blocks
-
-
-class _Stop(Exception):
-    """Ends a forward pass whose rest is not needed."""
+from meg_editor.partial_forward import input_of
 
 
 class UpperLayers:
@@ -35,24 +32,17 @@ class UpperLayers:
     @torch.no_grad()
     def stream(self, ids: Tensor) -> Tensor:
         """(B, T) input ids -> (B, T, D), what enters block `layer`."""
-        found: list[Tensor] = []
-
-        def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(args[0] if args else kwargs["hidden_states"])
-            raise _Stop
 
         def note(_: nn.Module, args: Any, output: Any) -> None:
             self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
 
-        handles = [self.first.register_forward_pre_hook(capture, with_kwargs=True)]
-        handles += [block.register_forward_hook(note) for block in self.below[-1:]]
+        handles = [block.register_forward_hook(note) for block in self.below[-1:]]
+        decoder = self.model.get_decoder()
         try:
-            with contextlib.suppress(_Stop):
-                self.model.get_decoder()(input_ids=ids, use_cache=False)
+            return input_of(self.first, partial(decoder, input_ids=ids, use_cache=False)).detach()
         finally:
             for handle in handles:
                 handle.remove()
-        return found[0].detach()
 
     @contextmanager
     def fed(self, stream: Tensor) -> Iterator[None]:
