@@ -65,9 +65,19 @@ setup(
     ],
     # There is no extra for EasyEdit: the wheel, easyeditor 0.0.1.dev0, pins packages of 2023.
     extras_require={
+        "lm-eval": ["lm_eval>=0.4.9"],
         "plots": ["matplotlib>=3.8"],
         # setuptools: a test builds the package, and Python 3.12 has none of its own.
-        "test": ["matplotlib>=3.8", "mypy", "pytest>=8", "ruff", "setuptools>=64", "types-PyYAML", "types-tqdm"],
+        "test": [
+            "lm_eval>=0.4.9",
+            "matplotlib>=3.8",
+            "mypy",
+            "pytest>=8",
+            "ruff",
+            "setuptools>=64",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
     },
     entry_points={"console_scripts": ["meg-editor = meg_editor.cli:main"]},
 )

@@ -1,4 +1,4 @@
-"""The command line: meg-editor demo, edit, ask, layers, benchmark."""
+"""The command line: meg-editor demo, edit, ask, layers, benchmark, tables."""
 
 from __future__ import annotations
 
@@ -68,23 +68,36 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("benchmark", help="methods side by side on a data set")
     _add_model(bench)
     bench.add_argument("--paper-hparams", type=Path, help="YAML file for meg-paper")
-    bench.add_argument("--data", required=True, help="counterfact, zsre, wikibigedit, …")
-    bench.add_argument("--path", type=Path, required=True, help="the file of the data set")
-    bench.add_argument("--training-path", type=Path, help="facts of the fitting stages (ZsRE)")
-    bench.add_argument("--edits", type=int, nargs="+", default=[1024])
+    _add_data(bench)
     bench.add_argument("--methods", default="unedited,meg,meg-paper", help="comma-separated")
     bench.add_argument("--seeds", type=int, default=3)
-    bench.add_argument("--out", type=Path, required=True, help="cells, report.json, report.md")
-    bench.add_argument("--plots", action="store_true", help="draw PNG files too")
     bench.set_defaults(run=_benchmark)
+
+    tables = commands.add_parser("tables", help="the paper's ablations on one model")
+    _add_model(tables, preset="paper")
+    _add_data(tables)
+    tables.add_argument("--unke", type=Path, help="UnKE's file, for table 17")
+    tables.add_argument("--mquake", type=Path, help="MQuAKE's file, for table 18")
+    tables.add_argument("--long-answers", type=int, default=100, help="facts of table 17")
+    tables.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers of tables")
+    tables.set_defaults(run=_tables)
     return parser
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", required=True, help="counterfact, zsre, wikibigedit, …")
+    command.add_argument("--path", type=Path, required=True, help="the file of the data set")
+    command.add_argument("--training-path", type=Path, help="facts of the fitting stages (ZsRE)")
+    command.add_argument("--edits", type=int, nargs="+", default=[1024])
+    command.add_argument("--out", type=Path, required=True, help="cells and reports")
+    command.add_argument("--plots", action="store_true", help="draw PNG files too")
+
+
+def _add_model(command: argparse.ArgumentParser, preset: str = "default") -> None:
     command.add_argument("--model", help="hub id or directory (default: the reference model)")
     command.add_argument("--encoder", help="hub id or directory (default: as in the preset)")
     command.add_argument("--hparams", type=Path, help="YAML file (default: the preset)")
-    command.add_argument("--preset", choices=("default", "paper"), default="default")
+    command.add_argument("--preset", choices=("default", "paper"), default=preset)
     command.add_argument("--layer", type=int, help="decoder layer which gets the neuron")
     command.add_argument("--device", help="auto, cpu, cuda, cuda:1 …")
     command.add_argument("--seed", type=int)
@@ -206,34 +219,16 @@ def _ask(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from meg_editor.benchmark import Benchmark, resolve_method, run_benchmark
-    from meg_editor.benchmark.report import write_report
-    from meg_editor.data.datasets import DATASETS
-    from meg_editor.data.preprocessing import one_per_subject, without_conflicts
-    from meg_editor.data.splits import split_cases
-    from meg_editor.loading import load_model
+    from meg_editor.benchmark.commands import benchmark_command
 
-    if options.data not in DATASETS:
-        raise ValueError(f"--data: expected one of {', '.join(DATASETS)}, got {options.data!r}")
-    load = DATASETS[options.data]
-    hparams = _hparams(options)
     paper = _settings(options, options.paper_hparams, "paper", ())
-    methods = [resolve_method(name, hparams, paper) for name in options.methods.split(",")]
-    cases = one_per_subject(without_conflicts(load(options.path).cases))
-    training = load(options.training_path).cases if options.training_path else None
-    benchmark = Benchmark(
-        options.data,
-        split_cases(cases, training),
-        methods,
-        options.edits,
-        options.seeds,
-        hparams=hparams,
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model(hparams)
-    cells = run_benchmark(benchmark, model, tokenizer, options.out)
-    write_report(cells, options.out, plots=options.plots)
-    print((options.out / "report.md").read_text("utf-8"))
+    benchmark_command(options, _hparams(options), paper)
+
+
+def _tables(options: argparse.Namespace) -> None:
+    from meg_editor.benchmark.commands import tables_command
+
+    tables_command(options, _hparams(options))
 
 
 def _line() -> str:

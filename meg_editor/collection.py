@@ -98,7 +98,8 @@ def collect(
             budget = hparams.collection_steps * 2**attempt
             lengths = [max(map(len, examples[fact])) for fact in open_facts]
             with track(range(len(open_facts)), "neurons", "fact") as bar:
-                for chunk in by_length(lengths, hparams.collection_batch_size):
+                facts_at_once = hparams.collection_batch_size // hparams.collection_contexts
+                for chunk in by_length(lengths, max(1, facts_at_once)):
                     facts = [open_facts[position] for position in chunk]
                     found, taken = _descend(
                         model, hook, start, [examples[f] for f in facts], rate, budget, hparams
@@ -144,7 +145,10 @@ def _descend(
     for step in range(budget):
         current.requires_grad_(True)
         attached = hook.attached(current.repeat_interleave(contexts, dim=0))
-        with attached, upper.fed(stream):
+        precision = torch.autocast(
+            stream.device.type, torch.bfloat16, enabled=hparams.collection_bfloat16
+        )
+        with attached, upper.fed(stream), precision:
             logits, wanted, rows = target_logits(model, batch)
         token_loss = F.cross_entropy(logits, wanted, reduction="none")
         count = torch.zeros(len(batch.ids), device=rows.device).index_add_(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils.hub import cached_file
 
 from meg_editor.progress import track
 from meg_editor.requests import EditRequest
 
 _CHUNK = 256
+_OPTIONAL: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}  # a file which may be missing
 
 
 class TextEncoder(nn.Module):
@@ -37,12 +43,16 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, pooling: Literal["cls", "mean"] = "cls", device: str = "cpu"
+        cls, name: str | Path, pooling: Literal["cls", "mean"] | None = None, device: str = "cpu"
     ) -> TextEncoder:
-        """Load any transformers encoder by hub id or local directory, in float32."""
+        """Load any transformers encoder by hub id or local directory, in float32.
+
+        Without `pooling` it is that which a sentence-transformers model names, else CLS.
+        """
         # Questions end with what they ask: a long text keeps its end.
         tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
-        return cls(load_network(name, dtype=torch.float32), tokenizer, pooling).to(device)
+        network = load_network(name, dtype=torch.float32)
+        return cls(network, tokenizer, pooling or _own_pooling(name)).to(device)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights (safetensors), config and tokenizer to `folder`."""
@@ -79,6 +89,15 @@ class TextEncoder(nn.Module):
         inverse = torch.empty(len(order), dtype=torch.long)
         inverse[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(parts)[inverse.to(parts[0].device)]
+
+
+def _own_pooling(name: str | Path) -> Literal["cls", "mean"]:
+    """What sentence-transformers keeps beside a model: the paper's CLS where there is nothing."""
+    found = cached_file(str(name), "1_Pooling/config.json", **_OPTIONAL)
+    if found is None:
+        return "cls"
+    settings = json.loads(Path(found).read_text("utf-8"))
+    return "mean" if settings.get("pooling_mode_mean_tokens") else "cls"
 
 
 def load_network(name: str | Path, **options: Any) -> Any:

@@ -56,7 +56,9 @@ class MeGHyperParams:
 
     # Stage 1, text encoder (section 4.1 a)
     encoder_name: str = _setting("bert-base-uncased", "Hub id or directory of the text encoder.")
-    encoder_pooling: Literal["cls", "mean"] = _setting("cls", "Sentence embedding (paper: cls).")
+    encoder_pooling: Literal["cls", "mean"] | None = _setting(
+        None, "Sentence embedding (paper: cls); null: the encoder's own, cls if it names none."
+    )
     encoder_tuning: Literal["infonce", "mse", "frozen"] = _setting(
         "infonce", "How the encoder is tuned on pseudo-knowledge (table 4)."
     )
@@ -75,9 +77,10 @@ class MeGHyperParams:
     gate_name_weight: float = _setting(
         0.2, "Weight of the subject's name in the similarity (paper: 0).", least=0, below=1
     )
-    gate_state_weight: float = _setting(
-        0.5,
-        "Weight of the LM's own state in the similarity (paper: 0); the rest is the cosine.",
+    gate_state_weight: float | None = _setting(
+        None,
+        "Weight of the LM's own state in the similarity (paper: 0), the rest is the cosine; null: "
+        "calibrated with the threshold, 0 if that is given.",
         least=0,
         below=1,
     )
@@ -97,7 +100,12 @@ class MeGHyperParams:
         2, "Contexts per fact: the bare prompt and random others.", least=1
     )
     collection_margin: float = _setting(0.01, "A fact is finished below this loss (nats).", least=0)
-    collection_batch_size: int = _setting(256, "Facts optimised at once.", least=1)
+    collection_batch_size: int = _setting(
+        256, "Rows optimised at once: facts times contexts.", least=1
+    )
+    collection_bfloat16: bool = _setting(
+        False, "Optimise under bfloat16 autocast: faster where the hardware knows it."
+    )
     collection_retries: int = _setting(
         2, "More rounds for facts that failed, at half the rate.", least=0
     )
@@ -161,7 +169,7 @@ class MeGHyperParams:
             raise HParamsError(
                 f"prompt_template: expected exactly one {{}}, got {self.prompt_template!r}"
             )
-        if self.gate_name_weight + self.gate_state_weight >= 1:
+        if self.gate_name_weight + (self.gate_state_weight or 0) >= 1:
             raise HParamsError(
                 f"gate_name_weight + gate_state_weight: expected less than 1, got "
                 f"{self.gate_name_weight} + {self.gate_state_weight}"

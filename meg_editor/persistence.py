@@ -179,7 +179,7 @@ def from_pretrained(
         [edit.subject for edit in edits],
         torch.empty(len(edits), spec.hidden_size),
         name_weight=hparams.gate_name_weight,
-        state_weight=hparams.gate_state_weight,
+        state_weight=hparams.gate_state_weight or 0.0,
     )
     for file, part in ((_GATE, gate), (_GENERATOR, generator), (_INDEX, index)):
         with reading(folder / file):

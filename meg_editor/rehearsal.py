@@ -26,6 +26,7 @@ from meg_editor.routing import index_queries
 from meg_editor.states import StateReader
 from meg_editor.tokens import batched_answers, encode_example
 
+_STATE_WEIGHTS = (0.0, 0.25, 0.5)
 _ANSWER_TOKENS = 12  # at least: what begins alike for so long counts as unchanged
 
 
@@ -42,6 +43,8 @@ def rehearse(
     hparams: MeGHyperParams,
 ) -> Calibration:
     """Find the threshold of `gate`, which is left alone, for N edits.
+
+    And the weight of the LLM's states in the similarity, unless the hyper-parameters give it.
 
     Args:
         neurons: (N, P) collected neurons.
@@ -70,37 +73,69 @@ def rehearse(
     kept = slice(max(len(edits) - len(inside), 0))
     pretended = collect(model, tokenizer, spec, inside, hparams).neurons
     neurons = torch.cat([neurons[kept], pretended]).to(model.device)
+    weights = state_weights(hparams)
     states = StateReader(model, tokenizer, spec, reader)
-    index = index_queries([*edits[kept], *inside], encoder, states, background, hparams)
+    richest = dataclasses.replace(hparams, gate_state_weight=max(weights))
+    index = index_queries([*edits[kept], *inside], encoder, states, background, richest)
     gate = copy.deepcopy(gate)
     gate.fit(index.anchors, hparams.seed)
 
-    def trial(texts: list[str], wanted: list[str] | None = None) -> Trial:
-        embeddings = encoder.encode(texts)
-        match = index.search(
-            embeddings, texts, lambda rows: states.read([texts[row] for row in rows])
-        )
-        score = gate.score(embeddings, match.similarity).cpu()
-        before = answers(texts)
-        after = answers(texts, neurons[match.index])
+    def trials(texts: list[str], wanted: list[str] | None = None) -> list[Trial]:
+        """One for each of the weights."""
+        embeddings, before = encoder.encode(texts), answers(texts)
         goal = before if wanted is None else wanted
-        accepted, rejected = (
-            torch.tensor([told == want for told, want in zip(answer, goal, strict=True)])
-            for answer in (after, before)
-        )
-        return Trial(score, accepted, rejected)
+        rejected = _equal(before, goal)
+        accepted: dict[tuple[int, int], bool] = {}  # (text, edit): few depend on the weight
+        found = []
+        for weight in weights:
+            index.state_weight = weight
+            match = index.search(
+                embeddings, texts, lambda rows: states.read([texts[row] for row in rows])
+            )
+            pairs = list(enumerate(match.index.tolist()))
+            new = [pair for pair in pairs if pair not in accepted]
+            after = answers([texts[row] for row, _ in new], neurons[[edit for _, edit in new]])
+            right = _equal(after, [goal[row] for row, _ in new])
+            accepted.update(zip(new, right.tolist(), strict=True))
+            found.append(
+                Trial(
+                    gate.score(embeddings, match.similarity).cpu(),
+                    torch.tensor([accepted[pair] for pair in pairs], dtype=torch.bool),
+                    rejected,
+                )
+            )
+        return found
 
     others = [text for fact in outside for text in (fact.prompt, *fact.rephrases)]
     others += [text for fact in calibration for text in fact.locality_prompts]
     # A neighbour of one fact may be another which is pretended to be edited.
     known = {text for fact in inside for text in (fact.prompt, *fact.rephrases)}
-    return calibrate(
-        trial(
+    sweeps = zip(
+        weights,
+        trials(
             [text for fact in inside for text in fact.rephrases],
             [fact.target_new for fact in inside for _ in fact.rephrases],
         ),
-        trial([text for text in others if text not in known]),
+        trials([text for text in others if text not in known]),
+        strict=True,
     )
+    found = [
+        dataclasses.replace(calibrate(paraphrases, rest), state_weight=weight)
+        for weight, paraphrases, rest in sweeps
+    ]
+    return max(found, key=lambda calibration: calibration.best)
+
+
+def state_weights(hparams: MeGHyperParams) -> tuple[float, ...]:
+    """Those which a rehearsal tries, the cheapest first: states take time to read."""
+    if hparams.gate_state_weight is not None:
+        return (hparams.gate_state_weight,)
+    return tuple(w for w in _STATE_WEIGHTS if w + hparams.gate_name_weight < 1)
+
+
+def _equal(answers: Sequence[str], wanted: Sequence[str]) -> Tensor:
+    """(M,) bool."""
+    return torch.tensor([a == w for a, w in zip(answers, wanted, strict=True)], dtype=torch.bool)
 
 
 def _pretend(facts: Sequence[EditRequest], answers: Sequence[str]) -> list[EditRequest]:

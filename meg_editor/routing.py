@@ -46,16 +46,19 @@ def index_queries(
     background: Sequence[str],
     hparams: MeGHyperParams,
 ) -> QueryIndex:
-    """Index the queries of `edits`; `background` are queries which are not edited."""
+    """Index the queries of `edits`; `background` are queries which are not edited.
+
+    A `gate_state_weight` that is not known yet counts as 0.
+    """
     queries = [edit.prompt for edit in edits]
-    heeded = hparams.gate_state_weight > 0
+    heeded = hparams.gate_state_weight or 0.0
     return QueryIndex(
         encoder.encode(queries),
         [edit.subject for edit in edits],
         states.read(queries) if heeded else None,
         states.read(background) if heeded and background else None,
         name_weight=hparams.gate_name_weight,
-        state_weight=hparams.gate_state_weight,
+        state_weight=heeded,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -107,7 +108,6 @@ def fit(
     reader = QueryReader(tokenizer, hparams.prompt_template)
     background = [fact.prompt for fact in pseudo]
     states = StateReader(model, tokenizer, spec, reader)
-    index = index_queries(edits, encoder, states, background, hparams)
 
     collected = run(
         "collection",
@@ -136,7 +136,7 @@ def fit(
         ],
         lambda: _fit_gate(
             gate,
-            index.anchors,
+            encoder.encode([edit.prompt for edit in edits]),
             lambda: rehearse(
                 model,
                 tokenizer,
@@ -154,6 +154,10 @@ def fit(
     )
     report.calibration = Calibration.from_tensors(gated.tensors)
     gate.load_state_dict({k[5:]: v for k, v in gated.tensors.items() if k.startswith("gate.")})
+    if report.calibration:
+        weight = report.calibration.state_weight
+        hparams = dataclasses.replace(hparams, gate_state_weight=weight)
+    index = index_queries(edits, encoder, states, background, hparams)
 
     generator = GENERATORS[hparams.generator].build(
         hparams, encoder.dimension, spec.size, len(edits)

@@ -112,6 +112,7 @@ def make_meg_model(
     ) -> MeGModel:
         settings = {
             "layers": [1],
+            "gate_state_weight": 0.5,
             "familiarity_blocks": 1,
             "familiarity_epochs": 200,
             "generator_width": 16,

@@ -14,7 +14,7 @@ import torch
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.benchmark import Benchmark, Method, edited, resolve_method, run_benchmark
 from meg_editor.benchmark.methods import checksums
-from meg_editor.benchmark.runner import only_wrong
+from meg_editor.benchmark.runner import only_wrong, without_nan
 from meg_editor.benchmark.tables import markdown
 from meg_editor.cli import main
 from meg_editor.data.cases import EvaluationCase
@@ -189,6 +189,14 @@ def test_every_method_answers_the_same_questions(cells: Any) -> None:
         assert set(unedited["retained_by_kind"].values()) == {100.0}
         assert max(broken["retained_by_kind"].values()) < 50
         assert meg["bytes_per_edit"] > 0 and "bytes_per_edit" not in broken
+        assert meg["near_duplicates"]["contradictory"] <= meg["near_duplicates"]["pairs"]
+        assert sum(meg["gate_scores"]["reliability"]) == 8 and "gate_scores" not in unedited
+        # Where a question names the target, even the unedited model may repeat it.
+        assert set(unedited["trapped_by_kind"]) == {"counter-asked", "negated"}
+        assert unedited["trapped_by_kind"]["negated"] == 0
+        assert meg["trapped_by_kind"]["negated"] > 0  # accepted: they differ by one word
+        assert unedited["perplexity"] <= meg["perplexity"] < broken["perplexity"]
+        assert unedited["fluency"] > 0 and "long_answers" not in meg and "multi_hop" not in meg
         for cell in (unedited, meg, broken):
             assert cell["latency"]["edited"]["p95"] >= cell["latency"]["edited"]["p50"] > 0
 
@@ -205,6 +213,13 @@ def test_a_rerun_measures_nothing_again(
     other = dataclasses.replace(again, edits=(7,))
     with pytest.raises(AssertionError, match="measured again"):
         run_benchmark(other, *loaded, cells[1], say=lambda _: None)
+
+
+def test_what_a_data_set_does_not_ask_is_null() -> None:
+    assert without_nan({"a": [float("nan"), 1.0], "b": ("x", None)}) == {
+        "a": [None, 1.0],
+        "b": ["x", None],
+    }
 
 
 def test_tables_give_mean_and_spread(cells: Any) -> None:

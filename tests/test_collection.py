@@ -68,6 +68,20 @@ def test_a_batch_gives_what_one_fact_at_a_time_gives(
     assert torch.allclose(together.neurons, alone.neurons, atol=1e-2)
 
 
+def test_bfloat16_finds_neurons_that_answer_in_full_precision() -> None:
+    hparams = MeGHyperParams.preset("default", collection_bfloat16=True)
+    model, tokenizer = load_model(hparams)
+    requests = [case.request for case in edit_cases(load_world(), 24, 9)]
+    own = NeuronSpec.from_model(model, hparams.layer)
+    rounded = collect(model, tokenizer, own, requests, hparams)
+    exact = collect(
+        model, tokenizer, own, requests, dataclasses.replace(hparams, collection_bfloat16=False)
+    )
+    assert rounded.neurons.dtype == torch.float32
+    assert not torch.equal(rounded.neurons, exact.neurons)
+    assert bool(rounded.success.all())
+
+
 def test_success_is_what_generation_says_and_retries_help() -> None:
     """On the reference model; a random one can hardly be taught anything."""
     hparams = MeGHyperParams.preset("default", collection_steps=6, collection_retries=0)

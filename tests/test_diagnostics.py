@@ -12,11 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from meg_editor.benchmark.diagnostics import histogram
 from meg_editor.data.cases import MultiHopCase, Probe
+from meg_editor.evaluation import Question
 from meg_editor.evaluation.edit_conflicts import near_duplicates
 from meg_editor.evaluation.fluency import ngram_entropy, perplexity
-from meg_editor.evaluation.long_answers import rouge_l, token_recall
+from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, token_recall
 from meg_editor.evaluation.multi_hop import multi_hop_scores
+from meg_editor.evaluation.trap_questions import counter_asked, negated
 from meg_editor.requests import EditRequest
 
 
@@ -109,3 +112,46 @@ def test_near_duplicates_tell_contradictions() -> None:
         (0, 2, False),
     ]
     assert [d.cosine for d in found] == pytest.approx([math.cos(0.1), math.cos(0.4), math.cos(0.5)])
+
+
+def test_negated_prompts_deny_what_they_ask() -> None:
+    assert negated("The capital of France is") == "The capital of France is not"
+    assert negated("Where was Ada Lovelace born?", "Ada Lovelace") == (
+        "Where was Ada Lovelace not born?"
+    )
+    assert negated("Which city is the capital of France?", "France") == (
+        "Which city is not the capital of France?"
+    )
+    assert negated("Miles Davis, playing the") == "It is not the case that Miles Davis, playing the"
+    assert negated("Who wrote War and Peace?") is None
+
+
+def test_counter_asked_prompts_give_the_answer_and_ask_for_the_subject() -> None:
+    assert counter_asked("The capital of France is", "France", "Lima") == (
+        "The capital of which one is Lima?"
+    )
+    assert counter_asked("Where was Ada born?", "Ada", "Rome") == (
+        "Where was which one born, if the answer is Rome?"
+    )
+    assert counter_asked("Where was she born?", "Ada", "Rome") is None
+    assert counter_asked("Where was Ada born?", None, "Rome") is None
+
+
+def test_embedding_similarity_is_the_mean_cosine() -> None:
+    vectors = {"a": [1.0, 0.0], "b": [0.6, 0.8], "c": [0.0, 1.0]}
+
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([vectors[text] for text in texts])
+
+    assert embedding_similarity(["a", "b"], ["a", "c"], encode) == pytest.approx((1 + 0.8) / 2)
+
+
+def test_a_histogram_counts_every_score_once() -> None:
+    kinds = ["reliability"] * 2 + ["generality"] * 3 + ["locality:near"] * 4 + ["trap:negated"]
+    questions = [Question("q", "a", kind, 0) for kind in kinds]
+    scores = [0.9, 1.0, 0.8, 0.7, 0.9, 0.1, 0.2, 0.3, 0.0, 5.0]
+    found = histogram(questions, scores)
+    assert [sum(found[name]) for name in ("reliability", "generality", "locality")] == [2, 3, 4]
+    assert found["edges"][0] == 0.0 and found["edges"][-1] == 1.0  # traps do not count
+    assert len(found["edges"]) == len(found["locality"]) + 1
+    assert found["locality"][0] == 1 and found["reliability"][-1] == 1

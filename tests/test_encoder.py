@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import OTHERS, PROMPTS
 
 from meg_editor.encoder import TextEncoder, _infonce, tune_encoder
+from meg_editor.reference import resolve_model_name
 from meg_editor.requests import EditRequest
 
 FACTS = [
@@ -98,3 +101,24 @@ def test_bad_input_leaves_the_encoder_as_it_was(encoder: TextEncoder) -> None:
     with pytest.raises(FloatingPointError, match="encoder_lr"):
         tune_encoder(encoder, FACTS, steps=30, lr=float("inf"), tuned_layers="all")
     assert torch.equal(encoder.encode(PROMPTS), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pooling"),
+    [
+        (None, "cls"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+    ],
+)
+def test_a_sentence_encoder_is_pooled_as_it_was_trained(
+    tmp_path: Path, settings: dict[str, bool] | None, pooling: str
+) -> None:
+    TextEncoder.from_pretrained(resolve_model_name("meg_editor:bert-reference")).save_pretrained(
+        tmp_path
+    )
+    if settings is not None:
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    assert TextEncoder.from_pretrained(tmp_path).pooling == pooling
+    assert TextEncoder.from_pretrained(tmp_path, "cls").pooling == "cls"

@@ -19,7 +19,7 @@ from meg_editor.model import MeGModel
 from meg_editor.neuron import NeuronSpec
 from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
-from meg_editor.rehearsal import _pretend, rehearse
+from meg_editor.rehearsal import _pretend, rehearse, state_weights
 from meg_editor.requests import EditRequest
 from meg_editor.routing import index_queries
 from meg_editor.states import StateReader
@@ -38,14 +38,19 @@ def parts() -> Any:
     return model, tokenizer, NeuronSpec.from_model(model, HPARAMS.layer), encoder
 
 
-def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(parts: Any) -> None:
+@pytest.mark.parametrize("weight", [0.5, None])
+def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(
+    parts: Any, weight: float | None
+) -> None:
     model, tokenizer, spec, encoder = parts
     neurons = collect(model, tokenizer, spec, EDITS, HPARAMS).neurons
     gate = SimilarityGate()
     before = copy.deepcopy(gate.state_dict())
+    settings = dataclasses.replace(HPARAMS, gate_state_weight=weight)
     found = rehearse(
-        model, tokenizer, spec, encoder, gate, EDITS, neurons, FACTS, BACKGROUND, HPARAMS
+        model, tokenizer, spec, encoder, gate, EDITS, neurons, FACTS, BACKGROUND, settings
     )
+    assert weight is None or found.state_weight == weight
     assert gate.state_dict() == before
     assert -1 < found.threshold <= 1 and found.balance > 0.9
 
@@ -53,7 +58,8 @@ def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(parts: Any) -
     neurons = collect(model, tokenizer, spec, inside, HPARAMS).neurons
     bank = NeuronBank.build(HPARAMS, encoder.dimension, spec.size, len(inside))
     states = StateReader(model, tokenizer, spec, QueryReader(tokenizer))
-    index = index_queries(inside, encoder, states, BACKGROUND, HPARAMS)
+    settings = dataclasses.replace(HPARAMS, gate_state_weight=found.state_weight)
+    index = index_queries(inside, encoder, states, BACKGROUND, settings)
     bank.fit(index.anchors, neurons)
     for threshold in (-1.0, found.threshold):
         gate = SimilarityGate(threshold)
@@ -68,6 +74,37 @@ def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(parts: Any) -
         at = int((found.thresholds - threshold).abs().argmin())
         assert float(found.generality[at]) == pytest.approx(sum(right) / len(right))
         assert float(found.locality[at]) == pytest.approx(sum(kept) / len(kept))
+
+
+def test_the_best_weight_of_the_states_is_taken(parts: Any) -> None:
+    model, tokenizer, spec, encoder = parts
+    neurons = torch.zeros(len(EDITS), spec.size)
+    best = {}
+    for weight in (None, 0.0, 0.25, 0.5):
+        settings = dataclasses.replace(HPARAMS, gate_state_weight=weight)
+        best[weight] = rehearse(
+            model,
+            tokenizer,
+            spec,
+            encoder,
+            SimilarityGate(),
+            EDITS,
+            neurons,
+            FACTS,
+            BACKGROUND,
+            settings,
+        )
+    chosen = best.pop(None)
+    assert chosen.best == max(found.best for found in best.values())
+    given = best[chosen.state_weight]
+    assert torch.equal(chosen.generality, given.generality)
+    assert torch.equal(chosen.thresholds, given.thresholds)
+
+
+def test_a_name_that_weighs_much_leaves_less_to_the_states() -> None:
+    settings = MeGHyperParams(gate_name_weight=0.6)
+    assert state_weights(settings) == (0.0, 0.25)
+    assert state_weights(MeGHyperParams(gate_state_weight=0.1)) == (0.1,)
 
 
 def test_a_gate_which_learns_its_edits_is_rehearsed_on_a_copy(parts: Any) -> None:

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-Cell = dict[str, Any]
+from meg_editor.layer_sweep import LayerResult
+
+Cell = Mapping[str, Any]
+Cells = Mapping[tuple[str, int], Cell]  # (name of a row, edits) -> cell
 
 
 def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
     """Write PNG files to `folder` and name them.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ValueError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "plots need matplotlib: pip install 'meg-editor[plots]', or leave --plots out"
-        ) from error
+    check_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [_save(_trade_off, cells, folder / "generality-locality.png")]
     if len({cell["edits"] for cell in cells}) > 1:
         drawn.insert(0, _save(_score_over_edits, cells, folder / "score-over-edits.png"))
     return drawn
+
+
+def draw_scores(cell: Cell, gate: str, path: Path) -> None:
+    """Histograms of the gate's scores over edits, paraphrases and other queries (A.5)."""
+    _save(lambda axes, _: _histograms(axes, cell, gate), [cell], path)
+
+
+def draw_thresholds(cells: Cells, gate: str, path: Path) -> None:
+    """Table 16 as a picture; cells of (threshold, edits)."""
+    _save(lambda axes, _: _thresholds(axes, cells, gate), [], path)
+
+
+def draw_layers(found: Sequence[LayerResult], path: Path) -> None:
+    """Figures 5 to 7."""
+    _save(lambda axes, _: _layers(axes, found), [], path)
+
+
+def check_matplotlib() -> None:
+    """Raises ValueError, with what to do, where pictures cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "plots need matplotlib: pip install 'meg-editor[plots]', or leave --plots out"
+        ) from error
 
 
 def _save(plot: Callable[[Any, Sequence[Cell]], None], cells: Sequence[Cell], path: Path) -> Path:
@@ -79,4 +102,62 @@ def _trade_off(axes: Any, cells: Sequence[Cell]) -> None:
     axes.set_xlabel("Locality AG (%)")
     axes.set_ylabel("Generality AG (%)")
     axes.set_title(f"Generality against Locality, {cells[0]['data']} (size: edits)")
+    axes.legend(frameon=False)
+
+
+_GROUPS = {"reliability": "edited prompts", "generality": "paraphrases", "locality": "others"}
+
+
+def _histograms(axes: Any, cell: Cell, gate: str) -> None:
+    scores = cell["gate_scores"]
+    # Of the Familiarity Network the paper shows entropies: minus the score.
+    sign = -1 if gate == "familiarity" else 1
+    edges = [sign * edge for edge in scores["edges"]]
+    for name, label in _GROUPS.items():
+        counts = scores[name]
+        total = max(sum(counts), 1)
+        axes.stairs(
+            [100 * count / total for count in counts][::sign],
+            edges[::sign],
+            fill=True,
+            alpha=0.45,
+            label=f"{label} ({sum(counts):,})",
+        )
+    axes.axvline(sign * scores["threshold"], color="black", linestyle="--", linewidth=1)
+    place = (sign * scores["threshold"], 0.97)
+    axes.annotate(" threshold", place, xycoords=("data", "axes fraction"), va="top")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+    axes.set_xlabel("entropy (nats)" if sign < 0 else "similarity to the nearest edit")
+    axes.set_ylabel("queries (%)")
+    axes.set_title(f"What the {gate} gate sees, {cell['edits']:,} edits, {cell['data']}")
+    axes.legend(frameon=False)
+
+
+def _thresholds(axes: Any, cells: Cells, gate: str) -> None:
+    values = [float(name) for name, _ in cells]
+    for metric in ("reliability", "generality", "locality"):
+        for setting, style in (("ag", "o-"), ("tf", "s:")):
+            axes.plot(
+                values,
+                [cell[metric][setting] for cell in cells.values()],
+                style,
+                color={"reliability": "C0", "generality": "C1", "locality": "C2"}[metric],
+                label=f"{metric.capitalize()} {setting.upper()}",
+            )
+    axes.set_xlabel("entropy threshold ε" if gate == "familiarity" else "similarity threshold")
+    axes.set_ylabel("percent")
+    axes.set_title("Metrics over the gate's threshold")
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _layers(axes: Any, found: Sequence[LayerResult]) -> None:
+    layers = [result.layer for result in found]
+    axes.plot(layers, [result.reliability for result in found], "o-", label="Reliability AG")
+    if all(result.generality is not None for result in found):
+        axes.plot(layers, [result.generality for result in found], "s-", label="Generality AG")
+    axes.set_xticks(layers)
+    axes.set_xlabel("layer of the neuron")
+    axes.set_ylabel("percent")
+    axes.set_title("The right stored neuron in each layer")
     axes.legend(frameon=False)

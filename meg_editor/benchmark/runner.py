@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from meg_editor import __version__
+from meg_editor.benchmark.diagnostics import diagnose
 from meg_editor.benchmark.methods import Method, edited
-from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.cases import EvaluationCase, MultiHopCase
 from meg_editor.data.splits import Split, choose, tuning_requests
+from meg_editor.encoder import TextEncoder
 from meg_editor.evaluation import Question, evaluate, questions_of
 from meg_editor.evaluation.cost import latency, peak_memory, reset_peak_memory
 from meg_editor.evaluation.metrics import normalise
@@ -22,6 +28,8 @@ from meg_editor.evaluation.report import MethodReport
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.model import MeGModel
 from meg_editor.query import QueryReader
+from meg_editor.reference import resolve_model_name
+from meg_editor.requests import EditRequest
 from meg_editor.stages import StageStore
 from meg_editor.text_files import write_text
 from meg_editor.tokens import batched_answers
@@ -40,6 +48,9 @@ class Benchmark:
         edits: numbers of edits.
         seeds: how many draws of the edits, 0, 1, ….
         pseudo, calibration: how many facts the fitting stages may have.
+        hparams: what the questions are put with, and the encoder which compares long answers.
+        whole_pool: edit facts too which the model knows that way already.
+        multi_hop: chains of facts; those are asked of which every edit is made.
     """
 
     data: str
@@ -50,6 +61,13 @@ class Benchmark:
     pseudo: int = 2000
     calibration: int = 400
     hparams: MeGHyperParams = field(default_factory=lambda: MeGHyperParams.preset("default"))
+    multi_hop: Sequence[MultiHopCase] = ()
+    whole_pool: bool = False
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> unit vectors (B, E), by the encoder as it is before any tuning."""
+        name = resolve_model_name(self.hparams.encoder_name)
+        return TextEncoder.from_pretrained(name, self.hparams.encoder_pooling).encode(texts)
 
 
 def run_benchmark(
@@ -71,8 +89,10 @@ def run_benchmark(
         ValueError: too few facts.
         RuntimeError: a method leaves the model changed.
     """
-    pool = only_wrong(benchmark.split.edited, model, tokenizer, benchmark.hparams)
-    say(f"{benchmark.data}: {len(pool)} facts to edit which the model does not know that way")
+    pool = list(benchmark.split.edited)
+    if not benchmark.whole_pool:
+        pool = only_wrong(pool, model, tokenizer, benchmark.hparams)
+        say(f"{benchmark.data}: {len(pool)} facts which the model does not know that way")
     cells = []
     for count in benchmark.edits:
         for seed in range(benchmark.seeds):
@@ -82,14 +102,24 @@ def run_benchmark(
                 key = run.key(method)
                 cell = _read(path, key)
                 if cell is None:
-                    cell = {"key": key, **run.measure(method, out)}
+                    cell = without_nan({"key": key, **run.measure(method, out)})
                     write_text(path, json.dumps(cell, indent=1) + "\n")
+                score = "-" if cell["score"] is None else f"{cell['score']:.1f}"
                 say(
-                    f"{method.name:14} {count:6} edits, seed {seed}: Score {cell['score']:.1f} "
+                    f"{method.name:14} {count:6} edits, seed {seed}: Score {score} "
                     f"({cell['seconds_total']:.0f} s)"
                 )
                 cells.append(cell)
     return cells
+
+
+def without_nan(value: Any) -> Any:
+    """None for NaN, which is no JSON: a metric of which the data set asks nothing."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def only_wrong(
@@ -119,15 +149,31 @@ class _Draw:
     @cached_property
     def questions(self) -> list[Question]:
         reader = QueryReader(self.tokenizer, self.benchmark.hparams.prompt_template)
-        return questions_of(self.model, self.tokenizer, self.cases, reader)
+        return questions_of(self.model, self.tokenizer, self.cases, reader, traps=True)
+
+    @cached_property
+    def chains(self) -> list[MultiHopCase]:
+        edited = {case.request.prompt for case in self.cases}
+        return [chain for chain in self.benchmark.multi_hop if edited.issuperset(chain.edits)]
+
+    @cached_property
+    def tuning(self) -> dict[str, list[EditRequest]]:
+        """What the fitting stages may see."""
+        b = self.benchmark
+        return {
+            "pseudo": tuning_requests(b.split.pseudo, b.pseudo, seed=0),
+            "calibration": tuning_requests(b.split.calibration, b.calibration, seed=0),
+        }
 
     def key(self, method: Method) -> str:
         """A digest of all a cell depends on."""
         hparams = method.hparams
         parts = [
             str(self.model.name_or_path),
-            [self.benchmark.pseudo, self.benchmark.calibration, self.seed],
-            [dataclasses.astuple(case) for case in self.cases],
+            __version__,
+            self.seed,
+            self.tuning,
+            [self.cases, self.chains],
             getattr(hparams, "__dict__", hparams),
         ]
         text = json.dumps(parts, sort_keys=True, default=str)
@@ -140,12 +186,7 @@ class _Draw:
             method = dataclasses.replace(
                 method, hparams=dataclasses.replace(hparams, seed=self.seed)
             )
-        options = {
-            "pseudo": tuning_requests(b.split.pseudo, b.pseudo, seed=0),
-            "calibration": tuning_requests(b.split.calibration, b.calibration, seed=0),
-            "store": StageStore(out / "stages"),
-            "seed": self.seed,
-        }
+        options = {**self.tuning, "store": StageStore(out / "stages"), "seed": self.seed}
         questions = self.questions
         reset_peak_memory(self.model.device)
         start = time.perf_counter()
@@ -181,6 +222,15 @@ class _Draw:
                     for kind, texts in prompts.items()
                     if texts
                 },
+                **diagnose(
+                    result,
+                    self.tokenizer,
+                    self.cases,
+                    questions,
+                    evaluation,
+                    self.chains,
+                    self.benchmark.encode,
+                ),
             }
 
 

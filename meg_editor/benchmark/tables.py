@@ -28,12 +28,19 @@ def markdown(cells: Sequence[Cell]) -> str:
                 rows.setdefault(cell["method"], []).append(cell)
         seeds = max(len(group) for group in rows.values())
         parts.append(f"### {cells[0]['data']}, {edits} edits, {seeds} seeds (percent)\n")
-        parts.append(_table(rows, _score_columns()) + "\n")
+        parts.append(score_table(rows) + "\n")
         parts.append(f"What stands behind them, {edits} edits\n")
         parts.append(_table(rows, _diagnostic_columns(list(rows.values()))) + "\n")
+        parts.append(f"Beyond the six, {edits} edits\n")
+        parts.append(_table(rows, _further_columns(list(rows.values()))) + "\n")
         parts.append(f"Cost, {edits} edits\n")
         parts.append(_table(rows, _cost_columns()) + "\n")
     return "\n".join(parts)
+
+
+def score_table(rows: dict[str, list[Cell]]) -> str:
+    """The six metrics and the Score, in the layout of the paper's tables: one row per name."""
+    return _table(rows, _score_columns())
 
 
 Column = tuple[str, Callable[[Cell], float | None], str]
@@ -68,6 +75,45 @@ def _diagnostic_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
             ),
         ]
     return columns
+
+
+def _further_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
+    """Traps fallen into, text quality, and what only some data sets ask."""
+
+    def kinds(name: str) -> list[str]:
+        return sorted({kind for group in groups for cell in group for kind in cell[name]})
+
+    columns: list[Column] = [
+        (f"Trapped, {kind}", lambda cell, k=kind: cell["trapped_by_kind"].get(k), ".1f")  # type: ignore[misc]
+        for kind in kinds("trapped_by_kind")
+    ]
+    columns += [
+        (f"Port {kind}", lambda cell, k=kind: cell["portability_by_kind"].get(k), ".1f")  # type: ignore[misc]
+        for kind in kinds("portability_by_kind")
+    ]
+    columns += [
+        ("Perplexity", lambda cell: cell.get("perplexity"), ".2f"),
+        ("Fluency, bits", lambda cell: cell["fluency"], ".2f"),
+    ]
+    columns += _nested(groups, "long_answers", "generality")
+    columns += _nested(groups, "multi_hop")
+    return columns
+
+
+def _nested(groups: Sequence[Sequence[Cell]], *path: str) -> list[Column]:
+    """A column for each number under `path`, where any cell has it."""
+
+    def entries(cell: Cell) -> dict[str, float]:
+        found: Any = cell
+        for name in path:
+            found = found.get(name) or {}
+        return dict(found)
+
+    names = dict.fromkeys(name for group in groups for cell in group for name in entries(cell))
+    return [
+        (name.replace("_", " ").capitalize(), lambda cell, n=name: entries(cell).get(n), ".1f")  # type: ignore[misc]
+        for name in names
+    ]
 
 
 def _kind(cell: Cell, kind: str) -> float | None:

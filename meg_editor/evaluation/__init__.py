@@ -1,7 +1,8 @@
 """Does the edit work? Metrics, their evaluation on a model, and the report."""
 
-from meg_editor.evaluation.evaluate import Evaluation, Question, evaluate, questions_of
+from meg_editor.evaluation.evaluate import Evaluation, evaluate
 from meg_editor.evaluation.metrics import GateMatrix, Pair, Scores
+from meg_editor.evaluation.questions import Question, questions_of
 
 __all__ = [
     "Evaluation",

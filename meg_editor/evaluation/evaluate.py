@@ -23,6 +23,7 @@ from meg_editor.evaluation.metrics import (
     token_accuracy,
     worst_case,
 )
+from meg_editor.evaluation.questions import Question, longest_target, questions_of
 from meg_editor.model import MeGModel
 from meg_editor.progress import track
 from meg_editor.query import QueryReader
@@ -37,24 +38,6 @@ from meg_editor.tokens import (
 )
 
 _ROWS = 256
-
-
-@dataclass(frozen=True)
-class Question:
-    """A query put to a model, and what it should answer.
-
-    Attributes:
-        wanted: the answer for AG and TF; for Locality that of the unedited model.
-        kind: "reliability", "generality", "locality:…" or "portability:…", with their kinds.
-        edit: the index of the case it belongs to.
-        answers: the true ones, where known: `wanted` with its aliases, or for Locality the world's.
-    """
-
-    prompt: str
-    wanted: str
-    kind: str
-    edit: int
-    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,9 @@ class Evaluation:
         oracle_generality: AG Generality with the right stored neuron on every paraphrase, the
             ceiling of every generator; None where there are no neurons.
         portability_by_kind: AG on questions whose answers follow from an edit.
+        trapped_by_kind: negated and counter-asked questions answered with the edit nevertheless.
         gate: None for an unedited model.
+        gate_scores: one per question.
         milliseconds_per_query: routing and generating neurons, over all questions.
     """
 
@@ -89,45 +74,12 @@ class Evaluation:
     locality_by_kind: dict[str, Pair]
     retained_by_kind: dict[str, float]
     portability_by_kind: dict[str, float]
+    trapped_by_kind: dict[str, float]
     answers: Answers = field(repr=False)
     oracle_generality: float | None = None
     gate: GateMatrix | None = None
+    gate_scores: list[float] = field(default_factory=list, repr=False)
     milliseconds_per_query: float = 0.0
-
-
-def questions_of(
-    base: Any,
-    tokenizer: Any,
-    cases: Sequence[EvaluationCase],
-    reader: QueryReader,
-    max_new_tokens: int = 12,
-) -> list[Question]:
-    """Everything to ask about `cases`; what locality prompts want is what `base` says."""
-    questions = []
-    length = _longest(tokenizer, cases, max_new_tokens)
-    for index, case in enumerate(cases):
-        target = case.request.target_new
-        questions.append(Question(case.request.prompt, target, "reliability", index))
-        questions += [Question(p, target, "generality", index) for p in case.paraphrases]
-        questions += [
-            Question(probe.prompt, probe.answers[0], f"portability:{kind}", index, probe.answers)
-            for kind, probes in case.portability.items()
-            for probe in probes
-        ]
-    local = [
-        (probe, f"locality:{kind}", index)
-        for index, case in enumerate(cases)
-        for kind, probes in case.locality.items()
-        for probe in probes
-    ]
-    prompts = [reader.wrap(probe.prompt) for probe, _, _ in local]
-    answers = batched_answers(base, tokenizer, prompts, length)
-    questions += [
-        Question(probe.prompt, answer, kind, index, probe.answers)
-        for (probe, kind, index), answer in zip(local, answers, strict=True)
-        if answer  # an empty answer cannot be teacher-forced
-    ]
-    return questions
 
 
 def evaluate(
@@ -155,10 +107,11 @@ def evaluate(
     reader = edited.reader if edited else QueryReader(tokenizer)
     if questions is None:
         questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)
-    length = _longest(tokenizer, cases, max_new_tokens)
+    length = longest_target(tokenizer, cases, max_new_tokens)
     chunks = list(by_length([len(question.prompt) for question in questions], _ROWS))
     answers = Answers([""] * len(questions), [0.0] * len(questions), [0.0] * len(questions))
     matrix, seconds = [0, 0, 0, 0, 0], 0.0
+    scores = [0.0] * len(questions)
     for rows in track(chunks, "evaluation", "batch"):
         chunk = [questions[row] for row in rows]
         start = time.perf_counter()
@@ -166,24 +119,19 @@ def evaluate(
         if edited:
             routing = edited.route([reader.wrap(question.prompt) for question in chunk])
             neurons = edited.neurons(routing, sampling_steps)
+            for row, score in zip(rows, routing.score.tolist(), strict=True):
+                scores[row] = score
             _count(matrix, chunk, routing.is_edit.tolist(), routing.nearest.tolist())
         seconds += time.perf_counter() - start
         with edited.attached(neurons) if edited else contextlib.nullcontext():
             _answer(base, tokenizer, chunk, rows, reader, answers, length)
     evaluation = _summarise(questions, answers)
     if edited:
-        evaluation.gate = GateMatrix(*matrix)
+        evaluation.gate, evaluation.gate_scores = GateMatrix(*matrix), scores
         evaluation.milliseconds_per_query = 1000 * seconds / len(questions)
         if oracle is not None:
             evaluation.oracle_generality = _oracle(edited, tokenizer, questions, oracle, length)
     return evaluation
-
-
-def _longest(tokenizer: Any, cases: Sequence[EvaluationCase], least: int) -> int:
-    """Tokens which the longest target takes, or `least`: no answer is cut off before its end."""
-    requests = [case.request for case in cases]
-    targets = [encode_example(tokenizer, r.prompt, r.target_new).target for r in requests]
-    return max([least, *map(len, targets)])
 
 
 def _answer(
@@ -221,7 +169,7 @@ def _count(
     matrix: list[int], chunk: Sequence[Question], is_edit: list[bool], nearest: list[int]
 ) -> None:
     for question, yes, index in zip(chunk, is_edit, nearest, strict=True):
-        if question.kind.startswith("portability"):
+        if question.kind.startswith(("portability", "trap")):
             continue  # neither the edit itself nor something else
         about_edit = not question.kind.startswith("locality")
         matrix[(0 if yes else 3) if about_edit else (1 if yes else 2)] += 1
@@ -250,6 +198,14 @@ def _summarise(questions: Sequence[Question], answers: Answers) -> Evaluation:
         true = [row for row in of[kind] if matches(questions[row].wanted, questions[row].answers)]
         if kind.startswith("locality:") and true:
             retained[after(kind)] = percent([told(row) for row in true])
+
+    def told_by_kind(family: str) -> dict[str, float]:
+        return {
+            after(kind): percent([told(row) for row in of[kind]])
+            for kind in kinds
+            if kind.startswith(f"{family}:")
+        }
+
     edits = [question.edit for question in questions]
     per_metric = {
         f"{metric}.{name}": [(edits[row], values[row]) for row in of[metric]]
@@ -262,11 +218,8 @@ def _summarise(questions: Sequence[Question], answers: Answers) -> Evaluation:
         worst_case([(edits[row], answers.right[row]) for row in of["generality"]]),
         {after(kind): pair(kind) for kind in kinds if kind.startswith("locality:")},
         retained,
-        {
-            after(kind): percent([told(row) for row in of[kind]])
-            for kind in kinds
-            if kind.startswith("portability:")
-        },
+        told_by_kind("portability"),
+        told_by_kind("trap"),
         answers,
     )
 

@@ -1,11 +1,13 @@
-"""How much of a long answer is there? Token recall and ROUGE-L (UnKE; Lin, 2004)."""
+"""How much of a long answer is there? Token recall, ROUGE-L (Lin, 2004), similarity (UnKE)."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import Tensor
 
 
 def tokens(text: str) -> list[str]:
@@ -40,3 +42,16 @@ def rouge_l(answer: str, wanted: str) -> float:
         met = np.where(column == ids.get(word, -1), row[:-1] + 1, row[1:])
         row = np.concatenate([[0], np.maximum.accumulate(np.maximum(met, row[1:]))])
     return 2 * int(row[-1]) / (len(ours) + len(theirs))
+
+
+def embedding_similarity(
+    answers: Sequence[str],
+    wanted: Sequence[str],
+    encode: Callable[[Sequence[str]], Tensor],
+) -> float:
+    """Mean cosine of the embeddings of answers and of what was wanted, in [-1, 1].
+
+    Args:
+        encode: B texts -> unit vectors (B, E).
+    """
+    return float((encode(answers) * encode(wanted)).sum(-1).mean())

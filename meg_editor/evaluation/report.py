@@ -50,6 +50,7 @@ class MethodReport:
             "worst_case_generality": self.evaluation.worst_case_generality,
             "retained_by_kind": self.evaluation.retained_by_kind,
             "portability_by_kind": self.evaluation.portability_by_kind,
+            "trapped_by_kind": self.evaluation.trapped_by_kind,
             "gate": asdict(self.evaluation.gate) if self.evaluation.gate else None,
             "milliseconds_per_query": self.evaluation.milliseconds_per_query,
         }

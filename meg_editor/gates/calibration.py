@@ -39,12 +39,19 @@ class Calibration:
         generality: (S,) share of paraphrases answered with the edit, in [0, 1].
         locality: (S,) share of other queries answered as before, in [0, 1].
         threshold: the chosen one.
+        state_weight: of the LLM's states in the similarity that was swept.
     """
 
     thresholds: Tensor
     generality: Tensor
     locality: Tensor
     threshold: float
+    state_weight: float = 0.0
+
+    @property
+    def best(self) -> float:
+        """The highest mean of Generality and Locality at any threshold, in [0, 1]."""
+        return float((self.generality + self.locality).max()) / 2
 
     @property
     def balance(self) -> float:
@@ -62,6 +69,7 @@ class Calibration:
             "generality": self.generality,
             "locality": self.locality,
             "threshold": torch.tensor(self.threshold),
+            "state_weight": torch.tensor(self.state_weight),
         }
 
     @classmethod
@@ -74,6 +82,7 @@ class Calibration:
             tensors["generality"],
             tensors["locality"],
             float(tensors["threshold"]),
+            float(tensors["state_weight"]),
         )
 
     def table(self) -> str:

@@ -1,0 +1,104 @@
+"""How long a text can one neuron hold? Fitted neurons on long answers (table 17)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meg_editor.collection import collect
+from meg_editor.evaluation.long_answers import embedding_similarity
+from meg_editor.evaluation.metrics import percent, token_accuracy
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.neuron import NeuronHook, NeuronSpec
+from meg_editor.query import QueryReader
+from meg_editor.requests import EditRequest
+from meg_editor.tokens import Batch, batched_answers, encode_example, target_logits
+
+_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """In percent, of neurons fitted on the bare prompt.
+
+    Attributes:
+        facts: how many were fitted, of those which fit into the model's context.
+        tokens: mean length of a target.
+        fine_tuning_accuracy: right tokens under teacher forcing, the paper's FT_ACC.
+        reproduced: targets generated word for word.
+        similarity: mean cosine of the generated text's embedding to the target's.
+    """
+
+    facts: int
+    tokens: float
+    fine_tuning_accuracy: float
+    reproduced: float
+    similarity: float
+
+
+def capacity(
+    model: Any,
+    tokenizer: Any,
+    facts: Sequence[EditRequest],
+    hparams: MeGHyperParams,
+    encode: Callable[[Sequence[str]], Tensor],
+    count: int = 100,
+) -> Capacity:
+    """Fit one neuron to each of `count` random facts and ask for them.
+
+    Raises:
+        ValueError: no fact fits into the model's context.
+    """
+    reader = QueryReader(tokenizer, hparams.prompt_template)
+    limit = getattr(model.config, "max_position_embeddings", None) or 10**9
+    pairs = [
+        (fact, encode_example(tokenizer, reader.wrap(fact.prompt), fact.target_new))
+        for fact in facts
+    ]
+    pairs = [(fact, example) for fact, example in pairs if len(example) <= limit]
+    if not pairs:
+        raise ValueError(f"no prompt with its target fits into the model's {limit} tokens")
+    random.Random(hparams.seed).shuffle(pairs)
+    pairs = pairs[:count]
+    chosen = [fact for fact, _ in pairs]
+    spec = NeuronSpec.from_model(
+        model,
+        hparams.layer,
+        module_template=hparams.mlp_module_tmp,
+        activation=hparams.neuron_activation,
+        bias=hparams.neuron_bias,
+    )
+    neurons = collect(model, tokenizer, spec, chosen, hparams).neurons.to(model.device)
+    longest = max(len(example.target) for _, example in pairs)
+    right: list[float] = []
+    with NeuronHook(model, spec) as hook, torch.no_grad():
+        for start in range(0, len(pairs), _ROWS):
+            examples = [example for _, example in pairs[start : start + _ROWS]]
+            with hook.attached(neurons[start : start + _ROWS]):
+                logits, wanted, rows = target_logits(model, Batch.of(examples, model.device))
+            best = logits.argmax(-1)
+            for row in range(len(examples)):
+                mine = rows == row
+                right += token_accuracy([best[mine].tolist()], [wanted[mine].tolist()])
+        told = batched_answers(
+            model,
+            tokenizer,
+            [reader.wrap(fact.prompt) for fact in chosen],
+            longest,
+            lambda rows: hook.attached(neurons[rows]),
+            _ROWS,
+        )
+    targets = [fact.target_new for fact in chosen]
+    return Capacity(
+        len(chosen),
+        fmean(len(example.target) for _, example in pairs),
+        percent(right),
+        percent([float(a == b) for a, b in zip(told, targets, strict=True)]),
+        100 * embedding_similarity(told, targets, encode),
+    )

@@ -1,0 +1,153 @@
+"""What the six metrics do not show: fluency, perplexity, long answers, chains, score histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meg_editor.data.cases import EvaluationCase, MultiHopCase
+from meg_editor.evaluation import Evaluation, Question
+from meg_editor.evaluation.edit_conflicts import near_duplicates
+from meg_editor.evaluation.fluency import ngram_entropy, perplexity
+from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, token_recall, tokens
+from meg_editor.evaluation.metrics import METRICS
+from meg_editor.evaluation.multi_hop import multi_hop_scores
+from meg_editor.model import MeGModel
+from meg_editor.tokens import batched_answers, by_length, left_padded, pad_token
+
+_LONG = 20  # words of a mean target, from which exact match tells little
+_TEXTS, _CONTINUED, _NEW_TOKENS = 200, 64, 48
+_BINS = 40
+
+Encode = Callable[[Sequence[str]], Tensor]
+
+
+def diagnose(
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[EvaluationCase],
+    questions: Sequence[Question],
+    evaluation: Evaluation,
+    chains: Sequence[MultiHopCase] = (),
+    encode: Encode | None = None,
+) -> dict[str, Any]:
+    """Entries of a cell beside the metrics; each is there only where it means something.
+
+    `perplexity` is of what the unedited model says to locality questions, `fluency` the n-gram
+    entropy in bits of `model` going on after edited prompts, `long_answers` for answers that are
+    paragraphs, `multi_hop` for chains of facts, `near_duplicates` and `gate_scores` for a MeGModel.
+
+    Args:
+        model: edited by any method.
+        chains: those of which every edit is among `cases`.
+        encode: texts -> unit vectors (B, E), for the similarity of long answers.
+    """
+    found: dict[str, Any] = {"fluency": _fluency(model, tokenizer, cases)}
+    untouched = [f"{q.prompt} {q.wanted}" for q in questions if q.kind.startswith("locality")]
+    if untouched:
+        found["perplexity"] = perplexity(model, tokenizer, untouched[:_TEXTS])
+    if fmean(len(tokens(case.request.target_new)) for case in cases) >= _LONG:
+        found["long_answers"] = _long_answers(questions, evaluation, encode)
+    if chains:
+        found["multi_hop"] = _multi_hop(model, tokenizer, cases, chains)
+    if isinstance(model, MeGModel):
+        close = near_duplicates(model.edits, model.anchors)
+        found["near_duplicates"] = {
+            "pairs": len(close),
+            "contradictory": sum(pair.contradictory for pair in close),
+        }
+        found["gate_scores"] = {
+            "threshold": float(model.gate.threshold),
+            **histogram(questions, evaluation.gate_scores),
+        }
+    return found
+
+
+def histogram(questions: Sequence[Question], scores: Sequence[float]) -> dict[str, Any]:
+    """Gate scores of edited prompts, paraphrases and others in common bins.
+
+    Returns:
+        `edges` (bins + 1) and, for each of the metrics' names, counts (bins).
+    """
+    groups = {
+        metric: [s for q, s in zip(questions, scores, strict=True) if q.kind.startswith(metric)]
+        for metric in METRICS
+    }
+    every = [score for group in groups.values() for score in group]
+    edges = np.histogram_bin_edges(every, _BINS)
+    counts = {name: np.histogram(group, edges)[0].tolist() for name, group in groups.items()}
+    return {"edges": edges.tolist(), **counts}
+
+
+@torch.no_grad()
+def _fluency(model: Any, tokenizer: Any, cases: Sequence[EvaluationCase]) -> float:
+    prompts = [case.request.prompt for case in cases[:_CONTINUED]]
+    entropies = []
+    for rows in by_length([len(prompt) for prompt in prompts], 32):
+        batch = left_padded(tokenizer, [prompts[row] for row in rows], model.device)
+        output = model.generate(
+            **batch,
+            min_new_tokens=_NEW_TOKENS,
+            max_new_tokens=_NEW_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=pad_token(tokenizer),
+        )
+        new = output[:, batch["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        entropies += [ngram_entropy(text) for text in texts]
+    return fmean(entropies)
+
+
+def _long_answers(
+    questions: Sequence[Question], evaluation: Evaluation, encode: Encode | None
+) -> dict[str, dict[str, float]]:
+    """In percent, for edited prompts and for paraphrases."""
+    found = {}
+    for metric in ("reliability", "generality"):
+        pairs = [
+            (text, question.wanted)
+            for text, question in zip(evaluation.answers.texts, questions, strict=True)
+            if question.kind == metric
+        ]
+        if not pairs:
+            continue
+        entry = {
+            "token_recall": 100 * fmean(token_recall(*pair) for pair in pairs),
+            "rouge_l": 100 * fmean(rouge_l(*pair) for pair in pairs),
+        }
+        if encode:
+            told, wanted = zip(*pairs, strict=True)
+            entry["embedding_similarity"] = 100 * embedding_similarity(told, wanted, encode)
+        found[metric] = entry
+    return found
+
+
+def _multi_hop(
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[EvaluationCase],
+    chains: Sequence[MultiHopCase],
+    max_new_tokens: int = 12,
+) -> Mapping[str, float]:
+    edited = model if isinstance(model, MeGModel) else None
+
+    def answer(queries: Sequence[str]) -> Sequence[str]:
+        if edited is None:
+            return batched_answers(model, tokenizer, queries, max_new_tokens)
+        return batched_answers(
+            edited.base,
+            tokenizer,
+            [edited.reader.wrap(query) for query in queries],
+            max_new_tokens,
+            lambda rows: edited.routed([queries[row] for row in rows]),
+        )
+
+    targets = {case.request.prompt: case.request.target_new for case in cases}
+    return {"chains": len(chains), **asdict(multi_hop_scores(answer, chains, targets))}

@@ -1,0 +1,208 @@
+"""The paper's tables on one model: run the variants, and say where we find something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meg_editor.benchmark.ablations import Ablation, Cells, ablations, variant
+from meg_editor.benchmark.capacity import Capacity, capacity
+from meg_editor.benchmark.plots import draw_layers, draw_scores, draw_thresholds
+from meg_editor.benchmark.runner import Benchmark, run_benchmark
+from meg_editor.benchmark.tables import score_table
+from meg_editor.data.cases import Dataset
+from meg_editor.data.preprocessing import without_conflicts
+from meg_editor.data.splits import split_cases, tuning_requests
+from meg_editor.evaluation.report import versions
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.layer_sweep import layer_sweep
+from meg_editor.text_files import write_text
+
+_LAYER_FACTS = 64
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of the report.
+
+    Attributes:
+        title: with the paper's number.
+        body: Markdown.
+        findings: what the paper found, and whether it is found here.
+        data: for the JSON.
+    """
+
+    title: str
+    body: str
+    findings: tuple[str, ...]
+    data: Any
+
+
+def run_tables(
+    benchmark: Benchmark,
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    *,
+    unke: Dataset | None = None,
+    mquake: Dataset | None = None,
+    only: Sequence[int] | None = None,
+    long_answers: int = 100,
+    plots: bool = False,
+    say: Say = print,
+) -> list[Section]:
+    """Tables 4 to 8, 15 and 16 on `benchmark`, 17 on `unke`, 18 on `mquake`; figures 5 to 7.
+
+    Writes tables.json, tables.md and with `plots` PNG files to `out`; cells are kept there, and
+    variants which several tables share are run once.
+
+    Args:
+        only: the numbers of the tables wanted.
+        long_answers: facts of table 17.
+    """
+    edits = sorted(benchmark.edits)
+    sections = []
+    for ablation in ablations(benchmark.hparams):
+        if only and ablation.table not in only:
+            continue
+        cells = _run(ablation, benchmark, edits, model, tokenizer, out, say)
+        sections.append(_section(ablation, cells, edits))
+        if plots and ablation.table == 16:
+            draw_thresholds(cells, benchmark.hparams.gate, out / "thresholds.png")
+        if plots and ("with gate", edits[-1]) in cells:
+            base = cells["with gate", edits[-1]]
+            draw_scores(base, benchmark.hparams.gate, out / "gate-scores.png")
+    if unke and (not only or 17 in only):
+        facts = [case.request for case in unke.cases]
+        found = capacity(model, tokenizer, facts, benchmark.hparams, benchmark.encode, long_answers)
+        sections.append(_long_text(found))
+    if mquake and (not only or 18 in only):
+        sections.append(_multi_hop(benchmark, mquake, model, tokenizer, out, say))
+    if not only:
+        sections.append(_layers(benchmark, model, tokenizer, out if plots else None))
+    _write(sections, benchmark, edits, out)
+    return sections
+
+
+def _run(
+    ablation: Ablation,
+    benchmark: Benchmark,
+    edits: Sequence[int],
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    say: Say,
+) -> dict[tuple[str, int], Mapping[str, Any]]:
+    methods = {
+        name: variant(benchmark.hparams, changes) for name, changes in ablation.variants.items()
+    }
+    counts = edits if ablation.scaled else edits[-1:]
+    asked = dataclasses.replace(benchmark, methods=list(methods.values()), edits=counts, seeds=1)
+    found = {
+        (cell["method"], cell["edits"]): cell
+        for cell in run_benchmark(asked, model, tokenizer, out, say)
+    }
+    return {
+        (name, count): found[method.name, count]
+        for count in counts
+        for name, method in methods.items()
+    }
+
+
+def _section(ablation: Ablation, cells: Cells, edits: Sequence[int]) -> Section:
+    counts = sorted({count for _, count in cells})
+    parts = []
+    for count in counts:
+        rows = {name: [dict(cell)] for (name, edited), cell in cells.items() if edited == count}
+        heading = f"{count} edits\n\n" if len(counts) > 1 else ""
+        parts.append(heading + score_table(rows))
+    findings = tuple(
+        f"{finding.text}: {finding.verdict(cells, edits)}" for finding in ablation.findings
+    )
+    data = {f"{name}, {count} edits": dict(cell) for (name, count), cell in cells.items()}
+    title = f"Table {ablation.table}: {ablation.title}"
+    return Section(title, "\n\n".join(parts), findings, data)
+
+
+def _long_text(found: Capacity) -> Section:
+    body = (
+        "| Facts | Tokens | FT_ACC | Word for word | Similarity |\n|--:|--:|--:|--:|--:|\n"
+        f"| {found.facts} | {found.tokens:.0f} | {found.fine_tuning_accuracy:.1f} "
+        f"| {found.reproduced:.1f} | {found.similarity:.1f} |"
+    )
+    agrees = found.fine_tuning_accuracy >= 98
+    verdict = "as in the paper" if agrees else "AGAINST the paper"
+    text = f"one neuron holds an answer of about 100 tokens (FT_ACC of at least 98): {verdict}"
+    return Section("Table 17: long answers", body, (text,), dataclasses.asdict(found))
+
+
+def _multi_hop(
+    benchmark: Benchmark, mquake: Dataset, model: Any, tokenizer: Any, out: Path, say: Say
+) -> Section:
+    from meg_editor.benchmark.methods import resolve_method
+
+    # Chains need several facts about one subject: no thinning here.
+    split = split_cases(without_conflicts(mquake.cases))
+    chained = {prompt for chain in mquake.multi_hop for prompt in chain.edits}
+    pool = tuple(case for case in split.edited if case.request.prompt in chained)
+    h = benchmark.hparams
+    asked = dataclasses.replace(
+        benchmark,
+        data=mquake.name,
+        split=dataclasses.replace(split, edited=pool),
+        methods=[resolve_method(name, h, h) for name in ("unedited", "meg")],
+        edits=(min(max(benchmark.edits), len(pool)),),
+        seeds=1,
+        multi_hop=mquake.multi_hop,
+        whole_pool=True,
+    )
+    cells = {c["method"]: c for c in run_benchmark(asked, model, tokenizer, out, say)}
+    rows = {name: cell["multi_hop"] for name, cell in cells.items()}
+    lines = ["| Method | Chains | Edit-wise | Instance-wise | Multi-hop |", "|---|--:|--:|--:|--:|"]
+    lines += [
+        f"| {name} | {row['chains']} | {row['edit_wise']:.1f} | {row['instance_wise']:.1f} "
+        f"| {row['multi_hop']:.1f} |"
+        for name, row in rows.items()
+    ]
+    gap = rows["meg"]["multi_hop"] - rows["unedited"]["multi_hop"]
+    verdict = "as in the paper" if gap > 1 else "AGAINST the paper"
+    text = f"edits carry over to questions of several hops: {verdict} ({gap:+.1f})"
+    return Section("Table 18: questions of several hops", "\n".join(lines), (text,), rows)
+
+
+def _layers(benchmark: Benchmark, model: Any, tokenizer: Any, folder: Path | None) -> Section:
+    facts = tuning_requests(benchmark.split.calibration, _LAYER_FACTS, seed=0)
+    found = layer_sweep(model, tokenizer, facts, benchmark.hparams)
+    if folder:
+        draw_layers(found, folder / "layers.png")
+    lines = ["| Layer | Reliability AG | Generality AG |", "|--:|--:|--:|"]
+    for result in found:
+        generality = "-" if result.generality is None else f"{result.generality:.1f}"
+        lines.append(f"| {result.layer} | {result.reliability:.1f} | {generality} |")
+    title = f"Figures 5 to 7: layers, {len(facts)} calibration facts with their own neurons"
+    data = [dataclasses.asdict(result) for result in found]
+    return Section(title, "\n".join(lines), (), data)
+
+
+def _write(
+    sections: Sequence[Section], benchmark: Benchmark, edits: Sequence[int], out: Path
+) -> None:
+    hparams: MeGHyperParams = benchmark.hparams
+    parts = [
+        f"# The paper's tables on {benchmark.data}, {edits[-1]} edits "
+        f"({hparams.gate} gate, {hparams.generator} generator; percent)\n"
+    ]
+    for section in sections:
+        parts += [f"## {section.title}\n", section.body, ""]
+        if section.findings:
+            parts += ["The paper finds:\n", *(f"- {text}" for text in section.findings), ""]
+    data = {section.title: section.data for section in sections}
+    findings = {section.title: section.findings for section in sections}
+    report = {"versions": versions(), "findings": findings, "tables": data}
+    write_text(out / "tables.json", json.dumps(report, indent=1) + "\n")
+    write_text(out / "tables.md", "\n".join(parts))

@@ -1,0 +1,90 @@
+"""Everything to ask about edits, the same for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meg_editor.data.cases import EvaluationCase, Probe
+from meg_editor.evaluation.trap_questions import counter_asked, negated
+from meg_editor.query import QueryReader
+from meg_editor.tokens import batched_answers, encode_example
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query put to a model, and what it should answer.
+
+    Attributes:
+        wanted: the answer for AG and TF; for Locality that of the unedited model.
+        kind: "reliability", "generality", "locality:…", "portability:…" or "trap:…", with their
+            kinds.
+        edit: the index of the case it belongs to.
+        answers: the true ones, where known: `wanted` with its aliases, or for Locality the world's;
+            of a trap the one that falls into it.
+    """
+
+    prompt: str
+    wanted: str
+    kind: str
+    edit: int
+    answers: tuple[str, ...] = ()
+
+
+def questions_of(
+    base: Any,
+    tokenizer: Any,
+    cases: Sequence[EvaluationCase],
+    reader: QueryReader,
+    max_new_tokens: int = 12,
+    traps: bool = False,
+) -> list[Question]:
+    """Everything to ask about `cases`; what locality prompts want is what `base` says.
+
+    With `traps` each edit is asked about negated and the other way, too.
+    """
+    questions = []
+    length = longest_target(tokenizer, cases, max_new_tokens)
+    for index, case in enumerate(cases):
+        target = case.request.target_new
+        questions.append(Question(case.request.prompt, target, "reliability", index))
+        questions += [Question(p, target, "generality", index) for p in case.paraphrases]
+        questions += [
+            Question(probe.prompt, probe.answers[0], f"portability:{kind}", index, probe.answers)
+            for kind, probes in case.portability.items()
+            for probe in probes
+        ]
+    local = [
+        (probe, f"locality:{kind}", index)
+        for index, case in enumerate(cases)
+        for kind, probes in case.locality.items()
+        for probe in probes
+    ]
+    if traps:
+        local += [trap for index, case in enumerate(cases) for trap in _traps(case, index)]
+    prompts = [reader.wrap(probe.prompt) for probe, _, _ in local]
+    answers = batched_answers(base, tokenizer, prompts, length)
+    questions += [
+        Question(probe.prompt, answer, kind, index, probe.answers)
+        for (probe, kind, index), answer in zip(local, answers, strict=True)
+        if answer  # an empty answer cannot be teacher-forced
+    ]
+    return questions
+
+
+def _traps(case: EvaluationCase, index: int) -> list[tuple[Probe, str, int]]:
+    edit = case.request
+    texts = {
+        "trap:negated": negated(edit.prompt, edit.subject),
+        "trap:counter-asked": counter_asked(edit.prompt, edit.subject, edit.target_new),
+    }
+    target = (edit.target_new,)
+    return [(Probe(text, target), kind, index) for kind, text in texts.items() if text]
+
+
+def longest_target(tokenizer: Any, cases: Sequence[EvaluationCase], least: int) -> int:
+    """Tokens which the longest target takes, or `least`: no answer is cut off before its end."""
+    requests = [case.request for case in cases]
+    targets = [encode_example(tokenizer, r.prompt, r.target_new).target for r in requests]
+    return max([least, *map(len, targets)])

@@ -1,0 +1,59 @@
+"""Questions which look like an edit and want another answer: negated, and asked the other way."""
+
+from __future__ import annotations
+
+_AUXILIARIES = frozenset(
+    [
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "does",
+        "do",
+        "did",
+        "has",
+        "have",
+        "had",
+        "can",
+        "could",
+        "will",
+        "would",
+        "should",
+        "must",
+    ]
+)
+
+
+def negated(prompt: str, subject: str | None = None) -> str | None:
+    """The prompt with its claim denied: whatever it asks for, it is not the fact's answer.
+
+    "The capital of France is" -> "The capital of France is not"; "Where was Ada born?" -> "Where
+    was Ada not born?". None for a question without an auxiliary verb.
+    """
+    words = prompt.split()
+    if not prompt.rstrip().endswith("?"):
+        ends_well = bool(words) and words[-1] in _AUXILIARIES
+        return f"{prompt.rstrip()} not" if ends_well else f"It is not the case that {prompt}"
+    place = next((row for row, word in enumerate(words) if word.lower() in _AUXILIARIES), None)
+    if place is None:
+        return None
+    name = (subject or "").split()
+    if name and words[place + 1 : place + 1 + len(name)] == name:
+        place += len(name)
+    return " ".join([*words[: place + 1], "not", *words[place + 1 :]])
+
+
+def counter_asked(prompt: str, subject: str | None, target: str) -> str | None:
+    """The prompt with its answer given and its subject asked for.
+
+    "The capital of France is" and "Lima" -> "The capital of which one is Lima?". None where the
+    prompt does not name the subject.
+    """
+    if not subject or subject not in prompt:
+        return None
+    asked = prompt.replace(subject, "which one").strip()
+    if asked.endswith("?"):
+        return f"{asked.rstrip('? ')}, if the answer is {target}?"
+    return f"{asked} {target}?"
