@@ -235,7 +235,14 @@ def test_plots_are_drawn(cells: Any, tmp_path: Path) -> None:
 
     more = [{**cell, "edits": 64} for cell in cells[0]]
     drawn = draw([*cells[0], *more], tmp_path)
-    assert [path.name for path in drawn] == ["score-over-edits.png", "generality-locality.png"]
+    assert [path.name for path in drawn] == [
+        "score-over-edits.png",
+        "generality-locality.png",
+        "gate-scores-meg.png",
+    ]
+    sweep = {"thresholds": [0.1, 0.5], "generality": [99.0, 90.0], "locality": [80.0, 99.0]}
+    swept = [{**cell, "calibration": {"threshold": 0.4, **sweep}} for cell in cells[0]]
+    assert "calibration-meg.png" in {path.name for path in draw(swept, tmp_path)}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 

@@ -76,7 +76,7 @@ def run_tables(
             draw_thresholds(cells, benchmark.hparams.gate, out / "thresholds.png")
         if plots and ("with gate", edits[-1]) in cells:
             base = cells["with gate", edits[-1]]
-            draw_scores(base, benchmark.hparams.gate, out / "gate-scores.png")
+            draw_scores(base, out / "gate-scores.png")
     if unke and (not only or 17 in only):
         facts = [case.request for case in unke.cases]
         found = capacity(model, tokenizer, facts, benchmark.hparams, benchmark.encode, long_answers)

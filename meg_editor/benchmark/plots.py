@@ -24,12 +24,27 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
     drawn = [_save(_trade_off, cells, folder / "generality-locality.png")]
     if len({cell["edits"] for cell in cells}) > 1:
         drawn.insert(0, _save(_score_over_edits, cells, folder / "score-over-edits.png"))
+    for cell in _routed(cells):
+        name = cell["method"].replace(" ", "-").replace("/", "-")
+        drawn.append(_save(_histograms, [cell], folder / f"gate-scores-{name}.png"))
+        if "thresholds" in cell.get("calibration", {}):
+            drawn.append(_save(_calibration, [cell], folder / f"calibration-{name}.png"))
     return drawn
 
 
-def draw_scores(cell: Cell, gate: str, path: Path) -> None:
+def _routed(cells: Sequence[Cell]) -> list[Cell]:
+    """Of each method with a gate the first seed at the most edits."""
+    most = max(cell["edits"] for cell in cells)
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        if cell["edits"] == most and "gate_scores" in cell:
+            found.setdefault(cell["method"], cell)
+    return list(found.values())
+
+
+def draw_scores(cell: Cell, path: Path) -> None:
     """Histograms of the gate's scores over edits, paraphrases and other queries (A.5)."""
-    _save(lambda axes, _: _histograms(axes, cell, gate), [cell], path)
+    _save(_histograms, [cell], path)
 
 
 def draw_thresholds(cells: Cells, gate: str, path: Path) -> None:
@@ -108,10 +123,15 @@ def _trade_off(axes: Any, cells: Sequence[Cell]) -> None:
 _GROUPS = {"reliability": "edited prompts", "generality": "paraphrases", "locality": "others"}
 
 
-def _histograms(axes: Any, cell: Cell, gate: str) -> None:
+def _sign(scores: Sequence[float]) -> int:
+    """-1 for a Familiarity Network, whose score is minus the entropy which the paper shows."""
+    return -1 if max(scores) <= 0 else 1
+
+
+def _histograms(axes: Any, cells: Sequence[Cell]) -> None:
+    (cell,) = cells
     scores = cell["gate_scores"]
-    # Of the Familiarity Network the paper shows entropies: minus the score.
-    sign = -1 if gate == "familiarity" else 1
+    sign = _sign(scores["edges"])
     edges = [sign * edge for edge in scores["edges"]]
     for name, label in _GROUPS.items():
         counts = scores[name]
@@ -130,7 +150,7 @@ def _histograms(axes: Any, cell: Cell, gate: str) -> None:
     axes.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     axes.set_xlabel("entropy (nats)" if sign < 0 else "similarity to the nearest edit")
     axes.set_ylabel("queries (%)")
-    axes.set_title(f"What the {gate} gate sees, {cell['edits']:,} edits, {cell['data']}")
+    axes.set_title(f"What the gate sees, {cell['edits']:,} edits, {cell['data']}, {cell['method']}")
     axes.legend(frameon=False)
 
 
@@ -149,6 +169,21 @@ def _thresholds(axes: Any, cells: Cells, gate: str) -> None:
     axes.set_ylabel("percent")
     axes.set_title("Metrics over the gate's threshold")
     axes.legend(frameon=False, fontsize="small")
+
+
+def _calibration(axes: Any, cells: Sequence[Cell]) -> None:
+    """Table 16 on the facts set aside for it, where the threshold is chosen."""
+    (cell,) = cells
+    sweep = cell["calibration"]
+    sign = _sign(sweep["thresholds"])
+    thresholds = [sign * value for value in sweep["thresholds"]]
+    for metric, color in (("generality", "C1"), ("locality", "C2")):
+        axes.plot(thresholds, sweep[metric], color=color, label=metric.capitalize())
+    axes.axvline(sign * sweep["threshold"], color="black", linestyle="--", linewidth=1)
+    axes.set_xlabel("entropy threshold ε" if sign < 0 else "similarity threshold")
+    axes.set_ylabel("answers as wanted (%)")
+    axes.set_title(f"Choosing the threshold, {cell['data']}, {cell['method']}")
+    axes.legend(frameon=False)
 
 
 def _layers(axes: Any, found: Sequence[LayerResult]) -> None:

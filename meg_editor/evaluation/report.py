@@ -69,8 +69,16 @@ class MethodReport:
                 entry["calibration"] = {
                     "threshold": fit.calibration.threshold,
                     "balance": 100 * fit.calibration.balance,
+                    "state_weight": fit.calibration.state_weight,
+                    "thresholds": _rounded(fit.calibration.thresholds),
+                    "generality": _rounded(100 * fit.calibration.generality),
+                    "locality": _rounded(100 * fit.calibration.locality),
                 }
         return entry
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
 
 
 @dataclass
