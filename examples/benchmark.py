@@ -28,7 +28,7 @@ def collection(options: argparse.Namespace) -> None:
     """Batched collection against the paper's way, one fact at a time, to equal success."""
     hparams = MeGHyperParams.preset("default", seed=options.seed)
     model, tokenizer = load_model(hparams)
-    spec = NeuronSpec.from_model(model, hparams.layer)
+    spec = NeuronSpec.from_hparams(model, hparams)
     requests = [case.request for case in edit_cases(load_world(), options.edits[0], options.seed)]
     seconds = {}
     for title, rows in (("batched", hparams.collection_batch_size), ("one at a time", 1)):

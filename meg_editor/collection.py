@@ -20,6 +20,7 @@ from meg_editor.requests import EditRequest
 from meg_editor.tokens import (
     Batch,
     Example,
+    batched_answers,
     by_length,
     encode_example,
     greedy_answers,
@@ -122,6 +123,28 @@ def collect(
             f"({hparams.collection_lr})"
         )
     return Collection(neurons, success, steps)
+
+
+def answers_with(
+    model: Any,
+    tokenizer: Any,
+    spec: NeuronSpec,
+    neurons: Tensor,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    rows: int = 256,
+) -> list[str]:
+    """Greedy answers to B prompts, the row of each with its own of the neurons (B, P)."""
+    own = neurons.to(model.device)
+    with NeuronHook(model, spec) as hook:
+        return batched_answers(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens,
+            lambda chunk: hook.attached(own[chunk]),
+            rows,
+        )
 
 
 def _descend(

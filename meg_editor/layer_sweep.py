@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meg_editor.collection import collect
+from meg_editor.collection import answers_with, collect
 from meg_editor.hparams import MeGHyperParams
-from meg_editor.neuron import NeuronHook, NeuronSpec, count_layers
+from meg_editor.neuron import NeuronSpec, count_layers
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import batched_answers
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,7 @@ def layer_sweep(
     results = []
     for layer in range(count_layers(model)) if layers is None else layers:
         settings = dataclasses.replace(hparams, layers=[layer], collection_retries=0)
-        spec = NeuronSpec.from_model(
-            model,
-            layer,
-            module_template=settings.mlp_module_tmp,
-            activation=settings.neuron_activation,
-            bias=settings.neuron_bias,
-        )
+        spec = NeuronSpec.from_hparams(model, settings)
         collection = collect(model, tokenizer, spec, requests, settings)
         reliability = 100 * float(collection.success.float().mean())
         generality = _generality(model, tokenizer, spec, requests, collection.neurons, settings)
@@ -69,12 +62,9 @@ def _generality(
     asked = [(index, p) for index, request in enumerate(requests) for p in request.rephrases]
     if not asked:
         return None
-    own = neurons[[index for index, _ in asked]].to(model.device)
+    own = neurons[[index for index, _ in asked]]
     prompts = [reader.wrap(prompt) for _, prompt in asked]
-    with NeuronHook(model, spec) as hook:
-        answers = batched_answers(
-            model, tokenizer, prompts, 16, lambda rows: hook.attached(own[rows])
-        )
+    answers = answers_with(model, tokenizer, spec, own, prompts, 16)
     right = sum(
         answer == requests[index].target_new
         for answer, (index, _) in zip(answers, asked, strict=True)

@@ -24,6 +24,8 @@ from meg_editor.ffn import decoder_blocks, find_ffn, text_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from meg_editor.hparams import MeGHyperParams
+
 # How transformers' configs spell the activation of their FFN.
 _ACTIVATION_KEYS = ("activation_function", "hidden_activation", "hidden_act", "activation")
 
@@ -105,6 +107,17 @@ class NeuronSpec:
             hidden_size=config.hidden_size,
             activation=activation or "linear",
             bias=not ffn.gated if bias is None else bias,
+        )
+
+    @classmethod
+    def from_hparams(cls, model: PreTrainedModel, hparams: MeGHyperParams) -> NeuronSpec:
+        """`from_model` with everything the hyper-parameters say of the neuron."""
+        return cls.from_model(
+            model,
+            hparams.layer,
+            module_template=hparams.mlp_module_tmp,
+            activation=hparams.neuron_activation,
+            bias=hparams.neuron_bias,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.collection import collect
+from meg_editor.collection import answers_with, collect
 from meg_editor.encoder import TextEncoder
 from meg_editor.gates import Calibration, Gate, Trial, calibrate
 from meg_editor.hparams import MeGHyperParams
-from meg_editor.neuron import NeuronHook, NeuronSpec
+from meg_editor.neuron import NeuronSpec
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
 from meg_editor.routing import index_queries
@@ -62,10 +62,7 @@ def rehearse(
         prompts = [reader.wrap(text) for text in texts]
         if own is None:
             return batched_answers(model, tokenizer, prompts, length)
-        with NeuronHook(model, spec) as hook:
-            return batched_answers(
-                model, tokenizer, prompts, length, lambda rows: hook.attached(own[rows])
-            )
+        return answers_with(model, tokenizer, spec, own, prompts, length)
 
     told = answers([fact.prompt for fact in calibration[::2]])
     inside, outside = _pretend(calibration[::2], told), calibration[1::2]

@@ -65,13 +65,7 @@ def fit(
     store = store or StageStore(None)
     _check_weights(model)
     _check_lengths(model, tokenizer, edits, hparams)
-    spec = NeuronSpec.from_model(
-        model,
-        hparams.layer,
-        module_template=hparams.mlp_module_tmp,
-        activation=hparams.neuron_activation,
-        bias=hparams.neuron_bias,
-    )
+    spec = NeuronSpec.from_hparams(model, hparams)
     if pseudo is None or calibration is None:
         from meg_editor.data.reference_requests import calibration_requests, pseudo_requests
 

@@ -207,6 +207,7 @@ def _changed() -> dict[str, Any]:
         "gate_threshold": 0.3,
         "evaluation_type": "traditional",
         "api_key": "secret",
+        "encoder_pooling": "mean",
         **dict.fromkeys((*_SHARES, "gate_name_weight", "gate_state_weight"), 0.25),
     }
     hints = get_type_hints(MeGHyperParams)

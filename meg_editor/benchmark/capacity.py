@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.collection import collect
+from meg_editor.collection import answers_with, collect
 from meg_editor.evaluation.long_answers import embedding_similarity
 from meg_editor.evaluation.metrics import percent, token_accuracy
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.neuron import NeuronHook, NeuronSpec
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, batched_answers, encode_example, target_logits
+from meg_editor.tokens import Batch, encode_example, target_logits
 
 _ROWS = 8
 
@@ -67,13 +67,7 @@ def capacity(
     random.Random(hparams.seed).shuffle(pairs)
     pairs = pairs[:count]
     chosen = [fact for fact, _ in pairs]
-    spec = NeuronSpec.from_model(
-        model,
-        hparams.layer,
-        module_template=hparams.mlp_module_tmp,
-        activation=hparams.neuron_activation,
-        bias=hparams.neuron_bias,
-    )
+    spec = NeuronSpec.from_hparams(model, hparams)
     neurons = collect(model, tokenizer, spec, chosen, hparams).neurons.to(model.device)
     longest = max(len(example.target) for _, example in pairs)
     right: list[float] = []
@@ -86,14 +80,8 @@ def capacity(
             for row in range(len(examples)):
                 mine = rows == row
                 right += token_accuracy([best[mine].tolist()], [wanted[mine].tolist()])
-        told = batched_answers(
-            model,
-            tokenizer,
-            [reader.wrap(fact.prompt) for fact in chosen],
-            longest,
-            lambda rows: hook.attached(neurons[rows]),
-            _ROWS,
-        )
+    prompts = [reader.wrap(fact.prompt) for fact in chosen]
+    told = answers_with(model, tokenizer, spec, neurons, prompts, longest, _ROWS)
     targets = [fact.target_new for fact in chosen]
     return Capacity(
         len(chosen),
