@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
+from typing import Any
+
+_NUMBERS = re.compile(r"\[\n[-+\d\s.,eE]+\]")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -12,3 +17,10 @@ def write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(text, "utf-8")
     os.replace(unfinished, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people to read: an entry per line, but lists of numbers on one."""
+    text = json.dumps(value, indent=1)
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found.group()[1:-1].split())}]", text)
+    write_text(path, f"{text}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from meg_editor.data.splits import split_cases, tuning_requests
 from meg_editor.evaluation.report import versions
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.layer_sweep import layer_sweep
-from meg_editor.text_files import write_text
+from meg_editor.text_files import write_json, write_text
 
 _LAYER_FACTS = 64
 Say = Callable[[str], None]
@@ -204,5 +203,5 @@ def _write(
     data = {section.title: section.data for section in sections}
     findings = {section.title: section.findings for section in sections}
     report = {"versions": versions(), "findings": findings, "tables": data}
-    write_text(out / "tables.json", json.dumps(report, indent=1) + "\n")
+    write_json(out / "tables.json", report)
     write_text(out / "tables.md", "\n".join(parts))

@@ -31,7 +31,7 @@ from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
 from meg_editor.requests import EditRequest
 from meg_editor.stages import StageStore
-from meg_editor.text_files import write_text
+from meg_editor.text_files import write_json
 from meg_editor.tokens import batched_answers
 
 _LATENCY_QUERIES = 20
@@ -103,7 +103,7 @@ def run_benchmark(
                 cell = _read(path, key)
                 if cell is None:
                     cell = without_nan({"key": key, **run.measure(method, out)})
-                    write_text(path, json.dumps(cell, indent=1) + "\n")
+                    write_json(path, cell)
                 score = "-" if cell["score"] is None else f"{cell['score']:.1f}"
                 say(
                     f"{method.name:14} {count:6} edits, seed {seed}: Score {score} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ import transformers
 import meg_editor
 from meg_editor.evaluation.evaluate import Evaluation
 from meg_editor.fit_report import FitReport
-from meg_editor.text_files import write_text
+from meg_editor.text_files import write_json
 
 
 def versions() -> dict[str, str]:
@@ -103,7 +102,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write JSON, all or nothing."""
-        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(path, self.to_dict())
 
     def table(self) -> str:
         """Markdown, in the layout of the paper's tables."""

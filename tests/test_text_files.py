@@ -1,0 +1,41 @@
+"""Files are written whole, and JSON stays JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from meg_editor.text_files import write_json, write_text
+
+
+def test_lists_of_numbers_take_one_line_and_nothing_else_changes(tmp_path: Path) -> None:
+    value = {
+        "numbers": [1, -2.5, 3e-9],
+        "nested": [[1, 2], [3]],
+        "empty": [],
+        "mixed": [1, "a", None],
+        "text": 'a [ 1,  2 ] "quoted" [3]\n[ 4 ]',
+    }
+    path = tmp_path / "folder" / "value.json"
+    write_json(path, value)
+    text = path.read_text("utf-8")
+    assert json.loads(text) == value
+    assert '"numbers": [1, -2.5, 3e-09]' in text and text.endswith("}\n")
+    assert len(text.splitlines()) == 14
+
+
+def test_an_interruption_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("meg_editor.text_files.os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert path.read_text("utf-8") == "old"
