@@ -34,7 +34,7 @@ def markdown(cells: Sequence[Cell]) -> str:
         parts.append(f"Beyond the six, {edits} edits\n")
         parts.append(_table(rows, _further_columns(list(rows.values()))) + "\n")
         parts.append(f"Cost, {edits} edits\n")
-        parts.append(_table(rows, _cost_columns()) + "\n")
+        parts.append(_table(rows, _cost_columns(list(rows.values()))) + "\n")
     return "\n".join(parts)
 
 
@@ -131,10 +131,20 @@ def _share(cell: Cell, name: str) -> float | None:
     return float(100 * gate[name] / max(gate[missed] + gate[caught], 1))
 
 
-def _cost_columns() -> list[Column]:
+def _cost_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
+    stages = dict.fromkeys(
+        stage for group in groups for cell in group for stage in cell.get("seconds", {})
+    )
+    columns: list[Column] = [
+        ("s in all", _seconds, ".0f"),
+        ("ms/edit", lambda cell: 1000 * _seconds(cell) / cell["edits"], ".0f"),
+    ]
+    columns += [
+        (f"of these {stage}", lambda cell, s=stage: _stage(cell, s), ".0f")  # type: ignore[misc]
+        for stage in stages
+    ]
     return [
-        ("s in all", _seconds, ".1f"),
-        ("s/edit", lambda cell: _seconds(cell) / cell["edits"], ".3f"),
+        *columns,
         ("KB/edit", lambda cell: _kilobytes(cell), ".1f"),
         ("Peak MiB", lambda cell: cell["peak_memory"] / 2**20, ".0f"),
         ("Edited p50 ms", lambda cell: _latency(cell, "edited", "p50"), ".1f"),
@@ -148,6 +158,12 @@ def _cost_columns() -> list[Column]:
 def _seconds(cell: Cell) -> float:
     """Of all stages when they ran: a stage that was resumed took its time in an earlier run."""
     return sum(cell["seconds"].values()) if "seconds" in cell else float(cell["seconds_total"])
+
+
+def _stage(cell: Cell, stage: str) -> float | None:
+    """Milliseconds per edit."""
+    found = cell.get("seconds", {}).get(stage)
+    return None if found is None else 1000 * found / cell["edits"]
 
 
 def _kilobytes(cell: Cell) -> float | None:
