@@ -12,7 +12,7 @@ import torch
 
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.benchmark import Benchmark
-from meg_editor.benchmark.ablations import Ablation, Finding, ablations, variant
+from meg_editor.benchmark.ablations import Ablation, Entry, Finding, ablations, variant
 from meg_editor.benchmark.capacity import capacity
 from meg_editor.benchmark.paper_tables import run_tables
 from meg_editor.collection import collect
@@ -68,22 +68,35 @@ def test_equal_settings_are_run_once_whatever_the_table() -> None:
     assert variant(paper, tables[7].variants["mlp"]).name == "meg generator=mlp"
 
 
+def cell(**values: float) -> dict[str, Any]:
+    """A cell with these numbers, each ± 3."""
+    names = {"r": "reliability", "g": "generality", "l": "locality"}
+    found: dict[str, Any] = {"score": values.get("s", 0.0), "intervals": {}}
+    for short, name in names.items():
+        value = values.get(short, 0.0)
+        found[name] = {"ag": value}
+        found["intervals"][f"{name}.ag"] = [value - 3, value + 3]
+    found["intervals"]["score"] = [found["score"] - 3, found["score"] + 3]
+    return found
+
+
 @pytest.mark.parametrize(
     ("higher", "lower", "at_most", "verdict"),
     [
-        (80, 70, None, "as in the paper (+10.0)"),
-        (70, 80, None, "AGAINST the paper (-10.0)"),
-        (70.3, 70, None, "no difference here (+0.3)"),
-        (72, 70, 5.0, "as in the paper (+2.0)"),
-        (60, 70, 5.0, "as in the paper (-10.0)"),
-        (76, 70, 5.0, "AGAINST the paper (+6.0)"),
+        (80, 70, None, "as in the paper (+10.0 ± 4.2)"),
+        (70, 80, None, "AGAINST the paper (-10.0 ± 4.2)"),
+        (74, 70, None, "within chance here (+4.0 ± 4.2)"),
+        (60, 70, 5.0, "as in the paper (-10.0 ± 4.2)"),
+        (72, 70, 5.0, "within chance here (+2.0 ± 4.2)"),
+        (80, 70, 5.0, "AGAINST the paper (+10.0 ± 4.2)"),
     ],
 )
-def test_verdicts_follow_the_numbers(
+def test_verdicts_follow_the_numbers_and_their_intervals(
     higher: float, lower: float, at_most: float | None, verdict: str
 ) -> None:
-    finding = Finding("", lambda *_: higher, lambda *_: lower, at_most)
-    assert finding.verdict({}, [1]) == verdict
+    finding = Finding("", Entry("a", "score"), Entry("b", "generality", edits=0), at_most)
+    cells = {("a", 8): cell(s=higher), ("b", 4): cell(g=lower)}
+    assert finding.verdict(cells, [4, 8]) == verdict
 
 
 def test_findings_read_their_own_entries() -> None:
@@ -95,21 +108,14 @@ def test_findings_read_their_own_entries() -> None:
         15: {("without", 8): {"g": 70, "l": 80}, ("with DA", 8): {"g": 60, "l": 90}},
     }
     for table, entries in wanted.items():
-        cells = {
-            at: {
-                name: {"ag": values.get(name[0], 0.0)}
-                for name in ("reliability", "generality", "locality")
-            }
-            for at, values in entries.items()
-        }
+        cells = {at: cell(**values) for at, values in entries.items()}
         for finding in named(BOTH[1])[table].findings:
-            assert finding.verdict(cells, [8]) == "as in the paper (+10.0)"
-    loose = {"generality": {"ag": 80.0}, "locality": {"ag": 50.0}}
-    tight = {"generality": {"ag": 70.0}, "locality": {"ag": 60.0}}
+            assert finding.verdict(cells, [8]) == "as in the paper (+10.0 ± 4.2)"
+    loose, tight = cell(g=80, l=50), cell(g=70, l=60)
     for hparams, (loosest, tightest) in zip(BOTH, (("0.4", "0.8"), ("1", "0.05")), strict=True):
         cells = {(loosest, 8): loose, (tightest, 8): tight}
         for finding in named(hparams)[16].findings:
-            assert finding.verdict(cells, [8]) == "as in the paper (+10.0)"
+            assert finding.verdict(cells, [8]) == "as in the paper (+10.0 ± 4.2)"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,6 @@ Cell = Mapping[str, Any]
 # The cells of one table: (variant, edits) -> cell.
 Cells = Mapping[tuple[str, int], Cell]
 
-_SAME = 0.5  # percentage points within which two results count as equal
 _ACCEPT_ALL = {"similarity": -1.0, "familiarity": 100.0}
 _THRESHOLDS = {
     "similarity": (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8),
@@ -24,30 +24,55 @@ _THRESHOLDS = {
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One number of a table, AG in percent.
+
+    Attributes:
+        variant: the row.
+        metric: "reliability", "generality", "locality" or "score".
+        edits: which of the numbers of edits: the last and largest, or 0, the smallest.
+    """
+
+    variant: str
+    metric: str
+    edits: int = -1
+
+    def read(self, cells: Cells, edits: Sequence[int]) -> tuple[float, float]:
+        """The number, and half its confidence interval."""
+        cell = cells[self.variant, edits[self.edits]]
+        if self.metric == "score":
+            value, name = cell["score"], "score"
+        else:
+            value, name = cell[self.metric]["ag"], f"{self.metric}.ag"
+        low, high = cell["intervals"][name]
+        return float(value), (high - low) / 2
+
+
+@dataclass(frozen=True)
 class Finding:
     """What the paper says of two entries of a table: the first is higher.
 
     Attributes:
         text: in words.
-        higher, lower: read an entry, in percent, from the cells; given the numbers of edits,
-            fewest first.
         at_most: the first is not higher by more than this, "they are about equal"; None: it is.
     """
 
     text: str
-    higher: Callable[[Cells, Sequence[int]], float]
-    lower: Callable[[Cells, Sequence[int]], float]
+    higher: Entry
+    lower: Entry
     at_most: float | None = None
 
     def verdict(self, cells: Cells, edits: Sequence[int]) -> str:
-        """Whether our cells say the same."""
-        gap = self.higher(cells, edits) - self.lower(cells, edits)
-        if self.at_most is not None:
-            agrees = gap <= self.at_most
-            return f"{'as in the paper' if agrees else 'AGAINST the paper'} ({gap:+.1f})"
-        if abs(gap) <= _SAME:
-            return f"no difference here ({gap:+.1f})"
-        return f"{'as in the paper' if gap > 0 else 'AGAINST the paper'} ({gap:+.1f})"
+        """Whether our cells say the same, if their intervals allow to tell."""
+        (high, one), (low, other) = (e.read(cells, edits) for e in (self.higher, self.lower))
+        gap, chance = high - low, math.hypot(one, other)
+        limit = self.at_most or 0.0
+        if abs(gap - limit) <= chance:
+            told = "within chance here"
+        else:
+            agrees = gap > limit if self.at_most is None else gap < limit
+            told = "as in the paper" if agrees else "AGAINST the paper"
+        return f"{told} ({gap:+.1f} ± {chance:.1f})"
 
 
 @dataclass(frozen=True)
@@ -102,8 +127,8 @@ def ablations(hparams: MeGHyperParams) -> list[Ablation]:
             (
                 Finding(
                     "Locality falls by less than 5 points from the fewest to the most edits",
-                    lambda cells, edits: _ag(cells, "without gate", edits[0], "locality"),
-                    lambda cells, edits: _ag(cells, "without gate", edits[-1], "locality"),
+                    Entry("without gate", "locality", edits=0),
+                    Entry("without gate", "locality"),
                     at_most=5.0,
                 ),
             ),
@@ -115,7 +140,7 @@ def ablations(hparams: MeGHyperParams) -> list[Ablation]:
             {name: {"generator": name} for name in ("mlp", "dit", "bank")},
             (
                 _compare("generality", "dit", "mlp", "the DiT generalises better than the MLP"),
-                _compare("reliability", "dit", "mlp", "the DiT is at least as reliable"),
+                _compare("reliability", "dit", "mlp", "the DiT is more reliable"),
             ),
             scaled=True,
         ),
@@ -125,10 +150,10 @@ def ablations(hparams: MeGHyperParams) -> list[Ablation]:
             {f"{steps} steps": {"sampling_steps": steps} for steps in (100, 50, 10, 4, 1)},
             (
                 Finding(
-                    "100 steps are no better than 50",
-                    lambda cells, edits: float(cells["100 steps", edits[-1]]["score"]),
-                    lambda cells, edits: float(cells["50 steps", edits[-1]]["score"]),
-                    at_most=_SAME,
+                    "100 steps are no better than 50 by 2 points of Score",
+                    Entry("100 steps", "score"),
+                    Entry("50 steps", "score"),
+                    at_most=2.0,
                 ),
                 _compare("reliability", "50 steps", "10 steps", "10 steps are too few"),
             ),
@@ -163,12 +188,4 @@ def variant(hparams: MeGHyperParams, changes: Mapping[str, Any]) -> Method:
 
 
 def _compare(metric: str, higher: str, lower: str, text: str) -> Finding:
-    return Finding(
-        text,
-        lambda cells, edits: _ag(cells, higher, edits[-1], metric),
-        lambda cells, edits: _ag(cells, lower, edits[-1], metric),
-    )
-
-
-def _ag(cells: Cells, name: str, edits: int, metric: str) -> float:
-    return float(cells[name, edits][metric]["ag"])
+    return Finding(text, Entry(higher, metric), Entry(lower, metric))
