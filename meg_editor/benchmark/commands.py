@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 
 from meg_editor.benchmark.methods import resolve_method
@@ -24,8 +24,9 @@ def benchmark_command(
 ) -> None:
     """Methods side by side; prints the report."""
     methods = [resolve_method(name, hparams, paper) for name in options.methods.split(",")]
-    benchmark = _benchmark(options, hparams, options.edits)
-    benchmark = Benchmark(**{**vars(benchmark), "methods": methods, "seeds": options.seeds})
+    benchmark = dataclasses.replace(
+        _benchmark(options, hparams), methods=methods, seeds=options.seeds
+    )
     model, tokenizer = load_model(hparams)
     cells = run_benchmark(benchmark, model, tokenizer, options.out)
     write_report(cells, options.out, plots=options.plots)
@@ -36,7 +37,7 @@ def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None
     """The paper's tables and figures; prints them."""
     unke = DATASETS["unke"](options.unke) if options.unke else None
     mquake = DATASETS["mquake"](options.mquake) if options.mquake else None
-    benchmark = _benchmark(options, hparams, options.edits)
+    benchmark = _benchmark(options, hparams)
     model, tokenizer = load_model(hparams)
     run_tables(
         benchmark,
@@ -52,9 +53,7 @@ def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None
     print((options.out / "tables.md").read_text("utf-8"))
 
 
-def _benchmark(
-    options: argparse.Namespace, hparams: MeGHyperParams, edits: Sequence[int]
-) -> Benchmark:
+def _benchmark(options: argparse.Namespace, hparams: MeGHyperParams) -> Benchmark:
     if options.plots:
         check_matplotlib()  # not after an hour
     data = _load(options.data, options.path)
@@ -69,7 +68,7 @@ def _benchmark(
         options.data,
         split_cases(cases, training),
         (),
-        edits,
+        options.edits,
         hparams=hparams,
         multi_hop=data.multi_hop,
     )

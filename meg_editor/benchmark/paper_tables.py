@@ -10,8 +10,9 @@ from typing import Any
 
 from meg_editor.benchmark.ablations import Ablation, Cells, ablations, variant
 from meg_editor.benchmark.capacity import Capacity, capacity
+from meg_editor.benchmark.methods import resolve_method
 from meg_editor.benchmark.plots import draw_layers, draw_scores, draw_thresholds
-from meg_editor.benchmark.runner import Benchmark, run_benchmark
+from meg_editor.benchmark.runner import Benchmark, only_wrong, run_benchmark
 from meg_editor.benchmark.tables import score_table
 from meg_editor.data.cases import Dataset
 from meg_editor.data.preprocessing import without_conflicts
@@ -66,9 +67,12 @@ def run_tables(
     """
     edits = sorted(benchmark.edits)
     sections = []
-    for ablation in ablations(benchmark.hparams):
-        if only and ablation.table not in only:
-            continue
+    wanted = [a for a in ablations(benchmark.hparams) if not only or a.table in only]
+    if wanted and not benchmark.whole_pool:  # once, not for every table
+        pool = only_wrong(benchmark.split.edited, model, tokenizer, benchmark.hparams)
+        split = dataclasses.replace(benchmark.split, edited=tuple(pool))
+        benchmark = dataclasses.replace(benchmark, split=split, whole_pool=True)
+    for ablation in wanted:
         cells = _run(ablation, benchmark, edits, model, tokenizer, out, say)
         sections.append(_section(ablation, cells, edits))
         if plots and ablation.table == 16:
@@ -143,8 +147,6 @@ def _long_text(found: Capacity) -> Section:
 def _multi_hop(
     benchmark: Benchmark, mquake: Dataset, model: Any, tokenizer: Any, out: Path, say: Say
 ) -> Section:
-    from meg_editor.benchmark.methods import resolve_method
-
     # Chains need several facts about one subject: no thinning here.
     split = split_cases(without_conflicts(mquake.cases))
     chained = {prompt for chain in mquake.multi_hop for prompt in chain.edits}
