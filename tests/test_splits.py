@@ -89,6 +89,21 @@ def test_what_is_edited_is_no_locality() -> None:
     assert without_false_locality([asked]) == [asked]
 
 
+def test_an_edit_in_the_words_of_another_fact_is_no_locality() -> None:
+    def speaks(template: str, subject: str, relation: str | None, *others: str) -> EvaluationCase:
+        request = EditRequest(template.replace("{}", subject), "Latin", subject)
+        probes = tuple(map(Probe, others))
+        return EvaluationCase(request, locality={"neighbour": probes}, relation=relation)
+
+    asks = [f"{name} is a native speaker of" for name in ("Jean Say", "Jean Sayer", "Bo")]
+    ann = speaks("{} is a native speaker of", "Ann", "P103", *asks)
+    kept = without_false_locality([ann, speaks("The mother tongue of {} is", "Jean Say", "P103")])
+    assert [probe.prompt for probe in kept[0].locality["neighbour"]] == asks[1:]
+    for relation in ("P27", None):
+        other = speaks("The home of {} is", "Jean Say", relation)
+        assert without_false_locality([ann, other])[0] == ann
+
+
 def test_facts_with_paraphrases_are_edited_first() -> None:
     rows = [case(f"{n} is", "x", None, *(["p"] if n % 4 == 0 else [])) for n in range(40)]
     chosen = choose(rows, 12, seed=0)

@@ -28,6 +28,7 @@ class EvaluationCase:
         paraphrases: other ways to ask (Generality); no fitting stage may see them.
         locality: kind -> questions whose answers must not change (Locality).
         portability: kind -> questions with the answers which follow from the edit.
+        relation: what the fact and its locality prompts ask for, where the data set names it.
     """
 
     request: EditRequest
@@ -35,6 +36,7 @@ class EvaluationCase:
     paraphrases: tuple[str, ...] = ()
     locality: dict[str, tuple[Probe, ...]] = field(default_factory=dict)
     portability: dict[str, tuple[Probe, ...]] = field(default_factory=dict)
+    relation: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def load_counterfact(path: str | Path) -> Dataset:
 
 
 def _case(record: Record) -> EvaluationCase:
-    request, true = read_rewrite(record.record("requested_rewrite"))
+    rewrite = record.record("requested_rewrite")
+    request, true = read_rewrite(rewrite)
     others = {
         "neighbour": ("neighborhood_prompts", true),
         "attribute": ("attribute_prompts", request.target_new),
@@ -42,4 +43,5 @@ def _case(record: Record) -> EvaluationCase:
         truth=true,
         paraphrases=record.texts("paraphrase_prompts") if sure else (),
         locality={kind: probes for kind, probes in locality.items() if probes},
+        relation=rewrite.text("relation_id") if "relation_id" in rewrite else None,
     )

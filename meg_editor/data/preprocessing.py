@@ -29,11 +29,22 @@ def _first(cases: Cases, name: Callable[[EvaluationCase], str]) -> list[Evaluati
 
 
 def without_false_locality(cases: Cases) -> list[EvaluationCase]:
-    """Without the locality prompts which are edited prompts, or paraphrases, of the same `cases`.
+    """Without the locality prompts which ask for an edit of the same `cases`.
 
-    Their answers are meant to change.
+    Their answers are meant to change. Such a prompt is an edited prompt, a paraphrase of one, or an
+    edit in the words of another fact of its relation: "X is a native speaker of" asks for the edit
+    "The mother tongue of X is".
     """
     edited = {key(text) for case in cases for text in (case.request.prompt, *case.paraphrases)}
+    subjects: dict[str, set[str]] = {}
+    templates: dict[str, set[str]] = {}
+    for case in cases:
+        prompt, subject = case.request.prompt, case.request.subject
+        if case.relation and subject:
+            subjects.setdefault(case.relation, set()).add(subject)
+            templates.setdefault(case.relation, set()).add(prompt.replace(subject, "{}"))
+    for relation, names in subjects.items():
+        edited |= {key(t.replace("{}", name)) for t in templates[relation] for name in names}
     return [_local(case, edited) for case in cases]
 
 

@@ -72,13 +72,14 @@ def tuning_requests(cases: Iterable[EvaluationCase], count: int, seed: int) -> l
     """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage."""
     found = [case for case in cases if case.paraphrases]
     random.Random(seed).shuffle(found)
+    found = without_false_locality(found[:count])
     return [
         dataclasses.replace(
             case.request,
             rephrases=case.paraphrases,
             locality_prompts=tuple(p.prompt for probes in case.locality.values() for p in probes),
         )
-        for case in found[:count]
+        for case in found
     ]
 
 
