@@ -3,7 +3,8 @@
 from meg_editor.apply import apply_meg_to_model
 from meg_editor.encoder import TextEncoder
 from meg_editor.fit_report import FitReport
-from meg_editor.hparams import HParamsError, MeGHyperParams
+from meg_editor.flat_hparams import HParamsError
+from meg_editor.hparams import MeGHyperParams
 from meg_editor.loading import load_model
 from meg_editor.model import MeGModel
 from meg_editor.requests import EditRequest, RequestError

@@ -26,6 +26,8 @@ class FFN(NamedTuple):
     write: str
     gated: bool
     width: int  # between its linear layers
+    ups: tuple[str, ...]  # the linear layers D -> inner: one; two where it is gated and not fused
+    down: str  # the linear layer inner -> D
 
 
 def find_ffn(model: PreTrainedModel, layer: int, module_template: str | None = None) -> FFN:
@@ -119,8 +121,9 @@ def _ffn_at(model: PreTrainedModel, path: str) -> FFN | None:
             f"{place} ({type(ffn).__name__}) takes {' and '.join(needed)}: an FFN which adds the "
             "residual itself is not supported"
         )
-    read, write = (f"{place}.{ups[0]}", f"{place}.{down}") if by_layer else (place, place)
-    return FFN(read, write, gated=ratios != plain, width=inner)
+    inside = [f"{place}.{name}" for name in (*ups, down)]
+    read, write = (inside[0], inside[-1]) if by_layer else (place, place)
+    return FFN(read, write, ratios != plain, inner, tuple(inside[:-1]), inside[-1])
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from meg_editor.hparams import HParamsError, MeGHyperParams
+from meg_editor.flat_hparams import HParamsError
+from meg_editor.hparams import MeGHyperParams
 from meg_editor.reference import resolve_model_name
 
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import meg_editor
-from meg_editor.hparams import HParamsError, MeGHyperParams
+from meg_editor.flat_hparams import HParamsError
+from meg_editor.hparams import MeGHyperParams
 
 _SHARES = ("familiarity_dropout", "generator_dropout", "generator_ema")
 PRESETS = sorted((Path(meg_editor.__file__).parent / "presets").glob("*.yaml"))
