@@ -12,11 +12,10 @@ from torch import Tensor
 from meg_editor.encoder import TextEncoder
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.model import MeGModel
-from meg_editor.requests import EditRequest, merge_requests
+from meg_editor.requests import EditRequest, only_edits
 from meg_editor.stages import StageStore
 from meg_editor.training import fit
 
-_FIELDS = ("prompt", "target_new", "subject")
 # A neuron serves in the place it was collected for; facts are collected anew for another.
 _PLACE = ("layers", "mlp_module_tmp", "neuron_activation", "neuron_bias", "prompt_template")
 
@@ -65,12 +64,7 @@ def apply_meg_to_model(
     if not isinstance(hparams.model_name, str):  # EasyEdit's pair of model and tokenizer
         name = str(getattr(model, "name_or_path", "") or "")
         hparams = _named(hparams, name)
-    new = merge_requests(
-        request
-        if not isinstance(request, Mapping)  # an EditRequest, or what merge_requests refuses
-        else {field: request[field] for field in _FIELDS if request.get(field) is not None}
-        for request in requests
-    ).requests
+    new = only_edits(requests)
     kept: list[EditRequest] = []
     earlier: dict[EditRequest, Tensor] = {}
     base = model

@@ -63,6 +63,24 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise ValueError(f"{type(model).__name__} has no list of {count} decoder blocks")
 
 
+def block_name(model: PreTrainedModel, layer: int) -> str:
+    """The dotted name of decoder block `layer`. Raises ValueError if it is absent."""
+    return _block_path(model, layer)
+
+
+def attention_name(model: PreTrainedModel, layer: int) -> str:
+    """The dotted name of the attention of decoder block `layer`.
+
+    Raises ValueError if the block has no part of which the class is called so.
+    """
+    block = _block_path(model, layer)
+    parts = dict(model.get_submodule(block).named_children())
+    for part, module in parts.items():
+        if "attention" in type(module).__name__.lower():
+            return f"{block}.{part}"
+    raise ValueError(f"{block} has no attention among {', '.join(parts)}")
+
+
 def _block_path(model: PreTrainedModel, layer: int) -> str:
     """The dotted name of block `layer`. Raises ValueError if it is absent or holds experts."""
     name, blocks = decoder_blocks(model)

@@ -110,6 +110,23 @@ def merge_requests(
     return MergedRequests(tuple(request for request, _ in first.values()), duplicates)
 
 
+def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditRequest, ...]:
+    """What a method may use of requests: prompts, targets and subjects.
+
+    `rephrase_prompt`, `locality` and `portability` are for evaluation.
+
+    Raises:
+        RequestError: as `merge_requests`.
+    """
+    fields = ("prompt", "target_new", "subject")
+    return merge_requests(
+        {field: row[field] for field in fields if row.get(field) is not None}
+        if isinstance(row, Mapping)
+        else row  # an EditRequest, or what merge_requests refuses
+        for row in rows
+    ).requests
+
+
 def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:
     """The earlier of two rows about one edit, with the later one's texts after its own."""
     rephrases = dict.fromkeys(earlier.rephrases + later.rephrases)

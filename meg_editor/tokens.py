@@ -68,11 +68,14 @@ def target_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     wanted = batch.labels != -100
     # The vocabulary is the widest layer: multiply only where a target stands.
     hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[wanted]).float()
+    return logits_of(model, hidden[wanted]), batch.labels[wanted], wanted.nonzero()[:, 0]
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """(..., D) last hidden states of the decoder -> (..., V) float32 logits."""
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits, batch.labels[wanted], wanted.nonzero()[:, 0]
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
 def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:

@@ -30,16 +30,16 @@ class UpperLayers:
         self._rest: tuple[Any, ...] | None = None  # what blocks return beside the stream
 
     @torch.no_grad()
-    def stream(self, ids: Tensor) -> Tensor:
-        """(B, T) input ids -> (B, T, D), what enters block `layer`."""
+    def stream(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """(B, T) input ids and other inputs of the decoder -> (B, T, D), what enters `layer`."""
 
         def note(_: nn.Module, args: Any, output: Any) -> None:
             self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
 
         handles = [block.register_forward_hook(note) for block in self.below[-1:]]
-        decoder = self.model.get_decoder()
+        inputs = {"use_cache": False, **inputs, "input_ids": input_ids}
         try:
-            return input_of(self.first, partial(decoder, input_ids=ids, use_cache=False)).detach()
+            return input_of(self.first, partial(self.model.get_decoder(), **inputs)).detach()
         finally:
             for handle in handles:
                 handle.remove()

@@ -37,6 +37,13 @@ def calibration_requests(world: World | None = None, count: int = 400) -> list[E
     ]
 
 
+def reference_texts(world: World | None = None) -> list[str]:
+    """Sentences of the reference world, of facts which are never edited."""
+    world = world or load_world()
+    facts = world.in_split("pseudo", "common")
+    return [f"{world.prompts(fact, 'edit')[0]} {fact.answer}" for fact in facts]
+
+
 def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:
     """`count` counterfactual edits with everything needed to judge them.
 

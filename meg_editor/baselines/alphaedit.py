@@ -1,0 +1,91 @@
+"""AlphaEdit: updates in the null space of what is to be kept (Fang et al., ICLR 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meg_editor.baselines.locate import Locate, locate_then_edit, value_settings
+from meg_editor.baselines.settings import LocateHyperParams
+from meg_editor.baselines.weights import Requests, Updates, edit_weights
+from meg_editor.ffn import block_name
+from meg_editor.flat_hparams import setting
+from meg_editor.requests import EditRequest
+from meg_editor.stages import StageStore
+
+
+@dataclass
+class AlphaEditHyperParams(LocateHyperParams):
+    """Hyper-parameters of AlphaEdit."""
+
+    alg_name: str = setting("AlphaEdit", "Always AlphaEdit.")
+    nullspace_threshold: float = setting(
+        2e-2, "Directions with less than this second moment are free.", least=0
+    )
+    L2: float = setting(10, "Weight of the identity in the solve.", least=0)
+    P_loc: str | None = setting(None, "Not needed: the projection is computed.")
+
+
+def apply_alphaedit_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: AlphaEditHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    texts: Sequence[str] | None = None,
+    prefixes: Sequence[str] | None = None,
+    earlier: dict[str, Tensor] | None = None,
+    store: StageStore | None = None,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Edit `model` by AlphaEdit, with the signature of EasyEdit's methods.
+
+    Args:
+        earlier: {module: sum of k kᵀ of earlier edits}, which are then kept too. Those of this
+            call are added to it; pass one dict, at first empty, to all calls of a sequence.
+        texts, prefixes, store, results and what is raised: as in `apply_memit_to_model`.
+    """
+    grams: dict[str, Tensor] = {}
+
+    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+        return locate_then_edit(
+            target,
+            tok,
+            edits,
+            hparams,
+            Locate(texts, prefixes, store),
+            [block_name(target, hparams.layers[-1])],
+            value_settings(hparams),
+            solve,
+        )
+
+    def solve(name: str, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
+        """R Kᵀ P (K Kᵀ P + E P + L2)⁻¹, with E = Σ k kᵀ of earlier edits (eq. 14)."""
+        free = null_space(moment, hparams.nullspace_threshold)
+        grams[name] = keys.T @ keys
+        kept = grams[name] + (earlier or {}).get(name, torch.zeros(())).to(keys)
+        identity = torch.eye(len(free), dtype=free.dtype, device=free.device)
+        left, right = free @ kept + hparams.L2 * identity, free @ keys.T @ residuals
+        update: Tensor = torch.linalg.solve(left, right).T
+        return update
+
+    edited = edit_weights(model, requests, compute, copy, return_orig_weights)
+    if earlier is not None:
+        for name, gram in grams.items():
+            earlier[name] = gram + earlier.get(name, torch.zeros(())).to(gram)
+    return edited
+
+
+def null_space(moment: Tensor, threshold: float) -> Tensor:
+    """The projection (K, K) onto the eigenvectors of a second moment with less than `threshold`."""
+    values, vectors = torch.linalg.eigh(moment)
+    free = vectors[:, values < threshold]
+    projection: Tensor = free @ free.T
+    return projection

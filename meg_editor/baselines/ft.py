@@ -1,0 +1,138 @@
+"""Fine-tuning: of one FFN as in the paper (A.12), or with what makes it work (LocFT, ICLR 2026)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meg_editor.baselines.settings import LayerHyperParams
+from meg_editor.baselines.weights import Requests, Updates, edit_weights, restored
+from meg_editor.ffn import find_ffn
+from meg_editor.flat_hparams import setting
+from meg_editor.progress import track
+from meg_editor.requests import EditRequest
+from meg_editor.tokens import Batch, encode_example, target_logits
+
+
+@dataclass
+class FTHyperParams(LayerHyperParams):
+    """Hyper-parameters of fine-tuning.
+
+    Every epoch goes over all edits (breadth first). With `rewrite_module_tmp` all parameters whose
+    names contain it are tuned, as in EasyEdit; without it the linear layers of the FFN.
+    """
+
+    alg_name: str = setting("FT", "Always FT.")
+    optimizer: Literal["adam", "sgd"] = setting("adam", "A.12: SGD.")
+    num_steps: int = setting(25, "Epochs, at most.", least=1)
+    lr: float = setting(5e-4, "Learning rate.", least=0)
+    weight_decay: float = setting(0.0, "Of the optimiser.", least=0)
+    kl_factor: float = setting(0.0, "Not used, as in EasyEdit.")
+    norm_constraint: float | None = setting(
+        None, "No weight moves further than this; null: any.", least=0
+    )
+    objective_optimization: Literal["target_new"] = setting(
+        "target_new", "The likelihood of the whole target."
+    )
+    train_batch_size: int = setting(100, "Edits per step.", least=1)
+    tuned: Literal["ffn", "down"] = setting("ffn", "All of the FFN, or its last linear layer.")
+    shuffle: bool = setting(True, "Whether each epoch has its own order.")
+    early_stop_loss: float = setting(
+        1e-2, "No step below this loss, and the end where an epoch's mean is below it.", least=0
+    )
+
+
+def apply_ft_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: FTHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Fine-tune `model` on the edits, with the signature of EasyEdit's methods.
+
+    Returns and raises: as in `apply_memit_to_model`; no subject is needed.
+    """
+
+    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+        return _tune(target, tok, edits, hparams)
+
+    return edit_weights(model, requests, compute, copy, return_orig_weights)
+
+
+def _tune(model: Any, tok: Any, edits: Sequence[EditRequest], hparams: FTHyperParams) -> Updates:
+    examples = [
+        encode_example(
+            tok, hparams.prompt_template.replace("{}", r.prompt), r.target_new, hparams.target_end
+        )
+        for r in edits
+    ]
+    generator = torch.Generator().manual_seed(hparams.seed)
+    rows = torch.arange(len(examples))
+    names = _tuned(model, hparams)
+    with restored(model, names) as weights:
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        optimiser: torch.optim.Optimizer
+        kind = torch.optim.Adam if hparams.optimizer == "adam" else torch.optim.SGD
+        optimiser = kind(weights.values(), lr=hparams.lr, weight_decay=hparams.weight_decay)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for _ in track(range(hparams.num_steps), "fine-tuning", "epoch"):
+            if hparams.shuffle:
+                rows = torch.randperm(len(examples), generator=generator)
+            total = 0.0
+            for chunk in rows.split(hparams.train_batch_size):
+                batch = Batch.of([examples[i] for i in chunk.tolist()], model.device)
+                loss = _loss(model, batch)
+                total += loss.item() * len(chunk)
+                if loss.item() >= hparams.early_stop_loss:
+                    optimiser.zero_grad()
+                    loss.backward()
+                    optimiser.step()
+                if hparams.norm_constraint is not None:
+                    _clamp(weights, before, hparams.norm_constraint)
+            if total / len(examples) < hparams.early_stop_loss:
+                break
+        return {name: (weight - before[name]).detach() for name, weight in weights.items()}
+
+
+def _loss(model: Any, batch: Batch) -> Tensor:
+    """The mean over facts of the mean over their target tokens."""
+    logits, wanted, row = target_logits(model, batch)
+    loss = F.cross_entropy(logits, wanted, reduction="none")
+    zeros = torch.zeros(len(batch.ids), device=loss.device)
+    total = zeros.index_add(0, row, loss) / zeros.index_add(0, row, torch.ones_like(loss))
+    return total.mean()
+
+
+@torch.no_grad()
+def _clamp(weights: dict[str, torch.nn.Parameter], before: Updates, most: float) -> None:
+    for name, weight in weights.items():
+        weight.clamp_(before[name] - most, before[name] + most)
+
+
+def _tuned(model: Any, hparams: FTHyperParams) -> list[str]:
+    parameters = dict(model.named_parameters())
+    if hparams.rewrite_module_tmp is not None:
+        parts = [hparams.rewrite_module_tmp.format(layer) for layer in hparams.layers]
+    else:
+        ffns = [find_ffn(model, layer) for layer in hparams.layers]
+        ups = hparams.tuned == "ffn"
+        parts = [
+            f"{name}." for ffn in ffns for name in ((*ffn.ups, ffn.down) if ups else [ffn.down])
+        ]
+    found = [name for name in parameters if any(part in name for part in parts)]
+    if not found:
+        raise ValueError(
+            f"rewrite_module_tmp: no parameter has {parts[0]!r} in its name; by default it is "
+            f"{find_ffn(model, hparams.layers[0]).down!r}"
+        )
+    return found

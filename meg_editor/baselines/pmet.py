@@ -1,0 +1,77 @@
+"""PMET: optimise what leaves attention and FFN together, write the FFN's (Li et al., AAAI 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from meg_editor.baselines.locate import Locate, locate_then_edit, value_settings
+from meg_editor.baselines.memit import least_squares
+from meg_editor.baselines.settings import LocateHyperParams
+from meg_editor.baselines.weights import Requests, Updates, edit_weights
+from meg_editor.ffn import attention_name
+from meg_editor.flat_hparams import HParamsError, setting
+from meg_editor.requests import EditRequest
+from meg_editor.stages import StageStore
+
+
+@dataclass
+class PMETHyperParams(LocateHyperParams):
+    """Hyper-parameters of PMET."""
+
+    alg_name: str = setting("PMET", "Always PMET.")
+    nll_loss_factor: float = setting(1.0, "Weight of the target's likelihood.", least=0)
+    rewrite_module_tmps: list[str] = setting([], "As rewrite_module_tmp, in a list of one.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.rewrite_module_tmps) > 1:
+            raise HParamsError(
+                "rewrite_module_tmps: expected the FFN's last linear layer alone (PMET writes the "
+                f"FFN), got {self.rewrite_module_tmps}"
+            )
+        if self.rewrite_module_tmps:
+            self.rewrite_module_tmp = self.rewrite_module_tmps[0]
+
+
+def apply_pmet_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: PMETHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    texts: Sequence[str] | None = None,
+    prefixes: Sequence[str] | None = None,
+    store: StageStore | None = None,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Edit `model` by PMET, with the signature of EasyEdit's methods.
+
+    Arguments, results and what is raised: as in `apply_memit_to_model`.
+    """
+
+    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+        ffn = hparams.down_projections(target)[-1]
+        return locate_then_edit(
+            target,
+            tok,
+            edits,
+            hparams,
+            Locate(texts, prefixes, store),
+            [ffn, attention_name(target, hparams.layers[-1])],
+            value_settings(hparams, nll=hparams.nll_loss_factor, relax=True),
+            solve,
+            math.sqrt,  # spreads the residual unevenly: more of it in the upper layers (eq. 12)
+        )
+
+    def solve(_: str, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
+        return least_squares(keys, residuals, hparams.mom2_update_weight * moment)
+
+    return edit_weights(model, requests, compute, copy, return_orig_weights)
