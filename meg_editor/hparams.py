@@ -87,7 +87,7 @@ class MeGHyperParams(FlatHyperParams):
         256, "Rows optimised at once: facts times contexts.", least=1
     )
     collection_bfloat16: bool = setting(
-        False, "Optimise under bfloat16 autocast: faster where the hardware knows it."
+        False, "Optimise under bfloat16 autocast, where the hardware knows it."
     )
     collection_retries: int = setting(
         2, "More rounds for facts that failed, at half the rate.", least=0
