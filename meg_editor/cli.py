@@ -69,8 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(bench)
     bench.add_argument("--paper-hparams", type=Path, help="YAML file for meg-paper")
     _add_data(bench)
-    bench.add_argument("--methods", default="unedited,meg,meg-paper", help="comma-separated")
+    bench.add_argument(
+        "--methods", default="unedited,meg,meg-paper", help="comma-separated, or all"
+    )
     bench.add_argument("--seeds", type=int, default=3)
+    bench.add_argument("--trials", type=int, default=8, help="settings tried for each baseline")
+    bench.add_argument("--trial-edits", type=int, default=64, help="calibration facts per trial")
     bench.set_defaults(run=_benchmark)
 
     tables = commands.add_parser("tables", help="the paper's ablations on one model")
@@ -85,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", required=True, help="counterfact, zsre, wikibigedit, …")
-    command.add_argument("--path", type=Path, required=True, help="the file of the data set")
+    command.add_argument("--data", required=True, help="reference, counterfact, zsre, …")
+    command.add_argument("--path", type=Path, help="the file of the data set")
     command.add_argument("--training-path", type=Path, help="facts of the fitting stages (ZsRE)")
     command.add_argument("--edits", type=int, nargs="+", default=[1024])
     command.add_argument("--out", type=Path, required=True, help="cells and reports")

@@ -44,6 +44,10 @@ class FlatHyperParams:
             _check_range(entry.name, value, entry.metadata["least"], entry.metadata["below"])
             setattr(self, entry.name, value)
 
+    def changed(self: Settings, **changes: Any) -> Settings:
+        """A copy with other values, checked as on construction."""
+        return type(self).from_dict({**self.to_dict(), **changes})
+
     @classmethod
     def from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         """Build from a mapping, refusing unknown keys with the nearest valid name."""

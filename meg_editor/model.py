@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meg_editor.encoder import TextEncoder
 from meg_editor.fit_report import FitReport
@@ -17,14 +16,13 @@ from meg_editor.generators import WeightGenerator
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.index import QueryIndex
 from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
+from meg_editor.routed_model import RoutedModel
 from meg_editor.routing import Router, Routing
 from meg_editor.states import StateReader
-from meg_editor.tokens import greedy_answers
 
 
-class MeGModel(nn.Module):
+class MeGModel(RoutedModel):
     """A causal LM with edits: used like the transformers model it wraps.
 
     `generate` takes the prompt as the query: each row is routed once, before the first token, and
@@ -50,35 +48,22 @@ class MeGModel(nn.Module):
         index: QueryIndex,
         edits: Sequence[EditRequest],
     ) -> None:
-        super().__init__()
+        super().__init__(base, tokenizer, hparams.prompt_template)
         if len(index.anchors) != len(edits):
             raise ValueError(
                 f"expected an index of {len(edits)} edits, got one of {len(index.anchors)}"
             )
-        if isinstance(base, MeGModel):
-            raise ValueError("expected an unedited model, got a MeGModel: pass its .base")
-        self.base = base
-        self.tokenizer, self.hparams, self.spec = tokenizer, hparams, spec
+        self.hparams, self.spec = hparams, spec
         self.encoder, self.gate, self.generator = encoder, gate, generator
         self.index = index
         self.edits = tuple(edits)
         self.fitted: FitReport | None = None
-        self.reader = QueryReader(tokenizer, hparams.prompt_template)
         self.states = StateReader(base, tokenizer, spec, self.reader)
         self.hook = NeuronHook(base, spec)
         weakref.finalize(self, self.hook.remove)  # the base model may outlive many wrappers
-        self._routed = False
-        self._held: Tensor | None = None  # neurons of the last prefill of a manual decoding loop
         for part in (encoder, gate, generator, self.index):
             part.to(base.device)
         self.eval()
-
-    def __getattr__(self, name: str) -> Any:
-        """What is not MeG's own (config, generation_config, device, ...) is the base model's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
 
     @property
     def anchors(self) -> Tensor:
@@ -136,75 +121,12 @@ class MeGModel(nn.Module):
         with self.attached(self.neurons(routing)):
             yield routing
 
-    @contextmanager
-    def attached(self, neurons: Tensor | None) -> Iterator[None]:
-        """Within the block, rows have the given neurons (B, P), or none; nothing is routed."""
-        before = self._routed
-        with self.hook.attached(neurons):
-            self._routed = True
-            try:
-                yield
-            finally:
-                self._routed = before
+    def plan(self, queries: Sequence[str]) -> Tensor | None:
+        """Neurons (B, P) for B queries, or None."""
+        return self.neurons(self.route(queries))
 
-    # ---------------------------------------------------------------- answering
-
-    def answer(self, queries: str | Sequence[str], max_new_tokens: int = 32) -> list[str]:
-        """Greedy answers to B bare queries, put into the prompt template: B strings."""
-        texts = [queries] if isinstance(queries, str) else list(queries)
-        prompts = [self.reader.wrap(text) for text in texts]
-        with self.routed(texts):
-            return greedy_answers(self.base, self.tokenizer, prompts, max_new_tokens)
-
-    @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As `transformers.GenerationMixin.generate`, with all its arguments.
-
-        Raises:
-            ValueError: there are no token ids to read the query from (inputs_embeds only) and no
-                surrounding `routed` block.
-        """
-        if inputs is not None:
-            kwargs["inputs"] = inputs
-        if self._routed:
-            return self.base.generate(**kwargs)
-        ids = kwargs.get("input_ids", inputs)
-        with self.routed(self._texts(ids, kwargs.get("attention_mask"))):
-            return self.base.generate(**kwargs)
-
-    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
-        """As the base model's forward; outside `routed`, each whole row is its own query.
-
-        A call with a filled `past_key_values` continues the last one and keeps its neurons.
-        """
-        kwargs["input_ids"] = input_ids
-        if self._routed:
-            return self.base(**kwargs)
-        past = kwargs.get("past_key_values")
-        if past is None or past.get_seq_length() == 0:
-            texts = self._texts(input_ids, kwargs.get("attention_mask"))
-            with torch.no_grad():
-                self._held = self.neurons(self.route(texts))
-        with self.attached(self._held):
-            return self.base(**kwargs)
-
-    def _texts(self, ids: Tensor | None, mask: Tensor | None) -> list[str]:
-        if ids is None:
-            raise ValueError(
-                "MeG reads the query from input_ids, which are missing; give them, or name the "
-                "query: with model.routed(queries): ..."
-            )
-        special = {self.tokenizer.pad_token_id, self.tokenizer.bos_token_id}
-        texts = []
-        for row, tokens in enumerate(ids.tolist()):
-            kept = (
-                tokens if mask is None else [t for t, m in zip(tokens, mask[row], strict=True) if m]
-            )
-            while kept and kept[0] in special:
-                kept = kept[1:]
-            # Chat templates mark turns by special tokens: they are needed to find the question.
-            texts.append(self.tokenizer.decode(kept, skip_special_tokens=False).strip())
-        return texts
+    def _attach(self, plan: Tensor | None) -> AbstractContextManager[None]:
+        return self.hook.attached(plan)
 
     # -------------------------------------------------------------------- files
 

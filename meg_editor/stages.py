@@ -45,6 +45,7 @@ class StageStore:
 
     def __init__(self, folder: Path | None = None, recent: int = 8) -> None:
         self.folder, self.recent = folder, recent
+        self.seconds_saved = 0.0  # what the stages took that were found instead of run
         self._memory: dict[str, Stage] = {}
 
     def run(self, name: str, inputs: Any, compute: Callable[[], Tensors]) -> Stage:
@@ -56,6 +57,7 @@ class StageStore:
         path = self.folder / f"{name}-{key}.safetensors" if self.folder else None
         if path and path.exists():
             stage = _read(path, key)
+            self.seconds_saved += stage.seconds
         else:
             start = time.perf_counter()
             tensors = {entry: value.cpu().contiguous() for entry, value in compute().items()}

@@ -121,7 +121,7 @@ def test_methods_are_found_by_name_and_in_files(tmp_path: Path, hparams: MeGHype
     assert (method.name, method.hparams, method.apply(1)) == ("mine", 3, (1, {}))
     path.write_text("")
     for name, message in (
-        ("rome", "expected unedited, meg, .* got 'rome'"),
+        ("rome", "expected all, unedited, meg, .* got 'rome'"),
         (f"mine={path}", "has no function apply_to_model"),
         ("mine=nowhere.py", "there is no file nowhere.py"),
     ):

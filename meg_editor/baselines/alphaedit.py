@@ -48,11 +48,13 @@ def apply_alphaedit_to_model(
     """Edit `model` by AlphaEdit, with the signature of EasyEdit's methods.
 
     Args:
-        earlier: {module: sum of k kᵀ of earlier edits}, which are then kept too. Those of this
-            call are added to it; pass one dict, at first empty, to all calls of a sequence.
+        earlier: for a sequence of calls; pass one dict, at first empty, to all of them. After each
+            it is {module: (2, K, K)}: the second moment before the first edit, by which all calls
+            project, and the sum of k kᵀ of the edits so far, which later calls keep too.
         texts, prefixes, store, results and what is raised: as in `apply_memit_to_model`.
     """
-    grams: dict[str, Tensor] = {}
+    before = earlier or {}
+    after: dict[str, Tensor] = {}
 
     def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
         return locate_then_edit(
@@ -60,7 +62,7 @@ def apply_alphaedit_to_model(
             tok,
             edits,
             hparams,
-            Locate(texts, prefixes, store),
+            Locate(texts, prefixes, store, {name: both[0] for name, both in before.items()}),
             [block_name(target, hparams.layers[-1])],
             value_settings(hparams),
             solve,
@@ -69,8 +71,10 @@ def apply_alphaedit_to_model(
     def solve(name: str, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
         """R Kᵀ P (K Kᵀ P + E P + L2)⁻¹, with E = Σ k kᵀ of earlier edits (eq. 14)."""
         free = null_space(moment, hparams.nullspace_threshold)
-        grams[name] = keys.T @ keys
-        kept = grams[name] + (earlier or {}).get(name, torch.zeros(())).to(keys)
+        kept = keys.T @ keys
+        if name in before:
+            kept += before[name][1].to(keys)
+        after[name] = torch.stack([moment, kept]).float().cpu()
         identity = torch.eye(len(free), dtype=free.dtype, device=free.device)
         left, right = free @ kept + hparams.L2 * identity, free @ keys.T @ residuals
         update: Tensor = torch.linalg.solve(left, right).T
@@ -78,8 +82,7 @@ def apply_alphaedit_to_model(
 
     edited = edit_weights(model, requests, compute, copy, return_orig_weights)
     if earlier is not None:
-        for name, gram in grams.items():
-            earlier[name] = gram + earlier.get(name, torch.zeros(())).to(gram)
+        earlier.update(after)
     return edited
 
 

@@ -95,7 +95,7 @@ def _tune(model: Any, tok: Any, edits: Sequence[EditRequest], hparams: FTHyperPa
                 total += loss.item() * len(chunk)
                 if loss.item() >= hparams.early_stop_loss:
                     optimiser.zero_grad()
-                    loss.backward()
+                    loss.backward(inputs=list(weights.values()))
                     optimiser.step()
                 if hparams.norm_constraint is not None:
                     _clamp(weights, before, hparams.norm_constraint)

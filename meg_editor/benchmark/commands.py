@@ -4,33 +4,82 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from meg_editor.benchmark.methods import resolve_method
+from meg_editor.baselines.registry import BASELINES
+from meg_editor.benchmark.methods import Method, resolve_method
 from meg_editor.benchmark.paper_tables import run_tables
 from meg_editor.benchmark.plots import check_matplotlib
 from meg_editor.benchmark.report import write_report
 from meg_editor.benchmark.runner import Benchmark, run_benchmark
-from meg_editor.data.cases import Dataset
+from meg_editor.benchmark.search import Trial, search
+from meg_editor.data.cases import Dataset, EvaluationCase
 from meg_editor.data.datasets import DATASETS
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts
+from meg_editor.data.reference_requests import edit_cases, reference_split
+from meg_editor.data.reference_world import load_world
 from meg_editor.data.splits import split_cases
+from meg_editor.evaluation import questions_of
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.loading import load_model
+from meg_editor.query import QueryReader
+from meg_editor.stages import StageStore
+
+# Beside the baselines; the bank is the upper bound of what retrieved neurons can do.
+ALL = ("unedited", "meg", "meg-paper", "meg-bank")
 
 
 def benchmark_command(
     options: argparse.Namespace, hparams: MeGHyperParams, paper: MeGHyperParams
 ) -> None:
     """Methods side by side; prints the report."""
-    methods = [resolve_method(name, hparams, paper) for name in options.methods.split(",")]
-    benchmark = dataclasses.replace(
-        _benchmark(options, hparams), methods=methods, seeds=options.seeds
-    )
+    names: list[str] = []
+    for name in options.methods.split(","):
+        names += [*ALL, *BASELINES] if name == "all" else [name]
+    methods = {
+        name: None if name in BASELINES else resolve_method(name, hparams, paper)
+        for name in dict.fromkeys(names)
+    }
+    benchmark = dataclasses.replace(_benchmark(options, hparams), seeds=options.seeds)
     model, tokenizer = load_model(hparams)
+    searches: dict[str, list[Trial]] = {}
+    for name, method in methods.items():
+        if method is None:
+            methods[name], searches[name] = _searched(name, benchmark, model, tokenizer, options)
+    benchmark = dataclasses.replace(benchmark, methods=[m for m in methods.values() if m])
     cells = run_benchmark(benchmark, model, tokenizer, options.out)
-    write_report(cells, options.out, plots=options.plots)
+    write_report(cells, options.out, searches, plots=options.plots)
     print((options.out / "report.md").read_text("utf-8"))
+
+
+def _searched(
+    name: str, benchmark: Benchmark, model: Any, tokenizer: Any, options: argparse.Namespace
+) -> tuple[Method, list[Trial]]:
+    """A baseline with the best settings of its trials."""
+    hparams = benchmark.hparams
+    facts = benchmark.options["calibration"][: options.trial_edits]
+    cases = [EvaluationCase.from_request(fact) for fact in facts]
+    reader = QueryReader(tokenizer, hparams.prompt_template)
+    best, trials = search(
+        name,
+        BASELINES[name],
+        model,
+        tokenizer,
+        cases,
+        questions_of(model, tokenizer, cases, reader),
+        {
+            "model_name": hparams.model_name,
+            "prompt_template": hparams.prompt_template,
+            "encoder_name": hparams.encoder_name,
+            "encoder_pooling": hparams.encoder_pooling,
+        },
+        options.trials,
+        options.out,
+        {**benchmark.options, "store": StageStore(options.out / "stages"), "seed": 0},
+    )
+    return Method(name, BASELINES[name].apply, best), trials
 
 
 def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None:
@@ -56,6 +105,17 @@ def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None
 def _benchmark(options: argparse.Namespace, hparams: MeGHyperParams) -> Benchmark:
     if options.plots:
         check_matplotlib()  # not after an hour
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.data == "reference":
+        world = load_world()
+        return Benchmark(
+            "reference",
+            reference_split(world),
+            (),
+            options.edits,
+            hparams=hparams,
+            draw=partial(edit_cases, world),
+        )
     data = _load(options.data, options.path)
     cases = without_conflicts(data.cases)
     if not data.multi_hop:  # chains need several facts about one subject
@@ -63,7 +123,6 @@ def _benchmark(options: argparse.Namespace, hparams: MeGHyperParams) -> Benchmar
     training = None
     if options.training_path:
         training = _load(options.data, options.training_path).cases
-    options.out.mkdir(parents=True, exist_ok=True)
     return Benchmark(
         options.data,
         split_cases(cases, training),
@@ -74,7 +133,10 @@ def _benchmark(options: argparse.Namespace, hparams: MeGHyperParams) -> Benchmar
     )
 
 
-def _load(name: str, path: Path) -> Dataset:
+def _load(name: str, path: Path | None) -> Dataset:
     if name not in DATASETS:
-        raise ValueError(f"--data: expected one of {', '.join(DATASETS)}, got {name!r}")
+        known = ", ".join(["reference", *DATASETS])
+        raise ValueError(f"--data: expected one of {known}, got {name!r}")
+    if path is None:
+        raise ValueError(f"--path: {name} needs the file of the data set")
     return DATASETS[name](path)

@@ -19,6 +19,7 @@ from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, to
 from meg_editor.evaluation.metrics import METRICS
 from meg_editor.evaluation.multi_hop import multi_hop_scores
 from meg_editor.model import MeGModel
+from meg_editor.routed_model import RoutedModel
 from meg_editor.tokens import batched_answers, by_length, left_padded, pad_token
 
 _LONG = 20  # words of a mean target, from which exact match tells little
@@ -136,13 +137,13 @@ def _multi_hop(
     chains: Sequence[MultiHopCase],
     max_new_tokens: int = 12,
 ) -> Mapping[str, float]:
-    edited = model if isinstance(model, MeGModel) else None
+    edited = model if isinstance(model, RoutedModel) else None
 
     def answer(queries: Sequence[str]) -> Sequence[str]:
         if edited is None:
             return batched_answers(model, tokenizer, queries, max_new_tokens)
         return batched_answers(
-            edited.base,
+            edited,
             tokenizer,
             [edited.reader.wrap(query) for query in queries],
             max_new_tokens,

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from meg_editor.apply import apply_meg_to_model
+from meg_editor.baselines.registry import BASELINES
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.hparams import MeGHyperParams
 
@@ -38,7 +39,8 @@ class Method:
 
 
 def resolve_method(name: str, hparams: MeGHyperParams, paper: MeGHyperParams) -> Method:
-    """A built-in method by name, or one of your own as `name=file.py` or `name=package.module`.
+    """A built-in method by name, a baseline with its settings as `memit=file.yaml`, or one of your
+    own as `name=file.py` or `name=package.module`.
 
     Your module has a function `apply_to_model` with the signature above, and if it wants any, its
     `hparams`.
@@ -51,6 +53,9 @@ def resolve_method(name: str, hparams: MeGHyperParams, paper: MeGHyperParams) ->
         ValueError: there is no such method, or the module lacks `apply_to_model`.
     """
     label, own, place = name.partition("=")
+    if own and label in BASELINES and place.endswith((".yaml", ".yml")):
+        baseline = BASELINES[label]
+        return Method(label, baseline.apply, baseline.settings.from_hparams(place))
     if own:
         module = _load(place)
         if not callable(getattr(module, "apply_to_model", None)):
@@ -74,7 +79,8 @@ def resolve_method(name: str, hparams: MeGHyperParams, paper: MeGHyperParams) ->
     }
     if name not in built_in:
         raise ValueError(
-            f"method: expected {', '.join(built_in)} or NAME=FILE.py (your own), got {name!r}"
+            f"method: expected all, {', '.join([*built_in, *BASELINES])} or NAME=FILE.py (your "
+            f"own), got {name!r}"
         )
     return built_in[name]
 

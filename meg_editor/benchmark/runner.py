@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,17 @@ from meg_editor import __version__
 from meg_editor.benchmark.diagnostics import diagnose
 from meg_editor.benchmark.methods import Method, edited
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
-from meg_editor.data.splits import Split, choose, tuning_requests
+from meg_editor.data.splits import Split, choose, known_texts, tuning_requests
 from meg_editor.encoder import TextEncoder
 from meg_editor.evaluation import Question, evaluate, questions_of
-from meg_editor.evaluation.cost import latency, peak_memory, reset_peak_memory
+from meg_editor.evaluation.cost import added_bytes, latency, peak_memory, reset_peak_memory
 from meg_editor.evaluation.metrics import normalise
 from meg_editor.evaluation.report import MethodReport
+from meg_editor.flat_hparams import FlatHyperParams
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.model import MeGModel
 from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
-from meg_editor.requests import EditRequest
 from meg_editor.stages import StageStore
 from meg_editor.text_files import write_json
 from meg_editor.tokens import batched_answers
@@ -50,6 +50,7 @@ class Benchmark:
         pseudo, calibration: how many facts the fitting stages may have.
         hparams: what the questions are put with, and the encoder which compares long answers.
         whole_pool: edit facts too which the model knows that way already.
+        draw: (edits, seed) -> cases, where these are not chosen from `split.edited`.
         multi_hop: chains of facts; those are asked of which every edit is made.
     """
 
@@ -63,6 +64,19 @@ class Benchmark:
     hparams: MeGHyperParams = field(default_factory=lambda: MeGHyperParams.preset("default"))
     multi_hop: Sequence[MultiHopCase] = ()
     whole_pool: bool = False
+    draw: Callable[[int, int], Sequence[EvaluationCase]] | None = None
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """What the fitting stages may see, as keywords of every method: facts, none of them edited
+        (`pseudo`, `calibration`), and texts which the model should go on knowing (`texts`).
+        """
+        pseudo = tuning_requests(self.split.pseudo, self.pseudo, seed=0)
+        return {
+            "pseudo": pseudo,
+            "calibration": tuning_requests(self.split.calibration, self.calibration, seed=0),
+            "texts": known_texts(self.split.pseudo),
+        }
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """B texts -> unit vectors (B, E), by the encoder as it is before any tuning."""
@@ -90,13 +104,14 @@ def run_benchmark(
         RuntimeError: a method leaves the model changed.
     """
     pool = list(benchmark.split.edited)
-    if not benchmark.whole_pool:
+    if benchmark.draw is None and not benchmark.whole_pool:
         pool = only_wrong(pool, model, tokenizer, benchmark.hparams)
         say(f"{benchmark.data}: {len(pool)} facts which the model does not know that way")
     cells = []
     for count in benchmark.edits:
         for seed in range(benchmark.seeds):
-            run = _Draw(benchmark, model, tokenizer, choose(pool, count, seed), seed)
+            draw = benchmark.draw or partial(choose, pool)
+            run = _Draw(benchmark, model, tokenizer, list(draw(count, seed)), seed)
             for method in benchmark.methods:
                 path = out / "cells" / f"{benchmark.data}-{method.name}-{count}-{seed}.json"
                 key = run.key(method)
@@ -156,15 +171,6 @@ class _Draw:
         edited = {case.request.prompt for case in self.cases}
         return [chain for chain in self.benchmark.multi_hop if edited.issuperset(chain.edits)]
 
-    @cached_property
-    def tuning(self) -> dict[str, list[EditRequest]]:
-        """What the fitting stages may see."""
-        b = self.benchmark
-        return {
-            "pseudo": tuning_requests(b.split.pseudo, b.pseudo, seed=0),
-            "calibration": tuning_requests(b.split.calibration, b.calibration, seed=0),
-        }
-
     def key(self, method: Method) -> str:
         """A digest of all a cell depends on."""
         hparams = method.hparams
@@ -172,7 +178,7 @@ class _Draw:
             str(self.model.name_or_path),
             __version__,
             self.seed,
-            self.tuning,
+            self.benchmark.options,
             [self.cases, self.chains],
             getattr(hparams, "__dict__", hparams),
         ]
@@ -182,11 +188,11 @@ class _Draw:
     def measure(self, method: Method, out: Path) -> dict[str, Any]:
         """One cell."""
         b, hparams = self.benchmark, method.hparams
-        if isinstance(hparams, MeGHyperParams):
-            method = dataclasses.replace(
-                method, hparams=dataclasses.replace(hparams, seed=self.seed)
-            )
-        options = {**self.tuning, "store": StageStore(out / "stages"), "seed": self.seed}
+        if isinstance(hparams, FlatHyperParams):
+            hparams = hparams.changed(seed=self.seed)
+            method = dataclasses.replace(method, hparams=hparams)
+        store = StageStore(out / "stages")
+        options = {**b.options, "store": store, "seed": self.seed}
         questions = self.questions
         reset_peak_memory(self.model.device)
         start = time.perf_counter()
@@ -200,9 +206,8 @@ class _Draw:
                 questions=questions,
                 oracle=meg.collected if meg else None,
             )
-            report = MethodReport(
-                evaluation, meg.fitted if meg else None, meg.stored_bytes if meg else None
-            )
+            stored = meg.stored_bytes if meg else added_bytes(result, self.model)
+            report = MethodReport(evaluation, meg.fitted if meg else None, stored)
             prompts = {
                 "edited": [q.prompt for q in questions if q.kind == "reliability"],
                 "unedited": [q.prompt for q in questions if q.kind.startswith("locality")],
@@ -213,7 +218,9 @@ class _Draw:
                 "edits": len(self.cases),
                 "seed": self.seed,
                 **report.to_dict(),
-                "seconds_total": seconds,
+                "settings": hparams.to_dict() if isinstance(hparams, FlatHyperParams) else hparams,
+                "seconds_total": seconds + store.seconds_saved,
+                "bytes_per_edit": stored / len(self.cases),
                 "peak_memory": peak_memory(self.model.device),
                 "latency": {
                     kind: dataclasses.asdict(

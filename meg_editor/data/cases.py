@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from meg_editor.requests import EditRequest
 
@@ -37,6 +37,15 @@ class EvaluationCase:
     locality: dict[str, tuple[Probe, ...]] = field(default_factory=dict)
     portability: dict[str, tuple[Probe, ...]] = field(default_factory=dict)
     relation: str | None = None
+
+    @classmethod
+    def from_request(cls, request: EditRequest) -> EvaluationCase:
+        """The request with its own rephrases and locality prompts as what judges it."""
+        return cls(
+            replace(request, rephrases=(), locality_prompts=()),
+            paraphrases=request.rephrases,
+            locality={"neighbour": tuple(map(Probe, request.locality_prompts))},
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.reference_world import Fact, World, load_world
+from meg_editor.data.splits import Split
 from meg_editor.requests import EditRequest
 
 
@@ -42,6 +43,15 @@ def reference_texts(world: World | None = None) -> list[str]:
     world = world or load_world()
     facts = world.in_split("pseudo", "common")
     return [f"{world.prompts(fact, 'edit')[0]} {fact.answer}" for fact in facts]
+
+
+def reference_split(world: World) -> Split:
+    """The facts of the fitting stages; those to edit are drawn by `edit_cases`."""
+    pseudo, calibration = (
+        tuple(map(EvaluationCase.from_request, requests))
+        for requests in (pseudo_requests(world), calibration_requests(world))
+    )
+    return Split((), pseudo, calibration)
 
 
 def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:

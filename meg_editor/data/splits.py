@@ -83,6 +83,20 @@ def tuning_requests(cases: Iterable[EvaluationCase], count: int, seed: int) -> l
     ]
 
 
+def known_texts(cases: Iterable[EvaluationCase]) -> list[str]:
+    """What the model may know of `cases`: prompts with their true answers, so far as these are
+    given, and never an edit's target.
+    """
+    texts: dict[str, None] = {}
+    for case in cases:
+        answer = f" {case.truth}" if case.truth else ""
+        for prompt in (case.request.prompt, *case.paraphrases):
+            texts[prompt + answer] = None
+        for probe in (probe for probes in case.locality.values() for probe in probes):
+            texts[" ".join([probe.prompt, *probe.answers[:1]])] = None
+    return list(texts)
+
+
 def _groups(cases: Sequence[EvaluationCase]) -> list[str]:
     """For each case a name of its group: cases which share a subject or a text share it."""
     parent = list(range(len(cases)))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meg_editor.hparams import MeGHyperParams
-from meg_editor.model import MeGModel
+from meg_editor.routed_model import RoutedModel
 
 # Where these functions are called by name; not every version has every one.
 MODULES = ("evaluate.evaluate", "evaluate.portability_evaluate", "editors.editor")
@@ -22,7 +22,7 @@ _PROMPTS = ("prompts", "prompt", "prefixes")
 
 
 def on_the_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`original`, an evaluator of EasyEdit, with a MeGModel routed on the prompts it is given.
+    """`original`, an evaluator of EasyEdit, with a RoutedModel routed on the prompts it is given.
 
     The prompt template of MeG's hyper-parameters is put around the prompts, before the edit and
     after it, as EasyEdit itself does with chat templates.
@@ -42,7 +42,7 @@ def on_the_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
             wrapped = [hparams.prompt_template.replace("{}", query) for query in queries]
             given[name] = wrapped[0] if isinstance(asked, str) else wrapped
         # Generation from the bare prompt needs no help: it is routed on what it is fed.
-        if not isinstance(model, MeGModel) or given.get("vanilla_generation"):
+        if not isinstance(model, RoutedModel) or given.get("vanilla_generation"):
             return original(*call.args, **call.kwargs)
         with model.routed(queries):
             return original(*call.args, **call.kwargs)

@@ -24,6 +24,17 @@ class Latency:
     tokens_per_second: float
 
 
+def added_bytes(edited: Any, base: Any) -> int:
+    """Bytes of an edited model which are not the base model's, nor a text encoder's."""
+    known = {tensor.data_ptr() for tensor in [*base.parameters(), *base.buffers()]}
+    added = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size()
+        for name, tensor in [*edited.named_parameters(), *edited.named_buffers()]
+        if tensor.data_ptr() not in known and not name.startswith("encoder.")
+    }
+    return sum(added.values())
+
+
 @torch.no_grad()
 def latency(
     model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int = 20, warm_up: int = 3

@@ -27,6 +27,7 @@ from meg_editor.evaluation.questions import Question, longest_target, questions_
 from meg_editor.model import MeGModel
 from meg_editor.progress import track
 from meg_editor.query import QueryReader
+from meg_editor.routed_model import RoutedModel
 from meg_editor.tokens import (
     Batch,
     Example,
@@ -92,7 +93,7 @@ def evaluate(
     sampling_steps: int | None = None,
     max_new_tokens: int = 12,
 ) -> Evaluation:
-    """Put all questions of `cases` to `model`, a MeGModel or an unedited model.
+    """Put all questions of `cases` to `model`, edited by whatever method or not at all.
 
     Args:
         cases: case i must belong to edit i of a MeGModel.
@@ -103,9 +104,10 @@ def evaluate(
         max_new_tokens: of an answer; more if some target is longer.
     """
     edited = model if isinstance(model, MeGModel) else None
-    base = edited.base if edited else model
-    reader = edited.reader if edited else QueryReader(tokenizer)
+    routed = model if isinstance(model, RoutedModel) else None
+    reader = routed.reader if routed else QueryReader(tokenizer)
     if questions is None:
+        base = routed.base if routed else model
         questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)
     length = longest_target(tokenizer, cases, max_new_tokens)
     chunks = list(by_length([len(question.prompt) for question in questions], _ROWS))
@@ -114,51 +116,53 @@ def evaluate(
     scores = [0.0] * len(questions)
     for rows in track(chunks, "evaluation", "batch"):
         chunk = [questions[row] for row in rows]
+        prompts = [reader.wrap(question.prompt) for question in chunk]
         start = time.perf_counter()
-        neurons = None
+        plan = None
         if edited:
-            routing = edited.route([reader.wrap(question.prompt) for question in chunk])
-            neurons = edited.neurons(routing, sampling_steps)
+            routing = edited.route(prompts)
+            plan = edited.neurons(routing, sampling_steps)
             for row, score in zip(rows, routing.score.tolist(), strict=True):
                 scores[row] = score
             _count(matrix, chunk, routing.is_edit.tolist(), routing.nearest.tolist())
+        elif routed:
+            plan = routed.plan(prompts)
         seconds += time.perf_counter() - start
-        with edited.attached(neurons) if edited else contextlib.nullcontext():
-            _answer(base, tokenizer, chunk, rows, reader, answers, length)
+        with routed.attached(plan) if routed else contextlib.nullcontext():
+            _answer(model, tokenizer, prompts, chunk, rows, answers, length)
     evaluation = _summarise(questions, answers)
+    evaluation.milliseconds_per_query = 1000 * seconds / len(questions)
     if edited:
         evaluation.gate, evaluation.gate_scores = GateMatrix(*matrix), scores
-        evaluation.milliseconds_per_query = 1000 * seconds / len(questions)
         if oracle is not None:
             evaluation.oracle_generality = _oracle(edited, tokenizer, questions, oracle, length)
     return evaluation
 
 
 def _answer(
-    base: Any,
+    model: Any,
     tokenizer: Any,
+    prompts: Sequence[str],
     chunk: Sequence[Question],
     rows: Sequence[int],
-    reader: QueryReader,
     answers: Answers,
     max_new_tokens: int,
 ) -> None:
-    prompts = [reader.wrap(question.prompt) for question in chunk]
-    texts = greedy_answers(base, tokenizer, prompts, max_new_tokens)
+    texts = greedy_answers(model, tokenizer, prompts, max_new_tokens)
     examples = [
         encode_example(tokenizer, prompt, question.wanted)
         for prompt, question in zip(prompts, chunk, strict=True)
     ]
-    accuracy = token_accuracy(_forced(base, examples), [example.target for example in examples])
+    accuracy = token_accuracy(_forced(model, examples), [example.target for example in examples])
     right = exact(texts, [question.wanted for question in chunk])
     for row, text, match, share in zip(rows, texts, right, accuracy, strict=True):
         answers.texts[row], answers.right[row], answers.token_accuracy[row] = text, match, share
 
 
 @torch.no_grad()
-def _forced(base: Any, examples: Sequence[Example]) -> list[list[int]]:
+def _forced(model: Any, examples: Sequence[Example]) -> list[list[int]]:
     """The most likely token at each target position under teacher forcing."""
-    logits, _, rows = target_logits(base, Batch.of(examples, base.device))
+    logits, _, rows = target_logits(model, Batch.of(examples, model.device))
     best: list[list[int]] = [[] for _ in examples]
     for row, token in zip(rows.tolist(), logits.argmax(-1).tolist(), strict=True):
         best[row].append(token)

@@ -1,0 +1,224 @@
+"""HoReN: a codebook on the unit sphere with Hopfield retrieval (Fang et al., 2026, 2605.08143).
+
+Once per query: the mean of what enters the FFN's last linear layer over the second half of the
+prompt is normalised, drawn towards the stored keys, and compared with them; the nearest one, if it
+is near enough, adds its value at the last token of the prompt. No weight changes.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meg_editor.baselines.activations import first
+from meg_editor.baselines.fact_tokens import FactTokens
+from meg_editor.baselines.settings import LayerHyperParams
+from meg_editor.baselines.target_values import ValueSettings, optimise_values
+from meg_editor.baselines.weights import Requests
+from meg_editor.ffn import text_config
+from meg_editor.flat_hparams import HParamsError, setting
+from meg_editor.requests import only_edits
+from meg_editor.routed_model import RoutedModel
+from meg_editor.tokens import by_length, encode_example, left_padded
+
+
+@dataclass
+class HoReNHyperParams(LayerHyperParams):
+    """Hyper-parameters of HoReN, as its authors spell them: one layer."""
+
+    alg_name: str = setting("HOREN", "Always HOREN.")
+    n_iter: int = setting(50, "Steps of Adam on a value.", least=1)
+    edit_lr: float = setting(1.0, "Rate of Adam.", least=0)
+    query_share: float = setting(
+        0.5, "Share of the prompt's tokens, the last ones, which make up a query.", least=0
+    )
+    hopfield_retrieval_alpha: float = setting(0.1, "Step towards the retrieved key.", least=0)
+    hopfield_retrieval_beta: float = setting(20.0, "Inverse temperature.", least=0)
+    hopfield_retrieval_max_iter: int = setting(1, "Steps.", least=0)
+    hopfield_key_match_threshold: float = setting(0.85, "Least cosine to the nearest key.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.layers) != 1:
+            raise HParamsError(f"layers: expected one layer such as [29], got {self.layers}")
+
+
+class HoReNModel(RoutedModel):
+    """A causal LM with a codebook.
+
+    Args:
+        base: the unedited model.
+        module: dotted name of the FFN's last linear layer.
+        keys: (N, K) unit vectors.
+        values: (N, D).
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(
+        self,
+        base: Any,
+        tokenizer: Any,
+        hparams: HoReNHyperParams,
+        module: str,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
+        super().__init__(base, tokenizer, hparams.prompt_template)
+        self.hparams, self.module = hparams, module
+        self.register_buffer("keys", keys)
+        self.register_buffer("values", values)
+
+    def plan(self, queries: Sequence[str]) -> Tensor:
+        """(B,) the tokens of each prompt: its query is read, and its value added, at their end."""
+        prompts = [self.reader.wrap(self.reader.readings(query)[0]) for query in queries]
+        return torch.tensor([len(row) for row in self.tokenizer(prompts)["input_ids"]])
+
+    @contextmanager
+    def _attach(self, plan: Tensor) -> Iterator[None]:
+        ends: Tensor | None = None  # of the forward pass under way; None while decoding
+
+        def find_ends(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal ends
+            past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+            ids = args[0] if args else kwargs["input_ids"]
+            ends = None
+            if past is None or past.get_seq_length() == 0:
+                ends = plan.to(ids.device).repeat_interleave(len(ids) // len(plan)) - 1
+                if mask is not None and mask.dim() == 2:
+                    ends = ends + (mask.cumsum(1) == 0).sum(1)  # padding on the left
+
+        def add_values(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if ends is None:
+                return None
+            length = plan.to(ends.device).repeat_interleave(len(ends) // len(plan))
+            leaving = first(output)
+            shape = (len(ends), -1)
+            entering = args[0].reshape(*shape, args[0].shape[-1])
+            added = self._lookup(mean_of_last(entering, ends, length, self.hparams.query_share))
+            flat = leaving.reshape(*shape, leaving.shape[-1])
+            at = torch.arange(len(ends), device=flat.device), ends
+            return flat.index_put(at, added.to(flat), accumulate=True).reshape(leaving.shape)
+
+        handles = [
+            self.base.get_decoder().register_forward_pre_hook(find_ends, with_kwargs=True),
+            self.base.get_submodule(self.module).register_forward_hook(add_values),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _lookup(self, queries: Tensor) -> Tensor:
+        """(B, K) -> the values (B, D) to add, zero where no key is near enough."""
+        h = self.hparams
+        refined = hopfield(
+            F.normalize(queries.float(), dim=-1),
+            self.keys,
+            h.hopfield_retrieval_alpha,
+            h.hopfield_retrieval_beta,
+            h.hopfield_retrieval_max_iter,
+        )
+        best, index = (refined @ self.keys.T).max(-1)
+        return self.values[index] * (best > h.hopfield_key_match_threshold).unsqueeze(-1)
+
+
+def hopfield(queries: Tensor, keys: Tensor, alpha: float, beta: float, steps: int) -> Tensor:
+    """Damped retrieval on the unit sphere: q <- norm((1-α) q + α norm(softmax(β q Kᵀ) K)).
+
+    Args:
+        queries: (B, K) unit vectors.
+        keys: (N, K) unit vectors.
+    """
+    for _ in range(steps):
+        retrieved = F.normalize((beta * queries @ keys.T).softmax(-1) @ keys, dim=-1)
+        queries = F.normalize((1 - alpha) * queries + alpha * retrieved, dim=-1)
+    return queries
+
+
+def mean_of_last(states: Tensor, ends: Tensor, lengths: Tensor, share: float) -> Tensor:
+    """(B, T, K) -> (B, K): the mean over the last ceil(share · length) tokens up to each end."""
+    count = (share * lengths).ceil().clamp(min=1)
+    place = torch.arange(states.shape[1], device=states.device)
+    inside = (place <= ends[:, None]) & (place > (ends - count)[:, None])
+    weights = inside.to(states) / inside.sum(1, keepdim=True)
+    return torch.einsum("bt,btk->bk", weights, states)
+
+
+def apply_horen_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: HoReNHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    **kwargs: Any,
+) -> tuple[HoReNModel, dict[str, Tensor]]:
+    """Edit by HoReN, with the signature of EasyEdit's methods.
+
+    Returns:
+        A HoReNModel around `model`, or its copy, and no weights to restore.
+
+    Raises:
+        RequestError: contradictory requests.
+        ValueError: the layer does not exist or has no usable FFN.
+    """
+    edits = only_edits(requests)
+    if copy:
+        model = copying.deepcopy(model)
+    (name,) = hparams.down_projections(model)
+    facts = []
+    for edit in edits:
+        prompt = hparams.prompt_template.replace("{}", edit.prompt)
+        example = encode_example(tok, prompt, edit.target_new, hparams.target_end)
+        facts.append(FactTokens((example,), (len(example.prompt) - 1,), None, 0))
+    generator = torch.Generator().manual_seed(hparams.seed)
+    values = optimise_values(
+        model,
+        facts,
+        hparams.layers[0],
+        [name],
+        ValueSettings(lr=hparams.edit_lr, steps=hparams.n_iter + 1, settle=False),
+        hparams.rows_at_once,
+        start=torch.rand(len(edits), text_config(model).hidden_size, generator=generator),
+    )
+    prompts = [hparams.prompt_template.replace("{}", edit.prompt) for edit in edits]
+    keys = _keys(model, tok, prompts, name, hparams)
+    return HoReNModel(model, tok, hparams, name, keys, values.shift[name]), {}
+
+
+@torch.no_grad()
+def _keys(
+    model: Any, tok: Any, prompts: Sequence[str], module: str, hparams: HoReNHyperParams
+) -> Tensor:
+    """(N, K) the unit queries of the edited prompts."""
+    found = torch.zeros(len(prompts), 0)
+    lengths = [len(row) for row in tok(list(prompts))["input_ids"]]
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal found
+        entering = args[0].reshape(len(chunk), -1, args[0].shape[-1])
+        length = torch.tensor([lengths[i] for i in chunk], device=entering.device)
+        last = torch.full_like(length, entering.shape[1] - 1)
+        if not found.shape[1]:
+            found = entering.new_zeros(len(prompts), entering.shape[-1])
+        found[chunk] = mean_of_last(entering, last, length, hparams.query_share)
+
+    handle = model.get_submodule(module).register_forward_pre_hook(keep)
+    try:
+        for chunk in by_length(lengths, hparams.rows_at_once):
+            batch = left_padded(tok, [prompts[i] for i in chunk], model.device)
+            model.get_decoder()(**batch, use_cache=False)
+    finally:
+        handle.remove()
+    return F.normalize(found.float(), dim=-1)

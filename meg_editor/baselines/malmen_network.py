@@ -1,0 +1,188 @@
+"""The hypernetwork of MALMEN: from keys and gradients to shifts of weights (Tan et al., ICLR 2024).
+
+Linear layers of one shape share a network; each has its own scales, shifts, rate and penalty.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from meg_editor.baselines.token_gradients import (
+    NormalEquation,
+    TokenGradients,
+    TokenStatistics,
+    shape_of,
+)
+
+
+class Shift(NamedTuple):
+    """An (inputs, outputs) shift of a linear layer in float64, and the equation it solves."""
+
+    value: Tensor
+    equation: NormalEquation
+
+
+class ResidualBlock(nn.Module):
+    """x + s·max(x A B + bias, 0) + t of low rank, with s and t for each layer (section 4.1).
+
+    It starts as the identity: B is zero.
+    """
+
+    def __init__(self, size: int, rank: int, layers: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(size, rank, generator=generator))
+        self.up = nn.Parameter(torch.zeros(rank, size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.scale = nn.Parameter(torch.ones(layers, size))
+        self.shift = nn.Parameter(torch.zeros(layers, size))
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        # Not relu: at the zeros it starts with, that passes no gradient, and nothing is learnt.
+        inner = (x @ self.down @ self.up + self.bias).clamp(min=0)
+        return x + self.scale[layer] * inner + self.shift[layer]
+
+
+class ShapeNetwork(nn.Module):
+    """The network of the linear layers of one shape."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        layers: int,
+        rank: int,
+        blocks: int,
+        lr: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.statistics = TokenStatistics(sum(shape))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(sum(shape), rank, layers, generator) for _ in range(blocks)
+        )
+        self.rate = nn.Parameter(torch.full((layers,), lr))
+        self.log_penalty = nn.Parameter(torch.zeros(layers))
+
+    def forward(self, keys: Tensor, gradients: Tensor, layer: int) -> Tensor:
+        """(N, outputs) wanted changes of what leaves `layer`, from keys and gradients at N tokens.
+
+        They are -η (k·k̃) g̃, k̃ and g̃ being what the blocks make of the normalised pair.
+        """
+        pair = torch.cat([keys, gradients], 1)
+        x = self.statistics.normalised(pair).to(self.rate.dtype)
+        for block in self.blocks:
+            x = block(x, layer)
+        pseudo_keys, pseudo_gradients = x.split(self.shape, 1)
+        strength = (keys.to(x.dtype) * pseudo_keys).sum(1, keepdim=True)
+        changes: Tensor = -self.rate[layer] * strength * pseudo_gradients
+        return changes
+
+
+class HyperNetwork(nn.Module):
+    """The networks of all edited layers of a model.
+
+    Args:
+        shapes: (inputs, outputs) of each layer by name.
+        rank, blocks: of and in each network.
+        lr: the first value of each layer's rate η.
+        rows: tokens at a time; the results are the same.
+        seed: of the first weights.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int]],
+        rank: int,
+        blocks: int,
+        lr: float,
+        rows: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = rows
+        counts: Counter[tuple[int, int]] = Counter()
+        self.places: dict[str, tuple[str, int]] = {}
+        for name, shape in shapes.items():
+            self.places[name] = (_key(shape), counts[shape])
+            counts[shape] += 1
+        self.networks = nn.ModuleDict(
+            {
+                _key(shape): ShapeNetwork(shape, layers, rank, blocks, lr, generator)
+                for shape, layers in counts.items()
+            }
+        )
+
+    @classmethod
+    def of(
+        cls, model: Any, names: list[str], rank: int, blocks: int, lr: float, rows: int, seed: int
+    ) -> HyperNetwork:
+        """For the named linear layers of a model, on its device."""
+        shapes = {name: shape_of(model, name) for name in names}
+        return cls(shapes, rank, blocks, lr, rows, seed).to(model.device)
+
+    def observe(self, found: dict[str, TokenGradients]) -> None:
+        """Take keys and gradients into the statistics by which they are normalised."""
+        for name, parts in found.items():
+            network, _ = self._network(name)
+            for keys, gradients in parts.chunks(self.rows):
+                network.statistics.update(torch.cat([keys, gradients], 1))
+
+    @torch.no_grad()
+    def shifts(self, found: dict[str, TokenGradients]) -> dict[str, Shift]:
+        """The shift of each layer: (KᵀK + λI)⁻¹ KᵀV, V the changes wanted (section 4.1)."""
+        shifts = {}
+        for name, parts in found.items():
+            network, layer = self._network(name)
+            right = torch.zeros(network.shape, dtype=torch.float64, device=parts.keys.device)
+            for keys, gradients in parts.chunks(self.rows):
+                changes = network(*_on(network, keys, gradients), layer)
+                right.addmm_(keys.double().T, changes.to(right))
+            penalty = float(network.log_penalty[layer].exp())
+            equation = NormalEquation(parts.keys, penalty, self.rows)
+            shifts[name] = Shift(equation.solve(right), equation)
+        return shifts
+
+    @torch.enable_grad()
+    def backpropagate(
+        self,
+        found: dict[str, TokenGradients],
+        shifts: dict[str, Shift],
+        gradients: dict[str, Tensor],
+    ) -> None:
+        """Add gradients of a loss to those of the parameters, in closed form (section 4.2).
+
+        Args:
+            shifts: as `shifts(found)` gave them.
+            gradients: of the loss with respect to each layer's shift, (inputs, outputs).
+        """
+        for name, parts in found.items():
+            network, layer = self._network(name)
+            shift, equation = shifts[name]
+            solved = equation.solve(gradients[name])  # (KᵀK + λI)⁻¹ ∂L/∂S
+            with torch.no_grad():
+                slope = -network.log_penalty[layer].double().exp() * (solved * shift).sum().to(
+                    network.log_penalty.device
+                )
+            (slope.float() * network.log_penalty[layer]).backward()
+            for keys, values in parts.chunks(self.rows):
+                changes = network(*_on(network, keys, values), layer)
+                changes.backward((keys.double() @ solved).to(changes))
+
+    def _network(self, name: str) -> tuple[ShapeNetwork, int]:
+        key, layer = self.places[name]
+        network = self.networks[key]
+        assert isinstance(network, ShapeNetwork)
+        return network, layer
+
+
+def _key(shape: tuple[int, int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _on(network: ShapeNetwork, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(network.rate.device) for tensor in tensors)

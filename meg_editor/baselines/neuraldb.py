@@ -1,0 +1,104 @@
+"""NeuralDB: a gated key-value memory in one FFN (Fei et al., 2025, arXiv 2507.18028).
+
+At every token: the key is what enters the FFN's last linear layer, the nearest stored key by cosine
+adds its residual if it is near enough. No weight changes.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meg_editor.baselines.contexts import context_prefixes
+from meg_editor.baselines.fact_tokens import fact_tokens
+from meg_editor.baselines.locate import keys_of, value_settings
+from meg_editor.baselines.settings import LocateHyperParams
+from meg_editor.baselines.shared_clone import shared_clone
+from meg_editor.baselines.target_values import optimise_values
+from meg_editor.baselines.weights import Requests
+from meg_editor.flat_hparams import HParamsError, setting
+from meg_editor.requests import only_edits
+
+
+@dataclass
+class NeuralDBHyperParams(LocateHyperParams):
+    """Hyper-parameters of NeuralDB: one layer."""
+
+    alg_name: str = setting("NeuralDB", "Always NeuralDB.")
+    gate_threshold: float = setting(0.65, "Least cosine γ to the nearest key.", below=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.layers) != 1:
+            raise HParamsError(f"layers: expected one layer such as [7], got {self.layers}")
+
+
+class KeyValueMemory(nn.Module):
+    """A linear layer which adds r_i to its output where cos(x, k_i) > γ, i = argmax cos(x, k).
+
+    Args:
+        linear: the layer as it was.
+        keys: (N, K) one per fact.
+        residuals: (N, D).
+        threshold: γ.
+    """
+
+    keys: Tensor
+    residuals: Tensor
+
+    def __init__(self, linear: nn.Module, keys: Tensor, residuals: Tensor, threshold: float):
+        super().__init__()
+        self.linear, self.threshold = linear, threshold
+        self.register_buffer("keys", F.normalize(keys.float(), dim=-1))
+        self.register_buffer("residuals", residuals.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., D)."""
+        best, index = (F.normalize(x.float(), dim=-1) @ self.keys.T).max(-1)
+        added = self.residuals[index] * (best > self.threshold).unsqueeze(-1)
+        output: Tensor = self.linear(x)
+        return output + added.to(output)
+
+
+def apply_neuraldb_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: NeuralDBHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    prefixes: list[str] | None = None,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Edit by NeuralDB, with the signature of EasyEdit's methods.
+
+    Returns:
+        A model which shares its weights with `model` and has the memory, and no weights to restore:
+        `model` itself is as it was.
+
+    Raises:
+        As `apply_memit_to_model`.
+    """
+    edits = only_edits(requests)
+    hparams.check(model)
+    (name,) = hparams.down_projections(model)
+    if prefixes is None:
+        prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
+    facts = fact_tokens(tok, edits, prefixes, hparams)
+    keys = keys_of(model, facts, name, hparams.rows_at_once)
+    values = optimise_values(
+        model, facts, hparams.layers[0], [name], value_settings(hparams), hparams.rows_at_once
+    )
+    edited = copying.deepcopy(model) if copy else shared_clone(model)
+    memory = KeyValueMemory(
+        edited.get_submodule(name), keys, values.shift[name], hparams.gate_threshold
+    )
+    parent, _, child = name.rpartition(".")
+    setattr(edited.get_submodule(parent), child, memory)
+    return edited, {}

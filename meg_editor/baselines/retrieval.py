@@ -1,0 +1,201 @@
+"""Retrieval in the prompt: the nearest edit is told before the question is asked.
+
+No weight and no state changes; how well it does hangs on whether the LLM reads what it is told.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from meg_editor.baselines.settings import BaselineHyperParams
+from meg_editor.baselines.weights import Requests
+from meg_editor.encoder import TextEncoder
+from meg_editor.flat_hparams import HParamsError, setting
+from meg_editor.reference import resolve_model_name
+from meg_editor.requests import EditRequest, only_edits
+from meg_editor.routed_model import RoutedModel
+from meg_editor.tokens import pad_token
+
+
+@dataclass
+class RetrievalHyperParams(BaselineHyperParams):
+    """Hyper-parameters of retrieval in the prompt."""
+
+    alg_name: str = setting("Retrieval", "Always Retrieval.")
+    encoder_name: str = setting("bert-base-uncased", "Hub id or directory of the text encoder.")
+    encoder_pooling: Literal["cls", "mean"] | None = setting(
+        None, "Sentence embedding; null: the encoder's own."
+    )
+    threshold: float = setting(0.7, "Least cosine to the nearest edit.")
+    told: str = setting("{prompt} {target}. ", "What is put before the question.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "{prompt}" not in self.told or "{target}" not in self.told:
+            raise HParamsError(f"told: expected {{prompt}} and {{target}} in it, got {self.told!r}")
+
+
+class RetrievalModel(RoutedModel):
+    """A causal LM which is told an edit before it answers.
+
+    Args:
+        base: the unedited model.
+        anchors: (N, E) unit embeddings of the edited prompts.
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        base: Any,
+        tokenizer: Any,
+        hparams: RetrievalHyperParams,
+        encoder: TextEncoder,
+        edits: Sequence[EditRequest],
+        anchors: Tensor,
+    ) -> None:
+        super().__init__(base, tokenizer, hparams.prompt_template)
+        self.hparams, self.encoder, self.edits = hparams, encoder, tuple(edits)
+        self.register_buffer("anchors", anchors)
+        self._told: list[list[int]] | None = None  # token ids for each row while attached
+
+    @torch.no_grad()
+    def plan(self, queries: Sequence[str]) -> list[str]:
+        """B texts to be told, empty where no edit is near enough."""
+        questions = [self.reader.readings(query)[0] for query in queries]
+        best, index = (self.encoder.encode(questions) @ self.anchors.T).max(-1)
+        told = []
+        for score, edit in zip(best.tolist(), index.tolist(), strict=True):
+            request = self.edits[edit]
+            text = self.hparams.told.format(prompt=request.prompt, target=request.target_new)
+            told.append(text if score >= self.hparams.threshold else "")
+        return told
+
+    @contextmanager
+    def _attach(self, plan: Sequence[str]) -> Iterator[None]:
+        before = self._told
+        self._told = [
+            list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+            for text in plan
+        ]
+        try:
+            yield
+        finally:
+            self._told = before
+
+    def get_decoder(self) -> Any:
+        """The base model's decoder, which is told the edits too."""
+        return self._decode
+
+    def _decode(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        inputs, places = self._insert(input_ids, attention_mask)
+        output = self.base.get_decoder()(**inputs)
+        output.last_hidden_state = _at(output.last_hidden_state, places)
+        return output
+
+    def _forward(self, **kwargs: Any) -> Any:
+        """Without a cache: what was told would have to be in it.
+
+        Raises:
+            ValueError: a filled cache is given.
+        """
+        past = kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length():
+            raise ValueError(
+                "past_key_values: expected none, since what is told stands before the prompt; use "
+                "generate"
+            )
+        inputs, places = self._insert(kwargs["input_ids"], kwargs.get("attention_mask"))
+        output = self.base(**inputs)
+        output.logits = _at(output.logits, places)
+        return output
+
+    def _generate(self, **kwargs: Any) -> Any:
+        ids = kwargs.pop("inputs", None)
+        ids = kwargs.pop("input_ids") if ids is None else ids
+        inputs, _ = self._insert(ids, kwargs.pop("attention_mask", None))
+        told = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        output = self.base.generate(**kwargs, **told)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        asked = ids.repeat_interleave(len(sequences) // len(ids), dim=0)
+        sequences = torch.cat([asked, sequences[:, told["input_ids"].shape[1] :]], dim=1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
+
+    def _insert(self, ids: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor]:
+        """Put what is to be told into rows of tokens, after their beginning of text.
+
+        Returns:
+            The inputs, padded on the left, and (B, T) where each token of `ids` is in them.
+        """
+        told = self._told or [[]]
+        bos = self.tokenizer.bos_token_id
+        rows, moved = [], []
+        for row, tokens in enumerate(ids.tolist()):
+            extra = told[row * len(told) // len(ids)]
+            pads = 0 if mask is None else int((mask[row].cumsum(0) == 0).sum())
+            start = pads + (tokens[pads : pads + 1] == [bos])
+            rows.append(tokens[pads:start] + extra + tokens[start:])
+            places = torch.arange(len(tokens)) - pads
+            moved.append(places + len(extra) * (torch.arange(len(tokens)) >= start))
+        width = max(map(len, rows))
+        pad = pad_token(self.tokenizer)
+        shape = [[pad] * (width - len(row)) + row for row in rows]
+        kept = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        offset = torch.tensor([[width - len(row)] for row in rows])
+        attention = torch.tensor(kept, device=ids.device)
+        inputs = {
+            "input_ids": torch.tensor(shape, device=ids.device),
+            "attention_mask": attention,
+            "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
+            "use_cache": False,
+        }
+        return inputs, (torch.stack(moved) + offset).clamp(min=0).to(ids.device)
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """(B, T', D) and (B, T) -> (B, T, D)."""
+    return states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
+def apply_retrieval_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: RetrievalHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    encoder: TextEncoder | None = None,
+    **kwargs: Any,
+) -> tuple[RetrievalModel, dict[str, Tensor]]:
+    """Edit by telling, with the signature of EasyEdit's methods.
+
+    Args:
+        encoder: instead of the one of the hyper-parameters.
+
+    Returns:
+        A RetrievalModel around `model`, or its copy, and no weights to restore.
+
+    Raises:
+        RequestError: contradictory requests.
+    """
+    edits = only_edits(requests)
+    if copy:
+        model = copying.deepcopy(model)
+    if encoder is None:
+        name = resolve_model_name(hparams.encoder_name)
+        encoder = TextEncoder.from_pretrained(name, hparams.encoder_pooling).to(model.device)
+    with torch.no_grad():
+        anchors = encoder.encode([edit.prompt for edit in edits])
+    return RetrievalModel(model, tok, hparams, encoder, edits, anchors), {}

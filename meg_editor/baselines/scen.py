@@ -1,0 +1,182 @@
+"""SCEN: an expert and an index neuron for every edit (Yao et al., COLM 2024).
+
+The expert is a neuron beside the FFN, fitted on its fact alone; the index neuron, a classifier on
+the LLM's own state at the end of the query, decides whether the expert is used.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meg_editor.baselines.activations import activations_at
+from meg_editor.baselines.settings import LayerHyperParams
+from meg_editor.baselines.weights import Requests
+from meg_editor.collection import collect
+from meg_editor.data.reference_requests import pseudo_requests
+from meg_editor.flat_hparams import HParamsError, setting
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.neuron import NeuronHook, NeuronSpec
+from meg_editor.requests import EditRequest, only_edits
+from meg_editor.routed_model import RoutedModel
+
+_NEGATIVES = 512  # states of other queries in one step
+
+
+@dataclass
+class SCENHyperParams(LayerHyperParams):
+    """Hyper-parameters of SCEN: one layer."""
+
+    alg_name: str = setting("SCEN", "Always SCEN.")
+    expert_lr: float = setting(1.0, "Rate of SGD on an expert.", least=0)
+    expert_steps: int = setting(60, "Steps of SGD, at most.", least=1)
+    index_lr: float = setting(0.05, "Rate of Adam on the index neurons.", least=0)
+    index_steps: int = setting(200, "Steps of Adam.", least=1)
+    theta: float = setting(0.7, "An expert is used above this activation of its index neuron.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.layers) != 1:
+            raise HParamsError(f"layers: expected one layer such as [27], got {self.layers}")
+
+
+class SCENModel(RoutedModel):
+    """A causal LM with experts.
+
+    Args:
+        base: the unedited model.
+        experts: (N, P) neurons for the place `spec`.
+        index: (N, D) weights and (N,) biases of the index neurons.
+        scale: (2, D) mean and deviation of states, by which they are standardised.
+    """
+
+    experts: Tensor
+    weights: Tensor
+    biases: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        base: Any,
+        tokenizer: Any,
+        hparams: SCENHyperParams,
+        spec: NeuronSpec,
+        experts: Tensor,
+        index: tuple[Tensor, Tensor],
+        scale: Tensor,
+    ) -> None:
+        super().__init__(base, tokenizer, hparams.prompt_template)
+        self.hparams, self.spec = hparams, spec
+        for name, value in zip(
+            ("experts", "weights", "biases", "scale"), (experts, *index, scale), strict=True
+        ):
+            self.register_buffer(name, value.to(base.device))
+        self.hook = NeuronHook(base, spec)
+
+    @torch.no_grad()
+    def plan(self, queries: Sequence[str]) -> Tensor:
+        """(B, P) the experts, zero where no index neuron is active enough."""
+        prompts = [self.reader.wrap(self.reader.readings(query)[0]) for query in queries]
+        states = _states(self.base, self.tokenizer, prompts, self.spec, self.hparams.rows_at_once)
+        logits = (states - self.scale[0]) / self.scale[1] @ self.weights.T + self.biases
+        best, index = logits.sigmoid().max(-1)
+        return self.experts[index] * (best > self.hparams.theta).unsqueeze(-1)
+
+    def _attach(self, plan: Tensor) -> AbstractContextManager[None]:
+        return self.hook.attached(plan)
+
+
+def apply_scen_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: SCENHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    pseudo: Sequence[EditRequest] | None = None,
+    **kwargs: Any,
+) -> tuple[SCENModel, dict[str, Tensor]]:
+    """Edit by SCEN, with the signature of EasyEdit's methods.
+
+    Args:
+        pseudo: facts which are not edited: their prompts and locality prompts teach the index
+            neurons to stay silent; by default those of the reference world.
+
+    Returns:
+        A SCENModel around `model`, or its copy, and no weights to restore.
+
+    Raises:
+        RequestError: contradictory requests.
+        ValueError: the layer does not exist or has no usable FFN.
+    """
+    edits = only_edits(requests)
+    if copy:
+        model = copying.deepcopy(model)
+    own = MeGHyperParams(
+        layers=hparams.layers,
+        prompt_template=hparams.prompt_template,
+        seed=hparams.seed,
+        collection_lr=hparams.expert_lr,
+        collection_steps=hparams.expert_steps,
+        collection_contexts=1,
+        collection_batch_size=hparams.rows_at_once,
+    )
+    spec = NeuronSpec.from_model(model, hparams.layers[0])
+    experts = collect(model, tok, spec, edits, own).neurons
+    others = pseudo_requests() if pseudo is None else pseudo
+    texts = [text for fact in others for text in (fact.prompt, *fact.locality_prompts)]
+    wrapped = [
+        [hparams.prompt_template.replace("{}", text) for text in some]
+        for some in ([edit.prompt for edit in edits], texts)
+    ]
+    mine, rest = (_states(model, tok, some, spec, hparams.rows_at_once) for some in wrapped)
+    scale = torch.stack([mine.mean(0), mine.std(0, correction=0).clamp(min=1e-6)])
+    index = train_index((mine - scale[0]) / scale[1], (rest - scale[0]) / scale[1], hparams)
+    return SCENModel(model, tok, hparams, spec, experts, index, scale), {}
+
+
+def train_index(mine: Tensor, rest: Tensor, hparams: SCENHyperParams) -> tuple[Tensor, Tensor]:
+    """One logistic classifier per edit: its own state against all others.
+
+    Args:
+        mine: (N, D) states of the edited queries.
+        rest: (M, D) of other queries.
+
+    Returns:
+        (N, D) weights and (N,) biases.
+    """
+    count = len(mine)
+    generator = torch.Generator().manual_seed(hparams.seed)
+    weights = torch.zeros_like(mine).requires_grad_(True)
+    biases = mine.new_zeros(count).requires_grad_(True)
+    states = torch.cat([mine, rest])
+    optimiser = torch.optim.Adam([weights, biases], lr=hparams.index_lr)
+    for _ in range(hparams.index_steps):
+        rows = torch.randperm(len(states), generator=generator)[:_NEGATIVES].to(mine.device)
+        own = (mine * weights).sum(-1) + biases
+        other = states[rows] @ weights.T + biases
+        is_own = rows.unsqueeze(1) == torch.arange(count, device=mine.device)
+        silent = F.softplus(other).masked_fill(is_own, 0).sum() / (~is_own).sum().clamp(min=1)
+        optimiser.zero_grad()
+        # Summed over edits: every classifier learns at the same rate, however many there are.
+        (F.softplus(-own).sum() + count * silent).backward()
+        optimiser.step()
+    return weights.detach(), biases.detach()
+
+
+def _states(
+    model: Any, tok: Any, prompts: Sequence[str], spec: NeuronSpec, rows_at_once: int
+) -> Tensor:
+    """(B, D) what enters the FFN at the last token of each prompt."""
+    rows = [list(row) for row in tok(list(prompts))["input_ids"]]
+    ends = [len(row) - 1 for row in rows]
+    return activations_at(model, rows, ends, [spec.read], rows_at_once)[spec.read].inputs.float()

@@ -1,0 +1,105 @@
+"""UltraEdit: normalised keys and gradients as an update (Gu et al., arXiv 2505.14679).
+
+No training, no subjects: one pass over the edits, and one system of equations per layer.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meg_editor.baselines.token_gradients import (
+    NormalEquation,
+    TokenGradientHyperParams,
+    TokenGradients,
+    TokenStatistics,
+    shape_of,
+    token_gradients,
+    updates_of,
+)
+from meg_editor.baselines.weights import Requests, Updates, edit_weights
+from meg_editor.flat_hparams import setting
+from meg_editor.requests import EditRequest
+
+Statistics = dict[tuple[int, int], TokenStatistics]
+
+
+@dataclass
+class UltraEditHyperParams(TokenGradientHyperParams):
+    """Hyper-parameters of UltraEdit; the defaults are those of EasyEdit's files."""
+
+    alg_name: str = setting("ULTRAEDIT", "Always ULTRAEDIT.")
+    lr: float = setting(1e-6, "Scale η of the update.", least=0)
+
+
+def apply_ultraedit_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: UltraEditHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    statistics: Statistics | None = None,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Edit `model` by UltraEdit, with the signature of EasyEdit's methods.
+
+    Args:
+        copy: edit a copy of the model.
+        statistics: for lifelong editing, what earlier calls have seen; the same dictionary, empty
+            at first, is given to each call and brought up to date. By default each call is
+            normalised by its own edits.
+        keep_original_weight, kwargs: accepted for EasyEdit's sake.
+
+    Returns:
+        The edited model, and with `return_orig_weights` {parameter: its old value}.
+
+    Raises:
+        RequestError: bad or contradictory requests.
+        ValueError: settings which do not fit the model.
+        FloatingPointError: an update is not finite.
+
+    Where it raises, the model and `statistics` are as they were.
+    """
+    seen = copying.deepcopy(statistics) if statistics else {}
+
+    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+        modules = hparams.linear_layers(target)
+        examples = [hparams.example(tok, edit.prompt, edit.target_new) for edit in edits]
+        found = token_gradients(target, examples, modules, hparams.token, hparams.batch_size_once)
+        shapes = {name: shape_of(target, name) for name in modules}
+        for name, shape in shapes.items():  # layers of one shape are normalised together
+            parts = found[name]
+            if shape not in seen:
+                seen[shape] = TokenStatistics(sum(shape)).to(parts.keys.device)
+            for keys, gradients in parts.chunks(hparams.editor_batch_size):
+                seen[shape].update(torch.cat([keys, gradients], 1))
+        shifts = {name: _shift(found[name], seen[shapes[name]], hparams) for name in modules}
+        return updates_of(target, shifts)
+
+    edited = edit_weights(model, requests, compute, copy, return_orig_weights)
+    if statistics is not None:
+        statistics.update(seen)
+    return edited
+
+
+def _shift(
+    found: TokenGradients, statistics: TokenStatistics, hparams: UltraEditHyperParams
+) -> Tensor:
+    """(inputs, outputs) (KᵀK + I)⁻¹ KᵀV with v = -η·|k̂|²·ĝ for each token, ^ for normalised."""
+    inputs = found.keys.shape[1]
+    right = torch.zeros(
+        inputs, found.gradients.shape[1], dtype=torch.float64, device=found.keys.device
+    )
+    for keys, gradients in found.chunks(hparams.editor_batch_size):
+        features = statistics.normalised(torch.cat([keys, gradients], 1))
+        strength = features[:, :inputs].square().sum(1, keepdim=True)
+        right.addmm_(keys.double().T, -hparams.lr * strength * features[:, inputs:])
+    return NormalEquation(found.keys, 1.0, hparams.editor_batch_size).solve(right)

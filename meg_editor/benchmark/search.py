@@ -1,0 +1,115 @@
+"""Choose the settings of a baseline on the calibration facts: as many trials for every method."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from meg_editor.baselines.registry import Baseline
+from meg_editor.baselines.settings import BaselineHyperParams
+from meg_editor.benchmark.methods import Method, edited
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.evaluation import Question, evaluate
+from meg_editor.fingerprint import fingerprint
+from meg_editor.neuron import count_layers
+from meg_editor.text_files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Settings and what came out on calibration facts, in percent; None where the method failed."""
+
+    settings: dict[str, Any]
+    score: float | None
+    metrics: list[float]
+    seconds: float
+    failure: str | None = None
+
+    def __str__(self) -> str:
+        told = self.failure if self.score is None else f"Score {self.score:.1f}"
+        return f"{told} ({self.seconds:.0f} s) {self.settings}"
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The Score, and where it is 0 for both the mean of the six metrics."""
+        if self.score is None:
+            return (-1.0, -1.0)
+        return self.score, sum(self.metrics) / len(self.metrics)
+
+
+def search(
+    name: str,
+    baseline: Baseline,
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[EvaluationCase],
+    questions: Sequence[Question],
+    common: dict[str, Any],
+    count: int,
+    out: Path,
+    options: dict[str, Any],
+    say: Callable[[str], None] = print,
+) -> tuple[BaselineHyperParams, list[Trial]]:
+    """Edit `cases` with `count` settings of the baseline's space, and take the best.
+
+    Trials are kept in `out`/search and not run again while they would be the same.
+
+    Args:
+        cases: calibration facts, which no evaluation edits.
+        questions: about them.
+        common: settings which every method shares, such as prompt_template.
+        options: keywords for the method.
+
+    Raises:
+        ValueError: every trial failed; the message has the reason of the last one.
+    """
+    tried = baseline.trials(count_layers(model), count, seed=0)
+    path = out / "search" / f"{name}.json"
+    facts = [dataclasses.astuple(case.request) for case in cases]
+    parts = [name, fingerprint(model), facts, common, dict(baseline.fixed), tried]
+    key = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
+    trials = _read(path, key)
+    for settings in tried[len(trials) :]:
+        method = Method(name, baseline.apply, baseline.hparams({**common, **settings}))
+        trials.append(_try(method, settings, model, tokenizer, cases, questions, options))
+        write_json(path, {"key": key, "trials": [dataclasses.asdict(t) for t in trials]})
+        say(f"{name:14} trial {len(trials)} of {len(tried)}: {trials[-1]}")
+    best = max(trials, key=lambda trial: trial.rank)
+    if best.score is None:
+        raise ValueError(f"{name}: every trial failed, the last with: {trials[-1].failure}")
+    return baseline.hparams({**common, **best.settings}), trials
+
+
+def _try(
+    method: Method,
+    settings: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[EvaluationCase],
+    questions: Sequence[Question],
+    options: dict[str, Any],
+) -> Trial:
+    start = time.perf_counter()
+    try:
+        with edited(method, model, tokenizer, cases, **options) as result:
+            scores = evaluate(result, tokenizer, cases, questions=questions).scores
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        return Trial(settings, None, [], time.perf_counter() - start, str(error))
+    pairs = (scores.reliability, scores.generality, scores.locality)
+    metrics = [value for pair in pairs for value in (pair.ag, pair.tf)]
+    return Trial(settings, scores.score, metrics, time.perf_counter() - start)
+
+
+def _read(path: Path, key: str) -> list[Trial]:
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it to search again") from error
+    return [Trial(**trial) for trial in found["trials"]] if found["key"] == key else []

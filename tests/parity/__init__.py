@@ -1,0 +1,1 @@
+"""Numbers recorded from EasyEdit, and the programs which recorded them."""

@@ -1,0 +1,310 @@
+"""Rivals which keep the weights and decide query by query: NeuralDB, HoReN, SCEN, retrieval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import OTHERS, PROMPTS
+
+from meg_editor import MeGHyperParams, load_model
+from meg_editor.baselines.horen import (
+    HoReNHyperParams,
+    apply_horen_to_model,
+    hopfield,
+    mean_of_last,
+)
+from meg_editor.baselines.neuraldb import (
+    KeyValueMemory,
+    NeuralDBHyperParams,
+    apply_neuraldb_to_model,
+)
+from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
+from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model, train_index
+from meg_editor.baselines.shared_clone import shared_clone
+from meg_editor.benchmark.methods import checksums
+from meg_editor.data.reference_requests import edit_cases
+from meg_editor.data.reference_world import load_world
+from meg_editor.evaluation.cost import added_bytes
+from meg_editor.flat_hparams import HParamsError
+from meg_editor.requests import EditRequest, RequestError
+from meg_editor.tokens import Batch, encode_example, greedy_answers, left_padded, target_logits
+
+EDITS = [
+    EditRequest(prompt, target, prompt.split()[-2])
+    for prompt, target in zip(
+        PROMPTS[:4], ("tea", "two rivers", "ore", "salt and tea"), strict=True
+    )
+]
+QUERIES = [edit.prompt for edit in EDITS] + OTHERS[:2]
+ONE_STATE = torch.Generator().manual_seed(3)
+
+
+@pytest.fixture(autouse=True)
+def _base_stays_as_it_was(tiny_llama: Any, tiny_tokenizer: Any) -> Any:
+    before = checksums(tiny_llama)
+    answers = greedy_answers(tiny_llama, tiny_tokenizer, QUERIES, 5)
+    yield
+    assert checksums(tiny_llama) == before
+    assert greedy_answers(tiny_llama, tiny_tokenizer, QUERIES, 5) == answers
+
+
+Reference = tuple[Any, Any, list[EditRequest]]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[Reference]:
+    """The trained reference model, which can be edited, and eight facts."""
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    before = checksums(model)
+    yield model, tokenizer, [case.request for case in edit_cases(load_world(), 8, seed=1)]
+    assert checksums(model) == before
+
+
+def answers(model: Any, tokenizer: Any, edits: list[EditRequest]) -> list[str]:
+    return greedy_answers(model, tokenizer, [edit.prompt for edit in edits], 12)
+
+
+# ------------------------------------------------------------------------------------ NeuralDB
+
+
+def test_a_clone_shares_weights_and_no_modules(tiny_llama: Any) -> None:
+    clone = shared_clone(tiny_llama)
+    pairs = zip(tiny_llama.parameters(), clone.parameters(), strict=True)
+    assert all(a is b for a, b in pairs)
+    assert not set(map(id, tiny_llama.modules())) & set(map(id, clone.modules()))
+    assert added_bytes(clone, tiny_llama) == 0
+
+
+def test_memory_adds_the_nearest_residual_if_it_is_near_enough() -> None:
+    linear = torch.nn.Linear(3, 2, bias=False)
+    keys = torch.tensor([[2.0, 0, 0], [0, 3.0, 0]])
+    residuals = torch.tensor([[1.0, 10], [2.0, 20]])
+    memory = KeyValueMemory(linear, keys, residuals, threshold=0.8)
+    x = torch.tensor([[[5.0, 0.1, 0], [0.1, 0.2, 0.01]], [[1.0, 1.0, 0], [0, 0, 1.0]]])
+    added = memory(x) - linear(x)
+    wanted = torch.tensor([[[1.0, 10], [2.0, 20]], [[0, 0], [0, 0]]])  # cos(45°) is too little
+    torch.testing.assert_close(added, wanted)
+
+
+def test_neuraldb_says_the_targets(reference: Reference) -> None:
+    model, tokenizer, edits = reference
+    hparams = NeuralDBHyperParams(
+        layers=[1], v_lr=2, clamp_norm_factor=50, fact_token="last", gate_threshold=0.9
+    )
+    edited, originals = apply_neuraldb_to_model(model, tokenizer, edits, hparams)
+    assert originals == {} and answers(edited, tokenizer, edits) == [e.target_new for e in edits]
+    memory = edited.model.layers[1].mlp.down_proj
+    assert memory.keys.shape == (8, model.config.intermediate_size)
+    stored = 4 * len(edits) * (model.config.intermediate_size + model.config.hidden_size)
+    assert added_bytes(edited, model) == stored
+
+
+def test_neuraldb_leaves_tokens_alone_which_are_far_from_every_key(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    hparams = NeuralDBHyperParams(layers=[1], gate_threshold=0.9999, context_prefixes=2)
+    edited, _ = apply_neuraldb_to_model(tiny_llama, tiny_tokenizer, EDITS, hparams)
+    ids = torch.tensor([tiny_tokenizer(OTHERS[1])["input_ids"][1:]])
+    with torch.no_grad():
+        torch.testing.assert_close(edited(input_ids=ids).logits, tiny_llama(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("kind", [NeuralDBHyperParams, HoReNHyperParams, SCENHyperParams])
+def test_one_layer_is_asked_for(kind: Any) -> None:
+    with pytest.raises(HParamsError, match=r"layers: expected one layer such as .* got \[1, 2\]"):
+        kind(layers=[1, 2])
+
+
+# --------------------------------------------------------------------------------------- HoReN
+
+
+def test_hopfield_against_a_plain_loop() -> None:
+    queries = F.normalize(torch.randn(5, 4, generator=ONE_STATE), dim=-1)
+    keys = F.normalize(torch.randn(7, 4, generator=ONE_STATE), dim=-1)
+    found = hopfield(queries, keys, alpha=0.3, beta=9.0, steps=2)
+    for query, got in zip(queries.tolist(), found, strict=True):
+        q = query
+        for _ in range(2):
+            weights = [
+                math.exp(9 * sum(a * b for a, b in zip(q, k, strict=True))) for k in keys.tolist()
+            ]
+            mixed = [
+                sum(w * k[d] for w, k in zip(weights, keys.tolist(), strict=True)) for d in range(4)
+            ]
+            length = math.hypot(*mixed)
+            q = [0.7 * a + 0.3 * m / length for a, m in zip(q, mixed, strict=True)]
+            q = [a / math.hypot(*q) for a in q]
+        torch.testing.assert_close(got, torch.tensor(q))
+    assert torch.equal(hopfield(queries, keys, 0.3, 9.0, steps=0), queries)
+
+
+def test_a_query_is_the_mean_of_the_last_tokens() -> None:
+    states = torch.randn(2, 6, 3, generator=ONE_STATE)
+    ends, lengths = torch.tensor([5, 3]), torch.tensor([5, 4])  # the first is padded on the left
+    found = mean_of_last(states, ends, lengths, 0.5)
+    torch.testing.assert_close(found[0], states[0, 3:6].mean(0))
+    torch.testing.assert_close(found[1], states[1, 2:4].mean(0))
+
+
+@pytest.fixture(scope="module")
+def horen(tiny_llama: Any, tiny_tokenizer: Any) -> Any:
+    hparams = HoReNHyperParams(layers=[1], edit_lr=0.3, hopfield_key_match_threshold=0.97)
+    return apply_horen_to_model(tiny_llama, tiny_tokenizer, EDITS, hparams)[0]
+
+
+def test_horen_says_the_targets(reference: Reference) -> None:
+    model, tokenizer, edits = reference
+    hparams = HoReNHyperParams(layers=[1])
+    edited, originals = apply_horen_to_model(model, tokenizer, edits, hparams)
+    assert originals == {} and answers(edited, tokenizer, edits) == [e.target_new for e in edits]
+
+
+def test_horen_answers_alike_in_any_batch(horen: Any, tiny_tokenizer: Any) -> None:
+    told = greedy_answers(horen, tiny_tokenizer, QUERIES, 6)
+    assert told == [greedy_answers(horen, tiny_tokenizer, [q], 6)[0] for q in QUERIES]
+    before = greedy_answers(horen.base, tiny_tokenizer, QUERIES, 6)
+    changed = [after != old for after, old in zip(told, before, strict=True)]
+    assert changed == [True] * len(EDITS) + [False] * 2
+
+
+def test_horen_adds_its_value_at_the_end_of_the_prompt_alone(
+    horen: Any, tiny_tokenizer: Any
+) -> None:
+    edit, value = EDITS[1], horen.values[1]
+    example = encode_example(tiny_tokenizer, edit.prompt, edit.target_new)
+
+    def by_hand(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[:, len(example.prompt) - 1] += value
+        return output
+
+    batch = Batch.of([example, example], "cpu")
+    handle = horen.base.model.layers[1].mlp.down_proj.register_forward_hook(by_hand)
+    wanted = target_logits(horen.base, batch)[0]
+    handle.remove()
+    with horen.routed([edit.prompt] * 2):
+        torch.testing.assert_close(target_logits(horen, batch)[0], wanted)
+    unedited = target_logits(horen.base, batch)[0]
+    assert (wanted - unedited).abs().max() > 0.1
+
+
+def test_horen_reads_through_a_template(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    hparams = HoReNHyperParams(layers=[1], edit_lr=0.3, prompt_template="Q: {} A:")
+    edited, _ = apply_horen_to_model(tiny_llama, tiny_tokenizer, EDITS[:2], hparams)
+    wrapped = "Q: " + EDITS[0].prompt + " A:"
+    assert edited.plan([EDITS[0].prompt]).tolist() == edited.plan([wrapped]).tolist()
+    assert edited.plan([wrapped]).tolist() == [len(tiny_tokenizer(wrapped)["input_ids"])]
+
+
+# ---------------------------------------------------------------------------------------- SCEN
+
+
+def test_index_neurons_tell_their_own_state_from_others() -> None:
+    mine = torch.randn(6, 12, generator=ONE_STATE)
+    rest = torch.randn(40, 12, generator=ONE_STATE)
+    weights, biases = train_index(mine, rest, SCENHyperParams(index_steps=400))
+    own = (mine @ weights.T + biases).sigmoid()
+    assert own.diagonal().min() > 0.9
+    assert own.masked_fill(torch.eye(6).bool(), 0).max() < 0.5
+    assert (rest @ weights.T + biases).sigmoid().max() < 0.5
+
+
+def test_scen_uses_the_expert_of_its_fact_or_none(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    pseudo = [EditRequest(text, "x") for text in [*OTHERS, *PROMPTS[8:]]]
+    hparams = SCENHyperParams(layers=[1], index_steps=400, theta=0.6)
+    edited, _ = apply_scen_to_model(tiny_llama, tiny_tokenizer, EDITS, hparams, pseudo=pseudo)
+    plan = edited.plan(QUERIES)
+    torch.testing.assert_close(plan[: len(EDITS)], edited.experts)
+    assert not plan[len(EDITS) :].any()
+
+
+def test_scen_says_the_targets(reference: Reference) -> None:
+    model, tokenizer, edits = reference
+    edited, originals = apply_scen_to_model(model, tokenizer, edits, SCENHyperParams(layers=[1]))
+    assert originals == {} and answers(edited, tokenizer, edits) == [e.target_new for e in edits]
+
+
+# ----------------------------------------------------------------------------------- retrieval
+
+
+@pytest.fixture(scope="module")
+def told(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any) -> Any:
+    hparams = RetrievalHyperParams(threshold=0.9999, told="Know: {prompt} {target}. ")
+    return apply_retrieval_to_model(
+        tiny_llama, tiny_tokenizer, EDITS, hparams, encoder=tiny_encoder
+    )[0]
+
+
+def test_what_is_told_comes_before_the_question(told: Any, tiny_tokenizer: Any) -> None:
+    facts = [f"Know: {edit.prompt} {edit.target_new}. " for edit in EDITS]
+    assert told.plan(QUERIES) == [*facts, "", ""]
+    ids = [tiny_tokenizer(query)["input_ids"] for query in QUERIES]
+    prefixes = [tiny_tokenizer(f, add_special_tokens=False)["input_ids"] for f in facts]
+    answers = greedy_answers(told, tiny_tokenizer, QUERIES, 6)
+    for row, prefix, answer in zip(ids, [*prefixes, [], []], answers, strict=True):
+        whole = torch.tensor([row[:1] + prefix + row[1:]])
+        output = told.base.generate(
+            input_ids=whole,
+            attention_mask=torch.ones_like(whole),
+            max_new_tokens=6,
+            do_sample=False,
+        )
+        new = tiny_tokenizer.decode(output[0, whole.shape[1] :], skip_special_tokens=True)
+        assert answer == new.strip()
+
+
+def test_logits_are_those_of_the_told_prompt(told: Any, tiny_tokenizer: Any) -> None:
+    query, target = EDITS[3].prompt, "salt"
+    row = tiny_tokenizer(f"{query} {target}")["input_ids"]
+    prefix = tiny_tokenizer(told.plan([query])[0], add_special_tokens=False)["input_ids"]
+    wanted = told.base(input_ids=torch.tensor([row[:1] + prefix + row[1:]])).logits[0]
+    wanted = torch.cat([wanted[:1], wanted[1 + len(prefix) :]])
+    batch = left_padded(tiny_tokenizer, [f"{query} {target}", "A long one " * 9], "cpu")
+    with told.routed([query, "A long one"]):
+        logits = told(**batch).logits[0, -len(row) :]
+        torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+        cached = told.base(input_ids=torch.tensor([row]), use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="past_key_values: expected none"):
+            told(input_ids=torch.tensor([[5]]), past_key_values=cached)
+    with told.routed([query]):
+        forced_ids = Batch.of([encode_example(tiny_tokenizer, query, target)], "cpu")
+        start = len(tiny_tokenizer(query)["input_ids"])
+        torch.testing.assert_close(
+            target_logits(told, forced_ids)[0][0], wanted[start - 1], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_every_returned_sequence_keeps_its_question(told: Any, tiny_tokenizer: Any) -> None:
+    batch = left_padded(tiny_tokenizer, QUERIES[3:5], "cpu")
+    output = told.generate(
+        **batch, num_beams=2, num_return_sequences=2, max_new_tokens=3, do_sample=False
+    )
+    asked = batch["input_ids"].repeat_interleave(2, dim=0)
+    assert torch.equal(output[:, : asked.shape[1]], asked)
+
+
+def test_what_to_tell_names_prompt_and_target() -> None:
+    with pytest.raises(HParamsError, match="told: expected {prompt} and {target}"):
+        RetrievalHyperParams(told="{prompt}")
+
+
+@pytest.mark.parametrize(
+    ("apply", "hparams"),
+    [
+        (apply_neuraldb_to_model, NeuralDBHyperParams(layers=[1])),
+        (apply_horen_to_model, HoReNHyperParams(layers=[1])),
+        (apply_scen_to_model, SCENHyperParams(layers=[1])),
+        (apply_retrieval_to_model, RetrievalHyperParams()),
+    ],
+)
+def test_contradictions_are_refused(
+    apply: Any, hparams: Any, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    rows = [EDITS[0], EditRequest(EDITS[0].prompt, "coal", EDITS[0].subject)]
+    with pytest.raises(RequestError, match="different answers to the same prompt"):
+        apply(tiny_llama, tiny_tokenizer, rows, hparams)
