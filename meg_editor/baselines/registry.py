@@ -135,8 +135,12 @@ BASELINES: dict[str, Baseline] = {
     "malmen": Baseline(
         apply_malmen_to_model,
         MALMENHyperParams,
-        lambda depth: {"layers": _upper(depth)},
-        {},
+        lambda depth: {
+            "layers": _upper(depth),
+            "lr": [1e-5, 1e-4, 1e-3],
+            "meta_lr": [1e-6, 1e-5, 1e-4],
+        },
+        {"n_edits": 64, "max_iters": 30, "rank": 192},  # longer training wants a file of its own
     ),
     "scen": Baseline(
         apply_scen_to_model,

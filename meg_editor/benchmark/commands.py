@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meg_editor.baselines.registry import BASELINES
+from meg_editor.baselines.settings import BaselineHyperParams
 from meg_editor.benchmark.methods import Method, resolve_method
 from meg_editor.benchmark.paper_tables import run_tables
 from meg_editor.benchmark.plots import check_matplotlib
@@ -21,6 +22,8 @@ from meg_editor.data.preprocessing import one_per_subject, without_conflicts
 from meg_editor.data.reference_requests import edit_cases, reference_split
 from meg_editor.data.reference_world import load_world
 from meg_editor.data.splits import split_cases
+from meg_editor.easyedit.methods import NAMES as EASYEDIT
+from meg_editor.easyedit.methods import easyedit_method
 from meg_editor.evaluation import questions_of
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.loading import load_model
@@ -38,31 +41,56 @@ def benchmark_command(
     names: list[str] = []
     for name in options.methods.split(","):
         names += [*ALL, *BASELINES] if name == "all" else [name]
-    methods = {
-        name: None if name in BASELINES else resolve_method(name, hparams, paper)
-        for name in dict.fromkeys(names)
-    }
+    names = list(dict.fromkeys(names))
+    for name in names:  # a wrong name is told before an hour of trials
+        if _baseline(name) is None:
+            resolve_method(name, hparams, paper)
     benchmark = dataclasses.replace(_benchmark(options, hparams), seeds=options.seeds)
     model, tokenizer = load_model(hparams)
     searches: dict[str, list[Trial]] = {}
-    for name, method in methods.items():
-        if method is None:
-            methods[name], searches[name] = _searched(name, benchmark, model, tokenizer, options)
-    benchmark = dataclasses.replace(benchmark, methods=[m for m in methods.values() if m])
+    found: dict[str, Any] = {}
+    methods = []
+    for name in names:
+        baseline = _baseline(name)
+        if baseline is None:
+            methods.append(resolve_method(name, hparams, paper))
+            continue
+        if baseline not in found:
+            found[baseline], searches[baseline] = _searched(
+                baseline, benchmark, model, tokenizer, options
+            )
+        theirs = name != baseline
+        apply = easyedit_method(baseline) if theirs else BASELINES[baseline].apply
+        methods.append(Method(name, apply, found[baseline]))
+    benchmark = dataclasses.replace(benchmark, methods=methods)
     cells = run_benchmark(benchmark, model, tokenizer, options.out)
     write_report(cells, options.out, searches, plots=options.plots)
     print((options.out / "report.md").read_text("utf-8"))
 
 
+def _baseline(name: str) -> str | None:
+    """The baseline whose settings a method has: "memit" and "easyedit:MEMIT" have those of memit.
+
+    Raises:
+        ValueError: EasyEdit's version of something which is not compared.
+    """
+    theirs, colon, own = name.partition(":")
+    if colon and theirs == "easyedit":
+        if own.lower() not in EASYEDIT:
+            raise ValueError(f"method: expected easyedit: and one of {EASYEDIT}, got {name!r}")
+        return own.lower()
+    return name if name in BASELINES else None
+
+
 def _searched(
     name: str, benchmark: Benchmark, model: Any, tokenizer: Any, options: argparse.Namespace
-) -> tuple[Method, list[Trial]]:
-    """A baseline with the best settings of its trials."""
+) -> tuple[BaselineHyperParams, list[Trial]]:
+    """The best settings of a baseline's trials."""
     hparams = benchmark.hparams
     facts = benchmark.options["calibration"][: options.trial_edits]
     cases = [EvaluationCase.from_request(fact) for fact in facts]
     reader = QueryReader(tokenizer, hparams.prompt_template)
-    best, trials = search(
+    return search(
         name,
         BASELINES[name],
         model,
@@ -79,7 +107,6 @@ def _searched(
         options.out,
         {**benchmark.options, "store": StageStore(options.out / "stages"), "seed": 0},
     )
-    return Method(name, BASELINES[name].apply, best), trials
 
 
 def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None:
