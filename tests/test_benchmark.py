@@ -188,7 +188,7 @@ def test_every_method_answers_the_same_questions(cells: Any) -> None:
         assert broken["locality"]["ag"] < 50 and broken["score"] == 0
         assert set(unedited["retained_by_kind"].values()) == {100.0}
         assert max(broken["retained_by_kind"].values()) < 50
-        assert meg["bytes_per_edit"] > 0 and "bytes_per_edit" not in broken
+        assert meg["bytes_per_edit"] > 0 == broken["bytes_per_edit"]
         assert meg["near_duplicates"]["contradictory"] <= meg["near_duplicates"]["pairs"]
         assert sum(meg["gate_scores"]["reliability"]) == 8 and "gate_scores" not in unedited
         # Where a question names the target, even the unedited model may repeat it.

@@ -1,0 +1,136 @@
+"""Settings of baselines are chosen on calibration facts, with as many trials for each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meg_editor import MeGHyperParams, load_model
+from meg_editor.baselines.registry import BASELINES, Baseline
+from meg_editor.baselines.settings import BaselineHyperParams
+from meg_editor.benchmark.search import search
+from meg_editor.cli import main
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.reference_requests import calibration_requests
+from meg_editor.evaluation import questions_of
+from meg_editor.flat_hparams import setting
+from meg_editor.query import QueryReader
+
+WEIGHT = "model.norm.weight"
+
+
+@dataclass
+class ScaleHyperParams(BaselineHyperParams):
+    """Of a method which multiplies a weight: 1 keeps every answer, -1 breaks all."""
+
+    alg_name: str = setting("Scale", "Always Scale.")
+    factor: float = setting(1.0, "What the weight is multiplied by.")
+
+
+def scale(model: Any, tok: Any, requests: Any, hparams: Any, **_: Any) -> Any:
+    if hparams.factor == 0:
+        raise FloatingPointError("nothing would be left")
+    weight = model.get_parameter(WEIGHT)
+    old = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(hparams.factor)
+    return model, {WEIGHT: old}
+
+
+def scaling(*factors: float) -> Baseline:
+    return Baseline(scale, ScaleHyperParams, lambda depth: {"factor": factors}, {})
+
+
+@pytest.fixture(scope="module")
+def material() -> tuple[Any, ...]:
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    cases = [EvaluationCase.from_request(fact) for fact in calibration_requests(count=4)]
+    return model, tokenizer, cases, questions_of(model, tokenizer, cases, QueryReader(tokenizer))
+
+
+def run(baseline: Baseline, material: tuple[Any, ...], out: Path, said: list[str]) -> Any:
+    return search("scale", baseline, *material, {"seed": 3}, 3, out, {}, said.append)
+
+
+def test_the_best_trial_wins_and_failures_are_told(
+    material: tuple[Any, ...], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    hparams, trials = run(scaling(-1.0, 1.0, 0.0), material, tmp_path, said)
+    assert hparams == ScaleHyperParams(seed=3, factor=1.0)
+    by_factor = {trial.settings["factor"]: trial for trial in trials}
+    # Neither says a target (Score 0): what else they get right decides.
+    assert by_factor[1.0].rank > by_factor[-1.0].rank > by_factor[0.0].rank
+    assert by_factor[1.0].metrics[4] == 100 > by_factor[-1.0].metrics[4]
+    assert by_factor[0.0].failure == "nothing would be left" and by_factor[0.0].score is None
+    assert len(said) == 3 and sum("nothing would be left" in line for line in said) == 1
+
+
+def test_a_search_resumes(material: tuple[Any, ...], tmp_path: Path) -> None:
+    baseline = scaling(-1.0, 1.0, 0.5)
+    first = run(baseline, material, tmp_path, [])
+    path = tmp_path / "search" / "scale.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "trials": kept["trials"][:2]}))
+    said: list[str] = []
+    assert run(baseline, material, tmp_path, said)[0] == first[0]
+    assert len(said) == 1  # the third trial alone
+    assert run(baseline, material, tmp_path, said) == (
+        first[0],
+        run(baseline, material, tmp_path, [])[1],
+    )
+    run(scaling(-1.0, 1.0), material, tmp_path, said)
+    assert len(said) == 3  # another space: all of it again
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is damaged.*delete it to search again"):
+        run(baseline, material, tmp_path, said)
+
+
+def test_nothing_is_chosen_where_every_trial_fails(
+    material: tuple[Any, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="scale: every trial failed, .*: nothing would be left"):
+        run(scaling(0.0), material, tmp_path, [])
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("depth", [2, 6, 32])
+def test_spaces_hold_settings_which_exist(name: str, depth: int) -> None:
+    baseline = BASELINES[name]
+    trials = baseline.trials(depth, 20, seed=1)
+    assert 1 < len(trials) <= 20 and trials == baseline.trials(depth, 20, seed=1)
+    assert len({json.dumps(trial, sort_keys=True) for trial in trials}) == len(trials)
+    for trial in trials:
+        hparams = baseline.hparams({"prompt_template": "Q: {}", "nothing": 1, **trial})
+        assert hparams.prompt_template == "Q: {}"
+        assert all(getattr(hparams, key) == value for key, value in trial.items())
+        assert all(getattr(hparams, key) == value for key, value in baseline.fixed.items())
+        assert max(getattr(hparams, "layers", [0])) < depth
+
+
+def test_the_command_searches_and_records_it(tmp_path: Path, capsys: Any) -> None:
+    options = ["benchmark", "--data", "reference", "--edits", "3", "--seeds", "1"]
+    options += ["--trials", "2", "--trial-edits", "3", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*options, "--methods", "unedited,locft,retrieval"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {name: len(trials) for name, trials in report["searches"].items()} == {
+        "locft": 2,
+        "retrieval": 2,
+    }
+    cells = {cell["method"]: cell for cell in report["cells"]}
+    best = max(report["searches"]["locft"], key=lambda t: (t["score"], sum(t["metrics"])))
+    assert cells["locft"]["settings"].items() >= best["settings"].items()
+    assert "| retrieval |" in capsys.readouterr().out
+    for wrong, told in (
+        ("easyedit:ROME", "expected easyedit: and one of"),
+        ("memit=nowhere.yaml", "nowhere.yaml"),
+    ):
+        assert main([*options, "--methods", wrong]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["benchmark", "--data", "zsre", "--out", str(tmp_path)]) == 2
+    assert "--path: zsre needs the file" in capsys.readouterr().err
