@@ -459,7 +459,7 @@ def test_gradients_are_those_of_the_plain_loss(
         return shift + bump[:, order]
 
     monkeypatch.setattr(target_values._Descent, "_adam", noted)
-    order += sorted(range(len(facts)), key=lambda i: len(facts[i]))  # how they are batched
+    order += sorted(range(len(facts)), key=lambda i: facts[i].longest_tail)  # how they are batched
     settings = ValueSettings(lr=1.0, steps=3, decay=0.3, kl=0.7, nll=0.9, settle=False)
     with torch.enable_grad():
         optimise_values(model, facts, 2, modules, settings, 10**6)

@@ -27,9 +27,10 @@ class FactTokens:
     essence: Example | None
     essence_lookup: int
 
-    def __len__(self) -> int:
-        """The longest row, in tokens."""
-        return max(map(len, self.rows if self.essence is None else (*self.rows, self.essence)))
+    @property
+    def longest_tail(self) -> int:
+        """Tokens from the lookup token on, of the row which has most."""
+        return max(len(row) - at for row, at in zip(self.rows, self.lookups, strict=True))
 
 
 def fact_tokens(

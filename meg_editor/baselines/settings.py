@@ -27,7 +27,7 @@ class BaselineHyperParams(FlatHyperParams):
     target_end: bool = setting(
         True, "Whether the end of text is part of a target; without it answers may run on."
     )
-    rows_at_once: int = setting(256, "Sequences in one forward pass.", least=1)
+    rows_at_once: int = setting(64, "Sequences in one forward pass.", least=1)
     seed: int = setting(0, "Seed of every random choice.")
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from meg_editor.baselines.activations import first
 from meg_editor.baselines.fact_tokens import FactTokens
 from meg_editor.baselines.split_rows import SplitRows
-from meg_editor.ffn import text_config
+from meg_editor.ffn import decoder_blocks, text_config
 from meg_editor.progress import track
 from meg_editor.tokens import by_length, logits_of
 
@@ -92,9 +92,10 @@ def optimise_values(
     before = {name: torch.zeros(size) for name in modules}
     shift = {name: torch.zeros(size) for name in modules}
     probability = torch.zeros(len(facts))
+    tails = [fact.longest_tail for fact in facts]
     rows_each = len(facts[0].rows) + (facts[0].essence is not None)
     with track(range(len(facts)), "values", "fact") as bar:
-        for chunk in by_length([len(fact) for fact in facts], max(1, rows_at_once // rows_each)):
+        for chunk in by_length(tails, max(1, rows_at_once // rows_each)):
             rows = torch.tensor(chunk)
             descent = _Descent(model, [facts[i] for i in chunk], layer, modules, settings)
             if start is not None:
@@ -125,7 +126,13 @@ class _Descent:
         settings: ValueSettings,
     ) -> None:
         self.model, self.settings = model, settings
+        name, blocks = decoder_blocks(model)
+        # What leaves a block enters the next one: it need not be run itself.
+        self.entering = list(modules) == [f"{name}.{layer}"] and layer + 1 < len(blocks)
+        layer += self.entering
         self.places = [model.get_submodule(name) for name in modules]
+        if self.entering:
+            self.places = [blocks[layer]]
         self.rows = _Rows(model, layer, facts)
         size = text_config(model).hidden_size
         self.shift = torch.zeros(len(modules), len(facts), size, device=model.device)
@@ -191,21 +198,32 @@ class _Descent:
         """Within the block the shifts are added where the tails begin, at the lookup tokens."""
         rows = self.rows
 
-        def adding(place: int) -> Callable[..., Any]:
+        def added(place: int, states: Tensor) -> Tensor:
+            tails = states.reshape(*rows.split.ids.shape, -1)
+            if first_time:
+                self.before[place] = tails.detach()[rows.bare, 0]
+            start = tails[:, :1] + shift[place][rows.fact].unsqueeze(1).to(tails)
+            return torch.cat([start, tails[:, 1:]], dim=1).reshape(states.shape)
+
+        def leaving(place: int) -> Callable[..., Any]:
             def hook(_: nn.Module, __: Any, output: Any) -> Any:
-                leaving = first(output)
-                tails = leaving.reshape(*rows.split.ids.shape, -1)
-                if first_time:
-                    self.before[place] = tails.detach()[rows.bare, 0]
-                start = tails[:, :1] + shift[place][rows.fact].unsqueeze(1).to(tails)
-                tails = torch.cat([start, tails[:, 1:]], dim=1).reshape(leaving.shape)
+                tails = added(place, first(output))
                 return (tails, *output[1:]) if isinstance(output, tuple) else tails
 
             return hook
 
-        handles = [
-            module.register_forward_hook(adding(place)) for place, module in enumerate(self.places)
-        ]
+        def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (added(0, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": added(0, kwargs["hidden_states"])}
+
+        if self.entering:
+            handles = [self.places[0].register_forward_pre_hook(entering, with_kwargs=True)]
+        else:
+            handles = [
+                module.register_forward_hook(leaving(place))
+                for place, module in enumerate(self.places)
+            ]
         try:
             yield
         finally:
@@ -230,9 +248,9 @@ class _Rows:
         for index, one in enumerate(facts):
             pairs = list(zip(one.rows, one.lookups, strict=True))
             for example, cut in pairs:
-                rows.append(example.prompt + example.target)
+                rows.append(example.prompt + example.target[:-1])  # nothing comes after the last
                 start = len(example.prompt) - cut
-                labels.append(torch.tensor([-100] * (start - 1) + example.target + [-100]))
+                labels.append(torch.tensor([-100] * (start - 1) + example.target))
                 cuts.append(cut)
             if one.essence is not None:
                 rows.append(one.essence.prompt)
