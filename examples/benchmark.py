@@ -1,8 +1,9 @@
-"""Measured choices: batched collection, sampling steps, generators side by side.
+"""Measured choices: batched collection, sampling steps, generators, baselines side by side.
 
     python examples/benchmark.py collection                # against one fact at a time
     python examples/benchmark.py sampling --edits 1024     # 50, 10, 4, 2, 1 steps
     python examples/benchmark.py generators --edits 256 1024 4096
+    python examples/benchmark.py baselines --edits 256   # against EasyEdit's, on PYTHONPATH
 
 Each compares its ways in one run on the reference model and prints ratios or one table.
 """
@@ -16,9 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from meg_editor import MeGHyperParams, fit, load_model
+from meg_editor.baselines.locate import Locate
+from meg_editor.baselines.registry import BASELINES
+from meg_editor.baselines.settings import LocateHyperParams
+from meg_editor.benchmark import Method, edited
 from meg_editor.collection import collect
 from meg_editor.data.reference_requests import edit_cases
 from meg_editor.data.reference_world import load_world
+from meg_editor.easyedit.methods import easyedit_method
 from meg_editor.evaluation import Evaluation, evaluate
 from meg_editor.neuron import NeuronSpec
 from meg_editor.stages import StageStore
@@ -50,10 +56,10 @@ def sampling(options: argparse.Namespace) -> None:
     hparams = MeGHyperParams.preset(options.preset, seed=options.seed)
     model, tokenizer = load_model(hparams)
     cases = edit_cases(load_world(), options.edits[0], options.seed)
-    edited, _ = fit(model, tokenizer, [c.request for c in cases], hparams, store=_store(options))
+    meg, _ = fit(model, tokenizer, [c.request for c in cases], hparams, store=_store(options))
     print(_header("steps"))
     for steps in (50, 10, 4, 2, 1):
-        result = evaluate(edited, tokenizer, cases, sampling_steps=steps)
+        result = evaluate(meg, tokenizer, cases, sampling_steps=steps)
         print(_row(str(steps), result))
 
 
@@ -67,16 +73,50 @@ def generators(options: argparse.Namespace) -> None:
         store = _store(options)
         for name in ("dit", "mlp", "bank"):
             settings = dataclasses.replace(hparams, generator=name)
-            edited, report = fit(
+            meg, report = fit(
                 model, tokenizer, [case.request for case in cases], settings, store=store
             )
             neurons = report.collection.neurons if report.collection else None
-            result = evaluate(edited, tokenizer, cases, oracle=neurons)
+            result = evaluate(meg, tokenizer, cases, oracle=neurons)
             print(
                 f"{_row(f'{edits} {name}', result)}  {result.oracle_generality:6.2f} "
-                f"{report.seconds['generator']:6.1f} {edited.stored_bytes / edits / 1024:8.2f}",
+                f"{report.seconds['generator']:6.1f} {meg.stored_bytes / edits / 1024:8.2f}",
                 flush=True,
             )
+
+
+def baselines(options: argparse.Namespace) -> None:
+    """Our MEMIT, PMET, AlphaEdit, FT and UltraEdit against those of EasyEdit's checkout.
+
+    The same settings, contexts and covariances (computed before the clock starts) for both.
+    """
+    hparams = MeGHyperParams.preset("default", seed=options.seed)
+    model, tokenizer = load_model(hparams)
+    cases = edit_cases(load_world(), options.edits[0], options.seed)
+    store = _store(options)
+    values = {"v_lr": 5.0, "clamp_norm_factor": 12, "mom2_n_samples": 1000}  # looked up at subjects
+    settings: dict[str, dict[str, Any]] = {
+        "memit": {**values, "layers": [0, 1], "mom2_update_weight": 20},
+        "pmet": {**values, "layers": [0, 1], "mom2_update_weight": 20},
+        "alphaedit": {**values, "layers": [0], "nullspace_threshold": 2.0, "L2": 10},
+        "ft": {"layers": [2], "lr": 2e-3, "optimizer": "adam"},
+        "ultraedit": {"layers": [1, 2], "lr": 1e-3},
+    }
+    print(_header("method") + "  ms/edit")
+    for name, own in settings.items():
+        seconds = {}
+        chosen = BASELINES[name].settings(**own)
+        ways = {"": BASELINES[name].apply, "easyedit:": easyedit_method(name)}
+        if isinstance(chosen, LocateHyperParams):
+            Locate(store=store).moments(model, tokenizer, chosen)
+        for prefix, apply in ways.items():
+            method = Method(prefix + name, apply, chosen)
+            start = time.perf_counter()
+            with edited(method, model, tokenizer, cases, store=store, seed=0) as result:
+                seconds[prefix] = time.perf_counter() - start
+                row = _row(prefix + name, evaluate(result, tokenizer, cases))
+            print(f"{row}  {1000 * seconds[prefix] / len(cases):7.1f}", flush=True)
+        print(f"{name}: {seconds['easyedit:'] / seconds['']:.1f} times as fast", flush=True)
 
 
 def _header(first: str) -> str:
@@ -103,6 +143,7 @@ def main() -> None:
         "collection": (collection, [32]),
         "sampling": (sampling, [1024]),
         "generators": (generators, [256, 1024, 4096]),
+        "baselines": (baselines, [256]),
     }
     parser.add_argument("what", choices=commands)
     parser.add_argument("--edits", type=int, nargs="+")
