@@ -14,6 +14,7 @@ from torch import Tensor
 
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.neuron import NeuronHook, NeuronSpec
+from meg_editor.precision import bfloat16
 from meg_editor.progress import track
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
@@ -168,11 +169,7 @@ def _descend(
     for step in range(budget):
         current.requires_grad_(True)
         attached = hook.attached(current.repeat_interleave(contexts, dim=0))
-        precision = torch.autocast(
-            stream.device.type,
-            torch.bfloat16,
-            enabled=hparams.collection_bfloat16 and has_bfloat16(stream.device),
-        )
+        precision = bfloat16(stream.device, hparams.collection_bfloat16)
         with attached, upper.fed(stream), precision:
             logits, wanted, rows = target_logits(model, batch)
         token_loss = F.cross_entropy(logits, wanted, reduction="none")
@@ -201,11 +198,6 @@ def _descend(
             going = keep.repeat_interleave(contexts).to(stream.device)
             stream = stream[going, : batch.ids.shape[1]]
     return neurons, taken
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is fast there: a CPU which only imitates it takes up to 70 times as long."""
-    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _greedy_success(

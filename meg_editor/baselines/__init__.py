@@ -3,7 +3,7 @@
     model, old = apply_memit_to_model(model, tok, requests, hparams, return_orig_weights=True)
 
 The core, from the bottom: settings -> fact_tokens -> activations, covariance, target_values
--> locate (MEMIT, PMET, AlphaEdit) or token_gradients (UltraEdit, MALMEN); weights adds and restores.
+-> locate (MEMIT, PMET, AlphaEdit), token_gradients (UltraEdit, MALMEN); weights adds and restores.
 """
 
 from meg_editor.baselines.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model

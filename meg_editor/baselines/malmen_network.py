@@ -6,7 +6,7 @@ Linear layers of one shape share a network; each has its own scales, shifts, rat
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -175,9 +175,7 @@ class HyperNetwork(nn.Module):
 
     def _network(self, name: str) -> tuple[ShapeNetwork, int]:
         key, layer = self.places[name]
-        network = self.networks[key]
-        assert isinstance(network, ShapeNetwork)
-        return network, layer
+        return cast(ShapeNetwork, self.networks[key]), layer
 
 
 def _key(shape: tuple[int, int]) -> str:

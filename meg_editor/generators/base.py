@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from meg_editor.hparams import MeGHyperParams
+from meg_editor.precision import bfloat16
 from meg_editor.progress import track
 
 
@@ -146,14 +147,13 @@ class LearnedGenerator(WeightGenerator):
         losses: list[float] = []
         checks = {1, 25, 50, 100, *range(200, steps, 200)}
         self.train().requires_grad_(True)
-        device = network[0].device.type
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)  # dropout
             for step in track(range(steps), "generator"):
                 progress = step / steps
                 rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress))
                 optimizer.param_groups[0]["lr"] = h.generator_lr * rate
-                with torch.autocast(device, torch.bfloat16):
+                with bfloat16(network[0].device):
                     loss = next_loss()
                 optimizer.zero_grad()
                 loss.backward()
