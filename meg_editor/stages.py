@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -74,20 +75,35 @@ class StageStore:
         return stage
 
 
+def _checksum(tensors: Tensors) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        flat = tensors[name].contiguous().view(-1).view(torch.uint8)
+        digest.update(memoryview(flat.numpy()))
+    return digest.hexdigest()
+
+
 def _read(path: Path, key: str) -> Stage:
     try:
         with safe_open(path, "pt") as file:
             tensors = {entry: file.get_tensor(entry) for entry in file.keys()}
-            return Stage(tensors, key, float(file.metadata()["seconds"]), resumed=True)
+            told = file.metadata()
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}; delete it to run its stage again") from error
+    if told.get("sha256") != _checksum(tensors):
+        raise ValueError(
+            f"{path} is damaged: its checksum is another one; delete it to run its stage again"
+        )
+    return Stage(tensors, key, float(told["seconds"]), resumed=True)
 
 
 def _write(path: Path, stage: Stage) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     try:
-        save_file(stage.tensors, unfinished, {"seconds": str(stage.seconds)})
+        told = {"seconds": str(stage.seconds), "sha256": _checksum(stage.tensors)}
+        save_file(stage.tensors, unfinished, told)
         os.replace(unfinished, path)  # all or nothing: Ctrl-C leaves no half-written stage
     except SafetensorError as error:
         raise OSError(f"cannot keep a finished stage at {path}: {error}; free space") from error

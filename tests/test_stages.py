@@ -75,3 +75,22 @@ def test_a_damaged_stage_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(ValueError, match=f"{file} is damaged.*delete it"):
         StageStore(tmp_path).run("gate", [1], Work())
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    StageStore(tmp_path).run("gate", [1], Work())
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1  # within the last tensor: the file is as long and as well-formed as before
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} is damaged: its checksum .*delete it"):
+        StageStore(tmp_path).run("gate", [1], Work())
+
+
+def test_the_time_of_what_was_found_is_known(tmp_path: Path) -> None:
+    first = StageStore(tmp_path).run("gate", [1], Work())
+    store = StageStore(tmp_path)
+    store.run("gate", [1], Work())
+    assert store.seconds_saved == first.seconds > 0
+    store.run("gate", [1], Work())  # from memory: counted once
+    assert store.seconds_saved == first.seconds
