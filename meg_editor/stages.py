@@ -80,7 +80,7 @@ def _checksum(tensors: Tensors) -> str:
     for name in sorted(tensors):
         digest.update(name.encode())
         flat = tensors[name].contiguous().view(-1).view(torch.uint8)
-        digest.update(memoryview(flat.numpy()))
+        digest.update(flat.numpy().tobytes())
     return digest.hexdigest()
 
 
