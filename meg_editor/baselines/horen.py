@@ -11,7 +11,7 @@ import copy as copying
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from meg_editor.baselines.settings import LayerHyperParams
 from meg_editor.baselines.target_values import ValueSettings, optimise_values
 from meg_editor.baselines.weights import Requests
 from meg_editor.ffn import text_config
-from meg_editor.flat_hparams import HParamsError, setting
+from meg_editor.flat_hparams import setting
 from meg_editor.requests import only_edits
 from meg_editor.routed_model import RoutedModel
 from meg_editor.tokens import by_length, encode_example, left_padded
@@ -32,6 +32,8 @@ from meg_editor.tokens import by_length, encode_example, left_padded
 @dataclass
 class HoReNHyperParams(LayerHyperParams):
     """Hyper-parameters of HoReN, as its authors spell them: one layer."""
+
+    one_layer: ClassVar[bool] = True
 
     alg_name: str = setting("HOREN", "Always HOREN.")
     n_iter: int = setting(50, "Steps of Adam on a value.", least=1)
@@ -43,11 +45,6 @@ class HoReNHyperParams(LayerHyperParams):
     hopfield_retrieval_beta: float = setting(20.0, "Inverse temperature.", least=0)
     hopfield_retrieval_max_iter: int = setting(1, "Steps.", least=0)
     hopfield_key_match_threshold: float = setting(0.85, "Least cosine to the nearest key.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.layers) != 1:
-            raise HParamsError(f"layers: expected one layer such as [29], got {self.layers}")
 
 
 class HoReNModel(RoutedModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy as copying
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from meg_editor.baselines.settings import LocateHyperParams
 from meg_editor.baselines.shared_clone import shared_clone
 from meg_editor.baselines.target_values import optimise_values
 from meg_editor.baselines.weights import Requests
-from meg_editor.flat_hparams import HParamsError, setting
+from meg_editor.flat_hparams import setting
 from meg_editor.requests import only_edits
 
 
@@ -28,13 +28,10 @@ from meg_editor.requests import only_edits
 class NeuralDBHyperParams(LocateHyperParams):
     """Hyper-parameters of NeuralDB: one layer."""
 
+    one_layer: ClassVar[bool] = True
+
     alg_name: str = setting("NeuralDB", "Always NeuralDB.")
     gate_threshold: float = setting(0.65, "Least cosine γ to the nearest key.", below=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.layers) != 1:
-            raise HParamsError(f"layers: expected one layer such as [7], got {self.layers}")
 
 
 class KeyValueMemory(nn.Module):

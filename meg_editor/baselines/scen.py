@@ -10,7 +10,7 @@ import copy as copying
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from meg_editor.baselines.settings import LayerHyperParams
 from meg_editor.baselines.weights import Requests
 from meg_editor.collection import collect
 from meg_editor.data.reference_requests import pseudo_requests
-from meg_editor.flat_hparams import HParamsError, setting
+from meg_editor.flat_hparams import setting
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.neuron import NeuronHook, NeuronSpec
 from meg_editor.requests import EditRequest, only_edits
@@ -34,17 +34,14 @@ _NEGATIVES = 512  # states of other queries in one step
 class SCENHyperParams(LayerHyperParams):
     """Hyper-parameters of SCEN: one layer."""
 
+    one_layer: ClassVar[bool] = True
+
     alg_name: str = setting("SCEN", "Always SCEN.")
     expert_lr: float = setting(1.0, "Rate of SGD on an expert.", least=0)
     expert_steps: int = setting(60, "Steps of SGD, at most.", least=1)
     index_lr: float = setting(0.05, "Rate of Adam on the index neurons.", least=0)
     index_steps: int = setting(200, "Steps of Adam.", least=1)
     theta: float = setting(0.7, "An expert is used above this activation of its index neuron.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.layers) != 1:
-            raise HParamsError(f"layers: expected one layer such as [27], got {self.layers}")
 
 
 class SCENModel(RoutedModel):

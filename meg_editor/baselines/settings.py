@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from meg_editor.ffn import decoder_blocks, find_ffn
 from meg_editor.flat_hparams import FlatHyperParams, HParamsError, setting
@@ -49,6 +49,8 @@ class LayerHyperParams(BaselineHyperParams):
     is found by the structure of the model.
     """
 
+    one_layer: ClassVar[bool] = False  # of methods which work in one layer alone
+
     layers: list[int] = setting([0], "Decoder layers, 0-based, in ascending order.")
     rewrite_module_tmp: str | None = setting(
         None, "The FFN's last linear layer with {} for the layer; null: found."
@@ -64,6 +66,8 @@ class LayerHyperParams(BaselineHyperParams):
         super().__post_init__()
         if not self.layers or self.layers != sorted(set(self.layers)):
             raise HParamsError(f"layers: expected ascending indices, got {self.layers}")
+        if self.one_layer and len(self.layers) != 1:
+            raise HParamsError(f"layers: expected one layer such as [7], got {self.layers}")
 
     def down_projections(self, model: Any) -> list[str]:
         """The dotted name of the FFN's last linear layer, for each of `layers`.
