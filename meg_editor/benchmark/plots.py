@@ -79,18 +79,30 @@ def _save(plot: Callable[[Any, Sequence[Cell]], None], cells: Sequence[Cell], pa
     return path
 
 
-def _methods(cells: Sequence[Cell]) -> list[str]:
-    return list(dict.fromkeys(cell["method"] for cell in cells))
+def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """Method -> its colour and marker, of which no two are alike."""
+    methods = dict.fromkeys(cell["method"] for cell in cells)
+    return {
+        method: {"color": f"C{place % 10}", "marker": "os^Dv"[place // 10 % 5]}
+        for place, method in enumerate(methods)
+    }
+
+
+def _legend(axes: Any) -> None:
+    """Inside the axes where there is room, beside them for many methods."""
+    many = len(axes.get_legend_handles_labels()[1]) > 6
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if many else {}
+    axes.legend(frameon=False, **beside)
 
 
 def _score_over_edits(axes: Any, cells: Sequence[Cell]) -> None:
-    for method in _methods(cells):
+    for method, style in _styles(cells).items():
         own = [cell for cell in cells if cell["method"] == method]
         counts = sorted({cell["edits"] for cell in own})
         scores = [[cell["score"] for cell in own if cell["edits"] == n] for n in counts]
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
         means = [fmean(values) for values in scores]
-        axes.errorbar(counts, means, yerr=spread, marker="o", capsize=3, label=method)
+        axes.errorbar(counts, means, yerr=spread, capsize=3, label=method, **style)
     counts = sorted({cell["edits"] for cell in cells})
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
@@ -99,11 +111,11 @@ def _score_over_edits(axes: Any, cells: Sequence[Cell]) -> None:
     axes.set_xlabel("edits")
     axes.set_ylabel("Score (%)")
     axes.set_title(f"Score over the number of edits, {cells[0]['data']}")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _trade_off(axes: Any, cells: Sequence[Cell]) -> None:
-    for method in _methods(cells):
+    for method, style in _styles(cells).items():
         own = [cell for cell in cells if cell["method"] == method]
         axes.scatter(
             [cell["locality"]["ag"] for cell in own],
@@ -111,13 +123,14 @@ def _trade_off(axes: Any, cells: Sequence[Cell]) -> None:
             s=[18 + 6 * cell["edits"] ** 0.3 for cell in own],
             label=method,
             alpha=0.8,
+            **style,
         )
     axes.set_xlim(-2, 102)
     axes.set_ylim(-2, 102)
     axes.set_xlabel("Locality AG (%)")
     axes.set_ylabel("Generality AG (%)")
     axes.set_title(f"Generality against Locality, {cells[0]['data']} (size: edits)")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 _GROUPS = {"reliability": "edited prompts", "generality": "paraphrases", "locality": "others"}
