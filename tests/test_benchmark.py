@@ -197,6 +197,7 @@ def test_every_method_answers_the_same_questions(cells: Any) -> None:
         assert meg["trapped_by_kind"]["negated"] > 0  # accepted: they differ by one word
         assert unedited["perplexity"] <= meg["perplexity"] < broken["perplexity"]
         assert unedited["fluency"] > 0 and "long_answers" not in meg and "multi_hop" not in meg
+        assert meg["settings"]["generator"] == "bank" and "api_key" not in meg["settings"]
         for cell in (unedited, meg, broken):
             assert cell["latency"]["edited"]["p95"] >= cell["latency"]["edited"]["p50"] > 0
 

@@ -218,7 +218,7 @@ class _Draw:
                 "edits": len(self.cases),
                 "seed": self.seed,
                 **report.to_dict(),
-                "settings": hparams.to_dict() if isinstance(hparams, FlatHyperParams) else hparams,
+                "settings": _settings(hparams),
                 "seconds_total": seconds + store.seconds_saved,
                 "bytes_per_edit": stored / len(self.cases),
                 "peak_memory": peak_memory(self.model.device),
@@ -239,6 +239,13 @@ class _Draw:
                     self.benchmark.encode,
                 ),
             }
+
+
+def _settings(hparams: Any) -> Any:
+    """For the record: plain types, and no secret."""
+    if isinstance(hparams, FlatHyperParams):
+        return {name: v for name, v in hparams.to_dict().items() if name != "api_key"}
+    return json.loads(json.dumps(hparams, default=str))
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:
