@@ -283,4 +283,4 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: Any) -> None:
     assert report["cells"][1]["reliability"]["ag"] == 100
     assert (tmp_path / "out" / "report.md").read_text("utf-8") in capsys.readouterr().out
     assert main([*command[:2], "nothing", *command[3:]]) == 2
-    assert "--data: expected one of counterfact" in capsys.readouterr().err
+    assert "--data: expected one of reference, counterfact" in capsys.readouterr().err

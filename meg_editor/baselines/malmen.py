@@ -21,6 +21,7 @@ from meg_editor.baselines.token_gradients import (
     updates_of,
 )
 from meg_editor.baselines.weights import Requests, Updates, add, edit_weights, oriented, restored
+from meg_editor.data.reference_requests import pseudo_requests
 from meg_editor.fingerprint import fingerprint
 from meg_editor.flat_hparams import setting
 from meg_editor.names import words
@@ -112,13 +113,9 @@ def apply_malmen_to_model(
     """
 
     def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
-        facts = pseudo
-        if facts is None:
-            from meg_editor.data.reference_requests import pseudo_requests
-
-            facts = pseudo_requests()
         edited = {edit.key for edit in edits}
-        facts = [fact for fact in facts if fact.key not in edited]
+        every = pseudo_requests() if pseudo is None else pseudo
+        facts = [fact for fact in every if fact.key not in edited]
         network = hparams.network(target)
         stage = trained(target, tok, facts, hparams, store or StageStore())
         network.load_state_dict({k: v for k, v in stage.tensors.items() if k != "losses"})
