@@ -36,7 +36,7 @@ def find_ffn(model: PreTrainedModel, layer: int, module_template: str | None = N
     Raises ValueError for a layer which does not exist, a template which names no FFN, and blocks
     without a usable one: mixtures of experts, FFNs which add the residual (Bloom, MPT).
     """
-    block = _block_path(model, layer)
+    block = block_name(model, layer)
     if module_template is None:
         return _widest_ffn(model, block)
     if "{}" not in module_template:
@@ -63,17 +63,12 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise ValueError(f"{type(model).__name__} has no list of {count} decoder blocks")
 
 
-def block_name(model: PreTrainedModel, layer: int) -> str:
-    """The dotted name of decoder block `layer`. Raises ValueError if it is absent."""
-    return _block_path(model, layer)
-
-
 def attention_name(model: PreTrainedModel, layer: int) -> str:
     """The dotted name of the attention of decoder block `layer`.
 
     Raises ValueError if the block has no part of which the class is called so.
     """
-    block = _block_path(model, layer)
+    block = block_name(model, layer)
     parts = dict(model.get_submodule(block).named_children())
     for part, module in parts.items():
         if "attention" in type(module).__name__.lower():
@@ -81,7 +76,7 @@ def attention_name(model: PreTrainedModel, layer: int) -> str:
     raise ValueError(f"{block} has no attention among {', '.join(parts)}")
 
 
-def _block_path(model: PreTrainedModel, layer: int) -> str:
+def block_name(model: PreTrainedModel, layer: int) -> str:
     """The dotted name of block `layer`. Raises ValueError if it is absent or holds experts."""
     name, blocks = decoder_blocks(model)
     count = len(blocks)

@@ -51,8 +51,7 @@ class StageStore:
 
     def run(self, name: str, inputs: Any, compute: Callable[[], Tensors]) -> Stage:
         """`compute()`, or its result from an earlier run with equal `inputs` (JSON types)."""
-        text = json.dumps([name, inputs], sort_keys=True, default=str)
-        key = hashlib.sha256(text.encode()).hexdigest()[:24]
+        key = digest([name, inputs])
         if key in self._memory:
             return self._remember(key, self._memory[key])
         path = self.folder / f"{name}-{key}.safetensors" if self.folder else None
@@ -75,13 +74,19 @@ class StageStore:
         return stage
 
 
+def digest(parts: Any) -> str:
+    """Of JSON types, and of anything else by its text."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
 def _checksum(tensors: Tensors) -> str:
-    digest = hashlib.sha256()
+    whole = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(name.encode())
+        whole.update(name.encode())
         flat = tensors[name].contiguous().view(-1).view(torch.uint8)
-        digest.update(flat.numpy().tobytes())
-    return digest.hexdigest()
+        whole.update(flat.numpy().tobytes())
+    return whole.hexdigest()
 
 
 def _read(path: Path, key: str) -> Stage:

@@ -13,9 +13,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meg_editor.baselines.contexts import context_prefixes
-from meg_editor.baselines.fact_tokens import fact_tokens
-from meg_editor.baselines.locate import keys_of, value_settings
+from meg_editor.baselines.locate import Locate, keys_of, value_settings
 from meg_editor.baselines.settings import LocateHyperParams
 from meg_editor.baselines.shared_clone import shared_clone
 from meg_editor.baselines.target_values import optimise_values
@@ -85,9 +83,7 @@ def apply_neuraldb_to_model(
     edits = only_edits(requests)
     hparams.check(model)
     (name,) = hparams.down_projections(model)
-    if prefixes is None:
-        prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
-    facts = fact_tokens(tok, edits, prefixes, hparams)
+    facts = Locate(prefixes=prefixes).facts(model, tok, edits, hparams)
     keys = keys_of(model, facts, name, hparams.rows_at_once)
     values = optimise_values(
         model, facts, hparams.layers[0], [name], value_settings(hparams), hparams.rows_at_once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from meg_editor.data.reference_world import load_world
 from meg_editor.data.splits import split_cases
 from meg_editor.easyedit.methods import NAMES as EASYEDIT
 from meg_editor.easyedit.methods import easyedit_method
-from meg_editor.evaluation import questions_of
+from meg_editor.evaluation import Question, questions_of
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.loading import load_model
 from meg_editor.query import QueryReader
@@ -42,22 +43,29 @@ def benchmark_command(
     for name in options.methods.split(","):
         names += [*ALL, *BASELINES] if name == "all" else [name]
     names = list(dict.fromkeys(names))
-    for name in names:  # a wrong name is told before an hour of trials
-        if _baseline(name) is None:
-            resolve_method(name, hparams, paper)
+    # Resolved first: a wrong name is told before an hour of trials.
+    resolved = {
+        name: resolve_method(name, hparams, paper) for name in names if _baseline(name) is None
+    }
     benchmark = dataclasses.replace(_benchmark(options, hparams), seeds=options.seeds)
     model, tokenizer = load_model(hparams)
     searches: dict[str, list[Trial]] = {}
     found: dict[str, Any] = {}
-    methods = []
+    methods: list[Method] = []
+    facts = benchmark.options["calibration"][: options.trial_edits]
+    cases = [EvaluationCase.from_request(fact) for fact in facts]
+    questions: list[Question] = []
     for name in names:
         baseline = _baseline(name)
         if baseline is None:
-            methods.append(resolve_method(name, hparams, paper))
+            methods.append(resolved[name])
             continue
+        if not questions:  # the same for all trials of all methods
+            reader = QueryReader(tokenizer, hparams.prompt_template)
+            questions = questions_of(model, tokenizer, cases, reader)
         if baseline not in found:
             found[baseline], searches[baseline] = _searched(
-                baseline, benchmark, model, tokenizer, options
+                baseline, benchmark, model, tokenizer, cases, questions, options
             )
         theirs = name != baseline
         apply = easyedit_method(baseline) if theirs else BASELINES[baseline].apply
@@ -83,20 +91,23 @@ def _baseline(name: str) -> str | None:
 
 
 def _searched(
-    name: str, benchmark: Benchmark, model: Any, tokenizer: Any, options: argparse.Namespace
+    name: str,
+    benchmark: Benchmark,
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[EvaluationCase],
+    questions: Sequence[Question],
+    options: argparse.Namespace,
 ) -> tuple[BaselineHyperParams, list[Trial]]:
     """The best settings of a baseline's trials."""
     hparams = benchmark.hparams
-    facts = benchmark.options["calibration"][: options.trial_edits]
-    cases = [EvaluationCase.from_request(fact) for fact in facts]
-    reader = QueryReader(tokenizer, hparams.prompt_template)
     return search(
         name,
         BASELINES[name],
         model,
         tokenizer,
         cases,
-        questions_of(model, tokenizer, cases, reader),
+        questions,
         {
             "model_name": hparams.model_name,
             "prompt_template": hparams.prompt_template,

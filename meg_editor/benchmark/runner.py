@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -30,7 +29,7 @@ from meg_editor.hparams import MeGHyperParams
 from meg_editor.model import MeGModel
 from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
-from meg_editor.stages import StageStore
+from meg_editor.stages import StageStore, digest
 from meg_editor.text_files import write_json
 from meg_editor.tokens import batched_answers
 
@@ -182,8 +181,7 @@ class _Draw:
             [self.cases, self.chains],
             getattr(hparams, "__dict__", hparams),
         ]
-        text = json.dumps(parts, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        return digest(parts)
 
     def measure(self, method: Method, out: Path) -> dict[str, Any]:
         """One cell."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation import Question, evaluate
 from meg_editor.fingerprint import fingerprint
 from meg_editor.neuron import count_layers
+from meg_editor.stages import digest
 from meg_editor.text_files import write_json
 
 
@@ -72,7 +72,7 @@ def search(
     path = out / "search" / f"{name}.json"
     facts = [dataclasses.astuple(case.request) for case in cases]
     parts = [name, fingerprint(model), facts, common, dict(baseline.fixed), tried]
-    key = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
+    key = digest(parts)
     trials = _read(path, key)
     for settings in tried[len(trials) :]:
         method = Method(name, baseline.apply, baseline.hparams({**common, **settings}))

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from meg_editor.baselines.contexts import context_prefixes
-from meg_editor.baselines.covariance import second_moments
+from meg_editor.baselines.locate import Locate
 from meg_editor.baselines.settings import LocateHyperParams
 from meg_editor.baselines.token_gradients import TokenGradientHyperParams
-from meg_editor.data.reference_requests import reference_texts
 from meg_editor.easyedit.importing import EasyEditError, import_easyedit
 from meg_editor.ffn import attention_name, block_name, decoder_blocks, find_ffn
 from meg_editor.stages import StageStore
@@ -71,7 +70,7 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
         end = tok.eos_token if hparams.target_end else ""
         rows = [{**row, "target_new": f" {row['target_new']}{end}"} for row in requests]
         if isinstance(hparams, LocateHyperParams):
-            _fill_caches(module, model, tok, hparams, texts, store or StageStore())
+            _fill_caches(module, model, tok, hparams, texts, store)
         before = {key: value.detach().clone() for key, value in model.named_parameters()}
         needs = {key: value.requires_grad for key, value in model.named_parameters()}
         with _quiet_and_elsewhere():
@@ -97,9 +96,9 @@ def _settings(module: Any, model: Any, hparams: Any, edits: int) -> Any:
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     names = {id(part): name for name, part in model.named_modules()}
     head = model.get_input_embeddings() if tied else model.get_output_embeddings()
-    last_norm = list(model.get_decoder().named_children())
     blocks = decoder_blocks(model)[1]
-    after = [part for _, part in last_norm if "norm" in type(part).__name__.lower()]
+    parts = model.get_decoder().children()
+    norms = [part for part in parts if "norm" in type(part).__name__.lower()]
     values = {
         **hparams.to_dict(),
         "device": str(model.device),
@@ -111,7 +110,7 @@ def _settings(module: Any, model: Any, hparams: Any, edits: int) -> Any:
         "layer_module_tmp": f"{block}.".replace(swap, ".{}.").rstrip("."),
         "mlp_module_tmp": down.rpartition(".")[0].replace(swap, ".{}."),
         "attn_module_tmp": attention_name(model, layer).replace(swap, ".{}."),
-        "ln_f_module": names[id(after[-1])],
+        "ln_f_module": names[id(norms[-1])],
         # Quirk: a tied head is no named parameter.
         "lm_head_module": names[id(head)],
         "v_loss_layer": len(blocks) - 1,
@@ -137,15 +136,13 @@ def _fill_caches(
     tok: Any,
     hparams: LocateHyperParams,
     texts: Sequence[str] | None,
-    store: StageStore,
+    store: StageStore | None,
 ) -> None:
     """The same contexts and covariances as ours have."""
     prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
     own = [f"{prefix.replace('{', ' ').replace('}', ' ')}{{}}" for prefix in prefixes[1:]]
     module.CONTEXT_TEMPLATES_CACHE = [["{}"], own] if own else [["{}"]]
-    known = list(reference_texts() if texts is None else texts)[: hparams.mom2_n_samples]
-    names = hparams.down_projections(model)
-    moments = second_moments(model, tok, known, names, hparams.max_length, store)
+    moments = Locate(texts, store=store).moments(model, tok, hparams)
     module.COV_CACHE.clear()  # Quirk: kept from model to model
     for name, moment in moments.items():
         module.COV_CACHE[model.config._name_or_path.replace("/", "_"), name] = moment
