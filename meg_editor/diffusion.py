@@ -75,9 +75,10 @@ class Diffusion:
             scheduler = DDIMScheduler(**self._config, clip_sample=False)
         else:
             scheduler = DPMSolverMultistepScheduler(**self._config)
-        scheduler.set_timesteps(steps, device=condition.device)
+        scheduler.set_timesteps(steps)  # on the CPU: a scheduler reads its tables there
         x = start.expand(len(condition), -1)
         for t in scheduler.timesteps:
-            predicted = denoiser(x, t.expand(len(x)), condition)
+            time = torch.full((len(x),), int(t), device=x.device)
+            predicted = denoiser(x, time, condition)
             x = scheduler.step(predicted, t, x).prev_sample
         return x

@@ -67,9 +67,13 @@ class TextEncoder(nn.Module):
             truncation=True,
             max_length=self._max_length,
             return_tensors="pt",
-        ).to(next(self.parameters()).device)
+        )
+        # transformers looks whether a mask hides anything, and waits for the device to see it.
+        padded = not bool(batch["attention_mask"].all())
+        batch = batch.to(next(self.parameters()).device, non_blocking=True)
         mask = batch["attention_mask"]
-        states = self.model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        output = self.model(input_ids=batch["input_ids"], attention_mask=mask if padded else None)
+        states = output.last_hidden_state
         if self.pooling == "cls":
             pooled = states[:, 0]
         else:
@@ -88,7 +92,7 @@ class TextEncoder(nn.Module):
         parts = [self([texts[index] for index in chunk]) for chunk in chunks]
         inverse = torch.empty(len(order), dtype=torch.long)
         inverse[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(parts)[inverse.to(parts[0].device)]
+        return torch.cat(parts)[inverse.to(parts[0].device, non_blocking=True)]
 
 
 def _own_pooling(name: str | Path) -> Literal["cls", "mean"]:

@@ -134,6 +134,12 @@ class MeGHyperParams(FlatHyperParams):
     diffusion_train_timesteps: int = setting(1000, "Length of the noise schedule.", least=21)
     sampler: Literal["ddim", "dpm"] = setting("ddim", "Deterministic sampler.")
     sampling_steps: int = setting(4, "Sampling steps (paper: 50).", least=1)
+    generator_compile: bool = setting(
+        False, "Compile the DiT for answering (on a GPU with CUDA graphs); the first answer waits."
+    )
+    neuron_cache: int = setting(
+        1024, "Generated neurons kept, those used last; needs generator_anchored.", least=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

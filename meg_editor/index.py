@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meg_editor.names import named, words
+from meg_editor.names import NameIndex
 
 _CANDIDATES = 8  # compared by state
 _NAMED = 64  # edits at most which share a name with a query and are considered for it
+_MANY = 65536  # edits from which on memory counts more than the last digits of a cosine
 
 # Positions among the queries -> the LLM's states at their last token (R, D).
 ReadStates = Callable[[list[int]], Tensor]
@@ -40,10 +41,10 @@ class QueryIndex(nn.Module):
     born?" lie close together. `named` is the share of the subject's words which the query names,
     1 for an edit without a known subject. And no encoder has met every wording: `agreement` is
     the cosine between the LLM's own states, standardised, at the last tokens of the two queries.
-    The paper has the cosine alone: n = s = 0.
+    The paper has the cosine alone: n = s = 0. With s = 0 a search never waits for the device.
 
     Args:
-        anchors: (N, E) unit vectors of the edited queries.
+        anchors: (N, E) unit vectors of the edited queries; kept in float16 where they are many.
         subjects: N names, None where unknown.
         states: (N, D) of the LLM, needed if s > 0.
         background: (M, D) states of queries which are not edited: what is usual.
@@ -67,13 +68,9 @@ class QueryIndex(nn.Module):
                 f"expected one subject (or None) per anchor, got {len(subjects)} and {len(anchors)}"
             )
         self.name_weight, self.state_weight = name_weight, state_weight
-        self.names = [words(subject or "") for subject in subjects]
-        self._named: dict[str, list[int]] = {}
-        for row, name in enumerate(self.names):
-            for word in name:
-                self._named.setdefault(word, []).append(row)
+        self.names = NameIndex(subjects)
         self.anchors: Tensor
-        self.register_buffer("anchors", anchors.float())
+        self.register_buffer("anchors", anchors.half() if len(anchors) > _MANY else anchors.float())
         self.states: Tensor  # (N, D) standardised, unit length
         self.usual: Tensor  # (2, D) mean and spread of states
         if state_weight:
@@ -94,7 +91,7 @@ class QueryIndex(nn.Module):
         embeddings: Tensor,
         texts: Sequence[str],
         read_states: ReadStates | None = None,
-        least: float = -1.0,
+        least: float | Tensor = -1.0,
     ) -> Match:
         """Queries as unit vectors (B, E) and as B texts -> their matches.
 
@@ -103,26 +100,22 @@ class QueryIndex(nn.Module):
             least: a similarity below it need not be exact, only too low: states are read of no
                 query which cannot reach it.
         """
-        plain = not (self.name_weight or self.state_weight)
-        cosine, index = nearest(embeddings, self.anchors, 1 if plain else _CANDIDATES)
-        if plain:
-            return Match(index[:, 0], cosine[:, 0], cosine[:, 0])
         name, state = self.name_weight, self.state_weight
-        asked = [words(text) for text in texts]
+        cosine, index = nearest(embeddings, self.anchors, _CANDIDATES if name or state else 1)
+        similarity = (1 - name - state) * cosine
         if name:
-            more = self._namesakes(asked, index.tolist()).to(index.device)
-            there = torch.einsum("be,bce->bc", embeddings, self.anchors[more.clamp_min(0)])
-            there[more < 0] = -torch.inf
-            index, cosine = torch.cat([index, more], 1), torch.cat([cosine, there], 1)
-        shares = [
-            [named(self.names[candidate], words_) for candidate in row]
-            for words_, row in zip(asked, index.tolist(), strict=True)
-        ]
-        found = torch.tensor(shares, device=cosine.device).reshape(cosine.shape)
-        similarity = (1 - name - state) * cosine + name * found
+            asked = self.names.read(texts)
+            more = self.names.bearers(asked, _NAMED).to(index.device, non_blocking=True)
+            known = (more.unsqueeze(2) == index.unsqueeze(1)).any(2) | (more < 0)
+            more = more.clamp_min(0)
+            there = torch.einsum("be,bce->bc", embeddings, self.anchors[more].to(embeddings))
+            cosine = torch.cat([cosine, there.masked_fill(known, -torch.inf)], 1)
+            index = torch.cat([index, more], 1)
+            similarity = (1 - name - state) * cosine + name * self.names.shares(asked, index)
         similarity, best = similarity.topk(min(_CANDIDATES, similarity.shape[1]), dim=1)
         index, cosine = index.gather(1, best), cosine.gather(1, best)
         if state and read_states is not None:
+            # To wait for the device here costs less than to read states in vain.
             rows = (similarity.amax(1) + state >= least).nonzero().flatten()
             if len(rows):
                 own = self._standard(read_states(rows.tolist()).to(cosine.device))
@@ -130,23 +123,6 @@ class QueryIndex(nn.Module):
                 similarity[rows] += state * (theirs * own.unsqueeze(1)).sum(-1)
         best = similarity.argmax(1, keepdim=True)
         return Match(*(values.gather(1, best)[:, 0] for values in (index, similarity, cosine)))
-
-    def _namesakes(self, asked: Sequence[frozenset[str]], known: Sequence[list[int]]) -> Tensor:
-        """Edits whose subjects share words with the queries, beside the `known` ones.
-
-        (B, C) int64 with C ≤ _NAMED, filled up with -1. Rare words first: they tell more.
-        """
-        rows: list[list[int]] = []
-        for query, have in zip(asked, known, strict=True):
-            found: dict[int, None] = {}
-            for sharing in sorted((self._named.get(word, []) for word in query), key=len):
-                if found and len(found) + len(sharing) > _NAMED:
-                    break
-                found.update(dict.fromkeys(sharing[:_NAMED]))
-            rows.append([row for row in found if row not in have])
-        width = max(map(len, rows), default=0)
-        filled = [row + [-1] * (width - len(row)) for row in rows]
-        return torch.tensor(filled, dtype=torch.long).reshape(len(rows), width)
 
 
 @torch.no_grad()
@@ -156,14 +132,19 @@ def nearest(
     """Cosines to, and indices of, the `count` nearest keys (or all N), best first.
 
     (B, E), (N, E) unit vectors -> (B, count) float, (B, count) int64. Memory is O(B · chunk),
-    whatever N is.
+    whatever N is. Keys in half precision are searched in it; the cosines of those found are exact.
     """
-    best = queries.new_empty(len(queries), 0)
+    asked = queries.to(keys.dtype)
+    best = asked.new_empty(len(queries), 0)
     where = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(keys), chunk):
-        cosines = queries @ keys[start : start + chunk].T
+        cosines = asked @ keys[start : start + chunk].T
         value, index = cosines.topk(min(count, cosines.shape[1]), dim=1)
         value, index = torch.cat([best, value], 1), torch.cat([where, index + start], 1)
         best, order = value.topk(min(count, value.shape[1]), dim=1)
         where = index.gather(1, order)
-    return best, where
+    if best.dtype == queries.dtype:
+        return best, where
+    best = torch.einsum("be,bce->bc", queries, keys[where].to(queries))
+    best, order = best.sort(dim=1, descending=True)
+    return best, where.gather(1, order)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from meg_editor.encoder import TextEncoder
@@ -16,6 +17,7 @@ from meg_editor.generators import WeightGenerator
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.index import QueryIndex
 from meg_editor.neuron import NeuronHook, NeuronSpec
+from meg_editor.neuron_cache import NeuronCache
 from meg_editor.requests import EditRequest
 from meg_editor.routed_model import RoutedModel
 from meg_editor.routing import Router, Routing
@@ -59,6 +61,7 @@ class MeGModel(RoutedModel):
         self.edits = tuple(edits)
         self.fitted: FitReport | None = None
         self.states = StateReader(base, tokenizer, spec, self.reader)
+        self.cache = NeuronCache(hparams.neuron_cache)
         self.hook = NeuronHook(base, spec)
         weakref.finalize(self, self.hook.remove)  # the base model may outlive many wrappers
         for part in (encoder, gate, generator, self.index):
@@ -97,19 +100,30 @@ class MeGModel(RoutedModel):
     def neurons(self, routing: Routing, steps: int | None = None) -> Tensor | None:
         """Neurons (B, P) for a routing, zero where a query is not an edit; None if none is.
 
+        Those asked for lately are taken from the cache (`neuron_cache`).
+
         Args:
             steps: sampling steps, if not those of the hyper-parameters.
         """
-        rows = routing.is_edit.nonzero().flatten()
-        if not len(rows):
+        # Which rows need a neuron is all that ever comes back from the device: B numbers.
+        wanted = torch.where(routing.is_edit, routing.nearest, -1).tolist()
+        rows = [row for row, edit in enumerate(wanted) if edit >= 0]
+        if not rows:
             return None
-        conditions = routing.embeddings[rows]
-        if self.hparams.generator_anchored:
-            conditions = self.anchors[routing.nearest[rows]]
-        generated = self.generator.generate(conditions, steps)
-        neurons = generated.new_zeros(len(routing.is_edit), self.spec.size)
-        neurons[rows] = generated
+        place = torch.tensor(rows).to(routing.nearest.device, non_blocking=True)
+        if not self.hparams.generator_anchored:
+            generated = self.generator.generate(routing.embeddings[place], steps)
+        elif steps is None and self.cache.size:
+            generated = self.cache.get([wanted[row] for row in rows], self._of_edits)
+        else:
+            generated = self.generator.generate(self.anchors[routing.nearest[place]].float(), steps)
+        neurons = generated.new_zeros(len(wanted), self.spec.size)
+        neurons[place] = generated
         return neurons
+
+    def _of_edits(self, edits: list[int]) -> Tensor:
+        rows = torch.tensor(edits).to(self.anchors.device, non_blocking=True)
+        return self.generator.generate(self.anchors[rows].float())
 
     @contextmanager
     def routed(self, queries: str | Sequence[str]) -> Iterator[Routing]:

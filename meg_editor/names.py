@@ -1,9 +1,15 @@
-"""Does a text name a subject? The words of names, compared as people do."""
+"""Does a text name a subject? The words of names, compared as people do, for many at once."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 # Scripts which put no spaces between words are compared character by character.
 _UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -16,9 +22,68 @@ def words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(unicodedata.normalize("NFC", bare).casefold()))
 
 
-def named(subject: frozenset[str], text: frozenset[str]) -> float:
-    """The share of the subject's words, in [0, 1], that are among those of a text.
+class NameIndex(nn.Module):
+    """The words of N names (None where unknown), as numbers which a device can compare.
 
-    1 where no subject is known: there is nothing that the text fails to name.
+    16 bytes per word and name, and the vocabulary.
     """
-    return len(subject & text) / len(subject) if subject else 1.0
+
+    def __init__(self, names: Sequence[str | None]) -> None:
+        super().__init__()
+        self._vocabulary: dict[str, int] = {}
+        known = self._vocabulary
+        numbers = [
+            [known.setdefault(word, len(known)) for word in sorted(words(name or ""))]
+            for name in names
+        ]
+        lengths = np.array([len(row) for row in numbers], dtype=np.int64)
+        flat = np.fromiter(chain.from_iterable(numbers), np.int64, int(lengths.sum()))
+        owner = np.repeat(np.arange(len(numbers)), lengths)
+        # The names with word w are _bearers[_starts[w] : _starts[w + 1]].
+        order = np.argsort(flat, kind="stable")
+        self._bearers = owner[order]
+        self._starts = np.searchsorted(flat[order], np.arange(len(known) + 1))
+        table = np.full((len(numbers), int(lengths.max(initial=0))), -1, dtype=np.int32)
+        table[owner, np.arange(len(flat)) - (np.cumsum(lengths) - lengths)[owner]] = flat
+        self.table: Tensor  # (N, W) word numbers, filled up with -1
+        self.register_buffer("table", torch.from_numpy(table), persistent=False)
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """The numbers of those words of B texts which stand in any name."""
+        known = self._vocabulary
+        return [[known[word] for word in sorted(words(text)) if word in known] for text in texts]
+
+    def shares(self, asked: Sequence[Sequence[int]], rows: Tensor) -> Tensor:
+        """Of the words of each name (B, C) the share, in [0, 1], that is among those of the text.
+
+        1 where no name is known: there is nothing that the text fails to name.
+        """
+        texts = rectangle(asked, fill=-2).to(rows.device, non_blocking=True)
+        names = self.table[rows]  # (B, C, W)
+        there = (names.unsqueeze(3) == texts[:, None, None, :]).any(3).sum(2)
+        count = (names >= 0).sum(2)
+        return torch.where(count > 0, there / count.clamp_min(1), 1.0)
+
+    def bearers(self, asked: Sequence[Sequence[int]], most: int) -> Tensor:
+        """Names which share words with the texts: (B, C ≤ most) rows, filled up with -1.
+
+        Rare words first: they tell more. A word which would exceed `most` ends the search.
+        """
+        starts = self._starts
+        rows: list[list[int]] = []
+        for numbers in asked:
+            found: dict[int, None] = {}
+            for word in sorted(numbers, key=lambda word: int(starts[word + 1] - starts[word])):
+                sharing = self._bearers[starts[word] : starts[word + 1]]
+                if found and len(found) + len(sharing) > most:
+                    break
+                found.update(dict.fromkeys(sharing[:most].tolist()))
+            rows.append(list(found))
+        return rectangle(rows, fill=-1)
+
+
+def rectangle(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """B lists of numbers -> (B, longest) int64, filled up on the right."""
+    width = max(map(len, rows), default=0)
+    filled = [[*row, *[fill] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long).reshape(len(rows), width)

@@ -2,8 +2,8 @@
 
 meg_config.json         settings, the base model, and sha256 and size of every other file
 edits.jsonl             one EditRequest per line
-index.safetensors       anchors (N, E) in float32: rounded ones could route differently after a
-                        reload; states (N, D) of the LLM in float16
+index.safetensors       anchors (N, E) as they are in memory: rounded ones could route differently
+                        after a reload; states (N, D) of the LLM in float16
 gate.safetensors, generator.safetensors
 encoder/, tokenizer/    as transformers saves them; the tokenizer is the LM's
 base/                   the LM and its tokenizer, with `save_base` only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,25 +19,38 @@ from meg_editor.states import StateReader
 
 @dataclass(frozen=True)
 class Routing:
-    """Where B queries go.
+    """Where B queries go. Everything stays on the device until it is asked for.
 
     Attributes:
-        readings: the part of each query that was understood as the question.
-        embeddings: (B, E) unit vectors of the readings.
+        options: the possible questions in each query.
+        choice: (B,) which of its options was understood as the question.
+        embeddings: (B, E) unit vectors of these.
         is_edit: (B,) bool.
-        score: (B,) of the gate, to compare with `threshold`.
-        threshold: the least score of an edit.
+        score: (B,) of the gate, to compare with `limit`.
+        limit: () the least score of an edit.
         nearest: (B,) index of the nearest edited query, whether the query is an edit or not.
         cosine: (B,) of the embeddings of these two, whatever the names.
     """
 
-    readings: list[str]
+    options: Sequence[Sequence[str]]
+    choice: Tensor
     embeddings: Tensor
     is_edit: Tensor
     score: Tensor
-    threshold: float
+    limit: Tensor
     nearest: Tensor
     cosine: Tensor
+
+    @property
+    def readings(self) -> list[str]:
+        """The part of each query that was understood as the question."""
+        chosen = zip(self.options, self.choice.tolist(), strict=True)
+        return [options[place] for options, place in chosen]
+
+    @property
+    def threshold(self) -> float:
+        """The least score of an edit."""
+        return float(self.limit)
 
 
 def index_queries(
@@ -76,30 +90,32 @@ class Router:
 
         A query without any reading is read as the empty text.
         """
-        readings = [options or [""] for options in readings]
-        flat = [reading for options in readings for reading in options]
-        owner = [row for row, options in enumerate(readings) for _ in options]
+        options = [list(given) or [""] for given in readings]
+        flat = [reading for given in options for reading in given]
         embeddings = self.encoder.encode(flat)
-        threshold = float(self.gate.threshold)
+        limit = self.gate.threshold
         match = self.index.search(
-            embeddings,
-            flat,
-            lambda rows: self.states.read([flat[row] for row in rows]),
-            threshold,
+            embeddings, flat, lambda rows: self.states.read([flat[row] for row in rows]), limit
         )
         score = self.gate.score(embeddings, match.similarity)
-        best = [-1] * len(readings)
-        values = score.tolist()
-        for position, row in enumerate(owner):
-            if best[row] < 0 or values[position] > values[best[row]]:
-                best[row] = position
-        rows = torch.tensor(best, dtype=torch.long, device=embeddings.device)
+        # (B, most options) places in `flat`; who has fewer options has the first one repeated.
+        width = max(map(len, options), default=1)
+        starts = accumulate(map(len, options), initial=0)
+        table = [
+            [start + (n if n < len(given) else 0) for n in range(width)]
+            for start, given in zip(starts, options, strict=False)
+        ]
+        places = torch.tensor(table, dtype=torch.long).reshape(len(options), width)
+        places = places.to(score.device, non_blocking=True)
+        best = score[places].argmax(1, keepdim=True)
+        rows = places.gather(1, best)[:, 0]
         return Routing(
-            [flat[position] for position in best],
+            options,
+            rows - places[:, 0],
             embeddings[rows],
-            score[rows] >= threshold,
+            score[rows] >= limit,
             score[rows],
-            threshold,
+            limit,
             match.index[rows],
             match.cosine[rows],
         )

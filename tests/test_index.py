@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meg_editor.index import QueryIndex, nearest
-from meg_editor.names import named, words
+from meg_editor.names import NameIndex
 
 E = 32
 
@@ -68,7 +68,9 @@ def test_nearest_of_no_queries() -> None:
     ],
 )
 def test_the_share_of_a_name_that_a_text_gives(subject: str, text: str, share: float) -> None:
-    assert named(words(subject), words(text)) == share
+    index = NameIndex(["Somebody else", subject])
+    shares = index.shares(index.read([text]), torch.tensor([[1, 0]]))
+    assert shares.tolist() == [[share, 0.0]]
 
 
 # ---------------------------------------------------------------------------------- search
@@ -181,3 +183,28 @@ def test_as_many_subjects_and_states_as_anchors_are_needed() -> None:
         QueryIndex(unit(3, E), [None] * 3, state_weight=0.1)
     with pytest.raises(ValueError, match="expected 3 states, got 2"):
         QueryIndex(unit(3, E), [None] * 3, unit(2, 4), state_weight=0.1)
+
+
+def test_many_anchors_are_kept_and_searched_in_half_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meg_editor.index._MANY", 99)
+    keys = unit(100, E)
+    queries = F.normalize(keys[[5, 77]] + 0.3 * unit(2, E, seed=4), dim=-1)
+    index = QueryIndex(keys, [None, "Ada"] * 50, name_weight=0.2)
+    assert index.anchors.dtype == torch.float16
+    match = index.search(queries, ["Ada?", "Ada?"])
+    assert match.index.tolist() == [5, 77] and match.similarity.dtype == torch.float32
+    exact = (queries * keys[[5, 77]]).sum(1)
+    torch.testing.assert_close(match.cosine, exact, atol=1e-3, rtol=0)
+    torch.testing.assert_close(match.similarity, 0.8 * match.cosine + 0.2)
+
+
+def test_cosines_of_keys_in_half_precision_are_exact_and_in_order() -> None:
+    queries, keys = unit(13, E), unit(100, E, seed=2).half()
+    cosine, index = nearest(queries, keys, 8, chunk=7)
+    products = queries @ keys.float().T
+    assert cosine.dtype == torch.float32
+    torch.testing.assert_close(cosine, products.gather(1, index))
+    assert bool((cosine[:, :-1] >= cosine[:, 1:]).all())
+    assert torch.equal(index[:, 0], products.argmax(1))

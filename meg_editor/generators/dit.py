@@ -12,7 +12,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero
 from torch import Tensor, nn
 
-from meg_editor.diffusion import Diffusion
+from meg_editor.diffusion import Denoiser, Diffusion
 from meg_editor.generators.base import LearnedGenerator
 from meg_editor.hparams import MeGHyperParams
 
@@ -107,6 +107,7 @@ class DiTGenerator(LearnedGenerator):
         noise = torch.randn(size, generator=torch.Generator().manual_seed(hparams.seed))
         self.start: Tensor
         self.register_buffer("start", noise)
+        self._compiled: Denoiser | None = None  # a function, so that the state stays the network's
         self.eval()
 
     @classmethod
@@ -120,8 +121,11 @@ class DiTGenerator(LearnedGenerator):
 
     @torch.no_grad()
     def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
+        network: Denoiser = self.network
+        if self.hparams.generator_compile:
+            if self._compiled is None:
+                self._compiled = torch.compile(self.network.forward, mode="reduce-overhead")
+            network = self._compiled
         steps = steps or self.hparams.sampling_steps
-        values = self.diffusion.sample(
-            self.network, conditions, self.start, steps, self.hparams.sampler
-        )
+        values = self.diffusion.sample(network, conditions, self.start, steps, self.hparams.sampler)
         return self.scaling.inverse(values)
