@@ -55,6 +55,7 @@ setup(
         "accelerate>=1.1",  # transformers wants it for device_map (model_parallel)
         "diffusers>=0.35",
         "numpy>=1.26",
+        "psutil>=5.9",
         "pyyaml>=6.0",
         "safetensors>=0.4.5",
         "scikit-learn>=1.4",

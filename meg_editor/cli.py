@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     demo.set_defaults(run=_demo)
 
-    edit = commands.add_parser("edit", help="edit a model with facts from a file")
+    edit = commands.add_parser(
+        "edit", help="edit a model with facts from a file; accelerate launch -m meg_editor edit …"
+    )
     _add_model(edit)
     edit.add_argument("--edits", type=Path, required=True, help="JSON, JSONL or CSV")
     edit.add_argument("--pseudo", type=Path, help="facts with rephrases for tuning the encoder")
@@ -152,11 +154,13 @@ def _demo(options: argparse.Namespace) -> None:
 def _edit(options: argparse.Namespace) -> None:
     from meg_editor.loading import load_model
     from meg_editor.persistence import check_destination
+    from meg_editor.processes import Processes
     from meg_editor.request_files import read_requests
     from meg_editor.stages import StageStore
     from meg_editor.training import fit
 
     hparams = _hparams(options)
+    processes = Processes.launched(hparams.device)
     merged = read_requests(options.edits)
     pseudo, calibration = (
         read_requests(path).requests if path else None
@@ -172,7 +176,10 @@ def _edit(options: argparse.Namespace) -> None:
         pseudo=pseudo,
         calibration=calibration,
         store=StageStore(out.with_name(f"{out.name}.stages")),
+        processes=processes,
     )
+    if not processes.is_main:
+        return
     edited.save_pretrained(out, save_base=options.save_base)
     resumed = f" (resumed: {', '.join(report.resumed)})" if report.resumed else ""
     print(f"{report.edits} facts in {sum(report.seconds.values()):.1f} s{resumed} -> {options.out}")

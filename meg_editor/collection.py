@@ -9,25 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
+from meg_editor.descent import Rows, descend, row_losses
 from meg_editor.hparams import MeGHyperParams
+from meg_editor.memory import free_bytes, rows_within
 from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.precision import bfloat16
 from meg_editor.progress import track
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import (
-    Batch,
-    Example,
-    batched_answers,
-    by_length,
-    encode_example,
-    greedy_answers,
-    target_logits,
-)
+from meg_editor.tokens import Batch, Example, batched_answers, encode_example
 from meg_editor.upper_layers import UpperLayers
+
+_ENOUGH = {"cpu": 48}  # rows: more are no faster there
+_MOST = 4096
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,15 @@ class Collection:
     neurons: Tensor
     success: Tensor
     steps: Tensor
+
+    @classmethod
+    def empty(cls, spec: NeuronSpec, count: int = 0) -> Collection:
+        """Of facts which have no neuron yet."""
+        return cls(
+            torch.zeros(count, spec.size),
+            torch.ones(count, dtype=torch.bool),
+            torch.zeros(count, dtype=torch.long),
+        )
 
 
 def shared_start(spec: NeuronSpec, seed: int) -> Tensor:
@@ -93,28 +98,37 @@ def collect(
     neurons = start.repeat(len(requests), 1)
     success = torch.zeros(len(requests), dtype=torch.bool)
     steps = torch.zeros(len(requests), dtype=torch.long)
+    longest = max(len(row.target) for rows in examples for row in rows)
+    prompts = [reader.wrap(request.prompt) for request in requests]
     open_facts = list(range(len(requests)))
     with NeuronHook(model, spec) as hook:
+        rows = _rows_at_once(model, hook, start, examples, hparams)
+        # Should they not fit all the same, it begins again with fewer.
+        fitting_descent = find_executable_batch_size(descend, starting_batch_size=rows)
         for attempt in range(1 + hparams.collection_retries):
-            rate = hparams.collection_lr / 2**attempt
-            budget = hparams.collection_steps * 2**attempt
-            lengths = [max(map(len, examples[fact])) for fact in open_facts]
             with track(range(len(open_facts)), "neurons", "fact") as bar:
-                facts_at_once = hparams.collection_batch_size // hparams.collection_contexts
-                for chunk in by_length(lengths, max(1, facts_at_once)):
-                    facts = [open_facts[position] for position in chunk]
-                    found, taken = _descend(
-                        model, hook, start, [examples[f] for f in facts], rate, budget, hparams
-                    )
-                    told = _greedy_success(
-                        model, tokenizer, hook, found, [requests[f] for f in facts], reader
-                    )
-                    finite = found.isfinite().all(1)
-                    rows = torch.tensor(facts)
-                    steps[rows] += taken
-                    neurons[rows[finite]] = found[finite]
-                    success[rows] = told & finite
-                    bar.update(len(facts))
+                found, taken = fitting_descent(
+                    model,
+                    hook,
+                    start,
+                    [examples[fact] for fact in open_facts],
+                    hparams.collection_lr / 2**attempt,
+                    hparams.collection_steps * 2**attempt,
+                    hparams,
+                    bar.update,
+                )
+            finite = found.isfinite().all(1)
+            told = answers_with(
+                model, tokenizer, spec, found, [prompts[fact] for fact in open_facts], longest
+            )
+            right = [
+                answer == requests[fact].target_new
+                for fact, answer in zip(open_facts, told, strict=True)
+            ]
+            places = torch.tensor(open_facts)
+            steps[places] += taken
+            neurons[places[finite]] = found[finite]
+            success[places] = torch.tensor(right) & finite
             open_facts = [fact for fact in open_facts if not success[fact]]
             if not open_facts:
                 break
@@ -124,6 +138,33 @@ def collect(
             f"({hparams.collection_lr})"
         )
     return Collection(neurons, success, steps)
+
+
+def _rows_at_once(
+    model: Any,
+    hook: NeuronHook,
+    start: Tensor,
+    examples: Sequence[Sequence[Example]],
+    hparams: MeGHyperParams,
+) -> int:
+    """The given batch size, or as many rows of the longest fact as fit into memory."""
+    if hparams.collection_batch_size is not None:
+        return hparams.collection_batch_size
+    device = model.device
+    longest = max(examples, key=lambda rows: max(map(len, rows)))
+    batch = Batch.of(longest, device)
+    upper = UpperLayers(model, hook.spec.layer)
+    owner = torch.zeros(len(longest), dtype=torch.long, device=device)
+    rows = Rows(batch, upper.stream(batch.ids), owner)
+    neuron = start[None].to(device).requires_grad_(True)
+
+    def forward() -> Tensor:
+        half = hparams.collection_bfloat16
+        return row_losses(model, hook, upper, rows, neuron, half)[0]
+
+    budget = hparams.collection_memory * free_bytes(device)
+    fitting = rows_within(budget, forward, len(longest), model.parameters())
+    return min(fitting, _ENOUGH.get(device.type, _MOST))
 
 
 def answers_with(
@@ -146,76 +187,6 @@ def answers_with(
             lambda chunk: hook.attached(own[chunk]),
             rows,
         )
-
-
-def _descend(
-    model: Any,
-    hook: NeuronHook,
-    start: Tensor,
-    facts: Sequence[Sequence[Example]],
-    rate: float,
-    budget: int,
-    hparams: MeGHyperParams,
-) -> tuple[Tensor, Tensor]:
-    """SGD on the neurons of M facts: (M, P) on the CPU, and steps taken (M,)."""
-    contexts = len(facts[0])
-    neurons = start.repeat(len(facts), 1)
-    taken = torch.zeros(len(facts), dtype=torch.long)
-    active = torch.arange(len(facts))
-    batch = Batch.of([row for fact in facts for row in fact], model.device)
-    upper = UpperLayers(model, hook.spec.layer)
-    stream = upper.stream(batch.ids)  # the layers below the neuron never change
-    current = neurons.clone().to(model.device)
-    for step in range(budget):
-        current.requires_grad_(True)
-        attached = hook.attached(current.repeat_interleave(contexts, dim=0))
-        precision = bfloat16(stream.device, hparams.collection_bfloat16)
-        with attached, upper.fed(stream), precision:
-            logits, wanted, rows = target_logits(model, batch)
-        token_loss = F.cross_entropy(logits, wanted, reduction="none")
-        count = torch.zeros(len(batch.ids), device=rows.device).index_add_(
-            0, rows, torch.ones_like(token_loss)
-        )
-        row_loss = torch.zeros_like(count).index_add(0, rows, token_loss) / count
-        fact_loss = row_loss.unflatten(0, (-1, contexts)).mean(1)
-        (gradient,) = torch.autograd.grad(fact_loss.sum(), current)
-        wrong = torch.zeros_like(count).index_add_(0, rows, (logits.argmax(-1) != wanted).float())
-        right = wrong.unflatten(0, (-1, contexts)).sum(1) == 0
-        done = (right & (fact_loss < hparams.collection_margin)).detach().cpu()
-        scale = rate
-        if hparams.collection_schedule == "cosine":
-            scale *= 0.5 * (1 + math.cos(math.pi * step / budget))
-        current = current.detach()
-        keep = ~done
-        current[keep] -= scale * gradient[keep]
-        taken[active[keep]] += 1
-        if step + 1 == budget or (step % 5 == 4 and bool(done.any())) or bool(done.all()):
-            neurons[active] = current.cpu()
-            active, current = active[keep], current[keep]
-            if not len(active):
-                break
-            batch = Batch.of([row for i in active.tolist() for row in facts[i]], model.device)
-            going = keep.repeat_interleave(contexts).to(stream.device)
-            stream = stream[going, : batch.ids.shape[1]]
-    return neurons, taken
-
-
-def _greedy_success(
-    model: Any,
-    tokenizer: Any,
-    hook: NeuronHook,
-    neurons: Tensor,
-    requests: Sequence[EditRequest],
-    reader: QueryReader,
-) -> Tensor:
-    """(M,) bool: a neuron counts only if greedy generation gives the target."""
-    longest = max(len(encode_example(tokenizer, r.prompt, r.target_new).target) for r in requests)
-    prompts = [reader.wrap(request.prompt) for request in requests]
-    with hook.attached(neurons.to(model.device)):
-        answers = greedy_answers(model, tokenizer, prompts, longest)
-    return torch.tensor(
-        [answer == request.target_new for answer, request in zip(answers, requests, strict=True)]
-    )
 
 
 def _contexts(requests: Sequence[EditRequest], count: int, seed: int) -> list[list[str]]:

@@ -37,19 +37,22 @@ class Diffusion:
         # clip_sample defaults to True, which would cut weights off at 1.
         self._training = DDIMScheduler(**self._config, clip_sample=False)
 
-    def loss(
-        self, denoiser: Denoiser, clean: Tensor, condition: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Eq. 8 for clean samples (B, P) under conditions (B, E), a scalar.
+    def draw(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise (B, P) and time steps (B,) for clean samples (B, P), on the generator's device.
 
         Half of the time steps are drawn uniformly, half near pure noise: there the denoiser must
         recall the neuron from the condition alone, which few-step sampling stands on.
         """
-        device = clean.device
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        t = torch.randint(self.timesteps, (len(clean),), generator=generator)
-        late = torch.rand(len(clean), generator=generator) < 0.5
-        t = torch.where(late, self.timesteps - 1 - t // 10, t).to(device)
+        options: dict[str, Any] = {"generator": generator, "device": generator.device}
+        noise = torch.randn(clean.shape, **options)
+        t = torch.randint(self.timesteps, (len(clean),), **options)
+        late = torch.rand(len(clean), **options) < 0.5
+        return noise, torch.where(late, self.timesteps - 1 - t // 10, t)
+
+    def loss(
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor, noise: Tensor, t: Tensor
+    ) -> Tensor:
+        """Eq. 8 for clean samples (B, P) under conditions (B, E) and what was drawn: a scalar."""
         noisy = self._training.add_noise(clean, noise, t)
         if self.prediction == "sample":
             target = clean

@@ -83,8 +83,14 @@ class MeGHyperParams(FlatHyperParams):
         2, "Contexts per fact: the bare prompt and random others.", least=1
     )
     collection_margin: float = setting(0.01, "A fact is finished below this loss (nats).", least=0)
-    collection_batch_size: int = setting(
-        256, "Rows optimised at once: facts times contexts.", least=1
+    collection_batch_size: int | None = setting(
+        None, "Rows optimised at once, facts times contexts; null: as many as fit.", least=1
+    )
+    collection_memory: float = setting(
+        0.5, "Share of the free memory which they may take.", least=0.01, below=1
+    )
+    collection_shard_size: int = setting(
+        1024, "Facts after which what was found is stored; a crash loses no more.", least=1
     )
     collection_bfloat16: bool = setting(
         False, "Optimise under bfloat16 autocast, where the hardware knows it."

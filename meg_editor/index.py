@@ -13,6 +13,7 @@ from meg_editor.names import NameIndex
 
 _CANDIDATES = 8  # compared by state
 _NAMED = 64  # edits at most which share a name with a query and are considered for it
+_ROUNDED = 8  # more candidates among rounded keys: the very best may look like the next ones
 _MANY = 65536  # edits from which on memory counts more than the last digits of a cosine
 
 # Positions among the queries -> the LLM's states at their last token (R, D).
@@ -132,19 +133,23 @@ def nearest(
     """Cosines to, and indices of, the `count` nearest keys (or all N), best first.
 
     (B, E), (N, E) unit vectors -> (B, count) float, (B, count) int64. Memory is O(B · chunk),
-    whatever N is. Keys in half precision are searched in it; the cosines of those found are exact.
+    whatever N is. Keys in half precision are searched in it and the best compared exactly.
     """
-    asked = queries.to(keys.dtype)
+    rounded = keys.dtype != queries.dtype
+    # A CPU has to unpack half precision: worth it once for several queries, not for one.
+    unpack = rounded and queries.device.type == "cpu" and len(queries) > 4
+    asked = queries if unpack else queries.to(keys.dtype)
+    wanted = min(count + (_ROUNDED if rounded else 0), len(keys))
     best = asked.new_empty(len(queries), 0)
     where = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(keys), chunk):
-        cosines = asked @ keys[start : start + chunk].T
-        value, index = cosines.topk(min(count, cosines.shape[1]), dim=1)
+        cosines = asked @ keys[start : start + chunk].to(asked.dtype).T
+        value, index = cosines.topk(min(wanted, cosines.shape[1]), dim=1)
         value, index = torch.cat([best, value], 1), torch.cat([where, index + start], 1)
-        best, order = value.topk(min(count, value.shape[1]), dim=1)
+        best, order = value.topk(min(wanted, value.shape[1]), dim=1)
         where = index.gather(1, order)
-    if best.dtype == queries.dtype:
-        return best, where
-    best = torch.einsum("be,bce->bc", queries, keys[where].to(queries))
-    best, order = best.sort(dim=1, descending=True)
-    return best, where.gather(1, order)
+    if rounded:
+        best = torch.einsum("be,bce->bc", queries, keys[where].to(queries))
+        best, order = best.topk(min(count, len(keys)), dim=1)
+        where = where.gather(1, order)
+    return best, where

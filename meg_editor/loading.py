@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from meg_editor.reference import resolve_model_name
 
 
 def resolve_device(name: str) -> str:
-    """ "auto" becomes the GPU if there is one.
+    """ "auto" becomes the GPU if there is one; of several processes each takes its own.
 
     Raises:
         HParamsError: no device of that name, or a CUDA device that is not there.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     try:
         device = torch.device(name)
     except RuntimeError as error:

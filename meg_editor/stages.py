@@ -41,34 +41,52 @@ class StageStore:
 
     Args:
         folder: where results are kept as safetensors; None keeps them in memory only.
-        recent: how many results, the latest used ones, stay in memory.
+        recent: how many results, the latest used ones, stay in memory where there is no folder.
     """
 
-    def __init__(self, folder: Path | None = None, recent: int = 8) -> None:
+    def __init__(self, folder: Path | None = None, recent: int = 32) -> None:
         self.folder, self.recent = folder, recent
         self.seconds_saved = 0.0  # what the stages took that were found instead of run
         self._memory: dict[str, Stage] = {}
+        self._found: set[str] = set()
 
     def run(self, name: str, inputs: Any, compute: Callable[[], Tensors]) -> Stage:
         """`compute()`, or its result from an earlier run with equal `inputs` (JSON types)."""
-        key = digest([name, inputs])
-        if key in self._memory:
-            return self._remember(key, self._memory[key])
-        path = self.folder / f"{name}-{key}.safetensors" if self.folder else None
-        if path and path.exists():
-            stage = _read(path, key)
-            self.seconds_saved += stage.seconds
-        else:
-            start = time.perf_counter()
-            tensors = {entry: value.cpu().contiguous() for entry, value in compute().items()}
-            stage = Stage(tensors, key, time.perf_counter() - start, resumed=False)
-            if path:
-                _write(path, stage)
-        return self._remember(key, stage)
+        start = time.perf_counter()
+        return self.find(name, inputs) or self.keep(name, inputs, compute(), start)
 
-    def _remember(self, key: str, stage: Stage) -> Stage:
-        self._memory.pop(key, None)
-        self._memory[key] = stage
+    def find(self, name: str, inputs: Any) -> Stage | None:
+        """The result of an earlier run, if there is one."""
+        key = digest([name, inputs])
+        path = self._path(name, key)
+        if path is None:
+            stage = self._memory.get(key)
+            return stage and self._remember(stage)
+        if not path.exists():
+            return None
+        stage = _read(path, key)
+        if key not in self._found:
+            self._found.add(key)
+            self.seconds_saved += stage.seconds
+        return stage
+
+    def keep(self, name: str, inputs: Any, tensors: Tensors, start: float) -> Stage:
+        """Keep what was computed since `start`, a time of `time.perf_counter`."""
+        key = digest([name, inputs])
+        tensors = {entry: value.cpu().contiguous() for entry, value in tensors.items()}
+        stage = Stage(tensors, key, time.perf_counter() - start, resumed=False)
+        if path := self._path(name, key):
+            _write(path, stage)
+            self._found.add(key)
+            return stage
+        return self._remember(stage)
+
+    def _path(self, name: str, key: str) -> Path | None:
+        return self.folder / f"{name}-{key}.safetensors" if self.folder else None
+
+    def _remember(self, stage: Stage) -> Stage:
+        self._memory.pop(stage.key, None)
+        self._memory[stage.key] = stage
         while len(self._memory) > self.recent:
             del self._memory[next(iter(self._memory))]
         return stage

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from meg_editor.collection import Collection, collect
+from meg_editor.collection import Collection
 from meg_editor.encoder import TextEncoder, tune_encoder
 from meg_editor.fingerprint import fingerprint
 from meg_editor.fit_report import FitReport
@@ -19,11 +19,13 @@ from meg_editor.generators import GENERATORS, WeightGenerator
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.model import MeGModel
 from meg_editor.neuron import NeuronSpec
+from meg_editor.processes import Processes
 from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
 from meg_editor.rehearsal import rehearse
 from meg_editor.requests import EditRequest, RequestError, merge_requests
 from meg_editor.routing import index_queries
+from meg_editor.shards import collect_in_shards
 from meg_editor.stages import Stage, StageStore, Tensors
 from meg_editor.states import StateReader
 from meg_editor.tokens import batched_answers, encode_example
@@ -40,6 +42,7 @@ def fit(
     encoder: TextEncoder | None = None,
     earlier: Mapping[EditRequest, Tensor] | None = None,
     store: StageStore | None = None,
+    processes: Processes | None = None,
 ) -> tuple[MeGModel, FitReport]:
     """Edit `model`: run the four stages and return the routed model.
 
@@ -53,6 +56,8 @@ def fit(
         earlier: neurons (P,) of edits made before; where a request is among them, its neuron is
             taken as it is.
         store: keeps finished stages on disk, so that a rerun resumes after them.
+        processes: who shares the work, `Processes.launched()` under `accelerate launch`: each
+            collects a part of the neurons, and the generator is trained on all of them together.
 
     Raises:
         RequestError: bad requests.
@@ -62,7 +67,7 @@ def fit(
     """
     merged = merge_requests(requests)
     edits = list(merged.requests)
-    store = store or StageStore(None)
+    store, processes = store or StageStore(None), processes or Processes()
     _check_weights(model)
     _check_lengths(model, tokenizer, edits, hparams)
     spec = NeuronSpec.from_hparams(model, hparams)
@@ -82,8 +87,18 @@ def fit(
     def settings(*prefixes: str) -> dict[str, Any]:
         return {k: v for k, v in hparams.to_dict().items() if k.startswith((*prefixes, "seed"))}
 
-    def run(name: str, inputs: list[Any], compute: Callable[[], Tensors]) -> Stage:
-        stage = store.run(name, inputs, compute)
+    def run(
+        name: str, inputs: list[Any], compute: Callable[[], Tensors], together: bool = False
+    ) -> Stage:
+        """In the main process for all, or in all processes `together`."""
+        start = time.perf_counter()
+        if not together:
+            stage = processes.once(lambda: store.run(name, inputs, compute))
+        elif (found := processes.once(lambda: store.find(name, inputs))) is not None:
+            stage = found
+        else:
+            tensors = compute()
+            stage = processes.once(lambda: store.keep(name, inputs, tensors, start))
         report.seconds[name] = stage.seconds
         if stage.resumed:
             report.resumed.append(name)
@@ -103,18 +118,30 @@ def fit(
     background = [fact.prompt for fact in pseudo]
     states = StateReader(model, tokenizer, spec, reader)
 
-    collected = run(
-        "collection",
-        [
-            settings("collection", "prompt_template"),
-            spec.to_dict(),
-            fingerprint(model),
-            _texts(edits),
-            [[e.prompt, float(neuron.double().sum())] for e, neuron in (earlier or {}).items()],
-        ],
-        lambda: _collect(model, tokenizer, spec, edits, earlier or {}, hparams),
+    earlier = earlier or {}
+    new = [row for row, edit in enumerate(edits) if edit not in earlier]
+    collected = collect_in_shards(
+        model,
+        tokenizer,
+        spec,
+        [edits[row] for row in new],
+        hparams,
+        [settings("collection", "prompt_template"), spec.to_dict(), fingerprint(model)],
+        store,
+        processes,
     )
-    report.collection = collection = Collection(**collected.tensors)
+    report.seconds["collection"] = collected.seconds
+    if collected.resumed:
+        report.resumed.append("collection")
+    report.collection = collection = Collection.empty(spec, len(edits))
+    for whole, found in zip(
+        vars(collection).values(), vars(collected.collection).values(), strict=True
+    ):
+        whole[new] = found
+    known = {row: earlier[edit] for row, edit in enumerate(edits) if edit in earlier}
+    for row, neuron in known.items():
+        collection.neurons[row] = neuron
+    neurons_key = [collected.key, [[row, float(n.double().sum())] for row, n in known.items()]]
     told = collection.success.tolist()
     report.not_collected = [r.prompt for r, ok in zip(edits, told, strict=True) if not ok]
 
@@ -125,7 +152,7 @@ def fit(
             settings("gate", "familiarity"),
             states.place,
             tuned.key,
-            collected.key,
+            neurons_key,
             _texts(calibration),
         ],
         lambda: _fit_gate(
@@ -159,8 +186,11 @@ def fit(
     generator = generator.to(model.device)
     generated = run(
         "generator",
-        [settings("generator", "diffusion"), tuned.key, collected.key],
-        lambda: _fit_generator(generator, encoder, index.anchors, collection, pseudo, hparams),
+        [settings("generator", "diffusion"), tuned.key, neurons_key],
+        lambda: _fit_generator(
+            generator, encoder, index.anchors.float(), collection, pseudo, hparams, processes
+        ),
+        together=True,
     )
     generator.load_state_dict(generated.tensors)
     edited = MeGModel(model, tokenizer, hparams, spec, encoder, gate, generator, index, edits)
@@ -184,27 +214,6 @@ def _tune(encoder: TextEncoder, pseudo: Sequence[EditRequest], hparams: MeGHyper
     return encoder.state_dict()
 
 
-def _collect(
-    model: Any,
-    tokenizer: Any,
-    spec: NeuronSpec,
-    edits: Sequence[EditRequest],
-    earlier: Mapping[EditRequest, Tensor],
-    hparams: MeGHyperParams,
-) -> Tensors:
-    new = [row for row, edit in enumerate(edits) if edit not in earlier]
-    whole = Collection(
-        torch.stack([earlier.get(edit, torch.zeros(spec.size)).cpu() for edit in edits]),
-        torch.ones(len(edits), dtype=torch.bool),
-        torch.zeros(len(edits), dtype=torch.long),
-    )
-    if new:
-        found = collect(model, tokenizer, spec, [edits[row] for row in new], hparams)
-        for all_of_them, theirs in zip(vars(whole).values(), vars(found).values(), strict=True):
-            all_of_them[new] = theirs
-    return vars(whole)
-
-
 def _fit_gate(
     gate: Gate, anchors: Tensor, rehearsal: Callable[[], Calibration], hparams: MeGHyperParams
 ) -> Tensors:
@@ -224,12 +233,13 @@ def _fit_generator(
     collection: Collection,
     pseudo: Sequence[EditRequest],
     hparams: MeGHyperParams,
+    processes: Processes,
 ) -> Tensors:
     irrelevant = None
     if hparams.generator_zero_augmentation:
         irrelevant = encoder.encode([fact.prompt for fact in pseudo])
     neurons = collection.neurons.to(anchors.device)
-    generator.fit(anchors, neurons, irrelevant, hparams.seed)
+    generator.fit(anchors, neurons, irrelevant, hparams.seed, processes)
     return generator.state_dict()
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import OTHERS, PROMPTS
 from torch import Tensor, nn
 
-from meg_editor import training
+from meg_editor import shards
 from meg_editor.apply import apply_meg_to_model
 from meg_editor.encoder import TextEncoder
 from meg_editor.hparams import MeGHyperParams
@@ -58,13 +58,13 @@ def apply(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder) -> An
 def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prompts which neurons are collected for from now on."""
     prompts: list[str] = []
-    real = training.collect
+    real = shards.collect
 
     def collect(model: Any, tokenizer: Any, spec: Any, requests: Any, hparams: Any) -> Any:
         prompts.extend(request.prompt for request in requests)
         return real(model, tokenizer, spec, requests, hparams)
 
-    monkeypatch.setattr(training, "collect", collect)
+    monkeypatch.setattr(shards, "collect", collect)
     return prompts
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import meg_editor.shards
 import meg_editor.training
 from meg_editor import cli
 from meg_editor.encoder import TextEncoder
@@ -189,14 +190,14 @@ def test_a_rerun_resumes_and_gives_the_same(
     edit: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    for name in ("collect", "tune_encoder"):
-        original = getattr(meg_editor.training, name)
+    for module, name in ((meg_editor.shards, "collect"), (meg_editor.training, "tune_encoder")):
+        original = getattr(module, name)
 
         def counted(*arguments: Any, _name: str = name, _do: Any = original, **more: Any) -> Any:
             calls.append(_name)
             return _do(*arguments, **more)
 
-        monkeypatch.setattr(meg_editor.training, name, counted)
+        monkeypatch.setattr(module, name, counted)
     assert edit(facts)[0] == 0
     assert calls == ["tune_encoder", "collect"]
     before = tree(tmp_path / "out")

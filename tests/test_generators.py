@@ -331,7 +331,9 @@ def test_the_loss_noises_and_targets_as_in_the_paper(
         seen.update(x=x, t=t, z=z)
         return torch.zeros_like(x)
 
-    loss = diffusion.loss(zero, clean, condition, torch.Generator().manual_seed(0))
+    loss = diffusion.loss(
+        zero, clean, condition, *diffusion.draw(clean, torch.Generator().manual_seed(0))
+    )
     alpha, sigma = levels(seen["t"])
     noise = (seen["x"] - alpha * clean) / sigma  # x_t = α x_0 + σ ε
     late = seen["t"] > 500  # where dividing by σ is exact enough to test what ε is
@@ -340,20 +342,17 @@ def test_the_loss_noises_and_targets_as_in_the_paper(
     assert float(loss) == pytest.approx(float(target.square().mean()), rel=1e-3)
     assert torch.equal(seen["z"], condition)
     right = diffusion.loss(
-        perfect(clean, prediction), clean, condition, torch.Generator().manual_seed(0)
+        perfect(clean, prediction),
+        clean,
+        condition,
+        *diffusion.draw(clean, torch.Generator().manual_seed(0)),
     )
     assert float(right) < 1e-4
 
 
 def test_time_steps_cover_the_schedule() -> None:
-    drawn: list[Tensor] = []
-
-    def record(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        drawn.append(t)
-        return x
-
-    Diffusion().loss(record, torch.zeros(20000, 1), torch.zeros(20000, 1), torch.Generator())
-    (t,) = drawn
+    noise, t = Diffusion().draw(torch.zeros(20000, 1), torch.Generator())
+    assert noise.shape == (20000, 1)
     assert int(t.min()) >= 0 and int(t.max()) == 999
     assert float((t < 500).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert float((t >= 900).float().mean()) == pytest.approx(0.55, abs=0.02)
@@ -430,5 +429,6 @@ def test_the_schedule_ends_in_pure_noise(timesteps: int) -> None:
         return x
 
     clean = torch.full((4000, 1), 100.0)
-    diffusion.loss(record, clean, torch.zeros(4000, 1), torch.Generator().manual_seed(0))
+    noise, t = diffusion.draw(clean, torch.Generator().manual_seed(0))
+    diffusion.loss(record, clean, torch.zeros(4000, 1), noise, t)
     assert float(ends[0].mean()) / 100 < 0.05

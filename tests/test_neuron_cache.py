@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import OTHERS, PROMPTS
 from torch import Tensor
 
 from meg_editor.model import MeGModel
 from meg_editor.neuron_cache import NeuronCache
-from tests.conftest import OTHERS, PROMPTS
 
 
 @pytest.fixture

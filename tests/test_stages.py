@@ -92,5 +92,5 @@ def test_the_time_of_what_was_found_is_known(tmp_path: Path) -> None:
     store = StageStore(tmp_path)
     store.run("gate", [1], Work())
     assert store.seconds_saved == first.seconds > 0
-    store.run("gate", [1], Work())  # from memory: counted once
+    store.run("gate", [1], Work())  # counted once
     assert store.seconds_saved == first.seconds

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import OTHERS, PROMPTS
 
-from meg_editor import training
+from meg_editor import shards, training
 from meg_editor.encoder import TextEncoder
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.model import MeGModel
@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_model(run: Any) -> None:
 
 def test_stages_run_once_for_the_same_inputs(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
     first, _ = run(store=StageStore(tmp_path))
-    monkeypatch.setattr(training, "collect", lambda *_: pytest.fail("collected again"))
+    monkeypatch.setattr(shards, "collect", lambda *_: pytest.fail("collected again"))
     second, report = run(store=StageStore(tmp_path))
     assert report.resumed == ["encoder", "collection", "gate", "generator"]
     assert torch.equal(

@@ -8,6 +8,7 @@ from torch import Tensor
 from meg_editor.generators.base import WeightGenerator
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.index import nearest
+from meg_editor.processes import Processes
 
 
 class NeuronBank(WeightGenerator):
@@ -25,7 +26,12 @@ class NeuronBank(WeightGenerator):
         return cls(dimension, size, edits)
 
     def fit(
-        self, conditions: Tensor, neurons: Tensor, irrelevant: Tensor | None = None, seed: int = 0
+        self,
+        conditions: Tensor,
+        neurons: Tensor,
+        irrelevant: Tensor | None = None,
+        seed: int = 0,
+        processes: Processes | None = None,
     ) -> list[float]:
         self.keys = conditions.half()
         self.neurons = neurons.half()
@@ -33,6 +39,6 @@ class NeuronBank(WeightGenerator):
 
     @torch.no_grad()
     def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
-        _, index = nearest(conditions, self.keys.to(conditions.dtype))
+        _, index = nearest(conditions, self.keys)
         index = index[:, 0]
         return self.neurons[index].float()

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.precision import bfloat16
+from meg_editor.processes import Processes
 from meg_editor.progress import track
 
 
@@ -45,11 +47,17 @@ class WeightGenerator(nn.Module, ABC):
 
     @abstractmethod
     def fit(
-        self, conditions: Tensor, neurons: Tensor, irrelevant: Tensor | None = None, seed: int = 0
+        self,
+        conditions: Tensor,
+        neurons: Tensor,
+        irrelevant: Tensor | None = None,
+        seed: int = 0,
+        processes: Processes | None = None,
     ) -> list[float]:
         """Learn the pairs (N, E) -> (N, P); returns the loss of each step.
 
-        `irrelevant` (M, E) are pseudo-irrelevant queries for the zero neuron (DA, A.3).
+        `irrelevant` (M, E) are pseudo-irrelevant queries for the zero neuron (DA, A.3). Several
+        `processes` each compute the gradient of a part of every batch.
         """
 
     @abstractmethod
@@ -77,12 +85,21 @@ class LearnedGenerator(WeightGenerator):
     def scaling(self) -> NeuronScaling:
         return NeuronScaling(self.mean, self.scale)
 
+    def draw(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What the loss of scaled neurons (B, P) takes from chance, row by row: (B, ...) each."""
+        return ()
+
     @abstractmethod
-    def loss(self, conditions: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, conditions: Tensor, targets: Tensor, *drawn: Tensor) -> Tensor:
         """Training loss of scaled neurons (B, P) under conditions (B, E), a scalar."""
 
     def fit(
-        self, conditions: Tensor, neurons: Tensor, irrelevant: Tensor | None = None, seed: int = 0
+        self,
+        conditions: Tensor,
+        neurons: Tensor,
+        irrelevant: Tensor | None = None,
+        seed: int = 0,
+        processes: Processes | None = None,
     ) -> list[float]:
         h = self.hparams
         if h.generator_scaling == "whiten":
@@ -92,22 +109,37 @@ class LearnedGenerator(WeightGenerator):
             self.scale.copy_(spread.clamp_min(0.05 * float(spread.mean()) + 1e-12))
         targets = self.scaling.forward(neurons)
         zero = self.scaling.forward(torch.zeros_like(neurons[:1]))
-        generator = torch.Generator().manual_seed(seed)
+        processes = processes or Processes()
+        # What is drawn is drawn where it is used: nothing is copied to the device in a step.
+        device = neurons.device
+        chance: dict[str, Any] = {
+            "generator": torch.Generator(device).manual_seed(seed),
+            "device": device,
+        }
 
         def batch() -> tuple[Tensor, Tensor]:
             count = min(h.generator_batch_size, len(neurons))
-            rows = torch.randperm(len(neurons), generator=generator)[:count].to(neurons.device)
+            rows = torch.randperm(len(neurons), **chance)[:count]
             z, w = conditions[rows], targets[rows]
             if irrelevant is not None and len(irrelevant):
                 extra = max(1, round(count * h.generator_zero_augmentation))
-                others = torch.randint(len(irrelevant), (extra,), generator=generator)
-                z = torch.cat([z, irrelevant[others.to(z.device)]])
+                others = torch.randint(len(irrelevant), (extra,), **chance)
+                z = torch.cat([z, irrelevant[others]])
                 w = torch.cat([w, zero.expand(extra, -1)])
             if h.generator_condition_noise:
-                noise = torch.randn(z.shape, generator=generator).to(z.device)
+                noise = torch.randn(z.shape, **chance)
                 z = z + h.generator_condition_noise / math.sqrt(self.dimension) * noise
                 z = nn.functional.normalize(z, dim=-1)
             return z, w
+
+        def loss() -> Tensor:
+            """This process's share of the loss: all of them draw the same batch."""
+            z, w = batch()
+            drawn = self.draw(w, chance["generator"])
+            own = slice(processes.rank, None, processes.count)
+            share = len(z[own]) / len(z)
+            own = own if share else slice(0, 1)  # more processes than rows
+            return share * self.loss(z[own], w[own], *(values[own] for values in drawn))
 
         if h.generator_zero_augmentation == 0:
             irrelevant = None
@@ -118,9 +150,10 @@ class LearnedGenerator(WeightGenerator):
         )
         return self._descend(
             steps,
-            lambda: self.loss(*batch(), generator),
+            loss,
             lambda: self.error(conditions[probe], neurons[probe]),
             seed,
+            processes,
         )
 
     def error(self, conditions: Tensor, neurons: Tensor) -> float:
@@ -135,6 +168,7 @@ class LearnedGenerator(WeightGenerator):
         next_loss: Callable[[], Tensor],
         error: Callable[[], float],
         seed: int,
+        processes: Processes,
     ) -> list[float]:
         """AdamW with a short warm-up and a cosine decay; the average of the weights is kept.
 
@@ -144,7 +178,7 @@ class LearnedGenerator(WeightGenerator):
         network = list(self.parameters())
         optimizer = torch.optim.AdamW(network, lr=h.generator_lr, weight_decay=0.0, fused=True)
         average = [parameter.detach().clone() for parameter in network]
-        losses: list[float] = []
+        losses: list[Tensor] = []
         checks = {1, 25, 50, 100, *range(200, steps, 200)}
         self.train().requires_grad_(True)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -157,28 +191,38 @@ class LearnedGenerator(WeightGenerator):
                     loss = next_loss()
                 optimizer.zero_grad()
                 loss.backward()
+                gradients = [parameter.grad for parameter in network if parameter.grad is not None]
+                losses.append(loss.detach())
+                processes.sum_([*gradients, losses[-1]])
                 nn.utils.clip_grad_norm_(network, 1.0)
                 optimizer.step()
-                losses.append(float(loss.detach()))
-                if not math.isfinite(losses[-1]):
-                    raise FloatingPointError(
-                        f"generator: loss is {losses[-1]} at step {step}; lower generator_lr "
-                        f"({h.generator_lr})"
-                    )
                 # A young average forgets its random start quickly.
                 decay = min(h.generator_ema, (1 + step) / (10 + step))
                 torch._foreach_lerp_(average, [p.detach() for p in network], 1 - decay)
                 # Few edits are learned in a moment: look soon, then ever more rarely.
                 if step + 1 in checks:
+                    _check_finite(losses, h.generator_lr)
                     with _swapped(network, average):
                         self.eval()
-                        close = error() < h.generator_tolerance
+                        close = processes.once(lambda: error() < h.generator_tolerance)
                         self.train()
                     if close:
                         break
+        told = _check_finite(losses, h.generator_lr)
         torch._foreach_copy_([p.data for p in network], average)
         self.eval().requires_grad_(False)
-        return losses
+        return told
+
+
+def _check_finite(losses: Sequence[Tensor], rate: float) -> list[float]:
+    """The losses as numbers. Only now and then: it waits for the device."""
+    told: list[float] = torch.stack(list(losses)).tolist()
+    for step, loss in enumerate(told):
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"generator: loss is {loss} at step {step}; lower generator_lr ({rate})"
+            )
+    return told
 
 
 @contextmanager

@@ -116,8 +116,12 @@ class DiTGenerator(LearnedGenerator):
             torch.manual_seed(hparams.seed)
             return cls(hparams, dimension, size)
 
-    def loss(self, conditions: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        return self.diffusion.loss(self.network, targets, conditions, generator)
+    def draw(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return self.diffusion.draw(targets, generator)
+
+    def loss(self, conditions: Tensor, targets: Tensor, *drawn: Tensor) -> Tensor:
+        noise, t = drawn
+        return self.diffusion.loss(self.network, targets, conditions, noise, t)
 
     @torch.no_grad()
     def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:

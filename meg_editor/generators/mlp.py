@@ -45,7 +45,7 @@ class MLPGenerator(LearnedGenerator):
         values: Tensor = self.head(hidden)
         return values
 
-    def loss(self, conditions: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, conditions: Tensor, targets: Tensor, *drawn: Tensor) -> Tensor:
         return (self.predict(conditions).float() - targets).square().mean()
 
     @torch.no_grad()

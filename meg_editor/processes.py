@@ -1,0 +1,84 @@
+"""The processes of an `accelerate launch`, which fit one model together; usually there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Who works on a fit. All processes call the same methods in the same order.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        count: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank, self.count = rank, count
+
+    @classmethod
+    def launched(cls, device: str = "auto") -> Processes:
+        """Those which `accelerate launch` or `torchrun` started: gloo on CPUs, nccl on GPUs."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return cls()
+        cpu = device == "cpu" or not torch.cuda.is_available()
+        state = PartialState(cpu=cpu)
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes and prints for all."""
+        return self.rank == 0
+
+    def once(self, compute: Callable[[], T]) -> T:
+        """`compute()` in the main process; all get its result, or its error."""
+        if self.count == 1:
+            return compute()
+        told: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                told[0] = compute()
+            except Exception as error:
+                told[1] = error
+        broadcast_object_list(told)
+        if told[1] is not None:
+            raise told[1]
+        result: T = told[0]
+        return result
+
+    def each(self, compute: Callable[[], Sequence[T]]) -> list[T]:
+        """`compute()` in every process; all get the results of all, in the order of ranks.
+
+        An error in one of them is raised in all.
+        """
+        if self.count == 1:
+            return list(compute())
+        mine: list[Any]
+        try:
+            mine = list(compute())
+        except Exception as error:
+            mine = [error]
+        gathered = gather_object(mine)
+        for item in gathered:
+            if isinstance(item, Exception):
+                raise item
+        return list(gathered)
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its sum over the processes, in place."""
+        if self.count > 1:
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])  # one message, not many
+            torch.distributed.all_reduce(flat)
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(
+                list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)]
+            )
