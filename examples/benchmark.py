@@ -1,9 +1,10 @@
-"""Measured choices: batched collection, sampling steps, generators, baselines side by side.
+"""Measured choices: batched collection, sampling steps, generators, baselines, growth.
 
     python examples/benchmark.py collection                # against one fact at a time
     python examples/benchmark.py sampling --edits 1024     # 50, 10, 4, 2, 1 steps
     python examples/benchmark.py generators --edits 256 1024 4096
     python examples/benchmark.py baselines --edits 256   # against EasyEdit's, on PYTHONPATH
+    python examples/benchmark.py scale --edits 1024 4096 10000   # seconds per edit as they grow
 
 Each compares its ways in one run on the reference model and prints ratios or one table.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from meg_editor.data.reference_requests import edit_cases
 from meg_editor.data.reference_world import load_world
 from meg_editor.easyedit.methods import easyedit_method
 from meg_editor.evaluation import Evaluation, evaluate
+from meg_editor.evaluation.cost import peak_memory
 from meg_editor.neuron import NeuronSpec
 from meg_editor.stages import StageStore
 
@@ -119,6 +122,30 @@ def baselines(options: argparse.Namespace) -> None:
         print(f"{name}: {seconds['easyedit:'] / seconds['']:.1f} times as fast", flush=True)
 
 
+def scale(options: argparse.Namespace) -> None:
+    """Milliseconds per edit by stage, peak memory and quality as the edits grow.
+
+    Quality is that of 1,000 of the edits, drawn at random, while all are in place.
+    """
+    hparams = MeGHyperParams.preset(options.preset, seed=options.seed)
+    model, tokenizer = load_model(hparams)
+    print(f"{_header('edits')}   fit s  ms/edit  peak GB  seconds by stage")
+    for edits in options.edits:
+        cases = edit_cases(load_world(), edits, options.seed)
+        store = _store(options)
+        start = time.perf_counter()
+        meg, report = fit(model, tokenizer, [c.request for c in cases], hparams, store=store)
+        seconds = time.perf_counter() - start + store.seconds_saved
+        peak = peak_memory(model.device) / 1e9
+        some = random.Random(options.seed).sample(cases, min(1000, edits))
+        stages = ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items())
+        print(
+            f"{_row(str(edits), evaluate(meg, tokenizer, some))}  {seconds:6.0f} "
+            f"{1000 * seconds / edits:8.1f} {peak:8.2f}  {stages}",
+            flush=True,
+        )
+
+
 def _header(first: str) -> str:
     metrics = "  ".join(f"{m} {s}" for m in ("Rel", "Gen", "Loc") for s in ("AG", "TF"))
     return f"{first:16} {metrics}   Score  ms/query"
@@ -144,6 +171,7 @@ def main() -> None:
         "sampling": (sampling, [1024]),
         "generators": (generators, [256, 1024, 4096]),
         "baselines": (baselines, [256]),
+        "scale": (scale, [1024, 4096, 10000]),
     }
     parser.add_argument("what", choices=commands)
     parser.add_argument("--edits", type=int, nargs="+")

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
-from torch import nn
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
 
 _SAMPLES = 4
 
 
 def fingerprint(model: nn.Module) -> dict[str, list[float]]:
     """Parameter name -> a few of its values: the first, middle and last of up to 16 parameters."""
-    parameters = list(model.named_parameters())
-    stride = max(1, len(parameters) // 16)
+    names = [name for name, _ in model.named_parameters()]
+    stride = max(1, len(names) // 16)
     sample = {}
-    for name, parameter in parameters[::stride]:
+    for name, parameter in present_parameters(model, names[::stride]):
         flat = parameter.detach().flatten()
         places = torch.linspace(0, flat.numel() - 1, _SAMPLES, device=flat.device).long()
         sample[name] = [float(value) for value in flat[places]]
     return sample
+
+
+def present_parameters(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by name; what a device_map keeps on the CPU or on disk is there for its turn."""
+    for name in names:
+        module = model.get_submodule(name.rpartition(".")[0])
+        with align_module_device(module):
+            yield name, model.get_parameter(name)
 
 
 def same_model(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> bool:

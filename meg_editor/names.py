@@ -23,10 +23,7 @@ def words(text: str) -> frozenset[str]:
 
 
 class NameIndex(nn.Module):
-    """The words of N names (None where unknown), as numbers which a device can compare.
-
-    16 bytes per word and name, and the vocabulary.
-    """
+    """The words of N names (None where unknown), as numbers which a device can compare."""
 
     def __init__(self, names: Sequence[str | None]) -> None:
         super().__init__()
@@ -41,12 +38,17 @@ class NameIndex(nn.Module):
         owner = np.repeat(np.arange(len(numbers)), lengths)
         # The names with word w are _bearers[_starts[w] : _starts[w + 1]].
         order = np.argsort(flat, kind="stable")
-        self._bearers = owner[order]
+        self._bearers = owner[order].astype(np.int32)
         self._starts = np.searchsorted(flat[order], np.arange(len(known) + 1))
         table = np.full((len(numbers), int(lengths.max(initial=0))), -1, dtype=np.int32)
         table[owner, np.arange(len(flat)) - (np.cumsum(lengths) - lengths)[owner]] = flat
         self.table: Tensor  # (N, W) word numbers, filled up with -1
         self.register_buffer("table", torch.from_numpy(table), persistent=False)
+
+    @property
+    def bytes_on_host(self) -> int:
+        """Of the table from words to names, without the words themselves."""
+        return int(self._bearers.nbytes + self._starts.nbytes)
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:
         """The numbers of those words of B texts which stand in any name."""

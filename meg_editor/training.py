@@ -12,7 +12,7 @@ from torch import Tensor
 
 from meg_editor.collection import Collection
 from meg_editor.encoder import TextEncoder, tune_encoder
-from meg_editor.fingerprint import fingerprint
+from meg_editor.fingerprint import fingerprint, present_parameters
 from meg_editor.fit_report import FitReport
 from meg_editor.gates import GATES, Calibration, Gate
 from meg_editor.generators import GENERATORS, WeightGenerator
@@ -250,7 +250,8 @@ def _texts(facts: Sequence[EditRequest]) -> list[list[Any]]:
 def _check_weights(model: Any) -> None:
     if isinstance(model, MeGModel):
         raise ValueError("expected an unedited model, got a MeGModel: pass its .base")
-    for name, parameter in model.named_parameters():
+    names = [name for name, _ in model.named_parameters()]
+    for name, parameter in present_parameters(model, names):
         if not bool(parameter.isfinite().all()):
             raise ValueError(f"the model's weight {name} holds NaN or infinity: load it again")
 

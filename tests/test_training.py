@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from conftest import OTHERS, PROMPTS
 
 from meg_editor import shards, training
@@ -140,3 +141,24 @@ def test_bad_models_and_requests_are_refused(run: Any, tiny_llama: Any) -> None:
     edited, _ = run()
     with pytest.raises(ValueError, match=r"MeGModel: pass its \.base"):
         run(model=edited)
+
+
+def test_a_model_spread_by_a_device_map_is_fitted_alike(
+    run: Any, tiny_llama: Any, tmp_path: Path
+) -> None:
+    """accelerate moves weights from the disk for each pass; a GPU of its own would do as well."""
+    plain, _ = run()
+    spread = copy.deepcopy(tiny_llama)
+    names = [name for name, _ in spread.model.named_children() if name != "layers"]
+    places: dict[str, Any] = {"lm_head": "cpu", **{f"model.{name}": "cpu" for name in names}}
+    for layer in range(len(spread.model.layers)):
+        places[f"model.layers.{layer}"] = "disk" if layer != 1 else "cpu"
+    spread = dispatch_model(
+        spread, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True
+    )
+    assert spread.model.layers[0].mlp.up_proj.weight.is_meta
+    model, _ = run(model=spread)
+    assert plain.collected is not None and model.collected is not None
+    assert torch.equal(plain.collected, model.collected)
+    assert model.answer(PROMPTS[:6]) == plain.answer(PROMPTS[:6])
+    assert spread.model.layers[0].mlp.up_proj.weight.is_meta

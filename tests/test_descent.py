@@ -1,0 +1,165 @@
+"""Facts which enter and leave a batch find what each finds alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PROMPTS
+from torch import Tensor
+
+from meg_editor import collection, memory
+from meg_editor.collection import collect, shared_start
+from meg_editor.descent import descend
+from meg_editor.hparams import MeGHyperParams
+from meg_editor.memory import rows_within, saved_bytes
+from meg_editor.neuron import NeuronHook, NeuronSpec
+from meg_editor.requests import EditRequest
+from meg_editor.tokens import Example, encode_example
+
+RATE, BUDGET = 0.3, 7
+TARGETS = ["Paris", "Lima", "the sea and the sky", "Oslo", "a cat", "Rome", "x", "Bern"]
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_llama: Any) -> NeuronSpec:
+    return NeuronSpec.from_model(tiny_llama, 1)
+
+
+@pytest.fixture(scope="module")
+def facts(tiny_tokenizer: Any) -> list[list[Example]]:
+    """Each in two contexts of very different lengths."""
+    return [
+        [
+            encode_example(tiny_tokenizer, prefix + prompt, target)
+            for prefix in ("", "Once upon a time. " * (row % 3))
+        ]
+        for row, (prompt, target) in enumerate(zip(PROMPTS, TARGETS, strict=False))
+    ]
+
+
+def alone(
+    model: Any, spec: NeuronSpec, contexts: list[Example], margin: float, cosine: bool
+) -> tuple[Tensor, int]:
+    """The recipe written plainly: one fact, the whole model, one context after the other."""
+    neuron = shared_start(spec, 0)[None].requires_grad_(True)
+    for step in range(BUDGET):
+        losses, right = [], True
+        with NeuronHook(model, spec) as hook, hook.attached(neuron):
+            for example in contexts:
+                ids = torch.tensor([example.prompt + example.target])
+                logits = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
+                target = torch.tensor(example.target)
+                losses.append(F.cross_entropy(logits, target))
+                right = right and bool((logits.argmax(-1) == target).all())
+        loss = torch.stack(losses).mean()
+        if right and float(loss) < margin:
+            return neuron.detach()[0], step
+        (gradient,) = torch.autograd.grad(loss, neuron)
+        rate = RATE * (0.5 * (1 + math.cos(math.pi * step / BUDGET)) if cosine else 1)
+        neuron = (neuron.detach() - rate * gradient).requires_grad_(True)
+    return neuron.detach()[0], BUDGET
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 100])
+def test_every_fact_finds_what_it_finds_alone(
+    tiny_llama: Any, spec: NeuronSpec, facts: list[list[Example]], rows: int, schedule: Any
+) -> None:
+    losses = [alone(tiny_llama, spec, contexts, 0.0, False) for contexts in facts[:1]]
+    assert losses[0][1] == BUDGET
+    margin = 4.5  # some reach it after some steps, others never
+    settings = MeGHyperParams(layers=[1], collection_margin=margin, collection_schedule=schedule)
+    told: list[int] = []
+    with NeuronHook(tiny_llama, spec) as hook:
+        neurons, taken = descend(
+            rows,
+            tiny_llama,
+            hook,
+            shared_start(spec, 0),
+            facts,
+            RATE,
+            BUDGET,
+            settings,
+            told.append,
+        )
+    assert sum(told) == len(facts)
+    for fact, contexts in enumerate(facts):
+        neuron, steps = alone(tiny_llama, spec, contexts, margin, schedule == "cosine")
+        assert int(taken[fact]) == steps, fact
+        torch.testing.assert_close(neurons[fact], neuron, atol=2e-4, rtol=1e-3)
+
+
+def test_no_facts(tiny_llama: Any, spec: NeuronSpec) -> None:
+    with NeuronHook(tiny_llama, spec) as hook:
+        neurons, taken = descend(
+            4, tiny_llama, hook, shared_start(spec, 0), [], RATE, BUDGET, MeGHyperParams(layers=[1])
+        )
+    assert neurons.shape == (0, spec.size) and taken.shape == (0,)
+
+
+# ---------------------------------------------------------------------------------- memory
+
+
+def test_saved_bytes_are_those_of_the_inputs_of_each_product() -> None:
+    """x @ w keeps x for the gradient of w, and w for that of x; relu keeps its output."""
+    x, w = torch.randn(8, 16, requires_grad=True), torch.randn(16, 32, requires_grad=True)
+    assert saved_bytes(lambda: x @ w, [w]) == 8 * 16 * 4
+    assert saved_bytes(lambda: (x @ w).relu(), [w]) == 8 * 16 * 4 + 8 * 32 * 4
+    assert saved_bytes(lambda: x @ w, []) == (8 * 16 + 16 * 32) * 4
+
+
+def test_rows_are_as_many_as_fit() -> None:
+    x, w = torch.randn(8, 16, requires_grad=True), torch.randn(16, 32, requires_grad=True)
+    each = memory._MARGIN * 16 * 4
+    assert rows_within(10.5 * each, lambda: x @ w, 8, [w]) == 10
+    assert rows_within(0.1, lambda: x @ w, 8, [w]) == 1
+
+
+def test_less_free_memory_means_fewer_rows_and_the_same_neurons(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [EditRequest(p, t) for p, t in zip(PROMPTS, TARGETS, strict=False)]
+    settings = MeGHyperParams(layers=[1], collection_steps=3, collection_retries=0)
+    asked: list[int] = []
+    real = collection.descend
+
+    @functools.wraps(real)
+    def counted(rows: int, *arguments: Any) -> Any:
+        asked.append(rows)
+        return real(rows, *arguments)
+
+    monkeypatch.setattr(collection, "descend", counted)
+    plenty = collect(tiny_llama, tiny_tokenizer, spec, requests, settings)
+    monkeypatch.setattr(collection, "free_bytes", lambda _: 1_000_000)
+    little = collect(tiny_llama, tiny_tokenizer, spec, requests, settings)
+    assert asked[1] < asked[0] == collection._ENOUGH["cpu"]
+    torch.testing.assert_close(plenty.neurons, little.neurons, atol=1e-3, rtol=1e-3)
+    given = dataclasses.replace(settings, collection_batch_size=3)
+    collect(tiny_llama, tiny_tokenizer, spec, requests, given)
+    assert asked[2] == 3
+
+
+def test_what_does_not_fit_is_tried_again_with_fewer_rows(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [EditRequest(p, t) for p, t in zip(PROMPTS[:3], TARGETS, strict=False)]
+    asked: list[int] = []
+    real = collection.descend
+
+    @functools.wraps(real)
+    def small(rows: int, *arguments: Any) -> Any:
+        asked.append(rows)
+        if rows > 10:
+            raise RuntimeError("CUDA out of memory. Tried to allocate everything")
+        return real(rows, *arguments)
+
+    monkeypatch.setattr(collection, "descend", small)
+    settings = MeGHyperParams(layers=[1], collection_steps=2, collection_batch_size=16)
+    found = collect(tiny_llama, tiny_tokenizer, spec, requests, settings)
+    assert asked[0] == 16 and asked[-1] <= 10 and len(found.neurons) == 3
