@@ -13,6 +13,7 @@ from torch import Tensor
 
 from meg_editor.diffusion import Diffusion
 from meg_editor.generators import GENERATORS, NeuronBank, NeuronScaling, WeightGenerator
+from meg_editor.generators.dit import DiTGenerator
 from meg_editor.hparams import MeGHyperParams
 
 E, P, N = 16, 50, 8  # P is no multiple of the patch size
@@ -432,3 +433,18 @@ def test_the_schedule_ends_in_pure_noise(timesteps: int) -> None:
     noise, t = diffusion.draw(clean, torch.Generator().manual_seed(0))
     diffusion.loss(record, clean, torch.zeros(4000, 1), noise, t)
     assert float(ends[0].mean()) / 100 < 0.05
+
+
+def test_a_compiled_dit_generates_the_same_and_stores_the_same() -> None:
+    """Compiled in name: two minutes of compiling are too long here, it was tried by hand."""
+    plain, compiled = build("dit"), build("dit", generator_compile=True)
+    with torch.no_grad():
+        for generator in (plain, compiled):
+            torch.manual_seed(0)
+            for parameter in generator.parameters():  # a DiT starts with zeros
+                parameter.normal_(0, 0.3)
+    conditions = pairs()[0]
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(compiled.generate(conditions), plain.generate(conditions))
+    assert isinstance(compiled, DiTGenerator) and compiled._compiled is not None
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
