@@ -1,0 +1,313 @@
+"""What editing costs, on a model of a given shape with random weights or on a real one.
+
+    python examples/speed.py --shape phi-2 --edits 1024 --dtype bfloat16 --json phi-2.json
+    python examples/speed.py --shape small-24 --edits 128    # on a CPU, in minutes
+    python examples/speed.py --model DIR --layer 9 --rate 0.07
+
+Ratios come first. A floor is what this machine needs for the bytes or the operations alone.
+Random weights know no end of text: there a fact is the first token of its target, which a linear
+neuron can always teach. The text encoder is the small reference one, and is not tuned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean, median, quantiles
+from typing import Any
+
+import torch
+from speed_collection import (
+    PARTS,
+    SHAPES,
+    Machine,
+    Setup,
+    clock,
+    collect_plainly,
+    milliseconds,
+    operations,
+    parts_of_a_step,
+    random_model,
+    random_rate,
+)
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from meg_editor import MeGHyperParams, fit, load_model
+from meg_editor.collection import Collection, collect
+from meg_editor.data.reference_requests import edit_cases, pseudo_requests
+from meg_editor.data.reference_world import load_world
+from meg_editor.evaluation.cost import peak_memory, reset_peak_memory
+from meg_editor.loading import resolve_device
+from meg_editor.text_files import write_json
+from meg_editor.tokens import (
+    by_length,
+    encode_example,
+    greedy_answers,
+    left_padded,
+)
+
+TOKENS = 20  # of an answer
+Row = dict[str, Any]
+
+
+def answer_times(meg: Any, asked: dict[str, list[list[str]]], rounds: int) -> dict[str, list[Any]]:
+    """For each kind of batches, asked in turn, milliseconds (answer without MeG, plan, answer).
+
+    A plan is routing and generation, an answer has TOKENS tokens. What drifts hits all alike.
+    Neurons come from the cache only where a kind is asked "again", right after the first time.
+    """
+    found: dict[str, list[Any]] = {kind: [] for kind in asked}
+    settings = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS, "do_sample": False}
+    for turn in range(rounds + 1):
+        for kind, batches in asked.items():
+            queries, taken = batches[turn % len(batches)], []
+            batch = left_padded(meg.tokenizer, queries, meg.device)
+            own, base = (partial(s.generate, **batch, **settings) for s in (meg, meg.base))
+            for run in (base, partial(meg.plan, queries), own):
+                if not kind.endswith("again"):
+                    meg.cache.clear()
+                start = clock(meg.device)
+                run()
+                taken.append(1000 * (clock(meg.device) - start))
+            found[kind] += [taken] if turn else []  # the first round is a rehearsal
+    return found
+
+
+def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, list[str]]]:
+    """Facts of the reference world to edit, and queries about others by kind."""
+    device, dtype = resolve_device(options.device), getattr(torch, options.dtype)
+    default = MeGHyperParams.preset("default", device=device)
+    name = options.model or default.model_name
+    model, tokenizer = load_model(dataclasses.replace(default, model_name=name))
+    cases = edit_cases(load_world(), options.edits, options.seed)
+    edits, layer, rate = [case.request for case in cases], default.layer, default.collection_lr
+    if not options.model:
+        tokenizer.eos_token = None
+        model, layer = random_model(options.shape, device, dtype), SHAPES[options.shape][0]
+        rate = random_rate(model)
+        for row, edit in enumerate(edits):
+            first = encode_example(tokenizer, edit.prompt, edit.target_new).target[:1]
+            edits[row] = dataclasses.replace(edit, target_new=tokenizer.decode(first).strip())
+    hparams = dataclasses.replace(
+        # A small model gets the generator of the reference model.
+        default if model.config.hidden_size <= 512 else MeGHyperParams(device=device),
+        seed=options.seed,
+        encoder_name=default.encoder_name,
+        encoder_tuning="frozen",
+        layers=[layer if options.layer is None else options.layer],
+        collection_lr=options.rate or rate,
+        collection_retries=0,
+        neuron_activation=None if options.model else "linear",
+        gate_threshold=0.9,
+        gate_state_weight=0.25,  # the middle one of those which calibration tries
+        generator_compile=options.compile,
+    )
+    kinds = {"close to an edit": "same_subject", "unrelated": "unrelated"}
+    others = {
+        kind: [probe.prompt for case in cases for probe in case.locality.get(source, ())]
+        for kind, source in kinds.items()
+    }
+    return Setup(model.to(dtype), tokenizer, hparams, edits), others
+
+
+def table(columns: str, rows: Iterable[Sequence[Any]]) -> list[Row]:
+    return [dict(zip(columns.split(", "), row, strict=True)) for row in rows]
+
+
+def compare_collection(
+    setup: Setup, machine: Machine, few: int, timed: Any
+) -> tuple[list[Row], Collection]:
+    """The paper's way, each of MeG's two differences alone, and MeG's with what it found."""
+    model, edits, facts, h = setup.model, setup.edits, setup.facts(), setup.hparams
+    some = min(len(edits), 32 if model.device.type == "cpu" else 128)
+    ours, rows = partial(collect, model, setup.tokenizer, setup.spec), []
+    single = dataclasses.replace(h, collection_batch_size=h.collection_contexts)
+    alike = by_length([max(map(len, fact)) for fact in facts[:some]], max(1, some // 4))
+
+    def plainly(groups: Iterable[list[int]]) -> list[Collection]:
+        pairs = (([facts[i] for i in group], [edits[i] for i in group]) for group in groups)
+        return [collect_plainly(setup, *pair) for pair in pairs]
+
+    ways: dict[str, Callable[[], list[Collection]]] = {
+        "one at a time, whole model": lambda: plainly([i] for i in range(few)),
+        "batched, whole model": lambda: plainly(alike),
+        "one at a time, upper blocks": lambda: [ours(edits[:few], single)],
+        "batched, upper blocks: MeG": lambda: [ours(edits, h)],
+    }
+    for way, run in ways.items():
+        found, taken = timed(way, run)
+        told = torch.cat([part.success for part in found]).float()
+        steps = float(torch.cat([part.steps for part in found]).float().mean())
+        passes = steps + 1  # the last one sees that a fact is finished
+        each, whole = taken / len(told), way.endswith("model")
+        every = [operations(model, h.layer, fact, whole) for fact in facts]
+        below, *rest = (mean(row[part] for row in every) / machine.rate for part in PARTS)
+        floor = passes * sum(rest) + below * (passes if whole else 1)
+        rows.append(
+            (way, len(told), 100 * float(told.mean()), steps, each, each / passes, floor / passes)
+        )
+    columns = "way, facts, success %, steps, ms/fact, ms/pass, floor/pass"
+    return table(columns, rows), found[0]
+
+
+def shares_of_collection(setup: Setup, ours: Row) -> list[Row]:
+    """Where the time of MeG's collection goes: parts timed alone, without padding; the rest."""
+    facts, total = setup.facts(), ours["ms/fact"]
+    tokens = mean(sum(map(len, fact)) for fact in facts)
+    middle = sorted(facts, key=lambda fact: max(map(len, fact)))[len(facts) // 4 :]
+    where = parts_of_a_step(setup, middle[: max(1, min(128, len(facts) // 2))])
+    for part in PARTS:
+        where[part] *= tokens * (1 if part is PARTS[0] else ours["steps"] + 1)
+    prompts = [edit.prompt for edit in setup.edits[:128]]
+    check = partial(greedy_answers, setup.model, setup.tokenizer, prompts, 1)
+    where["the answer, once"] = milliseconds(setup.model.device, check) / len(prompts)
+    where["padding, host"] = total - sum(where.values())
+    return table("part, ms/fact, %", ((k, ms, 100 * ms / total) for k, ms in where.items()))
+
+
+def generation_times(meg: Any, machine: Machine) -> tuple[list[Row], int]:
+    """By steps and batch; and the operations of one step for one query."""
+    z, counter = meg.anchors[:1].float(), FlopCounterMode(display=False)
+    with counter:
+        meg.generator.generate(z, 1)
+    work, moved = counter.get_total_flops(), meg.generator.stored_bytes / machine.moved
+    rows = []
+    for steps, batch in itertools.product((1, 2, 4, 10), (1, 8, 64)):
+        taken = milliseconds(z.device, partial(meg.generator.generate, z.repeat(batch, 1), steps))
+        rows.append((steps, batch, taken, steps * max(work * batch / machine.rate32, moved)))
+    return table("steps, batch, ms, floor", rows), work
+
+
+def compare_answers(
+    meg: Any, machine: Machine, kinds: dict[str, list[str]], rounds: int
+) -> list[Row]:
+    """Latency and throughput by kind of query, one at once and eight, with and without MeG."""
+    names = ("edited", "edited again", "close to an edit", "unrelated")
+    batches = {name: [[text] for text in kinds[name.removesuffix(" again")]] for name in names}
+    batches |= {f"8 {kind}": [kinds[kind][:8]] for kind in ("edited", "unrelated")}
+    weights, rows = list(meg.base.parameters()), []
+    moved = sum(p.nbytes for p in weights) / machine.moved
+    worked = 2 * sum(p.numel() for p in weights) / machine.rate
+    for kind, runs in answer_times(meg, batches, rounds).items():
+        base, plans, own = zip(*runs, strict=True)
+        times, count = (median(base), median(own)), len(batches[kind][0])
+        cuts = quantiles(plans, n=20, method="inclusive")
+        overhead = 100 * median(mine - plain for plain, _, mine in runs) / times[0]
+        tokens = (1000 * count * TOKENS / time for time in times)
+        floor = TOKENS * max(moved, count * worked)
+        rows.append((kind, cuts[9], cuts[18], *times, floor, overhead, *tokens))
+    columns = "query, plan p50, plan p95, base ms, MeG ms, floor, overhead %, base tok/s, MeG tok/s"
+    return table(columns, rows)
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
+    """Tables by title, the ratios first. Times are in milliseconds."""
+    setup, kinds = prepare(options)
+    model, edits, h = setup.model, setup.edits, setup.hparams
+    machine, count = Machine.of(model), len(edits)
+    memory = [("weights", sum(p.nbytes for p in model.parameters()) / 1e9)]
+
+    def timed(stage: str, run: Callable[[], Any]) -> tuple[Any, float]:
+        print(stage, file=sys.stderr, flush=True)
+        reset_peak_memory(model.device)
+        start = clock(model.device)
+        result = run()
+        taken = 1000 * (clock(model.device) - start)
+        memory.append((f"peak: {stage}", peak_memory(model.device) / 1e9))
+        return result, taken
+
+    ways, found = compare_collection(setup, machine, min(options.one_at_a_time, count), timed)
+    slow, ours = ways[0], ways[-1]
+    updates: list[float] = []  # of the generator: when
+    handle = register_optimizer_step_post_hook(lambda *_: updates.append(clock(model.device)))
+    known = dict(zip(edits, found.neurons, strict=True))
+    run = partial(fit, model, setup.tokenizer, edits, h, earlier=known)
+    run = partial(run, pseudo=pseudo_requests(count=64), calibration=[])
+    (meg, _), taken = timed("fit", run)
+    handle.remove()
+    generation, work = generation_times(meg, machine)
+    for kind, texts in kinds.items():
+        asked = texts[: 4 * options.queries]
+        edited = meg.route(asked).is_edit.tolist()
+        kinds[kind] = [text for text, edit in zip(asked, edited, strict=True) if not edit]
+    kinds = {"edited": [edit.prompt for edit in edits], **kinds}
+    answers, _ = timed("answers", lambda: compare_answers(meg, machine, kinds, options.queries))
+
+    size = h.generator_batch_size
+    update = 1000 * (updates[-1] - updates[0]) / max(1, len(updates) - 1)
+    training = update * len(updates)
+    stages = {
+        "collection": ours["ms/fact"],
+        "generator": training / count,
+        "index, known answers, checks": (taken - training) / count,
+    }
+    at_most = max(h.generator_steps, h.generator_epochs * math.ceil(10000 / size)) * update
+    many = 10000 * (sum(stages.values()) - stages["generator"]) + at_most
+    ratios = {
+        "collection, times faster, at equal steps": slow["ms/pass"] / ours["ms/pass"],
+        "the same by operations alone": slow["floor/pass"] / ours["floor/pass"],
+        "the same per fact, with the steps of these facts": slow["ms/fact"] / ours["ms/fact"],
+        **{f"overhead, % of {TOKENS} tokens: {r['query']}": r["overhead %"] for r in answers},
+        "routing and generation, ms, p50": answers[0]["plan p50"],
+        "10,000 edits, minutes at most, without tuning and calibration": many / 60000,
+    }
+    trained = (len(updates), min(count, size), update, 3 * work * min(count, size) / machine.rate32)
+    return {
+        "ratios": table("ratio, value", ratios.items()),
+        "collection": ways,
+        "where the time of MeG's collection goes": shares_of_collection(setup, ours),
+        "fit": table("stage, ms/edit", stages.items()),
+        "training of the generator": table("steps, batch, ms/step, floor", [trained]),
+        "generation": generation,
+        f"answers of {TOKENS} tokens": answers,
+        "stored": table("bytes/edit, floor", [(meg.stored_bytes / count, 2 * setup.spec.size)]),
+        "memory": table("what, GB", memory),
+        "machine": table("GB/s, GFLOP/s, float32", [[x / 1e6 for x in vars(machine).values()]]),
+    }
+
+
+def show(report: dict[str, list[Row]]) -> None:
+    """Print every table under its title."""
+    for title, rows in report.items():
+        lines = [list(rows[0])]
+        for row in rows:
+            lines.append([f"{v:,.2f}" if isinstance(v, float) else str(v) for v in row.values()])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        print(f"\n{title}")
+        for line in lines:
+            print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--shape", choices=SHAPES, default="small-24")
+    add("--model", help="a real one: directory or hub id")
+    add("--layer", type=int, help="of the neuron, from 0")
+    add("--rate", type=float, help="learning rate of collection")
+    add("--edits", type=int, default=256)
+    add("--queries", type=int, default=20)
+    add("--one-at-a-time", type=int, default=4, help="so many facts")
+    add("--device", default="auto")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--compile", action="store_true", help="compile the generator")
+    add("--seed", type=int, default=0)
+    add("--json", type=Path)
+    options = parser.parse_args()
+    report = measure(options)
+    show(report)
+    if options.json:
+        write_json(options.json, report)
+
+
+if __name__ == "__main__":
+    main()
