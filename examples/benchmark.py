@@ -29,6 +29,7 @@ from meg_editor.data.reference_world import load_world
 from meg_editor.easyedit.methods import easyedit_method
 from meg_editor.evaluation import Evaluation, evaluate
 from meg_editor.evaluation.cost import peak_memory
+from meg_editor.generators import GENERATORS
 from meg_editor.neuron import NeuronSpec
 from meg_editor.stages import StageStore
 
@@ -127,7 +128,8 @@ def scale(options: argparse.Namespace) -> None:
 
     Quality is that of 1,000 of the edits, drawn at random, while all are in place.
     """
-    hparams = MeGHyperParams.preset(options.preset, seed=options.seed)
+    own = {"generator": options.generator} if options.generator else {}
+    hparams = MeGHyperParams.preset(options.preset, seed=options.seed, **own)
     model, tokenizer = load_model(hparams)
     print(f"{_header('edits')}   fit s  ms/edit  peak GB  seconds by stage")
     for edits in options.edits:
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, nargs="+")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--preset", default="default")
+    parser.add_argument("--generator", choices=GENERATORS, help="of scale, if not the preset's")
     parser.add_argument("--stages", type=Path, help="keep finished stages in this folder")
     options = parser.parse_args()
     run, edits = commands[options.what]

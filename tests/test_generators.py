@@ -448,3 +448,11 @@ def test_a_compiled_dit_generates_the_same_and_stores_the_same() -> None:
         assert torch.equal(compiled.generate(conditions), plain.generate(conditions))
     assert isinstance(compiled, DiTGenerator) and compiled._compiled is not None
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_generator_which_learned_too_little_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    build("mlp", generator_steps=1, generator_epochs=1).fit(*pairs(), seed=0)
+    assert "generator: bank" in caplog.text
+    caplog.clear()
+    fitted("mlp")
+    assert not caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,9 @@ from meg_editor.hparams import MeGHyperParams
 from meg_editor.precision import bfloat16
 from meg_editor.processes import Processes
 from meg_editor.progress import track
+
+_LOG = logging.getLogger(__name__)
+_POOR = 0.5  # error of the neurons from which on answers suffer
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,19 @@ class LearnedGenerator(WeightGenerator):
             h.generator_steps,
             h.generator_epochs * math.ceil(len(neurons) / h.generator_batch_size),
         )
-        return self._descend(
-            steps,
-            loss,
-            lambda: self.error(conditions[probe], neurons[probe]),
-            seed,
-            processes,
-        )
+
+        def error() -> float:
+            return self.error(conditions[probe], neurons[probe])
+
+        losses = self._descend(steps, loss, error, seed, processes)
+        if (left := error()) > _POOR:
+            _LOG.warning(
+                "the generator recalls its neurons to %.2f standard deviations only (expected below"
+                " %.2f): %d edits need a wider one (generator_width), more generator_epochs, or"
+                " generator: bank",
+                *(left, _POOR, len(neurons)),
+            )
+        return losses
 
     def error(self, conditions: Tensor, neurons: Tensor) -> float:
         """Mean plus standard deviation of the generated neurons' relative error (A.11.1)."""
