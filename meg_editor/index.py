@@ -103,7 +103,7 @@ class QueryIndex(nn.Module):
         """
         name, state = self.name_weight, self.state_weight
         cosine, index = nearest(embeddings, self.anchors, _CANDIDATES if name or state else 1)
-        similarity = (1 - name - state) * cosine
+        shares: Tensor | float = 0.0
         if name:
             asked = self.names.read(texts)
             more = self.names.bearers(asked, _NAMED).to(index.device, non_blocking=True)
@@ -112,7 +112,8 @@ class QueryIndex(nn.Module):
             there = torch.einsum("be,bce->bc", embeddings, self.anchors[more].to(embeddings))
             cosine = torch.cat([cosine, there.masked_fill(known, -torch.inf)], 1)
             index = torch.cat([index, more], 1)
-            similarity = (1 - name - state) * cosine + name * self.names.shares(asked, index)
+            shares = self.names.shares(asked, index)
+        similarity = (1 - name - state) * cosine + name * shares
         similarity, best = similarity.topk(min(_CANDIDATES, similarity.shape[1]), dim=1)
         index, cosine = index.gather(1, best), cosine.gather(1, best)
         if state and read_states is not None:

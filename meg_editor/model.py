@@ -121,6 +121,10 @@ class MeGModel(RoutedModel):
         neurons[place] = generated
         return neurons
 
+    def _apply(self, fn: Any, recurse: bool = True) -> MeGModel:
+        self.cache.clear()  # its neurons are of the device and precision which are left
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
     def _of_edits(self, edits: list[int]) -> Tensor:
         rows = torch.tensor(edits).to(self.anchors.device, non_blocking=True)
         return self.generator.generate(self.anchors[rows].float())

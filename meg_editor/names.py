@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from meg_editor.tokens import right_padded
+
 # Scripts which put no spaces between words are compared character by character.
 _UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
@@ -60,7 +62,7 @@ class NameIndex(nn.Module):
 
         1 where no name is known: there is nothing that the text fails to name.
         """
-        texts = rectangle(asked, fill=-2).to(rows.device, non_blocking=True)
+        texts = right_padded(asked, fill=-2).to(rows.device, non_blocking=True)
         names = self.table[rows]  # (B, C, W)
         there = (names.unsqueeze(3) == texts[:, None, None, :]).any(3).sum(2)
         count = (names >= 0).sum(2)
@@ -81,11 +83,4 @@ class NameIndex(nn.Module):
                     break
                 found.update(dict.fromkeys(sharing[:most].tolist()))
             rows.append(list(found))
-        return rectangle(rows, fill=-1)
-
-
-def rectangle(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """B lists of numbers -> (B, longest) int64, filled up on the right."""
-    width = max(map(len, rows), default=0)
-    filled = [[*row, *[fill] * (width - len(row))] for row in rows]
-    return torch.tensor(filled, dtype=torch.long).reshape(len(rows), width)
+        return right_padded(rows, fill=-1)

@@ -13,7 +13,7 @@ from meg_editor.ffn import decoder_blocks, find_ffn
 from meg_editor.neuron import NeuronSpec
 from meg_editor.partial_forward import input_of
 from meg_editor.query import QueryReader
-from meg_editor.tokens import by_length
+from meg_editor.tokens import by_length, right_padded
 
 
 class StateReader:
@@ -38,12 +38,9 @@ class StateReader:
         states = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
         module = model.get_submodule(self.place)
         for chunk in by_length([len(row) for row in ids], rows):
-            # Padding on the right needs no mask under a causal one, and shifts no position.
-            width = max(len(ids[index]) for index in chunk)
-            batch = [ids[index] + [0] * (width - len(ids[index])) for index in chunk]
-            tokens = torch.tensor(batch, device=model.device)
+            tokens = right_padded([ids[index] for index in chunk]).to(model.device)
             found = input_of(module, partial(model, input_ids=tokens, use_cache=False))
-            found = found.reshape(len(chunk), width, -1)  # OPT flattens rows
+            found = found.reshape(*tokens.shape, -1)  # OPT flattens rows
             last = torch.tensor([len(ids[index]) - 1 for index in chunk])
             here = torch.arange(len(chunk), device=found.device)
             states[torch.tensor(chunk)] = found[here, last.to(found.device)].to(states)

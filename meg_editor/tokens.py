@@ -91,6 +91,16 @@ def pad_token(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id if pad is None else pad)
 
 
+def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
+    """B rows of numbers -> (B, longest) int64, on the CPU.
+
+    Under a causal mask padding on the right needs no mask, and shifts no position.
+    """
+    width = max(map(len, rows), default=0)
+    filled = [[*row, *[fill] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long).reshape(len(rows), width)
+
+
 def left_padded(tokenizer: Any, prompts: Sequence[str], device: Any) -> dict[str, Tensor]:
     """Tokenised for generation, whatever side the tokenizer pads: input_ids and attention_mask."""
     rows = tokenizer(list(prompts))["input_ids"]

@@ -79,9 +79,8 @@ def fit(
     prompts = {request.prompt for request in edits}
     pseudo = [fact for fact in pseudo if fact.prompt not in prompts]
     calibration = [fact for fact in calibration if fact.prompt not in prompts]
-    report = FitReport(
-        len(edits), merged.duplicates, _already_answered(model, tokenizer, edits, hparams)
-    )
+    known_already = processes.once(lambda: _already_answered(model, tokenizer, edits, hparams))
+    report = FitReport(len(edits), merged.duplicates, known_already)
 
     # A stage depends on the settings that bear its name, the seed, and the stages before it.
     def settings(*prefixes: str) -> dict[str, Any]:

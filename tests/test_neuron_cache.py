@@ -85,3 +85,12 @@ def test_answers_from_the_cache_are_the_same(
 def test_neurons_of_single_queries_are_not_kept(make_meg_model: Callable[..., MeGModel]) -> None:
     model = make_meg_model(generator_anchored=False)
     assert model.neurons(model.route(PROMPTS[:2])) is not None and len(model.cache) == 0
+
+
+def test_a_model_which_moves_forgets_the_neurons_of_the_old_place(
+    make_meg_model: Callable[..., MeGModel],
+) -> None:
+    model = make_meg_model("bank")
+    model.plan(PROMPTS[:2])
+    assert len(model.cache) == 2
+    assert model.to(torch.float64) is model and len(model.cache) == 0

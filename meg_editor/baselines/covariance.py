@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from meg_editor.fingerprint import fingerprint
 from meg_editor.progress import track
 from meg_editor.stages import StageStore
-from meg_editor.tokens import by_length, pad_token
+from meg_editor.tokens import by_length, pad_token, right_padded
 
 _ROWS = 64
 
@@ -80,9 +80,8 @@ def _sums(
     pad = pad_token(tokenizer)
     try:
         for chunk in track(chunks, "covariance", "batch"):
-            width = max(len(rows[i]) for i in chunk)
-            ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in chunk])
-            kept = torch.tensor([[n < len(rows[i]) for n in range(width)] for i in chunk])
+            ids = right_padded([rows[i] for i in chunk], pad)
+            kept = torch.tensor([[n < len(rows[i]) for n in range(ids.shape[1])] for i in chunk])
             model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
     finally:
         for handle in handles:

@@ -157,7 +157,7 @@ class LearnedGenerator(WeightGenerator):
             return self.error(conditions[probe], neurons[probe])
 
         losses = self._descend(steps, loss, error, seed, processes)
-        if (left := error()) > _POOR:
+        if processes.is_main and (left := error()) > _POOR:
             _LOG.warning(
                 "the generator recalls its neurons to %.2f standard deviations only (expected below"
                 " %.2f): %d edits need a wider one (generator_width), more generator_epochs, or"
@@ -211,7 +211,8 @@ class LearnedGenerator(WeightGenerator):
                 torch._foreach_lerp_(average, [p.detach() for p in network], 1 - decay)
                 # Few edits are learned in a moment: look soon, then ever more rarely.
                 if step + 1 in checks:
-                    _check_finite(losses, h.generator_lr)
+                    if not bool(losses[-1].isfinite()):
+                        break  # told below
                     with _swapped(network, average):
                         self.eval()
                         close = processes.once(lambda: error() < h.generator_tolerance)
@@ -225,7 +226,7 @@ class LearnedGenerator(WeightGenerator):
 
 
 def _check_finite(losses: Sequence[Tensor], rate: float) -> list[float]:
-    """The losses as numbers. Only now and then: it waits for the device."""
+    """The losses as numbers. Only at the end: it waits for the device."""
     told: list[float] = torch.stack(list(losses)).tolist()
     for step, loss in enumerate(told):
         if not math.isfinite(loss):
