@@ -57,7 +57,9 @@ def collection(options: argparse.Namespace) -> None:
 
 def sampling(options: argparse.Namespace) -> None:
     """One fitted DiT, sampled in 50, 10, 4, 2 and 1 steps."""
-    hparams = MeGHyperParams.preset(options.preset, seed=options.seed)
+    # Where neurons are recalled in closed form no DiT is left to take steps.
+    trained = {"generator_condition": "patches"} if options.preset == "default" else {}
+    hparams = MeGHyperParams.preset(options.preset, seed=options.seed, **trained)
     model, tokenizer = load_model(hparams)
     cases = edit_cases(load_world(), options.edits[0], options.seed)
     meg, _ = fit(model, tokenizer, [c.request for c in cases], hparams, store=_store(options))
@@ -68,15 +70,21 @@ def sampling(options: argparse.Namespace) -> None:
 
 
 def generators(options: argparse.Namespace) -> None:
-    """DiT, MLP and bank on the same neurons behind the same gate."""
+    """DiT with and without recall, MLP and bank on the same neurons behind the same gate."""
+    ways: dict[str, dict[str, Any]] = {
+        "dit": {},
+        "trained": {"generator_condition": "patches"},
+        "mlp": {"generator": "mlp"},
+        "bank": {"generator": "bank"},
+    }
     hparams = MeGHyperParams.preset("default", seed=options.seed)
     model, tokenizer = load_model(hparams)
     print(_header("edits generator") + "  oracle  fit s  KB/edit")
     for edits in options.edits:
         cases = edit_cases(load_world(), edits, options.seed)
         store = _store(options)
-        for name in ("dit", "mlp", "bank"):
-            settings = dataclasses.replace(hparams, generator=name)
+        for name, own in ways.items():
+            settings = dataclasses.replace(hparams, **own)
             meg, report = fit(
                 model, tokenizer, [case.request for case in cases], settings, store=store
             )

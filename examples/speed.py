@@ -36,7 +36,6 @@ from speed_collection import (
     random_model,
     random_rate,
 )
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from meg_editor import MeGHyperParams, fit, load_model
@@ -44,6 +43,8 @@ from meg_editor.collection import Collection, collect
 from meg_editor.data.reference_requests import edit_cases, pseudo_requests
 from meg_editor.data.reference_world import load_world
 from meg_editor.evaluation.cost import peak_memory, reset_peak_memory
+from meg_editor.generators import DiTGenerator
+from meg_editor.generators.recall import Recall
 from meg_editor.loading import resolve_device
 from meg_editor.text_files import write_json
 from meg_editor.tokens import (
@@ -172,17 +173,38 @@ def shares_of_collection(setup: Setup, ours: Row) -> list[Row]:
     return table("part, ms/fact, %", ((k, ms, 100 * ms / total) for k, ms in where.items()))
 
 
-def generation_times(meg: Any, machine: Machine) -> tuple[list[Row], int]:
-    """By steps and batch; and the operations of one step for one query."""
-    z, counter = meg.anchors[:1].float(), FlopCounterMode(display=False)
-    with counter:
-        meg.generator.generate(z, 1)
-    work, moved = counter.get_total_flops(), meg.generator.stored_bytes / machine.moved
-    rows = []
-    for steps, batch in itertools.product((1, 2, 4, 10), (1, 8, 64)):
-        taken = milliseconds(z.device, partial(meg.generator.generate, z.repeat(batch, 1), steps))
-        rows.append((steps, batch, taken, steps * max(work * batch / machine.rate32, moved)))
-    return table("steps, batch, ms, floor", rows), work
+def generation_times(meg: Any, machine: Machine) -> list[Row]:
+    """Of what is recalled, and of a DiT which refines it, by steps and batch."""
+    z, h, rows = meg.anchors[:1].float(), meg.hparams, []
+    for steps, batch in itertools.product((0, 1, 2, 4, 10), (1, 8, 64)):
+        settings = dataclasses.replace(h, generator_refine=steps > 0, sampling_steps=max(1, steps))
+        made = DiTGenerator.build(settings, z.shape[1], meg.spec.size, len(meg.edits)).to(z.device)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            made.generate(z)
+        moved = made.stored_bytes / machine.moved
+        taken = milliseconds(z.device, partial(made.generate, z.repeat(batch, 1)))
+        floor = max(counter.get_total_flops() * batch / machine.rate32, moved)
+        rows.append((f"DiT, {steps} steps" if steps else "recalled", batch, taken, floor))
+    return table("generator, batch, ms, floor", rows)
+
+
+def solving_times(meg: Any, machine: Machine, timed: Any) -> list[Row]:
+    """Of the recall of 2,000 facts, and by operations of 10,000."""
+    dimension, size, few = meg.anchors.shape[1], meg.spec.size, 2000
+    with torch.device(meg.device):
+        recall = Recall(dimension, size, few, meg.hparams.generator_features)
+        queries, neurons = torch.randn(few, dimension), torch.randn(few, size)
+    queries = torch.nn.functional.normalize(queries, dim=1)
+
+    def work(count: int) -> float:
+        features = min(meg.hparams.generator_features, math.ceil(1.25 * count))
+        least = min(count, features)
+        return 2 * count * features * (least + size + 3 * dimension) + least**3 / 3
+
+    _, taken = timed("recall", partial(recall.solve, queries, neurons))
+    rows = ((n, taken * work(n) / work(few), work(n) / machine.rate32) for n in (few, 10000))
+    return table("facts, ms, floor", rows)
 
 
 def compare_answers(
@@ -225,14 +247,11 @@ def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
 
     ways, found = compare_collection(setup, machine, min(options.one_at_a_time, count), timed)
     slow, ours = ways[0], ways[-1]
-    updates: list[float] = []  # of the generator: when
-    handle = register_optimizer_step_post_hook(lambda *_: updates.append(clock(model.device)))
     known = dict(zip(edits, found.neurons, strict=True))
     run = partial(fit, model, setup.tokenizer, edits, h, earlier=known)
     run = partial(run, pseudo=pseudo_requests(count=64), calibration=[])
-    (meg, _), taken = timed("fit", run)
-    handle.remove()
-    generation, work = generation_times(meg, machine)
+    (meg, report), taken = timed("fit", run)
+    solving = solving_times(meg, machine, timed)
     for kind, texts in kinds.items():
         asked = texts[: 4 * options.queries]
         edited = meg.route(asked).is_edit.tolist()
@@ -240,32 +259,28 @@ def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
     kinds = {"edited": [edit.prompt for edit in edits], **kinds}
     answers, _ = timed("answers", lambda: compare_answers(meg, machine, kinds, options.queries))
 
-    size = h.generator_batch_size
-    update = 1000 * (updates[-1] - updates[0]) / max(1, len(updates) - 1)
-    training = update * len(updates)
+    training = 1000 * report.seconds["generator"]
     stages = {
         "collection": ours["ms/fact"],
         "generator": training / count,
         "index, known answers, checks": (taken - training) / count,
     }
-    at_most = max(h.generator_steps, h.generator_epochs * math.ceil(10000 / size)) * update
-    many = 10000 * (sum(stages.values()) - stages["generator"]) + at_most
+    many = 10000 * (sum(stages.values()) - stages["generator"]) + solving[-1]["ms"]
     ratios = {
         "collection, times faster, at equal steps": slow["ms/pass"] / ours["ms/pass"],
         "the same by operations alone": slow["floor/pass"] / ours["floor/pass"],
         "the same per fact, with the steps of these facts": slow["ms/fact"] / ours["ms/fact"],
         **{f"overhead, % of {TOKENS} tokens: {r['query']}": r["overhead %"] for r in answers},
         "routing and generation, ms, p50": answers[0]["plan p50"],
-        "10,000 edits, minutes at most, without tuning and calibration": many / 60000,
+        "10,000 edits, minutes, without tuning and calibration": many / 60000,
     }
-    trained = (len(updates), min(count, size), update, 3 * work * min(count, size) / machine.rate32)
     return {
         "ratios": table("ratio, value", ratios.items()),
         "collection": ways,
         "where the time of MeG's collection goes": shares_of_collection(setup, ours),
         "fit": table("stage, ms/edit", stages.items()),
-        "training of the generator": table("steps, batch, ms/step, floor", [trained]),
-        "generation": generation,
+        "solving the recall": solving,
+        "generation": generation_times(meg, machine),
         f"answers of {TOKENS} tokens": answers,
         "stored": table("bytes/edit, floor", [(meg.stored_bytes / count, 2 * setup.spec.size)]),
         "memory": table("what, GB", memory),

@@ -104,8 +104,17 @@ class MeGHyperParams(FlatHyperParams):
     generator_anchored: bool = setting(True, "Snap a query to the nearest edited query first.")
     generator_width: int = setting(384, "Hidden width.", least=1)
     generator_depth: int = setting(6, "Blocks.", least=1)
-    generator_condition: Literal["time", "patches"] = setting(
-        "patches", "Where z enters the DiT: with the time step (paper), or at every patch too."
+    generator_condition: Literal["time", "patches", "recall"] | None = setting(
+        None,
+        "How z enters the DiT: with the time step (paper), at every patch too, or as the neuron "
+        "recalled in closed form, of which it refines the rest; null: recall if anchored and "
+        "trained on nothing but the edits, else patches.",
+    )
+    generator_features: int = setting(
+        16384, "Random features which recall, at most; 1.25 per edit are made.", least=1
+    )
+    generator_refine: bool | None = setting(
+        None, "Whether a DiT refines what is recalled; null: where that misses the tolerance."
     )
     generator_heads: int = setting(6, "Attention heads of the DiT.", least=1)
     generator_patch_size: int = setting(100, "Neuron values per DiT token.", least=1)
@@ -165,6 +174,16 @@ class MeGHyperParams(FlatHyperParams):
                 f"gate_name_weight + gate_state_weight: expected less than 1, got "
                 f"{self.gate_name_weight} + {self.gate_state_weight}"
             )
+        if self.generator_condition == "recall" and not self.generator_anchored:
+            raise HParamsError(
+                "generator_condition: recall knows the very embeddings of the edits only: set "
+                "generator_anchored: true, or generator_condition: patches"
+            )
+        if self.generator_refine is False and self.conditioning != "recall":
+            raise HParamsError(
+                f"generator_refine: false leaves nothing to generate with under "
+                f"generator_condition: {self.conditioning}; expected recall"
+            )
         if self.sampling_steps > self.diffusion_train_timesteps:
             raise HParamsError(
                 f"sampling_steps: expected at most diffusion_train_timesteps "
@@ -175,6 +194,14 @@ class MeGHyperParams(FlatHyperParams):
     def layer(self) -> int:
         """The 0-based decoder layer which gets the neuron."""
         return self.layers[0]
+
+    @property
+    def conditioning(self) -> Literal["time", "patches", "recall"]:
+        """`generator_condition`, or what null stands for."""
+        if self.generator_condition is not None:
+            return self.generator_condition
+        augmented = self.generator_zero_augmentation or self.generator_condition_noise
+        return "recall" if self.generator_anchored and not augmented else "patches"
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MeGHyperParams:

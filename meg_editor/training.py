@@ -179,18 +179,18 @@ def fit(
         hparams = dataclasses.replace(hparams, gate_state_weight=weight)
     index = index_queries(edits, encoder, states, background, hparams)
 
-    generator = GENERATORS[hparams.generator].build(
-        hparams, encoder.dimension, spec.size, len(edits)
-    )
-    generator = generator.to(model.device)
+    kind, sizes = GENERATORS[hparams.generator], (encoder.dimension, spec.size, len(edits))
     generated = run(
         "generator",
         [settings("generator", "diffusion"), tuned.key, neurons_key],
         lambda: _fit_generator(
-            generator, encoder, index.anchors.float(), collection, pseudo, hparams, processes
+            kind.build(hparams, *sizes).to(model.device),
+            *(encoder, index.anchors.float(), collection, pseudo, hparams, processes),
         ),
         together=True,
     )
+    hparams = kind.settled(hparams, generated.tensors)
+    generator = kind.build(hparams, *sizes).to(model.device)
     generator.load_state_dict(generated.tensors)
     edited = MeGModel(model, tokenizer, hparams, spec, encoder, gate, generator, index, edits)
     edited.fitted = report

@@ -161,7 +161,9 @@ def test_a_run_prints_ratios_first_and_writes_them(
     for row in answers.values():
         count = 8 if row["query"].startswith("8 ") else 1
         assert row["MeG tok/s"] == pytest.approx(1000 * 20 * count / row["MeG ms"])
-    assert [(row["steps"], row["batch"]) for row in report["generation"]][-1] == (10, 64)
+    ways = [(row["generator"], row["batch"]) for row in report["generation"]]
+    assert ways[0] == ("recalled", 1) and ways[-1] == ("DiT, 10 steps", 64)
+    assert [row["facts"] for row in report["solving the recall"]] == [2000, 10000]
     assert sum(row["%"] for row in report["where the time of MeG's collection goes"]) == (
         pytest.approx(100)
     )

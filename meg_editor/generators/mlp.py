@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from meg_editor.generators.base import LearnedGenerator
+from meg_editor.generators.learned import LearnedGenerator
 from meg_editor.hparams import MeGHyperParams
 
 
@@ -37,8 +37,7 @@ class MLPGenerator(LearnedGenerator):
             torch.manual_seed(hparams.seed)
             return cls(hparams, dimension, size)
 
-    def predict(self, conditions: Tensor) -> Tensor:
-        """(B, E) -> scaled neurons (B, P)."""
+    def predict(self, conditions: Tensor, steps: int | None = None) -> Tensor:
         hidden = self.stem(conditions * math.sqrt(self.dimension))
         for block in self.blocks:
             hidden = hidden + block(hidden)
@@ -47,7 +46,3 @@ class MLPGenerator(LearnedGenerator):
 
     def loss(self, conditions: Tensor, targets: Tensor, *drawn: Tensor) -> Tensor:
         return (self.predict(conditions).float() - targets).square().mean()
-
-    @torch.no_grad()
-    def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
-        return self.scaling.inverse(self.predict(conditions))
