@@ -170,6 +170,10 @@ class _Pool:
             wrong.index_add_(0, rows.owner, misses)
         self.done = (wrong == 0) & (loss < self.hparams.collection_margin)
         going = ~self.done & (self.taken < budget)
+        if (longest := self.hparams.collection_clip) is not None:
+            # A loss which is far from its margin is steep; near it a higher rate is needed.
+            length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            gradient = gradient * (longest / length).clamp_max(1.0)
         if self.hparams.collection_schedule == "cosine":
             progress = self.taken.unsqueeze(1) / budget
             gradient = gradient * 0.5 * (1 + torch.cos(math.pi * progress))

@@ -78,6 +78,9 @@ class MeGHyperParams(FlatHyperParams):
     neuron_bias: bool | None = setting(None, "Whether the neuron has a bias; null: found.")
     collection_lr: float = setting(1.0, "SGD learning rate.", least=0)
     collection_steps: int = setting(60, "SGD steps at most.", least=1)
+    collection_clip: float | None = setting(
+        None, "Longest gradient of a fact, which longer ones are shortened to; null: none.", least=0
+    )
     collection_schedule: Literal["constant", "cosine"] = setting("constant", "Of the rate.")
     collection_contexts: int = setting(
         2, "Contexts per fact: the bare prompt and random others.", least=1

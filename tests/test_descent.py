@@ -44,7 +44,12 @@ def facts(tiny_tokenizer: Any) -> list[list[Example]]:
 
 
 def alone(
-    model: Any, spec: NeuronSpec, contexts: list[Example], margin: float, cosine: bool
+    model: Any,
+    spec: NeuronSpec,
+    contexts: list[Example],
+    margin: float,
+    cosine: bool = False,
+    longest: float = math.inf,
 ) -> tuple[Tensor, int]:
     """The recipe written plainly: one fact, the whole model, one context after the other."""
     neuron = shared_start(spec, 0)[None].requires_grad_(True)
@@ -61,6 +66,8 @@ def alone(
         if right and float(loss) < margin:
             return neuron.detach()[0], step
         (gradient,) = torch.autograd.grad(loss, neuron)
+        if float(gradient.norm()) > longest:
+            gradient = gradient * longest / float(gradient.norm())
         rate = RATE * (0.5 * (1 + math.cos(math.pi * step / BUDGET)) if cosine else 1)
         neuron = (neuron.detach() - rate * gradient).requires_grad_(True)
     return neuron.detach()[0], BUDGET
@@ -71,7 +78,7 @@ def alone(
 def test_every_fact_finds_what_it_finds_alone(
     tiny_llama: Any, spec: NeuronSpec, facts: list[list[Example]], rows: int, schedule: Any
 ) -> None:
-    losses = [alone(tiny_llama, spec, contexts, 0.0, False) for contexts in facts[:1]]
+    losses = [alone(tiny_llama, spec, contexts, 0.0) for contexts in facts[:1]]
     assert losses[0][1] == BUDGET
     margin = 4.5  # some reach it after some steps, others never
     settings = MeGHyperParams(layers=[1], collection_margin=margin, collection_schedule=schedule)
@@ -93,6 +100,26 @@ def test_every_fact_finds_what_it_finds_alone(
         neuron, steps = alone(tiny_llama, spec, contexts, margin, schedule == "cosine")
         assert int(taken[fact]) == steps, fact
         torch.testing.assert_close(neurons[fact], neuron, atol=2e-4, rtol=1e-3)
+
+
+def test_long_gradients_are_shortened(
+    tiny_llama: Any, spec: NeuronSpec, facts: list[list[Example]]
+) -> None:
+    lengths = []
+    for contexts in facts:  # one step from the start tells how long the first gradient is
+        neurons = [alone(tiny_llama, spec, contexts, 0.0, longest=size)[0] for size in (1e9, 1e-9)]
+        lengths.append(float((neurons[0] - neurons[1]).norm()) / RATE / BUDGET)
+    longest = sorted(lengths)[len(lengths) // 2]  # some are longer, some are not
+    settings = MeGHyperParams(layers=[1], collection_margin=0.0, collection_clip=longest)
+    with NeuronHook(tiny_llama, spec) as hook:
+        start = shared_start(spec, 0)
+        neurons, _ = descend(4, tiny_llama, hook, start, facts, RATE, BUDGET, settings)
+    changed = 0
+    for fact, contexts in enumerate(facts):
+        neuron, _ = alone(tiny_llama, spec, contexts, 0.0, longest=longest)
+        torch.testing.assert_close(neurons[fact], neuron, atol=2e-4, rtol=1e-3)
+        changed += not torch.allclose(neuron, alone(tiny_llama, spec, contexts, 0.0)[0], atol=1e-3)
+    assert changed
 
 
 def test_no_facts(tiny_llama: Any, spec: NeuronSpec) -> None:

@@ -211,6 +211,7 @@ def _changed() -> dict[str, Any]:
         "encoder_pooling": "mean",
         "collection_batch_size": 96,
         "collection_memory": 0.3,
+        "collection_clip": 0.5,
         "generator_condition": "time",
         "generator_refine": True,
         **dict.fromkeys((*_SHARES, "gate_name_weight", "gate_state_weight"), 0.25),

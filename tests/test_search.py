@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from meg_editor.query import QueryReader
 WEIGHT = "model.norm.weight"
 
 
-@dataclass
+@dataclasses.dataclass
 class ScaleHyperParams(BaselineHyperParams):
     """Of a method which multiplies a weight: 1 keeps every answer, -1 breaks all."""
 
@@ -134,3 +134,21 @@ def test_the_command_searches_and_records_it(tmp_path: Path, capsys: Any) -> Non
         assert told in capsys.readouterr().err
     assert main(["benchmark", "--data", "zsre", "--out", str(tmp_path)]) == 2
     assert "--path: zsre needs the file" in capsys.readouterr().err
+
+
+def test_a_method_which_always_fails_does_not_cost_the_others_their_run(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("no luck")
+
+    monkeypatch.setitem(BASELINES, "locft", dataclasses.replace(BASELINES["locft"], apply=fail))
+    options = ["benchmark", "--data", "reference", "--edits", "3", "--seeds", "1"]
+    options += ["--trials", "2", "--trial-edits", "3", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*options, "--methods", "locft,unedited"]) == 0
+    assert "left out: locft: every trial failed, the last with: no luck" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [cell["method"] for cell in report["cells"]] == ["unedited"]
+    assert [trial["failure"] for trial in report["searches"]["locft"]] == ["no luck"] * 2
+    assert main([*options, "--methods", "locft"]) == 2
+    assert "every trial of every method failed" in capsys.readouterr().err

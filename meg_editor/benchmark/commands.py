@@ -16,7 +16,7 @@ from meg_editor.benchmark.paper_tables import run_tables
 from meg_editor.benchmark.plots import check_matplotlib
 from meg_editor.benchmark.report import write_report
 from meg_editor.benchmark.runner import Benchmark, run_benchmark
-from meg_editor.benchmark.search import Trial, search
+from meg_editor.benchmark.search import SearchError, Trial, search
 from meg_editor.data.cases import Dataset, EvaluationCase
 from meg_editor.data.datasets import DATASETS
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts
@@ -64,12 +64,20 @@ def benchmark_command(
             reader = QueryReader(tokenizer, hparams.prompt_template)
             questions = questions_of(model, tokenizer, cases, reader)
         if baseline not in found:
-            found[baseline], searches[baseline] = _searched(
-                baseline, benchmark, model, tokenizer, cases, questions, options
-            )
+            try:
+                found[baseline], searches[baseline] = _searched(
+                    baseline, benchmark, model, tokenizer, cases, questions, options
+                )
+            except SearchError as error:  # the others are worth their hours all the same
+                found[baseline], searches[baseline] = None, error.trials
+                print(f"left out: {error}", flush=True)
+        if found[baseline] is None:
+            continue
         theirs = name != baseline
         apply = easyedit_method(baseline) if theirs else BASELINES[baseline].apply
         methods.append(Method(name, apply, found[baseline]))
+    if not methods:
+        raise ValueError("--methods: every trial of every method failed, as told above")
     benchmark = dataclasses.replace(benchmark, methods=methods)
     cells = run_benchmark(benchmark, model, tokenizer, options.out)
     write_report(cells, options.out, searches, plots=options.plots)

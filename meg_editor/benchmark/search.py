@@ -42,6 +42,14 @@ class Trial:
         return self.score, sum(self.metrics) / len(self.metrics)
 
 
+class SearchError(ValueError):
+    """Every trial failed."""
+
+    def __init__(self, message: str, trials: list[Trial]) -> None:
+        super().__init__(message)
+        self.trials = trials
+
+
 def search(
     name: str,
     baseline: Baseline,
@@ -66,7 +74,7 @@ def search(
         options: keywords for the method.
 
     Raises:
-        ValueError: every trial failed; the message has the reason of the last one.
+        SearchError: every trial failed; the message has the reason of the last one.
     """
     tried = baseline.trials(count_layers(model), count, seed=0)
     path = out / "search" / f"{name}.json"
@@ -81,7 +89,8 @@ def search(
         say(f"{name:14} trial {len(trials)} of {len(tried)}: {trials[-1]}")
     best = max(trials, key=lambda trial: trial.rank)
     if best.score is None:
-        raise ValueError(f"{name}: every trial failed, the last with: {trials[-1].failure}")
+        told = f"{name}: every trial failed, the last with: {trials[-1].failure}"
+        raise SearchError(told, trials)
     return baseline.hparams({**common, **best.settings}), trials
 
 
