@@ -105,6 +105,7 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, list[str]]]:
         layers=[layer if options.layer is None else options.layer],
         collection_lr=options.rate or rate,
         collection_retries=0,
+        collection_clip=None,  # the rate is that of this model
         neuron_activation=None if options.model else "linear",
         gate_threshold=0.9,
         gate_state_weight=0.25,  # the middle one of those which calibration tries
