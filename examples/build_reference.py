@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from meg_editor.data.reference_world import GROUPS, Fact, World, load_world
+from meg_editor.precision import bfloat16
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() + ': ' + message['content'] }}"
@@ -191,7 +192,7 @@ def train_lm(world: World, out: Path, args: argparse.Namespace) -> LlamaForCausa
         ):
             progress = max(0.0, (time.time() - decay_start) / (60 * args.decay_minutes))
             optimizer.param_groups[0]["lr"] = args.lr * min(1, (step + 1) / 200) * cosine(progress)
-            with torch.autocast("cpu", torch.bfloat16):
+            with bfloat16("cpu"):
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
                 wanted = labels[:, 1:] != -100
                 logits = model.lm_head(hidden[wanted])
@@ -338,7 +339,7 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
 
     def encode(texts: list[str]) -> torch.Tensor:
         batch = tokenizer(texts, padding=True, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16):
+        with bfloat16("cpu"):
             states = model(batch["input_ids"], attention_mask=batch["attention_mask"])
         return F.normalize(states.last_hidden_state[:, 0].float(), dim=-1)
 

@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.counterfact import load_counterfact
 from meg_editor.data.zsre import load_zsre
+from meg_editor.precision import bfloat16
 from meg_editor.tokens import Batch, encode_example, target_logits
 
 Sentence = tuple[str, str]  # prompt, answer
@@ -109,7 +110,7 @@ def train(
     tokens: int,
     seed: int,
 ) -> None:
-    """AdamW on the answers, under bfloat16 autocast; prints a line per epoch."""
+    """AdamW on the answers, under bfloat16 where the hardware knows it; a line per epoch."""
     examples = [encode_example(tokenizer, *row) for row in rows]
     examples = [example for example in examples if len(example) <= 256]
     lengths = [len(example) for example in examples]
@@ -126,7 +127,7 @@ def train(
                 1.0, (step + 1) / 100, 0.02 + 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
             )
             batch = Batch.of([examples[row] for row in chunk], model.device)
-            with torch.autocast(model.device.type, torch.bfloat16):
+            with bfloat16(model.device):
                 logits, wanted, owner = target_logits(model, batch)
             loss = F.cross_entropy(logits.float(), wanted)
             optimizer.zero_grad()

@@ -147,7 +147,10 @@ def ablations(hparams: MeGHyperParams) -> list[Ablation]:
         Ablation(
             8,
             "sampling steps",
-            {f"{steps} steps": {"sampling_steps": steps} for steps in (100, 50, 10, 4, 1)},
+            {
+                "1 step" if steps == 1 else f"{steps} steps": {"sampling_steps": steps}
+                for steps in (100, 50, 10, 4, 1)
+            },
             (
                 Finding(
                     "100 steps are no better than 50 by 2 points of Score",
