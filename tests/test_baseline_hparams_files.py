@@ -25,6 +25,7 @@ METHODS = {
     "MEMIT": "memit",
     "NeuralDB": "neuraldb",
     "PMET": "pmet",
+    "RLEdit": "rledit",
     "Retrieval": "retrieval",
     "SCEN": "scen",
     "UltraEdit": "ultraedit",

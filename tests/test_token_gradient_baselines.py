@@ -20,13 +20,13 @@ from parity import record_gradient_methods as record
 from parity import tiny
 from torch import Tensor
 
-from meg_editor.baselines.malmen import (
-    MALMENHyperParams,
+from meg_editor.baselines.hypernetwork_training import (
     MetaBatch,
-    apply_malmen_to_model,
+    MetaStep,
     meta_gradients,
     trained,
 )
+from meg_editor.baselines.malmen import MALMENHyperParams, _train, apply_malmen_to_model
 from meg_editor.baselines.malmen_network import HyperNetwork
 from meg_editor.baselines.token_gradients import NormalEquation, TokenStatistics, token_gradients
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
@@ -334,7 +334,7 @@ def test_a_step_of_malmen_is_the_authors(kind: str, token: str) -> None:
 
     before = state(model)
     optimiser = torch.optim.Adam(network.parameters(), lr=hparams.meta_lr)
-    losses = meta_gradients(model, network, batch, hparams)
+    losses = meta_gradients(model, network, [batch], hparams)[:2]
     assert same(model, before) and not any(p.requires_grad for p in model.parameters())
     wanted = [numbers["losses"]["gen_loss"], numbers["losses"]["loc_loss"]]
     assert losses == pytest.approx(wanted, rel=1e-4)
@@ -411,7 +411,7 @@ def test_training_lowers_the_generality_loss() -> None:
     model, tok = tiny.model("llama"), tiny.tokenizer("llama")
     before = state(model)
     hparams = training(n_edits=6, max_iters=14, loc_coef=0.1)
-    losses = trained(model, tok, PSEUDO, hparams, StageStore()).tensors["losses"]
+    losses = trained(model, tok, PSEUDO, hparams, _train, StageStore()).tensors["losses"]
     assert same(model, before)
     assert losses.shape == (14, 2)
     assert losses[-3:, 0].mean() < 0.55 * losses[0, 0]
@@ -423,7 +423,7 @@ def test_the_locality_loss_is_heeded() -> None:
     kept = []
     for weight in (0.0, 10.0):
         hparams = training(n_edits=6, max_iters=10, loc_coef=weight)
-        stage = trained(tiny.model("llama"), tok, PSEUDO, hparams, StageStore())
+        stage = trained(tiny.model("llama"), tok, PSEUDO, hparams, _train, StageStore())
         kept.append(stage.tensors["losses"][-3:, 1].mean())
     assert kept[1] < 0.7 * kept[0]
 
@@ -437,7 +437,8 @@ def test_an_untrained_block_is_the_identity_and_can_learn() -> None:
         for block in part.blocks:
             assert torch.equal(block(x, 0), x)
     kept = examples("llama", record.LOCALITY)
-    meta_gradients(model, network, MetaBatch(edits_of("llama"), edits_of("llama"), kept), hparams)
+    batch = MetaBatch(edits_of("llama"), edits_of("llama"), kept)
+    meta_gradients(model, network, [batch], hparams)
     for name, parameter in network.named_parameters():
         zero = name.endswith(("down", "scale"))  # multiplied by what is zero
         assert (parameter.grad.abs().max() > 0) != zero, name
@@ -445,7 +446,7 @@ def test_an_untrained_block_is_the_identity_and_can_learn() -> None:
 
 def test_what_the_model_knows_is_edited_to_something_else() -> None:
     """A model which says every target already has nothing to learn from its own answers."""
-    from meg_editor.baselines.malmen import _answers, _targets
+    from meg_editor.baselines.hypernetwork_training import _answers, _targets
 
     facts = [EditRequest(f"The {a} of {b} is", f"{a} {b}") for a in "xy" for b in "pqr"]
     facts.append(EditRequest("Water boils at", "never"))
@@ -493,14 +494,14 @@ def test_each_round_of_training_edits_every_fact_once(monkeypatch: pytest.Monkey
     """Asked in a rephrase, with a locality prompt of the same fact; the model's answer is kept."""
     batches: list[MetaBatch] = []
 
-    def keep(model: Any, network: Any, batch: MetaBatch, hparams: Any) -> tuple[float, float]:
-        batches.append(batch)
-        return 0.0, 0.0
+    def keep(model: Any, network: Any, now: list[MetaBatch], hparams: Any) -> MetaStep:
+        batches.extend(now)
+        return MetaStep(0.0, 0.0, {})
 
     monkeypatch.setattr("meg_editor.baselines.malmen.meta_gradients", keep)
     tok = tiny.tokenizer("llama")
     hparams = training(n_edits=2, max_iters=6)
-    trained(tiny.model("llama"), tok, PSEUDO, hparams, StageStore())
+    trained(tiny.model("llama"), tok, PSEUDO, hparams, _train, StageStore())
     assert len(batches) == 6
     for rounds in (batches[:3], batches[3:]):
         edits = [tuple(e.prompt) for batch in rounds for e in batch.edits]

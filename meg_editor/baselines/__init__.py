@@ -3,7 +3,8 @@
     model, old = apply_memit_to_model(model, tok, requests, hparams, return_orig_weights=True)
 
 The core, from the bottom: settings -> fact_tokens -> activations, covariance, target_values
--> locate (MEMIT, PMET, AlphaEdit), token_gradients (UltraEdit, MALMEN); weights adds and restores.
+-> locate (MEMIT, PMET, AlphaEdit), token_gradients (UltraEdit) -> hypernetwork_training
+(MALMEN, RLEdit); weights adds and restores.
 """
 
 from meg_editor.baselines.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model
@@ -15,6 +16,7 @@ from meg_editor.baselines.neuraldb import NeuralDBHyperParams, apply_neuraldb_to
 from meg_editor.baselines.pmet import PMETHyperParams, apply_pmet_to_model
 from meg_editor.baselines.registry import BASELINES, Baseline
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
+from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
 
@@ -28,6 +30,7 @@ __all__ = [
     "MEMITHyperParams",
     "NeuralDBHyperParams",
     "PMETHyperParams",
+    "RLEditHyperParams",
     "RetrievalHyperParams",
     "SCENHyperParams",
     "UltraEditHyperParams",
@@ -39,6 +42,7 @@ __all__ = [
     "apply_neuraldb_to_model",
     "apply_pmet_to_model",
     "apply_retrieval_to_model",
+    "apply_rledit_to_model",
     "apply_scen_to_model",
     "apply_ultraedit_to_model",
 ]

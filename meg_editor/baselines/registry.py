@@ -16,6 +16,7 @@ from meg_editor.baselines.memit import MEMITHyperParams, apply_memit_to_model
 from meg_editor.baselines.neuraldb import NeuralDBHyperParams, apply_neuraldb_to_model
 from meg_editor.baselines.pmet import PMETHyperParams, apply_pmet_to_model
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
+from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
 from meg_editor.baselines.settings import BaselineHyperParams
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
@@ -141,6 +142,16 @@ BASELINES: dict[str, Baseline] = {
             "meta_lr": [1e-6, 1e-5, 1e-4],
         },
         {"n_edits": 64, "max_iters": 30, "rank": 192},  # longer training wants a file of its own
+    ),
+    "rledit": Baseline(
+        apply_rledit_to_model,
+        RLEditHyperParams,
+        lambda depth: {
+            "layers": _upper(depth),
+            "lr": [1e-5, 1e-4, 1e-3],
+            "meta_lr": [1e-5, 1e-4, 1e-3],
+        },
+        {"num_seq": 12, "n_epochs": 4, "back_depth": 4, "rank": 192, "n_blocks": 2},
     ),
     "scen": Baseline(
         apply_scen_to_model,

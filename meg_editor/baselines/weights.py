@@ -50,12 +50,12 @@ def edit_weights(
             )
     parameters = dict(model.named_parameters())
     originals = {name: parameters[name].detach().clone() for name in updates}
-    with torch.no_grad():
-        for name, update in updates.items():
-            add(parameters[name], update)
+    for name, update in updates.items():
+        add(parameters[name], update)
     return model, originals if return_orig_weights else {}
 
 
+@torch.no_grad()
 def add(parameter: Tensor, update: Tensor) -> None:
     """Add to a parameter in place, in the precision of the wider of the two."""
     wide = torch.promote_types(parameter.dtype, update.dtype)

@@ -1,13 +1,15 @@
-"""Record the updates of EasyEdit's UltraEdit and of MALMEN as its authors wrote it.
+"""Record the updates of EasyEdit's UltraEdit and of MALMEN and RLEdit as their authors wrote them.
 
     git clone https://github.com/zjunlp/EasyEdit /tmp/EasyEdit       # 14cea82 was recorded
     git clone https://github.com/ChenmienTan/malmen /tmp/malmen      # 1df295d was recorded
+    git clone https://github.com/zhrli324/RLEdit /tmp/RLEdit         # c6576a1 was recorded
     cd tests
-    MEG_EDITOR_EASYEDIT=/tmp/EasyEdit MEG_EDITOR_MALMEN=/tmp/malmen \
+    MEG_EDITOR_EASYEDIT=/tmp/EasyEdit MEG_EDITOR_MALMEN=/tmp/malmen MEG_EDITOR_RLEDIT=/tmp/RLEdit \
         python -m parity.record_gradient_methods
 
-writes ultraedit.json and malmen.json beside this file, which tests/test_token_gradient_baselines.py
-reads; it takes half a minute. Where those projects need a nudge, a comment begins with "Quirk".
+writes ultraedit.json, malmen.json and rledit.json beside this file, for
+test_token_gradient_baselines.py and test_rledit.py; it takes half a minute. Where those projects
+need a nudge, a comment begins with "Quirk".
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ MALMEN = {
     "loc_coef": 0.7,
     "max_grad_norm": 0.05,
 }
+RLEDIT = {"time_decay": 0.8, "back_depth": 2, "reg_coef": 0.3}  # beside MALMEN's
+AT_ONCE = 2  # facts which RLEdit edits at a time
 ROWS = 3  # facts in a batch
 STRIDE = 11  # of the numbers of a tensor every eleventh is kept
 
@@ -66,9 +70,9 @@ def padded(rows: list[list[int]], filler: int) -> Tensor:
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
 
-def batches(examples: list[Any]) -> list[list[Any]]:
-    """Of `ROWS` each."""
-    return [examples[start : start + ROWS] for start in range(0, len(examples), ROWS)]
+def batches(examples: list[Any], rows: int = ROWS) -> list[list[Any]]:
+    """Of so many rows each."""
+    return [examples[start : start + rows] for start in range(0, len(examples), rows)]
 
 
 # ------------------------------------------------------------------------- UltraEdit
@@ -210,25 +214,41 @@ def authors_tuples(tok: Any, facts: list[tuple[str, str]], token: str) -> list[d
     return found
 
 
-def malmen_step(kind: str, token: str) -> dict[str, Any]:
-    """One step of the authors' training."""
-    module = importlib.import_module("editor.malmen")
-    model, tok = tiny.model(kind), tiny.tokenizer(kind)
+ASKED = {
+    "edit_tuples": [(prompt, target) for prompt, _, target in tiny.FACTS],
+    "equiv_tuples": [(f"I think {prompt}", target) for prompt, _, target in tiny.FACTS],
+    "unrel_tuples": LOCALITY,
+}
+
+
+def editor_of(project: str, kind: str, folder: str, **more: Any) -> Any:
+    """An authors' editor of a tiny model, with fixed weights of its hypernetwork."""
+    module = importlib.import_module(f"editor.{project}")
+    model = tiny.model(kind)
     for name in MODULES[kind]:
         model.get_submodule(name).weight.requires_grad_(True)
+    config = SimpleNamespace(
+        model=SimpleNamespace(edit_modules=MODULES[kind], name_or_path="tiny", name="tiny"),
+        editor=SimpleNamespace(
+            **MALMEN, batch_size=16, load_checkpoint=False, cache_dir=folder, name=project
+        ),
+        editor_device="cpu",
+    )
+    for name, value in more.items():
+        setattr(config, name, value) if name != "editor" else vars(config.editor).update(value)
+    editor = getattr(module, project.upper())(config, model)
+    for name, parameter in editor.net.named_parameters():
+        parameter.data.copy_(hypernet_value(name, tuple(parameter.shape)))
+    return editor
+
+
+def malmen_step(kind: str, token: str) -> dict[str, Any]:
+    """One step of the authors' training."""
+    tok = tiny.tokenizer(kind)
     with tempfile.TemporaryDirectory() as folder:
-        config = SimpleNamespace(
-            model=SimpleNamespace(edit_modules=MODULES[kind], name_or_path="tiny"),
-            editor=SimpleNamespace(
-                **MALMEN, batch_size=16, token=token, load_checkpoint=False, cache_dir=folder
-            ),
-            # Quirk: one of two loops counts batches by rounding down: six facts are two batches.
-            data=SimpleNamespace(n_edits=len(tiny.FACTS), batch_size=ROWS),
-            editor_device="cpu",
-        )
-        editor = module.MALMEN(config, model)
-        for name, parameter in editor.net.named_parameters():
-            parameter.data.copy_(hypernet_value(name, tuple(parameter.shape)))
+        # Quirk: one of two loops counts batches by rounding down: six facts are two batches.
+        data = SimpleNamespace(n_edits=len(tiny.FACTS), batch_size=ROWS)
+        editor = editor_of("malmen", kind, folder, data=data, editor={"token": token})
         before = {name: p.detach().clone() for name, p in editor.net.named_parameters()}
         shifts: dict[str, Tensor] = {}
         update = editor.update_hypernet
@@ -238,14 +258,9 @@ def malmen_step(kind: str, token: str) -> dict[str, Any]:
             update(found)
 
         editor.update_hypernet = keep
-        asked = {
-            "edit_tuples": [(prompt, target) for prompt, _, target in tiny.FACTS],
-            "equiv_tuples": [(f"I think {prompt}", target) for prompt, _, target in tiny.FACTS],
-            "unrel_tuples": LOCALITY,
-        }
         logged: dict[str, float] = {}
         sys.modules["wandb"].log = logged.update  # type: ignore[attr-defined]
-        editor.train([{k: authors_tuples(tok, v, token) for k, v in asked.items()}])
+        editor.train([{k: authors_tuples(tok, v, token) for k, v in ASKED.items()}])
     named = dict(editor.net.named_parameters())
     return {
         "losses": {name: float(loss) for name, loss in logged.items()},
@@ -255,18 +270,96 @@ def malmen_step(kind: str, token: str) -> dict[str, Any]:
     }
 
 
-def record_malmen(checkout: str) -> dict[str, Any]:
-    """A step for each model and choice of tokens."""
+def differentiated_at_once(loss: Any, model: Any) -> Any:
+    """The loss, linear in the weights, with the slope it has where it is computed.
+
+    Quirk: locality losses are differentiated when the weights have been put back behind autograd's
+    back, so that their gradients are those of no model.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def tangent(*args: Any) -> Tensor:
+        value = loss(*args)
+        slopes = torch.autograd.grad(value, weights)
+        line = sum((slope * weight).sum() for slope, weight in zip(slopes, weights, strict=True))
+        return line - line.detach() + value.detach()
+
+    return tangent
+
+
+def rledit_sequence(kind: str) -> dict[str, Any]:
+    """A sequence of the authors' training, three times two facts.
+
+    Quirk: shifts are computed without gradients, so that the penalty on them has none.
+    """
+    tok = tiny.tokenizer(kind)
+    module: Any = importlib.import_module("editor.rledit")
+    sequence = [
+        {k: authors_tuples(tok, v[start : start + AT_ONCE], "ans") for k, v in ASKED.items()}
+        for start in range(0, len(tiny.FACTS), AT_ONCE)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = SimpleNamespace(n_edits=AT_ONCE, batch_size=AT_ONCE)
+        editor = editor_of(
+            "rledit",
+            kind,
+            folder,
+            dataset=dataset,
+            editor={"token": "ans", **RLEDIT},
+            num_seq=len(sequence),
+        )
+        loss = importlib.import_module("util").kl_div
+        module.kl_div = differentiated_at_once(loss, editor.model)
+        steps: list[dict[str, Any]] = []
+        update, step = editor.update_hypernet, editor.opt.step
+        gradients: dict[str, Any] = {}
+
+        def keep(found: dict[str, Tensor], now: bool) -> None:
+            steps.append(written(found))
+            update(found, now)
+
+        def keep_gradients() -> None:
+            gradients.update(written({n: p.grad for n, p in editor.net.named_parameters()}))
+            step()
+
+        editor.update_hypernet, editor.opt.step = keep, keep_gradients
+        sys.modules["wandb"].log = lambda _: None  # type: ignore[attr-defined]
+        editor.train(sequence)
+    return {"shifts": steps, "gradients": gradients}
+
+
+def authors_modules(checkout: str) -> None:
+    """Make the modules of MALMEN or RLEdit, which have the same names, those of a checkout."""
+    own = ("editor", "nets", "util", "model", "glue_eval")
+    for name in list(sys.modules):
+        if name.partition(".")[0] in own:
+            del sys.modules[name]
     # What the authors' modules import and this does not need.
-    for name in ("omegaconf", "wandb"):
+    for name in ("omegaconf", "wandb", "model", "glue_eval", "glue_eval.glue_eval"):
         sys.modules[name] = ModuleType(name)
     sys.modules["omegaconf"].DictConfig = SimpleNamespace  # type: ignore[attr-defined]
+    sys.modules["model"].make_model = None  # type: ignore[attr-defined]
+    sys.modules["glue_eval.glue_eval"].GLUEEval = None  # type: ignore[attr-defined]
     sys.path.insert(0, checkout)
     importlib.import_module("nets").RunningMeanStd.update = exact_update
+
+
+def record_malmen(checkout: str) -> dict[str, Any]:
+    """A step for each model and choice of tokens."""
+    authors_modules(checkout)
     recorded: dict[str, Any] = {"versions": versions(checkout, "MALMEN")}
     for kind in KINDS:
         recorded[kind] = {"fingerprint": tiny.fingerprint(kind)}
         recorded[kind].update({token: malmen_step(kind, token) for token in ("ans", "mask")})
+    return recorded
+
+
+def record_rledit(checkout: str) -> dict[str, Any]:
+    """A sequence for each model."""
+    authors_modules(checkout)
+    recorded: dict[str, Any] = {"versions": versions(checkout, "RLEdit")}
+    for kind in KINDS:
+        recorded[kind] = {"fingerprint": tiny.fingerprint(kind), **rledit_sequence(kind)}
     return recorded
 
 
@@ -302,13 +395,14 @@ def versions(checkout: str, project: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Record both, in a temporary folder; write the files beside this one."""
+    """Record all, in a temporary folder; write the files beside this one."""
     torch.set_num_threads(1)
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for name, record, variable in (
             ("ultraedit", record_ultraedit, "MEG_EDITOR_EASYEDIT"),
             ("malmen", record_malmen, "MEG_EDITOR_MALMEN"),
+            ("rledit", record_rledit, "MEG_EDITOR_RLEDIT"),
         ):
             recorded = record(os.environ[variable])
             text = json.dumps(recorded, separators=(",", ":")) + "\n"

@@ -1,0 +1,113 @@
+"""RLEdit: a hypernetwork trained on whole sequences of edits (Li et al., ICML 2025, 2502.05759).
+
+That of MALMEN, but it edits a few facts at a time, one batch after another, and is trained on such
+sequences: what it changed stays changed for the batches which follow, and edits of the last few
+batches count in the loss, the older the less. The reward of an edit is minus that loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meg_editor.baselines.hypernetwork_training import (
+    HyperNetworkHyperParams,
+    MetaBatch,
+    hypernetwork,
+    meta_batches,
+    meta_gradients,
+    predicted,
+)
+from meg_editor.baselines.malmen_network import HyperNetwork
+from meg_editor.baselines.weights import Requests, Updates, add, edit_weights, restored
+from meg_editor.flat_hparams import setting
+from meg_editor.progress import track
+from meg_editor.requests import EditRequest
+from meg_editor.stages import StageStore, Tensors
+
+
+@dataclass
+class RLEditHyperParams(HyperNetworkHyperParams):
+    """Hyper-parameters of RLEdit, as its authors spell them; their defaults.
+
+    `n_edits` is the number of facts which are edited at a time, in training and after it.
+    """
+
+    alg_name: str = setting("RLEDIT", "Always RLEDIT.")
+    batch_size_once: int = setting(4, "Edits per forward and backward pass.", least=1)
+    rank: int = setting(1024, "Rank of each block of the hypernetwork.", least=1)
+    n_blocks: int = setting(4, "Blocks of the hypernetwork.", least=0)
+    loc_coef: float = setting(0.6, "Weight of the locality loss.", least=0)
+    n_edits: int = setting(20, "Facts edited at a time.", least=1)
+    num_seq: int = setting(400, "Batches in a sequence of training.", least=1)
+    n_epochs: int = setting(1, "Sequences of training; each ends with a step of Adam.", least=0)
+    time_decay: float = setting(0.95, "Of the loss of an edit, per batch since.", least=0)
+    back_depth: int = setting(10, "Batches whose loss counts: this one and those before.", least=1)
+    reg_coef: float = setting(1e-4, "Weight of the squared norm of the shifts.", least=0)
+
+
+def apply_rledit_to_model(
+    model: Any,
+    tok: Any,
+    requests: Requests,
+    hparams: RLEditHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    pseudo: Sequence[EditRequest] | None = None,
+    store: StageStore | None = None,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Edit `model` by RLEdit, with the signature of EasyEdit's methods.
+
+    Args, returns and raises: as `apply_malmen_to_model`.
+    """
+
+    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+        network = hypernetwork(target, tok, edits, pseudo, hparams, _train, store)
+        examples = [hparams.example(tok, edit.prompt, edit.target_new) for edit in edits]
+        parts = range(0, len(examples), hparams.n_edits)
+        sums: Updates = {}
+        with restored(target, _weights(network)) as weights:
+            for start in track(parts, "edits"):
+                chunk = examples[start : start + hparams.n_edits]
+                for name, update in predicted(target, network, chunk, hparams)[2].items():
+                    sums[name] = sums[name] + update if name in sums else update
+                    add(weights[name], update)
+        return sums
+
+    return edit_weights(model, requests, compute, copy, return_orig_weights)
+
+
+def _train(
+    model: Any, tok: Any, facts: Sequence[EditRequest], hparams: RLEditHyperParams
+) -> Tensors:
+    network = hparams.network(model)
+    optimiser = torch.optim.Adam(network.parameters(), lr=hparams.meta_lr)
+    batches = meta_batches(model, tok, facts, hparams)
+    losses = []
+    for _ in range(hparams.n_epochs):
+        optimiser.zero_grad()
+        latest: list[MetaBatch] = []
+        with restored(model, _weights(network)) as weights:
+            for _ in track(range(hparams.num_seq), "hypernetwork"):
+                latest = [next(batches), *latest][: hparams.back_depth]
+                step = meta_gradients(
+                    model, network, latest, hparams, hparams.time_decay, hparams.reg_coef
+                )
+                losses.append([step.generality, step.locality])
+                # What has come together so far is clipped at every batch, as in the authors' code.
+                torch.nn.utils.clip_grad_norm_(network.parameters(), hparams.max_grad_norm)
+                for name, update in step.updates.items():
+                    add(weights[name], update)
+        optimiser.step()
+    return {**network.state_dict(), "losses": torch.tensor(losses).reshape(-1, 2)}
+
+
+def _weights(network: HyperNetwork) -> list[str]:
+    return [f"{name}.weight" for name in network.places]
