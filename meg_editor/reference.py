@@ -138,7 +138,7 @@ def _installed(name: str) -> Path:
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"the reference model {name} is not at {path}: install meg_editor again with its data "
-            "files (pip install --force-reinstall), make it with examples/build_reference.py, or "
+            "files (pip install --force-reinstall), make it with examples/build_reference, or "
             "name another model"
         )
     return path
