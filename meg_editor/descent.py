@@ -24,6 +24,7 @@ from meg_editor.upper_layers import UpperLayers
 
 _PASSES = 8  # forward passes in a step over all facts: rows of like length share one
 _ROOM = 4  # new facts enter when a quarter of the places is free
+_SLOWER, _FASTER = 0.7, 1.3  # a fact whose loss rose, or fell, changes its pace by this
 
 
 def descend(
@@ -38,6 +39,8 @@ def descend(
     tell: Callable[[int], Any] = lambda finished: None,
 ) -> tuple[Tensor, Tensor]:
     """SGD from `start` (P,) on the neurons of M facts, each shown in the same number of contexts.
+
+    With `collection_clip` each fact has a pace of its own, of at most `rate`.
 
     Args:
         rows_at_once: rows of a forward pass at most.
@@ -123,6 +126,8 @@ class _Pool:
         self.neurons = self.start[None][:0]  # (A, P)
         self.taken = torch.zeros(0, dtype=torch.long, device=model.device)
         self.done = torch.zeros(0, dtype=torch.bool, device=model.device)
+        self.pace = torch.ones(0, device=model.device)
+        self.loss = torch.zeros(0, device=model.device)  # before the last step
         self._examples: list[list[Example]] = []  # (A, contexts)
         self._streams: list[list[Tensor]] = []  # (A, contexts) of (T, D)
         self._passes: list[Rows] = []
@@ -142,6 +147,8 @@ class _Pool:
         self.neurons = torch.cat([self.neurons, self.start.repeat(len(facts), 1)])
         self.taken = torch.cat([self.taken, self.taken.new_zeros(len(facts))])
         self.done = torch.cat([self.done, self.done.new_zeros(len(facts))])
+        self.pace = torch.cat([self.pace, self.pace.new_ones(len(facts))])
+        self.loss = torch.cat([self.loss, self.loss.new_full((len(facts),), math.inf)])
         self._arrange()
 
     def leave(self, places: list[int]) -> None:
@@ -151,8 +158,8 @@ class _Pool:
         self.members = [self.members[place] for place in kept]
         self._examples = [self._examples[place] for place in kept]
         self._streams = [self._streams[place] for place in kept]
-        self.neurons, self.taken, self.done = (
-            values[kept] for values in (self.neurons, self.taken, self.done)
+        self.neurons, self.taken, self.done, self.pace, self.loss = (
+            values[kept] for values in (self.neurons, self.taken, self.done, self.pace, self.loss)
         )
         self._arrange()
 
@@ -171,9 +178,12 @@ class _Pool:
         self.done = (wrong == 0) & (loss < self.hparams.collection_margin)
         going = ~self.done & (self.taken < budget)
         if (longest := self.hparams.collection_clip) is not None:
-            # A loss which is far from its margin is steep; near it a higher rate is needed.
+            # A loss which is far from its margin is steep; near it a higher rate is needed, which
+            # some facts cannot bear.
+            self.pace = (self.pace * torch.where(loss > self.loss, _SLOWER, _FASTER)).clamp_max(1.0)
             length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            gradient = gradient * (longest / length).clamp_max(1.0)
+            gradient = gradient * (longest / length).clamp_max(1.0) * self.pace.unsqueeze(1)
+            self.loss = loss
         if self.hparams.collection_schedule == "cosine":
             progress = self.taken.unsqueeze(1) / budget
             gradient = gradient * 0.5 * (1 + torch.cos(math.pi * progress))

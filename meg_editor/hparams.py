@@ -79,7 +79,10 @@ class MeGHyperParams(FlatHyperParams):
     collection_lr: float = setting(1.0, "SGD learning rate.", least=0)
     collection_steps: int = setting(60, "SGD steps at most.", least=1)
     collection_clip: float | None = setting(
-        None, "Longest gradient of a fact, which longer ones are shortened to; null: none.", least=0
+        None,
+        "Longest gradient of a fact, which longer ones are shortened to; a fact whose loss rises"
+        " slows down. null: plain SGD.",
+        least=0,
     )
     collection_schedule: Literal["constant", "cosine"] = setting("constant", "Of the rate.")
     collection_contexts: int = setting(

@@ -50,9 +50,12 @@ def alone(
     margin: float,
     cosine: bool = False,
     longest: float = math.inf,
+    highest: float = RATE,
+    paces: tuple[float, float] = (0.7, 1.3),
 ) -> tuple[Tensor, int]:
     """The recipe written plainly: one fact, the whole model, one context after the other."""
     neuron = shared_start(spec, 0)[None].requires_grad_(True)
+    pace, before = 1.0, math.inf
     for step in range(BUDGET):
         losses, right = [], True
         with NeuronHook(model, spec) as hook, hook.attached(neuron):
@@ -68,7 +71,10 @@ def alone(
         (gradient,) = torch.autograd.grad(loss, neuron)
         if float(gradient.norm()) > longest:
             gradient = gradient * longest / float(gradient.norm())
-        rate = RATE * (0.5 * (1 + math.cos(math.pi * step / BUDGET)) if cosine else 1)
+        if longest < math.inf:
+            pace = min(1.0, pace * paces[loss.item() <= before])
+            before = loss.item()
+        rate = pace * highest * (0.5 * (1 + math.cos(math.pi * step / BUDGET)) if cosine else 1)
         neuron = (neuron.detach() - rate * gradient).requires_grad_(True)
     return neuron.detach()[0], BUDGET
 
@@ -102,24 +108,29 @@ def test_every_fact_finds_what_it_finds_alone(
         torch.testing.assert_close(neurons[fact], neuron, atol=2e-4, rtol=1e-3)
 
 
-def test_long_gradients_are_shortened(
-    tiny_llama: Any, spec: NeuronSpec, facts: list[list[Example]]
+@pytest.mark.parametrize("rate", [RATE, 100 * RATE])
+def test_long_gradients_are_shortened_and_a_loss_which_rises_slows_its_fact_down(
+    tiny_llama: Any, spec: NeuronSpec, facts: list[list[Example]], rate: float
 ) -> None:
+    def found(contexts: list[Example], longest: float, **how: Any) -> Tensor:
+        return alone(tiny_llama, spec, contexts, 0.0, longest=longest, highest=rate, **how)[0]
+
     lengths = []
     for contexts in facts:  # one step from the start tells how long the first gradient is
-        neurons = [alone(tiny_llama, spec, contexts, 0.0, longest=size)[0] for size in (1e9, 1e-9)]
-        lengths.append(float((neurons[0] - neurons[1]).norm()) / RATE / BUDGET)
+        ends = [found(contexts, size) for size in (1e9, 1e-9)]
+        lengths.append(float((ends[0] - ends[1]).norm()) / rate / BUDGET)
     longest = sorted(lengths)[len(lengths) // 2]  # some are longer, some are not
     settings = MeGHyperParams(layers=[1], collection_margin=0.0, collection_clip=longest)
     with NeuronHook(tiny_llama, spec) as hook:
         start = shared_start(spec, 0)
-        neurons, _ = descend(4, tiny_llama, hook, start, facts, RATE, BUDGET, settings)
-    changed = 0
+        neurons, _ = descend(4, tiny_llama, hook, start, facts, rate, BUDGET, settings)
+    shortened = slowed = 0
     for fact, contexts in enumerate(facts):
-        neuron, _ = alone(tiny_llama, spec, contexts, 0.0, longest=longest)
+        neuron = found(contexts, longest)
         torch.testing.assert_close(neurons[fact], neuron, atol=2e-4, rtol=1e-3)
-        changed += not torch.allclose(neuron, alone(tiny_llama, spec, contexts, 0.0)[0], atol=1e-3)
-    assert changed
+        shortened += not torch.allclose(neuron, found(contexts, math.inf), atol=1e-3)
+        slowed += not torch.allclose(neuron, found(contexts, longest, paces=(1, 1)), atol=1e-3)
+    assert shortened and (slowed or rate == RATE)
 
 
 def test_no_facts(tiny_llama: Any, spec: NeuronSpec) -> None:
