@@ -37,6 +37,9 @@ from meg_editor.baselines.token_gradients import token_gradients, updates_of
 from meg_editor.requests import EditRequest, RequestError
 from meg_editor.stages import StageStore
 
+# Facts to train on must not be edited.
+PSEUDO_OTHERS = [EditRequest("x", "y", rephrases=("z",), locality_prompts=("Who",))]
+
 
 def settings(kind: str, **changes: Any) -> RLEditHyperParams:
     values = {**record.MALMEN, "inner_params": record.MODULES[kind], "editor_batch_size": 16}
@@ -134,10 +137,6 @@ def test_edits_come_one_batch_after_another(kind: str) -> None:
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter, by_hand.get_parameter(name), atol=1e-6), name
     assert not same(model, state(tiny.model(kind)))
-
-
-# Facts to train on must not be edited.
-PSEUDO_OTHERS = [EditRequest("x", "y", rephrases=("z",), locality_prompts=("Who",))]
 
 
 def test_all_edits_at_once_are_malmen() -> None:

@@ -70,9 +70,9 @@ def padded(rows: list[list[int]], filler: int) -> Tensor:
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
 
-def batches(examples: list[Any], rows: int = ROWS) -> list[list[Any]]:
-    """Of so many rows each."""
-    return [examples[start : start + rows] for start in range(0, len(examples), rows)]
+def batches(examples: list[Any]) -> list[list[Any]]:
+    """Of `ROWS` each."""
+    return [examples[start : start + ROWS] for start in range(0, len(examples), ROWS)]
 
 
 # ------------------------------------------------------------------------- UltraEdit
@@ -221,22 +221,24 @@ ASKED = {
 }
 
 
-def editor_of(project: str, kind: str, folder: str, **more: Any) -> Any:
-    """An authors' editor of a tiny model, with fixed weights of its hypernetwork."""
+def editor_of(project: str, kind: str, folder: str, own: dict[str, Any], **config: Any) -> Any:
+    """An authors' editor of a tiny model, with fixed weights of its hypernetwork.
+
+    `own` are settings of the editor, beside MALMEN's, and `config` others.
+    """
     module = importlib.import_module(f"editor.{project}")
     model = tiny.model(kind)
     for name in MODULES[kind]:
         model.get_submodule(name).weight.requires_grad_(True)
-    config = SimpleNamespace(
+    settings = SimpleNamespace(
         model=SimpleNamespace(edit_modules=MODULES[kind], name_or_path="tiny", name="tiny"),
         editor=SimpleNamespace(
-            **MALMEN, batch_size=16, load_checkpoint=False, cache_dir=folder, name=project
+            **MALMEN, **own, batch_size=16, load_checkpoint=False, cache_dir=folder, name=project
         ),
         editor_device="cpu",
+        **config,
     )
-    for name, value in more.items():
-        setattr(config, name, value) if name != "editor" else vars(config.editor).update(value)
-    editor = getattr(module, project.upper())(config, model)
+    editor = getattr(module, project.upper())(settings, model)
     for name, parameter in editor.net.named_parameters():
         parameter.data.copy_(hypernet_value(name, tuple(parameter.shape)))
     return editor
@@ -248,7 +250,7 @@ def malmen_step(kind: str, token: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         # Quirk: one of two loops counts batches by rounding down: six facts are two batches.
         data = SimpleNamespace(n_edits=len(tiny.FACTS), batch_size=ROWS)
-        editor = editor_of("malmen", kind, folder, data=data, editor={"token": token})
+        editor = editor_of("malmen", kind, folder, {"token": token}, data=data)
         before = {name: p.detach().clone() for name, p in editor.net.named_parameters()}
         shifts: dict[str, Tensor] = {}
         update = editor.update_hypernet
@@ -304,8 +306,8 @@ def rledit_sequence(kind: str) -> dict[str, Any]:
             "rledit",
             kind,
             folder,
+            {"token": "ans", **RLEDIT},
             dataset=dataset,
-            editor={"token": "ans", **RLEDIT},
             num_seq=len(sequence),
         )
         loss = importlib.import_module("util").kl_div
