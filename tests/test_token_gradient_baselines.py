@@ -1,4 +1,4 @@
-"""UltraEdit and MALMEN: against autograd, and against numbers recorded from the other projects.
+"""UltraEdit, MALMEN and RLEdit: against autograd, and numbers recorded from the other projects.
 
 tests/parity/record_gradient_methods.py says how they were recorded, and of which quirks of those
 projects they are free.
@@ -28,6 +28,7 @@ from meg_editor.baselines.hypernetwork_training import (
 )
 from meg_editor.baselines.malmen import MALMENHyperParams, _train, apply_malmen_to_model
 from meg_editor.baselines.malmen_network import HyperNetwork
+from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
 from meg_editor.baselines.token_gradients import NormalEquation, TokenStatistics, token_gradients
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
 from meg_editor.flat_hparams import HParamsError
@@ -290,6 +291,12 @@ def malmen(kind: str, **settings: Any) -> MALMENHyperParams:
     return MALMENHyperParams(**{**values, "batch_size_once": record.ROWS, **settings})
 
 
+def rledit_settings(kind: str, **changes: Any) -> RLEditHyperParams:
+    values = {**record.MALMEN, "inner_params": record.MODULES[kind], "editor_batch_size": 16}
+    values |= {"n_edits": record.AT_ONCE, "batch_size_once": record.AT_ONCE, "num_seq": 3}
+    return RLEditHyperParams(**{**values, **record.RLEDIT, **changes})
+
+
 def authors_names(names: list[str]) -> dict[str, str]:
     """The authors' name of each parameter of our hypernetwork."""
     new = {"down": "A", "up": "B", "bias": "bias", "rate": "lr.weight"}
@@ -532,7 +539,7 @@ def test_an_edited_fact_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> No
     assert seen == [fact.prompt for fact in PSEUDO[1:]]
 
 
-# -------------------------------------------------------------------------------------- both
+# -------------------------------------------------------------------------------------- all
 
 
 def run_ultraedit(model: Any, rows: Any, **changes: Any) -> Any:
@@ -550,8 +557,20 @@ def run_malmen(model: Any, rows: Any, **changes: Any) -> Any:
     )
 
 
+def run_rledit(model: Any, rows: Any, **changes: Any) -> Any:
+    kind = model.config.model_type
+    return apply_rledit_to_model(
+        model,
+        tiny.tokenizer(kind),
+        rows,
+        rledit_settings(kind, **changes),
+        return_orig_weights=True,
+        pseudo=PSEUDO,
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("run", [run_ultraedit, run_malmen])
+@pytest.mark.parametrize("run", [run_ultraedit, run_malmen, run_rledit])
 def test_the_old_weights_restore_the_model(run: Callable[..., Any], kind: str) -> None:
     model = tiny.model(kind)
     before = state(model)
@@ -564,7 +583,7 @@ def test_the_old_weights_restore_the_model(run: Callable[..., Any], kind: str) -
     assert same(model, before)
 
 
-@pytest.mark.parametrize("run", [run_ultraedit, run_malmen])
+@pytest.mark.parametrize("run", [run_ultraedit, run_malmen, run_rledit])
 def test_the_model_is_untouched_where_something_is_wrong(run: Callable[..., Any]) -> None:
     model = tiny.model("llama")
     before = state(model)
