@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--methods", default="unedited,meg,meg-paper", help="comma-separated, or all"
     )
     bench.add_argument("--seeds", type=int, default=3)
+    bench.add_argument("--ask", type=int, help="only about so many of the edits (default: all)")
     bench.add_argument("--trials", type=int, default=8, help="settings tried for each baseline")
     bench.add_argument("--trial-edits", type=int, default=64, help="calibration facts per trial")
     bench.set_defaults(run=_benchmark)

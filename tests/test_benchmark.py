@@ -21,7 +21,9 @@ from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.reference_requests import edit_cases
 from meg_editor.data.reference_world import load_world
 from meg_editor.data.splits import Split
+from meg_editor.evaluation import questions_of
 from meg_editor.evaluation.cost import latency
+from meg_editor.query import QueryReader
 from meg_editor.tokens import greedy_answers
 
 HEAD = "model.norm.weight"
@@ -214,6 +216,33 @@ def test_a_rerun_measures_nothing_again(
     other = dataclasses.replace(again, edits=(7,))
     with pytest.raises(AssertionError, match="measured again"):
         run_benchmark(other, *loaded, cells[1], say=lambda _: None)
+
+
+def test_some_of_the_edits_are_asked_while_all_are_in_place(
+    cells: Any,
+    benchmark: Benchmark,
+    loaded: tuple[Any, Any],
+    hparams: MeGHyperParams,
+    tmp_path: Path,
+) -> None:
+    reader = QueryReader(loaded[1], hparams.prompt_template)
+    edits = benchmark.split.edited[:8]
+    every = questions_of(*loaded, edits, reader, traps=True)
+    some = questions_of(*loaded, edits, reader, traps=True, asked={1, 6})
+    assert some == [q for q in every if q.edit in {1, 6}] and {q.edit for q in some} == {1, 6}
+
+    few = dataclasses.replace(benchmark, asked=3, seeds=1, methods=benchmark.methods[1:2])
+    (cell,) = run_benchmark(few, *loaded, tmp_path, say=lambda _: None)
+    assert (cell["edits"], cell["asked"], sum(cell["gate_scores"]["reliability"])) == (8, 3, 3)
+    assert cell["reliability"]["ag"] == 100 and cell["gate"]["misrouted"] == 0
+    assert "8 edits, 3 of them asked, 1 seeds" in markdown([cell])
+    whole = next(c for c in cells[0] if (c["method"], c["seed"]) == ("meg", 0))
+    assert whole["asked"] == 8 and whole["key"] != cell["key"]
+    many = dataclasses.replace(few, asked=99)
+    (cell,) = run_benchmark(many, *loaded, tmp_path, say=lambda _: None)
+    assert cell["key"] == whole["key"] and "of them asked" not in markdown([cell])
+    with pytest.raises(ValueError, match="at least 1 edit to ask about, got 0"):
+        run_benchmark(dataclasses.replace(few, asked=0), *loaded, tmp_path)
 
 
 def test_what_a_data_set_does_not_ask_is_null() -> None:

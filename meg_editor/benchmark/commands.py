@@ -47,7 +47,8 @@ def benchmark_command(
     resolved = {
         name: resolve_method(name, hparams, paper) for name in names if _baseline(name) is None
     }
-    benchmark = dataclasses.replace(_benchmark(options, hparams), seeds=options.seeds)
+    benchmark = _benchmark(options, hparams)
+    benchmark = dataclasses.replace(benchmark, seeds=options.seeds, asked=options.ask)
     model, tokenizer = load_model(hparams)
     searches: dict[str, list[Trial]] = {}
     found: dict[str, Any] = {}

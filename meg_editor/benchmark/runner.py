@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Benchmark:
         seeds: how many draws of the edits, 0, 1, ….
         pseudo, calibration: how many facts the fitting stages may have.
         hparams: what the questions are put with, and the encoder which compares long answers.
+        asked: ask about so many of the edits at most, drawn at random, while all are in place.
         whole_pool: edit facts too which the model knows that way already.
         draw: (edits, seed) -> cases, where these are not chosen from `split.edited`.
         multi_hop: chains of facts; those are asked of which every edit is made.
@@ -62,6 +64,7 @@ class Benchmark:
     calibration: int = 400
     hparams: MeGHyperParams = field(default_factory=lambda: MeGHyperParams.preset("default"))
     multi_hop: Sequence[MultiHopCase] = ()
+    asked: int | None = None
     whole_pool: bool = False
     draw: Callable[[int, int], Sequence[EvaluationCase]] | None = None
 
@@ -95,13 +98,16 @@ def run_benchmark(
     Each cell is kept in `out`/cells as JSON and not run again while what it depends on is the same.
 
     Returns:
-        One entry per cell: `method`, `edits`, `seed`, the entries of `MethodReport.to_dict`, and
-        `seconds_total`, `peak_memory`, `latency` of an edited and of an unedited query.
+        One entry per cell: `method`, `edits`, `asked` of them, `seed`, the entries of
+        `MethodReport.to_dict`, and `seconds_total`, `peak_memory`, `latency` of an edited and of an
+        unedited query.
 
     Raises:
-        ValueError: too few facts.
+        ValueError: too few facts, or none to ask about.
         RuntimeError: a method leaves the model changed.
     """
+    if benchmark.asked is not None and benchmark.asked < 1:
+        raise ValueError(f"asked: expected at least 1 edit to ask about, got {benchmark.asked}")
     pool = list(benchmark.split.edited)
     if benchmark.draw is None and not benchmark.whole_pool:
         pool = only_wrong(pool, model, tokenizer, benchmark.hparams)
@@ -163,7 +169,18 @@ class _Draw:
     @cached_property
     def questions(self) -> list[Question]:
         reader = QueryReader(self.tokenizer, self.benchmark.hparams.prompt_template)
-        return questions_of(self.model, self.tokenizer, self.cases, reader, traps=True)
+        return questions_of(
+            self.model, self.tokenizer, self.cases, reader, traps=True, asked=self.asked
+        )
+
+    @cached_property
+    def asked(self) -> set[int]:
+        """The indices of the cases which are asked about."""
+        count, most = len(self.cases), self.benchmark.asked
+        every = range(count)
+        return set(
+            every if most is None else random.Random(self.seed).sample(every, min(most, count))
+        )
 
     @cached_property
     def chains(self) -> list[MultiHopCase]:
@@ -181,6 +198,8 @@ class _Draw:
             [self.cases, self.chains],
             getattr(hparams, "__dict__", hparams),
         ]
+        if len(self.asked) < len(self.cases):
+            parts.append(sorted(self.asked))
         return digest(parts)
 
     def measure(self, method: Method, out: Path) -> dict[str, Any]:
@@ -214,6 +233,7 @@ class _Draw:
                 "data": b.data,
                 "method": method.name,
                 "edits": len(self.cases),
+                "asked": len(self.asked),
                 "seed": self.seed,
                 **report.to_dict(),
                 "settings": _settings(hparams),

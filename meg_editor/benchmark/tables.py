@@ -27,7 +27,9 @@ def markdown(cells: Sequence[Cell]) -> str:
             if cell["edits"] == edits:
                 rows.setdefault(cell["method"], []).append(cell)
         seeds = max(len(group) for group in rows.values())
-        parts.append(f"### {cells[0]['data']}, {edits} edits, {seeds} seeds (percent)\n")
+        asked = min(cell.get("asked", edits) for group in rows.values() for cell in group)
+        some = f", {asked} of them asked" if asked < edits else ""
+        parts.append(f"### {cells[0]['data']}, {edits} edits{some}, {seeds} seeds (percent)\n")
         parts.append(score_table(rows) + "\n")
         parts.append(f"What stands behind them, {edits} edits\n")
         parts.append(_table(rows, _diagnostic_columns(list(rows.values()))) + "\n")

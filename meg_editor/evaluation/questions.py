@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,14 +39,18 @@ def questions_of(
     reader: QueryReader,
     max_new_tokens: int = 12,
     traps: bool = False,
+    asked: Collection[int] | None = None,
 ) -> list[Question]:
     """Everything to ask about `cases`; what locality prompts want is what `base` says.
 
-    With `traps` each edit is asked about negated and the other way, too.
+    Args:
+        traps: ask about each edit negated and the other way, too.
+        asked: only about the cases of these indices.
     """
     questions = []
     length = longest_target(tokenizer, cases, max_new_tokens)
-    for index, case in enumerate(cases):
+    chosen = [(i, case) for i, case in enumerate(cases) if asked is None or i in asked]
+    for index, case in chosen:
         target = case.request.target_new
         questions.append(Question(case.request.prompt, target, "reliability", index))
         questions += [Question(p, target, "generality", index) for p in case.paraphrases]
@@ -57,12 +61,12 @@ def questions_of(
         ]
     local = [
         (probe, f"locality:{kind}", index)
-        for index, case in enumerate(cases)
+        for index, case in chosen
         for kind, probes in case.locality.items()
         for probe in probes
     ]
     if traps:
-        local += [trap for index, case in enumerate(cases) for trap in _traps(case, index)]
+        local += [trap for index, case in chosen for trap in _traps(case, index)]
     prompts = [reader.wrap(probe.prompt) for probe, _, _ in local]
     answers = batched_answers(base, tokenizer, prompts, length)
     questions += [
