@@ -24,3 +24,17 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1)
     text = _NUMBERS.sub(lambda found: f"[{' '.join(found.group()[1:-1].split())}]", text)
     write_text(path, f"{text}\n")
+
+
+def read_json(path: Path, again: str) -> Any:
+    """What `write_json` wrote, or None where there is no file.
+
+    Raises:
+        ValueError: the file is damaged; to delete it makes the caller do `again` what it is of.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it to {again} again") from error

@@ -31,7 +31,7 @@ from meg_editor.model import MeGModel
 from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
 from meg_editor.stages import StageStore, digest
-from meg_editor.text_files import write_json
+from meg_editor.text_files import read_json, write_json
 from meg_editor.tokens import batched_answers
 
 _LATENCY_QUERIES = 20
@@ -120,8 +120,8 @@ def run_benchmark(
             for method in benchmark.methods:
                 path = out / "cells" / f"{benchmark.data}-{method.name}-{count}-{seed}.json"
                 key = run.key(method)
-                cell = _read(path, key)
-                if cell is None:
+                cell = read_json(path, "measure it")
+                if cell is None or cell.get("key") != key:
                     cell = without_nan({"key": key, **run.measure(method, out)})
                     write_json(path, cell)
                 score = "-" if cell["score"] is None else f"{cell['score']:.1f}"
@@ -264,13 +264,3 @@ def _settings(hparams: Any) -> Any:
     if isinstance(hparams, FlatHyperParams):
         return {name: v for name, v in hparams.to_dict().items() if name != "api_key"}
     return json.loads(json.dumps(hparams, default=str))
-
-
-def _read(path: Path, key: str) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        cell: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; delete it to measure it again") from error
-    return cell if cell.get("key") == key else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from meg_editor.evaluation import Question, evaluate
 from meg_editor.fingerprint import fingerprint
 from meg_editor.neuron import count_layers
 from meg_editor.stages import digest
-from meg_editor.text_files import write_json
+from meg_editor.text_files import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,8 @@ def search(
     facts = [dataclasses.astuple(case.request) for case in cases]
     parts = [name, fingerprint(model), facts, common, dict(baseline.fixed), tried]
     key = digest(parts)
-    trials = _read(path, key)
+    found = read_json(path, "search") or {}
+    trials = [Trial(**trial) for trial in found["trials"]] if found.get("key") == key else []
     for settings in tried[len(trials) :]:
         method = Method(name, baseline.apply, baseline.hparams({**common, **settings}))
         trials.append(_try(method, settings, model, tokenizer, cases, questions, options))
@@ -112,13 +112,3 @@ def _try(
     pairs = (scores.reliability, scores.generality, scores.locality)
     metrics = [value for pair in pairs for value in (pair.ag, pair.tf)]
     return Trial(settings, scores.score, metrics, time.perf_counter() - start)
-
-
-def _read(path: Path, key: str) -> list[Trial]:
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; delete it to search again") from error
-    return [Trial(**trial) for trial in found["trials"]] if found["key"] == key else []
