@@ -61,16 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--device", default="auto")
     ask.set_defaults(run=_ask)
 
-    layers = commands.add_parser("layers", help="find the best layer for the neuron (figures 5-7)")
+    layers = commands.add_parser(
+        "layers",
+        help="find the best layer for the neuron (figures 5-7), or settings in one --layer",
+    )
     _add_model(layers)
     layers.add_argument("--edits", type=Path, help="facts to try (default: the reference world's)")
-    layers.add_argument("--count", type=int, default=64, help="of the reference world's facts")
+    _add_data(layers, "calibration facts of reference, counterfact, zsre, …")
+    layers.add_argument("--count", type=int, default=64, help="facts without --edits")
     layers.set_defaults(run=_layers)
 
     bench = commands.add_parser("benchmark", help="methods side by side on a data set")
     _add_model(bench)
     bench.add_argument("--paper-hparams", type=Path, help="YAML file for meg-paper")
-    _add_data(bench)
+    _add_data(bench, "reference, counterfact, zsre, …", required=True)
+    _add_output(bench)
     bench.add_argument(
         "--methods", default="unedited,meg,meg-paper", help="comma-separated, or all"
     )
@@ -82,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 
     tables = commands.add_parser("tables", help="the paper's ablations on one model")
     _add_model(tables, preset="paper")
-    _add_data(tables)
+    _add_data(tables, "reference, counterfact, zsre, …", required=True)
+    _add_output(tables)
     tables.add_argument("--unke", type=Path, help="UnKE's file, for table 17")
     tables.add_argument("--mquake", type=Path, help="MQuAKE's file, for table 18")
     tables.add_argument("--long-answers", type=int, default=100, help="facts of table 17")
@@ -91,10 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", required=True, help="reference, counterfact, zsre, …")
+def _add_data(command: argparse.ArgumentParser, told: str, required: bool = False) -> None:
+    command.add_argument("--data", required=required, help=told)
     command.add_argument("--path", type=Path, help="the file of the data set")
     command.add_argument("--training-path", type=Path, help="facts of the fitting stages (ZsRE)")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument("--edits", type=int, nargs="+", default=[1024])
     command.add_argument("--out", type=Path, required=True, help="cells and reports")
     command.add_argument("--plots", action="store_true", help="draw PNG files too")
@@ -259,16 +268,24 @@ def _layers(options: argparse.Namespace) -> None:
         from meg_editor.request_files import read_requests
 
         requests = list(read_requests(options.edits).requests)
+    elif options.data:
+        from meg_editor.benchmark.commands import calibration_facts
+
+        requests = calibration_facts(options, options.count)
     else:
         from meg_editor.data.reference_requests import sweep_requests
 
         requests = sweep_requests(options.count, hparams.seed)
     model, tokenizer = load_model(hparams)
-    results = layer_sweep(model, tokenizer, requests, hparams)
-    print(f"{'layer':>5} {'reliability':>12} {'generality':>11}   ({len(requests)} facts, AG, %)")
+    tried = None if options.layer is None else [options.layer]
+    results = layer_sweep(model, tokenizer, requests, hparams, tried)
+    print(f"layer  reliability  generality  steps  ms/fact   ({len(requests)} facts, AG, %)")
     for result in results:
         generality = "-" if result.generality is None else f"{result.generality:.1f}"
-        print(f"{result.layer:>5} {result.reliability:>12.1f} {generality:>11}")
+        print(
+            f"{result.layer:>5} {result.reliability:>12.1f} {generality:>11} {result.steps:>6.1f} "
+            f"{result.milliseconds:>8.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Which layer should get the neuron? Collect in each and see (A.4, figures 5 to 7)."""
+"""Which layer should get the neuron, found how? Collect in each and see (A.4, figures 5 to 7)."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from meg_editor.hparams import MeGHyperParams
 from meg_editor.neuron import NeuronSpec, count_layers
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
+from meg_editor.tokens import encode_example
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,15 @@ class LayerResult:
     Attributes:
         reliability: edited prompts answered with the target.
         generality: paraphrases answered with it under the same neuron; None without paraphrases.
+        steps: descent took, mean of the facts.
+        milliseconds: collection took, per fact.
     """
 
     layer: int
     reliability: float
     generality: float | None
+    steps: float
+    milliseconds: float
 
 
 def layer_sweep(
@@ -43,10 +49,18 @@ def layer_sweep(
     for layer in range(count_layers(model)) if layers is None else layers:
         settings = dataclasses.replace(hparams, layers=[layer], collection_retries=0)
         spec = NeuronSpec.from_hparams(model, settings)
-        collection = collect(model, tokenizer, spec, requests, settings)
-        reliability = 100 * float(collection.success.float().mean())
-        generality = _generality(model, tokenizer, spec, requests, collection.neurons, settings)
-        results.append(LayerResult(layer, reliability, generality))
+        start = time.perf_counter()
+        found = collect(model, tokenizer, spec, requests, settings)
+        taken = 1000 * (time.perf_counter() - start) / len(requests)
+        results.append(
+            LayerResult(
+                layer,
+                100 * float(found.success.float().mean()),
+                _generality(model, tokenizer, spec, requests, found.neurons, settings),
+                float(found.steps.float().mean()),
+                taken,
+            )
+        )
     return results
 
 
@@ -64,7 +78,9 @@ def _generality(
         return None
     own = neurons[[index for index, _ in asked]]
     prompts = [reader.wrap(prompt) for _, prompt in asked]
-    answers = answers_with(model, tokenizer, spec, own, prompts, 16)
+    targets = [encode_example(tokenizer, r.prompt, r.target_new).target for r in requests]
+    longest = max(map(len, targets))
+    answers = answers_with(model, tokenizer, spec, own, prompts, longest)
     right = sum(
         answer == requests[index].target_new
         for answer, (index, _) in zip(answers, asked, strict=True)

@@ -17,18 +17,19 @@ from meg_editor.benchmark.plots import check_matplotlib
 from meg_editor.benchmark.report import write_report
 from meg_editor.benchmark.runner import Benchmark, run_benchmark
 from meg_editor.benchmark.search import SearchError, Trial, search
-from meg_editor.data.cases import Dataset, EvaluationCase
+from meg_editor.data.cases import Dataset, EvaluationCase, MultiHopCase
 from meg_editor.data.datasets import DATASETS
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts
 from meg_editor.data.reference_requests import edit_cases, reference_split
 from meg_editor.data.reference_world import load_world
-from meg_editor.data.splits import split_cases
+from meg_editor.data.splits import Split, split_cases, tuning_requests
 from meg_editor.easyedit.methods import NAMES as EASYEDIT
 from meg_editor.easyedit.methods import easyedit_method
 from meg_editor.evaluation import Question, questions_of
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.loading import load_model
 from meg_editor.query import QueryReader
+from meg_editor.requests import EditRequest
 from meg_editor.stages import StageStore
 
 # Beside the baselines; the bank is the upper bound of what retrieved neurons can do.
@@ -149,20 +150,27 @@ def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None
     print((options.out / "tables.md").read_text("utf-8"))
 
 
+def calibration_facts(options: argparse.Namespace, count: int) -> list[EditRequest]:
+    """Up to `count` facts of a data set which no evaluation edits, with their paraphrases."""
+    split, _ = _split(options)
+    return tuning_requests(split.calibration, count, seed=0)
+
+
 def _benchmark(options: argparse.Namespace, hparams: MeGHyperParams) -> Benchmark:
     if options.plots:
         check_matplotlib()  # not after an hour
     options.out.mkdir(parents=True, exist_ok=True)
+    split, multi_hop = _split(options)
+    draw = partial(edit_cases, load_world()) if options.data == "reference" else None
+    return Benchmark(
+        options.data, split, (), options.edits, hparams=hparams, multi_hop=multi_hop, draw=draw
+    )
+
+
+def _split(options: argparse.Namespace) -> tuple[Split, Sequence[MultiHopCase]]:
+    """The facts of --data by their use, and its chains of facts."""
     if options.data == "reference":
-        world = load_world()
-        return Benchmark(
-            "reference",
-            reference_split(world),
-            (),
-            options.edits,
-            hparams=hparams,
-            draw=partial(edit_cases, world),
-        )
+        return reference_split(load_world()), ()
     data = _load(options.data, options.path)
     cases = without_conflicts(data.cases)
     if not data.multi_hop:  # chains need several facts about one subject
@@ -170,14 +178,7 @@ def _benchmark(options: argparse.Namespace, hparams: MeGHyperParams) -> Benchmar
     training = None
     if options.training_path:
         training = _load(options.data, options.training_path).cases
-    return Benchmark(
-        options.data,
-        split_cases(cases, training),
-        (),
-        options.edits,
-        hparams=hparams,
-        multi_hop=data.multi_hop,
-    )
+    return split_cases(cases, training), data.multi_hop
 
 
 def _load(name: str, path: Path | None) -> Dataset:

@@ -1,0 +1,76 @@
+"""The layer sweep: what it counts, against neurons collected and asked one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from meg_editor import MeGHyperParams, load_model
+from meg_editor.cli import main
+from meg_editor.collection import collect
+from meg_editor.data.reference_requests import edit_cases, reference_split, sweep_requests
+from meg_editor.data.reference_world import load_world
+from meg_editor.layer_sweep import layer_sweep
+from meg_editor.neuron import NeuronHook, NeuronSpec
+from meg_editor.tokens import greedy_answers
+
+HPARAMS = MeGHyperParams.preset("default", device="cpu")
+LONG = " ".join(["Lima"] * 18)  # 18 tokens: answers to its paraphrases must not end before
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Any, Any]:
+    return load_model(HPARAMS)
+
+
+def test_counts_are_those_of_single_facts(loaded: tuple[Any, Any]) -> None:
+    facts = sweep_requests(5, 0)
+    same = (facts[0].prompt,)
+    facts[0] = dataclasses.replace(facts[0], target_new=LONG, rephrases=same)
+    (found,) = layer_sweep(*loaded, facts, HPARAMS, [1])
+    settings = dataclasses.replace(HPARAMS, layers=[1], collection_retries=0)
+    spec = NeuronSpec.from_hparams(loaded[0], settings)
+    told: dict[str, list[bool]] = {"prompt": [], "rephrases": []}
+    neurons = collect(*loaded, spec, facts, settings)
+    with NeuronHook(loaded[0], spec) as hook:
+        for fact, neuron in zip(facts, neurons.neurons, strict=True):
+            for kind, prompts in (("prompt", [fact.prompt]), ("rephrases", fact.rephrases)):
+                for prompt in prompts:
+                    with hook.attached(neuron[None]):
+                        (answer,) = greedy_answers(*loaded, [prompt], 48)
+                    told[kind].append(answer == fact.target_new)
+    assert told["prompt"][0] and told["rephrases"][0]
+    assert len(told["rephrases"]) > 5 and found.layer == 1
+    assert found.reliability == pytest.approx(100 * sum(told["prompt"]) / 5)
+    assert found.generality == pytest.approx(100 * sum(told["rephrases"]) / len(told["rephrases"]))
+    assert found.steps == pytest.approx(sum(neurons.steps.tolist()) / 5)
+    assert found.milliseconds > 0
+    bare = [dataclasses.replace(fact, rephrases=()) for fact in facts]
+    assert [r.generality for r in layer_sweep(*loaded, bare, HPARAMS, [0, 3])] == [None, None]
+
+
+def test_the_command_tries_settings_on_facts_which_no_evaluation_edits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(model: Any, tokenizer: Any, facts: Any, hparams: Any, layers: Any) -> Any:
+        asked.update(facts=facts, steps=hparams.collection_steps)
+        return layer_sweep(model, tokenizer, facts, hparams, layers)
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("meg_editor.layer_sweep.layer_sweep", kept)
+    options = ["--data", "reference", "--count", "4", "--layer", "2"]
+    assert main(["layers", *options, "--set", "collection_steps=30"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert "(4 facts, AG, %)" in head and row.split()[:2] == ["2", "100.0"]
+    split = reference_split(load_world())
+    calibration = {case.request.prompt for case in split.calibration}
+    assert {fact.prompt for fact in asked["facts"]} <= calibration and asked["steps"] == 30
+    edits = {case.request.prompt for case in edit_cases(load_world(), 1000, 0)}
+    assert calibration.isdisjoint(edits)
+
+
+def test_a_data_set_needs_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", "--data", "zsre"]) == 2
+    assert "--path: zsre needs the file" in capsys.readouterr().err
