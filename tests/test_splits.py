@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -13,6 +14,7 @@ from meg_editor.data.preprocessing import (
     without_conflicts,
     without_false_locality,
 )
+from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split, choose, split_cases, tuning_requests
 from meg_editor.requests import EditRequest
 
@@ -104,6 +106,51 @@ def test_an_edit_in_the_words_of_another_fact_is_no_locality() -> None:
         assert without_false_locality([ann, other])[0] == ann
 
 
+def fact(wording: str, subject: str, relation: str | None) -> EvaluationCase:
+    request = EditRequest(wording.replace("{}", subject), "x", subject)
+    return EvaluationCase(request, paraphrases=("p",), relation=relation)
+
+
+MADE, BUILT, SPOKE = "{}, made by", "{} is built by", "{} spoke"
+KNOWN = [fact(MADE, "Ford T", "P176"), fact(BUILT, "Golf", "P176"), fact(MADE, "Office", "P178")]
+
+
+def test_wordings_of_one_relation_ask_for_the_same() -> None:
+    relations = Relations(
+        [*KNOWN, fact("{} is a work of", "Word", "P178"), fact(SPOKE, "Bo", None)]
+    )
+    # "made by" is used in two relations, and so asks for either.
+    assert set(relations.same(fact(MADE, "Fiat", None))) == {
+        "Fiat, made by",
+        "Fiat is built by",
+        "Fiat is a work of",
+    }
+    assert set(relations.same(fact(BUILT, "Fiat", "P176"))) == {"Fiat is built by", "Fiat, made by"}
+    assert relations.same(fact(SPOKE, "Al", None)) == ["Al spoke"]
+    assert relations.same(fact("new {}?", "Al", "P176")) == [
+        "new Al?",
+        "Al, made by",
+        "Al is built by",
+    ]
+    nameless = EvaluationCase(EditRequest("Who?", "x"))
+    assert relations.same(nameless) == relations.others(nameless, 9, random.Random(0)) == []
+    others = relations.others(fact(BUILT, "Fiat", "P176"), 9, random.Random(0))
+    assert set(others) == {"Fiat is a work of", "Fiat spoke"}
+    al = fact(SPOKE, "Al", None)
+    assert len({tuple(relations.others(al, 2, random.Random(seed))) for seed in range(9)}) > 1
+
+
+def test_a_draw_heeds_wordings_of_facts_it_leaves_out() -> None:
+    probes = {"neighbour": (Probe("Golf, made by"), Probe("Fiat is built by"))}
+    rows = [*KNOWN, dataclasses.replace(fact(SPOKE, "Bo", None), locality=probes)]
+    for seed in range(9):  # whatever is drawn: two of four facts
+        chosen = choose(rows, 2, seed)
+        edits = {c.request.subject for c in chosen}
+        for bo in (c for c in chosen if c.request.subject == "Bo"):
+            left = {probe.prompt for probe in bo.locality.get("neighbour", ())}
+            assert ("Golf, made by" in left) == ("Golf" not in edits) and "Fiat is built by" in left
+
+
 def test_facts_with_paraphrases_are_edited_first() -> None:
     rows = [case(f"{n} is", "x", None, *(["p"] if n % 4 == 0 else [])) for n in range(40)]
     chosen = choose(rows, 12, seed=0)
@@ -118,3 +165,11 @@ def test_tuning_requests_carry_what_fitting_needs() -> None:
     rows = [case("A is", "x", "A", "A has", near="B is", far="C is"), case("D is")]
     (request,) = tuning_requests(rows, 5, seed=0)
     assert request == EditRequest("A is", "x", "A", ("A has",), ("B is", "C is"))
+
+
+def test_tuning_requests_ask_something_else_about_the_subject() -> None:
+    rows = [*KNOWN, fact(SPOKE, "Bo", "P1"), fact("{} died in", "Al", "P2")]
+    found = {r.subject: set(r.locality_prompts) for r in tuning_requests(rows, 9, seed=0)}
+    assert found["Golf"] == {"Golf spoke", "Golf died in"}  # "made by" asks what "built by" does
+    assert found["Bo"] == {"Bo, made by", "Bo is built by", "Bo died in"}
+    assert tuning_requests(rows, 9, seed=0) == tuning_requests(rows, 9, seed=0)

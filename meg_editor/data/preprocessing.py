@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 
 from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.relations import Relations
 
 Cases = Sequence[EvaluationCase]
 
@@ -28,23 +29,24 @@ def _first(cases: Cases, name: Callable[[EvaluationCase], str]) -> list[Evaluati
     return list(first.values())
 
 
-def without_false_locality(cases: Cases) -> list[EvaluationCase]:
+def without_false_locality(
+    cases: Cases, relations: Relations | None = None
+) -> list[EvaluationCase]:
     """Without the locality prompts which ask for an edit of the same `cases`.
 
     Their answers are meant to change. Such a prompt is an edited prompt, a paraphrase of one, or an
     edit in the words of another fact of its relation: "X is a native speaker of" asks for the edit
     "The mother tongue of X is".
+
+    Args:
+        relations: the wordings which the data set is known to use; default: those of `cases`.
     """
-    edited = {key(text) for case in cases for text in (case.request.prompt, *case.paraphrases)}
-    subjects: dict[str, set[str]] = {}
-    templates: dict[str, set[str]] = {}
-    for case in cases:
-        prompt, subject = case.request.prompt, case.request.subject
-        if case.relation and subject:
-            subjects.setdefault(case.relation, set()).add(subject)
-            templates.setdefault(case.relation, set()).add(prompt.replace(subject, "{}"))
-    for relation, names in subjects.items():
-        edited |= {key(t.replace("{}", name)) for t in templates[relation] for name in names}
+    relations = relations or Relations(cases)
+    edited = {
+        key(text)
+        for case in cases
+        for text in (case.request.prompt, *case.paraphrases, *relations.same(case))
+    }
     return [_local(case, edited) for case in cases]
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.preprocessing import key, subject_key, without_false_locality
+from meg_editor.data.relations import Relations
 from meg_editor.requests import EditRequest
 
 # Shares of all facts, in percent.
 _PSEUDO, _CALIBRATION = 20, 10
+_SAME_SUBJECT = 4  # other questions about the subject of a fact
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,29 @@ def choose(cases: Sequence[EvaluationCase], count: int, seed: int) -> list[Evalu
     if not 1 <= count <= len(cases):
         raise ValueError(f"edits: expected 1 to {len(cases)} (all there are), got {count}")
     shuffled = random.Random(seed).sample(list(cases), len(cases))
-    return without_false_locality(sorted(shuffled, key=lambda case: not case.paraphrases)[:count])
+    chosen = sorted(shuffled, key=lambda case: not case.paraphrases)[:count]
+    return without_false_locality(chosen, Relations(cases))
 
 
 def tuning_requests(cases: Iterable[EvaluationCase], count: int, seed: int) -> list[EditRequest]:
-    """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage."""
-    found = [case for case in cases if case.paraphrases]
-    random.Random(seed).shuffle(found)
-    found = without_false_locality(found[:count])
+    """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage.
+
+    To the locality prompts of the data set, which ask the same about others, come some that ask
+    something else about the same: in the wordings of other relations.
+    """
+    known = list(cases)
+    relations, rng = Relations(known), random.Random(seed)
+    found = [case for case in known if case.paraphrases]
+    rng.shuffle(found)
+    found = without_false_locality(found[:count], relations)
     return [
         dataclasses.replace(
             case.request,
             rephrases=case.paraphrases,
-            locality_prompts=tuple(p.prompt for probes in case.locality.values() for p in probes),
+            locality_prompts=(
+                *(p.prompt for probes in case.locality.values() for p in probes),
+                *relations.others(case, _SAME_SUBJECT, rng),
+            ),
         )
         for case in found
     ]
