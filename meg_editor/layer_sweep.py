@@ -13,7 +13,7 @@ from meg_editor.hparams import MeGHyperParams
 from meg_editor.neuron import NeuronSpec, count_layers
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import encode_example
+from meg_editor.tokens import longest_target
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def _generality(
         return None
     own = neurons[[index for index, _ in asked]]
     prompts = [reader.wrap(prompt) for _, prompt in asked]
-    targets = [encode_example(tokenizer, r.prompt, r.target_new).target for r in requests]
-    longest = max(map(len, targets))
+    longest = longest_target(tokenizer, requests)
     answers = answers_with(model, tokenizer, spec, own, prompts, longest)
     right = sum(
         answer == requests[index].target_new

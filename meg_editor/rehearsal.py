@@ -24,7 +24,7 @@ from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
 from meg_editor.routing import index_queries
 from meg_editor.states import StateReader
-from meg_editor.tokens import batched_answers, encode_example
+from meg_editor.tokens import batched_answers, longest_target
 
 _STATE_WEIGHTS = (0.0, 0.25, 0.5)
 _ANSWER_TOKENS = 12  # at least: what begins alike for so long counts as unchanged
@@ -55,8 +55,7 @@ def rehearse(
         ValueError: too few calibration facts, or without rephrases.
     """
     reader = QueryReader(tokenizer, hparams.prompt_template)
-    targets = [encode_example(tokenizer, fact.prompt, fact.target_new) for fact in calibration]
-    length = max([_ANSWER_TOKENS, *(len(example.target) for example in targets)])
+    length = longest_target(tokenizer, calibration, _ANSWER_TOKENS)
 
     def answers(texts: Sequence[str], own: Tensor | None = None) -> list[str]:
         prompts = [reader.wrap(text) for text in texts]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meg_editor.requests import EditRequest
+
 
 @dataclass(frozen=True)
 class Example:
@@ -33,6 +35,12 @@ def encode_example(tokenizer: Any, prompt: str, target: str, end: bool = True) -
     if end and tokenizer.eos_token_id is not None:
         target_ids.append(tokenizer.eos_token_id)
     return Example(prompt_ids, target_ids)
+
+
+def longest_target(tokenizer: Any, requests: Sequence[EditRequest], least: int = 1) -> int:
+    """Tokens which the longest target takes, or `least`: no answer is cut off before its end."""
+    targets = (encode_example(tokenizer, r.prompt, r.target_new).target for r in requests)
+    return max([least, *map(len, targets)])
 
 
 @dataclass(frozen=True)

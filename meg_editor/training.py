@@ -28,7 +28,7 @@ from meg_editor.routing import index_queries
 from meg_editor.shards import collect_in_shards
 from meg_editor.stages import Stage, StageStore, Tensors
 from meg_editor.states import StateReader
-from meg_editor.tokens import batched_answers, encode_example
+from meg_editor.tokens import batched_answers, encode_example, longest_target
 
 
 def fit(
@@ -277,8 +277,7 @@ def _already_answered(
     """Prompts whose target is what the model says anyway: allowed, but worth knowing."""
     reader = QueryReader(tokenizer, hparams.prompt_template)
     prompts = [reader.wrap(edit.prompt) for edit in edits]
-    longest = max(len(encode_example(tokenizer, e.prompt, e.target_new).target) for e in edits)
-    answers = batched_answers(model, tokenizer, prompts, longest)
+    answers = batched_answers(model, tokenizer, prompts, longest_target(tokenizer, edits))
     return [
         edit.prompt
         for edit, answer in zip(edits, answers, strict=True)

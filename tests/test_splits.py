@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
@@ -27,6 +26,13 @@ def case(
         paraphrases=paraphrases,
         locality={kind: (Probe(text),) for kind, text in locality.items()},
     )
+
+
+def fact(wording: str, subject: str, relation: str | None, *others: str) -> EvaluationCase:
+    """With `others` as its locality prompts."""
+    request = EditRequest(wording.replace("{}", subject), "x", subject)
+    locality = {"neighbour": tuple(map(Probe, others))} if others else {}
+    return EvaluationCase(request, paraphrases=("p",), locality=locality, relation=relation)
 
 
 def many(count: int) -> list[EvaluationCase]:
@@ -92,23 +98,13 @@ def test_what_is_edited_is_no_locality() -> None:
 
 
 def test_an_edit_in_the_words_of_another_fact_is_no_locality() -> None:
-    def speaks(template: str, subject: str, relation: str | None, *others: str) -> EvaluationCase:
-        request = EditRequest(template.replace("{}", subject), "Latin", subject)
-        probes = tuple(map(Probe, others))
-        return EvaluationCase(request, locality={"neighbour": probes}, relation=relation)
-
     asks = [f"{name} is a native speaker of" for name in ("Jean Say", "Jean Sayer", "Bo")]
-    ann = speaks("{} is a native speaker of", "Ann", "P103", *asks)
-    kept = without_false_locality([ann, speaks("The mother tongue of {} is", "Jean Say", "P103")])
+    ann = fact("{} is a native speaker of", "Ann", "P103", *asks)
+    kept = without_false_locality([ann, fact("The mother tongue of {} is", "Jean Say", "P103")])
     assert [probe.prompt for probe in kept[0].locality["neighbour"]] == asks[1:]
     for relation in ("P27", None):
-        other = speaks("The home of {} is", "Jean Say", relation)
+        other = fact("The home of {} is", "Jean Say", relation)
         assert without_false_locality([ann, other])[0] == ann
-
-
-def fact(wording: str, subject: str, relation: str | None) -> EvaluationCase:
-    request = EditRequest(wording.replace("{}", subject), "x", subject)
-    return EvaluationCase(request, paraphrases=("p",), relation=relation)
 
 
 MADE, BUILT, SPOKE = "{}, made by", "{} is built by", "{} spoke"
@@ -141,8 +137,7 @@ def test_wordings_of_one_relation_ask_for_the_same() -> None:
 
 
 def test_a_draw_heeds_wordings_of_facts_it_leaves_out() -> None:
-    probes = {"neighbour": (Probe("Golf, made by"), Probe("Fiat is built by"))}
-    rows = [*KNOWN, dataclasses.replace(fact(SPOKE, "Bo", None), locality=probes)]
+    rows = [*KNOWN, fact(SPOKE, "Bo", None, "Golf, made by", "Fiat is built by")]
     for seed in range(9):  # whatever is drawn: two of four facts
         chosen = choose(rows, 2, seed)
         edits = {c.request.subject for c in chosen}

@@ -176,11 +176,9 @@ class _Draw:
     @cached_property
     def asked(self) -> set[int]:
         """The indices of the cases which are asked about."""
-        count, most = len(self.cases), self.benchmark.asked
-        every = range(count)
-        return set(
-            every if most is None else random.Random(self.seed).sample(every, min(most, count))
-        )
+        count = len(self.cases)
+        asked = min(self.benchmark.asked or count, count)
+        return set(random.Random(self.seed).sample(range(count), asked))
 
     @cached_property
     def chains(self) -> list[MultiHopCase]:

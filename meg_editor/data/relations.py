@@ -32,9 +32,8 @@ class Relations:
 
     def others(self, case: EvaluationCase, count: int, rng: random.Random) -> list[str]:
         """Up to `count` prompts which ask for something else about the subject of `case`."""
-        if not (own := _wording(case)):
+        if not (alike := self._alike(case)):
             return []
-        alike = {own, *self._alike(case)}
         other = [wording for wording in self._relations if wording not in alike]
         chosen = rng.sample(other, min(count, len(other)))
         return [wording.replace("{}", _subject(case)) for wording in chosen]

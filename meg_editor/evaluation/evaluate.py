@@ -23,7 +23,7 @@ from meg_editor.evaluation.metrics import (
     token_accuracy,
     worst_case,
 )
-from meg_editor.evaluation.questions import Question, longest_target, questions_of
+from meg_editor.evaluation.questions import Question, questions_of
 from meg_editor.model import MeGModel
 from meg_editor.progress import track
 from meg_editor.query import QueryReader
@@ -35,6 +35,7 @@ from meg_editor.tokens import (
     by_length,
     encode_example,
     greedy_answers,
+    longest_target,
     target_logits,
 )
 
@@ -109,7 +110,7 @@ def evaluate(
     if questions is None:
         base = routed.base if routed else model
         questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)
-    length = longest_target(tokenizer, cases, max_new_tokens)
+    length = longest_target(tokenizer, [case.request for case in cases], max_new_tokens)
     chunks = list(by_length([len(question.prompt) for question in questions], _ROWS))
     answers = Answers([""] * len(questions), [0.0] * len(questions), [0.0] * len(questions))
     matrix, seconds = [0, 0, 0, 0, 0], 0.0

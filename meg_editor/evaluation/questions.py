@@ -9,7 +9,7 @@ from typing import Any
 from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.evaluation.trap_questions import counter_asked, negated
 from meg_editor.query import QueryReader
-from meg_editor.tokens import batched_answers, encode_example
+from meg_editor.tokens import batched_answers, longest_target
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def questions_of(
         asked: only about the cases of these indices.
     """
     questions = []
-    length = longest_target(tokenizer, cases, max_new_tokens)
+    length = longest_target(tokenizer, [case.request for case in cases], max_new_tokens)
     chosen = [(i, case) for i, case in enumerate(cases) if asked is None or i in asked]
     for index, case in chosen:
         target = case.request.target_new
@@ -85,10 +85,3 @@ def _traps(case: EvaluationCase, index: int) -> list[tuple[Probe, str, int]]:
     }
     target = (edit.target_new,)
     return [(Probe(text, target), kind, index) for kind, text in texts.items() if text]
-
-
-def longest_target(tokenizer: Any, cases: Sequence[EvaluationCase], least: int) -> int:
-    """Tokens which the longest target takes, or `least`: no answer is cut off before its end."""
-    requests = [case.request for case in cases]
-    targets = [encode_example(tokenizer, r.prompt, r.target_new).target for r in requests]
-    return max([least, *map(len, targets)])
