@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from meg_editor.cli import main
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.reference_requests import edit_cases
 from meg_editor.data.reference_world import load_world
+from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split
 from meg_editor.evaluation import questions_of
 from meg_editor.evaluation.cost import latency
 from meg_editor.query import QueryReader
+from meg_editor.requests import EditRequest
 from meg_editor.tokens import greedy_answers
 
 HEAD = "model.norm.weight"
@@ -194,9 +196,11 @@ def test_every_method_answers_the_same_questions(cells: Any) -> None:
         assert meg["near_duplicates"]["contradictory"] <= meg["near_duplicates"]["pairs"]
         assert sum(meg["gate_scores"]["reliability"]) == 8 and "gate_scores" not in unedited
         # Where a question names the target, even the unedited model may repeat it.
-        assert set(unedited["trapped_by_kind"]) == {"counter-asked", "negated"}
-        assert unedited["trapped_by_kind"]["negated"] == 0
+        traps = unedited["trapped_by_kind"]
+        assert set(traps) == {"counter-asked", "negated", "same subject"}
+        assert traps["negated"] == traps["same subject"] == 0
         assert meg["trapped_by_kind"]["negated"] > 0  # accepted: they differ by one word
+        assert meg["trapped_by_kind"]["same subject"] < 100
         assert unedited["perplexity"] <= meg["perplexity"] < broken["perplexity"]
         assert unedited["fluency"] > 0 and "long_answers" not in meg and "multi_hop" not in meg
         assert meg["settings"]["generator"] == "bank" and "api_key" not in meg["settings"]
@@ -227,8 +231,8 @@ def test_some_of_the_edits_are_asked_while_all_are_in_place(
 ) -> None:
     reader = QueryReader(loaded[1], hparams.prompt_template)
     edits = benchmark.split.edited[:8]
-    every = questions_of(*loaded, edits, reader, traps=True)
-    some = questions_of(*loaded, edits, reader, traps=True, asked={1, 6})
+    every = questions_of(*loaded, edits, reader, traps=Relations(edits))
+    some = questions_of(*loaded, edits, reader, traps=Relations(edits), asked={1, 6})
     assert some == [q for q in every if q.edit in {1, 6}] and {q.edit for q in some} == {1, 6}
 
     few = dataclasses.replace(benchmark, asked=3, seeds=1, methods=benchmark.methods[1:2])
@@ -243,6 +247,30 @@ def test_some_of_the_edits_are_asked_while_all_are_in_place(
     assert cell["key"] == whole["key"] and "of them asked" not in markdown([cell])
     with pytest.raises(ValueError, match="at least 1 edit to ask about, got 0"):
         run_benchmark(dataclasses.replace(few, asked=0), *loaded, tmp_path)
+
+
+def test_one_trap_asks_something_else_about_the_subject_and_never_another_edit(
+    loaded: tuple[Any, Any], hparams: MeGHyperParams
+) -> None:
+    wordings = ["{} was born in", "{} works as", "The wife of {} is"]
+
+    def fact(wording: str, subject: str) -> EvaluationCase:
+        return EvaluationCase(EditRequest(wording.format(subject), " x", subject))
+
+    def asked(cases: Sequence[EvaluationCase]) -> dict[int, str]:
+        relations = Relations([fact(wording, "Bo") for wording in wordings])
+        reader = QueryReader(loaded[1], hparams.prompt_template)
+        found = questions_of(*loaded, cases, reader, traps=relations)
+        traps = [q for q in found if q.kind == "trap:same subject"]
+        assert all(q.answers == (" x",) for q in traps)
+        return {q.edit: q.prompt for q in traps}
+
+    alone = asked([fact(wordings[0], "Ann"), fact(wordings[1], "Al")])
+    assert alone[0] in {"Ann works as", "The wife of Ann is"}
+    assert alone[1] in {"Al was born in", "The wife of Al is"}
+    both = asked([fact(wordings[0], "Ann"), fact(wordings[1], "Ann")])
+    assert set(both.values()) <= {"The wife of Ann is"}
+    assert not asked([fact(wording, "Ann") for wording in wordings])
 
 
 def test_what_a_data_set_does_not_ask_is_null() -> None:

@@ -19,9 +19,11 @@ from meg_editor.data.reference_requests import (
     calibration_requests,
     edit_cases,
     pseudo_requests,
+    reference_split,
     sweep_requests,
 )
 from meg_editor.data.reference_world import GROUPS, Fact, Group, World, load_world
+from meg_editor.data.relations import Relations
 from meg_editor.requests import EditRequest, merge_requests
 
 KINDS = {"same_relation", "same_subject", "unrelated"}
@@ -373,6 +375,16 @@ def test_tuning_requests_have_hard_negatives(world: World) -> None:
         negatives = [by_prompt[prompt] for prompt in request.locality_prompts]
         assert negatives
         assert all(n.relation == fact.relation or n.subject == fact.subject for n in negatives)
+
+
+def test_paraphrases_tell_the_relations_of_this_world(world: World) -> None:
+    split = reference_split(world)
+    known = [*edit_cases(world, 64, seed=0), *split.pseudo, *split.calibration]
+    assert not any(case.relation for case in known)
+    relations, by_prompt = Relations(known), asked_by(world, "edit")
+    for case in known:
+        fact = by_prompt[case.request.prompt]
+        assert set(relations.same(case)) == set(world.prompts(fact, "edit"))
 
 
 def test_only_encoders_are_tuned_on_the_truth(world: World) -> None:

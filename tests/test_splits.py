@@ -7,6 +7,7 @@ import random
 import pytest
 
 from meg_editor.data.cases import EvaluationCase, Probe
+from meg_editor.data.groups import groups
 from meg_editor.data.preprocessing import (
     key,
     one_per_subject,
@@ -82,6 +83,11 @@ def test_training_facts_which_are_also_edited_are_left_out() -> None:
     assert len(split.pseudo) > len(split.calibration) > 0
 
 
+def test_groups_hang_together_through_others() -> None:
+    assert groups([["a"], ["b"], [], ["c", "a"], ["d"], ["b", "d"], ["c"]]) == [0, 1, 2, 0, 1, 1, 0]
+    assert groups([]) == []
+
+
 def test_preprocessing_keeps_the_first() -> None:
     first = case("The river of Ur is", "Po", "Ur")
     rows = [first, case("The  river of Ur is", "Nile", "Ur"), case("Ur lies at", "sea", "ur")]
@@ -136,6 +142,29 @@ def test_wordings_of_one_relation_ask_for_the_same() -> None:
     assert len({tuple(relations.others(al, 2, random.Random(seed))) for seed in range(9)}) > 1
 
 
+def test_paraphrases_tell_what_asks_for_the_same_where_relations_have_no_name() -> None:
+    rows = [
+        case("Who drew Ur?", "x", "Ur", "Who was the designer of Ur?"),
+        case("Whose plan was Uruk?", "x", "Uruk", "Who was the designer of Uruk?", "No name"),
+        case("Where is Eridu?", "x", "Eridu", "No name"),
+        case("Whose plan was Kish?", "x", "Kish", "Who had Kish planned?"),
+        case("Who had Lagash planned?", "x", "Lagash"),
+    ]
+    relations = Relations(rows)
+    assert set(relations.same(rows[0])) == {
+        "Who drew Ur?",
+        "Whose plan was Ur?",
+        "Who had Ur planned?",
+    }
+    # A text that does not name its subject, "No name", is no wording.
+    assert relations.others(rows[4], 9, random.Random(0)) == ["Where is Lagash?"]
+    assert set(relations.others(rows[2], 9, random.Random(0))) == {
+        "Who drew Eridu?",
+        "Whose plan was Eridu?",
+        "Who had Eridu planned?",
+    }
+
+
 def test_a_draw_heeds_wordings_of_facts_it_leaves_out() -> None:
     rows = [*KNOWN, fact(SPOKE, "Bo", None, "Golf, made by", "Fiat is built by")]
     for seed in range(9):  # whatever is drawn: two of four facts
@@ -160,6 +189,16 @@ def test_tuning_requests_carry_what_fitting_needs() -> None:
     rows = [case("A is", "x", "A", "A has", near="B is", far="C is"), case("D is")]
     (request,) = tuning_requests(rows, 5, seed=0)
     assert request == EditRequest("A is", "x", "A", ("A has",), ("B is", "C is"))
+
+
+def test_tuning_requests_heed_wordings_of_other_facts() -> None:
+    chosen = [KNOWN[1], fact("{}, made of", "Fiat", "P186")]
+    requests = tuning_requests(chosen, 2, 0, Relations([*KNOWN, *chosen]))
+    found = {r.subject: set(r.locality_prompts) for r in requests}
+    assert found == {
+        "Golf": {"Golf, made of"},
+        "Fiat": {"Fiat, made by", "Fiat is built by"},
+    }
 
 
 def test_tuning_requests_ask_something_else_about_the_subject() -> None:

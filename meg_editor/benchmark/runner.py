@@ -19,6 +19,7 @@ from meg_editor import __version__
 from meg_editor.benchmark.diagnostics import diagnose
 from meg_editor.benchmark.methods import Method, edited
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
+from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split, choose, known_texts, tuning_requests
 from meg_editor.encoder import TextEncoder
 from meg_editor.evaluation import Question, evaluate, questions_of
@@ -73,10 +74,11 @@ class Benchmark:
         """What the fitting stages may see, as keywords of every method: facts, none of them edited
         (`pseudo`, `calibration`), and texts which the model should go on knowing (`texts`).
         """
-        pseudo = tuning_requests(self.split.pseudo, self.pseudo, seed=0)
+        pseudo, calibration = self.split.pseudo, self.split.calibration
+        wordings = Relations([*pseudo, *calibration])
         return {
-            "pseudo": pseudo,
-            "calibration": tuning_requests(self.split.calibration, self.calibration, seed=0),
+            "pseudo": tuning_requests(pseudo, self.pseudo, 0, wordings),
+            "calibration": tuning_requests(calibration, self.calibration, 0, wordings),
             "texts": known_texts(self.split.pseudo),
         }
 
@@ -169,8 +171,15 @@ class _Draw:
     @cached_property
     def questions(self) -> list[Question]:
         reader = QueryReader(self.tokenizer, self.benchmark.hparams.prompt_template)
+        split = self.benchmark.split
+        known = [*self.cases, *split.edited, *split.pseudo, *split.calibration]
         return questions_of(
-            self.model, self.tokenizer, self.cases, reader, traps=True, asked=self.asked
+            self.model,
+            self.tokenizer,
+            self.cases,
+            reader,
+            traps=Relations(known),
+            asked=self.asked,
         )
 
     @cached_property

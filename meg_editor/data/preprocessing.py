@@ -41,13 +41,17 @@ def without_false_locality(
     Args:
         relations: the wordings which the data set is known to use; default: those of `cases`.
     """
-    relations = relations or Relations(cases)
-    edited = {
+    edited = edited_keys(cases, relations or Relations(cases))
+    return [_local(case, edited) for case in cases]
+
+
+def edited_keys(cases: Cases, relations: Relations) -> set[str]:
+    """The keys of all texts which ask for an edit of `cases`."""
+    return {
         key(text)
         for case in cases
         for text in (case.request.prompt, *case.paraphrases, *relations.same(case))
     }
-    return [_local(case, edited) for case in cases]
 
 
 def _local(case: EvaluationCase, edited: Collection[str]) -> EvaluationCase:

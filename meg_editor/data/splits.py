@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.groups import groups
 from meg_editor.data.preprocessing import key, subject_key, without_false_locality
 from meg_editor.data.relations import Relations
 from meg_editor.requests import EditRequest
@@ -40,17 +41,16 @@ def split_cases(
             are then for editing, and facts which have something in common with them are left out.
     """
     if training is None:
-        groups = _groups(cases)
         parts: dict[str, list[EvaluationCase]] = {"edited": [], "pseudo": [], "calibration": []}
-        for case, group in zip(cases, groups, strict=True):
+        for case, group in zip(cases, _groups(cases), strict=True):
             parts[_part(group)].append(case)
         return Split(*(tuple(parts[name]) for name in ("edited", "pseudo", "calibration")))
     together = [*cases, *training]
-    groups = _groups(together)
-    taken = set(groups[: len(cases)])
+    names = _groups(together)
+    taken = set(names[: len(cases)])
     pseudo: list[EvaluationCase] = []
     calibration: list[EvaluationCase] = []
-    for case, group in zip(training, groups[len(cases) :], strict=True):
+    for case, group in zip(training, names[len(cases) :], strict=True):
         if group not in taken:
             share = 100 - 100 * _PSEUDO // (_PSEUDO + _CALIBRATION)
             where = calibration if _percent(group) < share else pseudo
@@ -71,15 +71,19 @@ def choose(cases: Sequence[EvaluationCase], count: int, seed: int) -> list[Evalu
     return without_false_locality(chosen, Relations(cases))
 
 
-def tuning_requests(cases: Iterable[EvaluationCase], count: int, seed: int) -> list[EditRequest]:
+def tuning_requests(
+    cases: Sequence[EvaluationCase], count: int, seed: int, relations: Relations | None = None
+) -> list[EditRequest]:
     """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage.
 
     To the locality prompts of the data set, which ask the same about others, come some that ask
     something else about the same: in the wordings of other relations.
+
+    Args:
+        relations: the wordings; default: those of `cases`.
     """
-    known = list(cases)
-    relations, rng = Relations(known), random.Random(seed)
-    found = [case for case in known if case.paraphrases]
+    relations, rng = relations or Relations(cases), random.Random(seed)
+    found = [case for case in cases if case.paraphrases]
     rng.shuffle(found)
     found = without_false_locality(found[:count], relations)
     return [
@@ -111,24 +115,19 @@ def known_texts(cases: Iterable[EvaluationCase]) -> list[str]:
 
 def _groups(cases: Sequence[EvaluationCase]) -> list[str]:
     """For each case a name of its group: cases which share a subject or a text share it."""
-    parent = list(range(len(cases)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    first: dict[str, int] = {}
-    for row, case in enumerate(cases):
-        texts = (case.request.prompt, *case.paraphrases)
-        for name in {f"subject {subject_key(case)}", *(f"text {key(text)}" for text in texts)}:
-            one, other = root(first.setdefault(name, row)), root(row)
-            parent[max(one, other)] = min(one, other)
+    rows = [
+        [
+            f"subject {subject_key(case)}",
+            *(f"text {key(text)}" for text in (case.request.prompt, *case.paraphrases)),
+        ]
+        for case in cases
+    ]
+    least = groups(rows)
     names: dict[int, str] = {}
-    for row, case in enumerate(cases):
-        least, name = root(row), key(case.request.prompt)
-        names[least] = min(names.get(least, name), name)
-    return [names[root(row)] for row in range(len(cases))]
+    for case, group in zip(cases, least, strict=True):
+        name = key(case.request.prompt)
+        names[group] = min(names.get(group, name), name)
+    return [names[group] for group in least]
 
 
 def _part(group: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from meg_editor.data.cases import EvaluationCase, Probe
+from meg_editor.data.preprocessing import edited_keys, key
+from meg_editor.data.relations import Relations
 from meg_editor.evaluation.trap_questions import counter_asked, negated
 from meg_editor.query import QueryReader
 from meg_editor.tokens import batched_answers, longest_target
@@ -38,13 +41,14 @@ def questions_of(
     cases: Sequence[EvaluationCase],
     reader: QueryReader,
     max_new_tokens: int = 12,
-    traps: bool = False,
+    traps: Relations | None = None,
     asked: Collection[int] | None = None,
 ) -> list[Question]:
     """Everything to ask about `cases`; what locality prompts want is what `base` says.
 
     Args:
-        traps: ask about each edit negated and the other way, too.
+        traps: ask about each edit negated and the other way, too, and in another of these wordings
+            something else about its subject.
         asked: only about the cases of these indices.
     """
     questions = []
@@ -66,7 +70,8 @@ def questions_of(
         for probe in probes
     ]
     if traps:
-        local += [trap for index, case in chosen for trap in _traps(case, index)]
+        edited = edited_keys(cases, traps)
+        local += [trap for i, case in chosen for trap in _traps(case, i, traps, edited)]
     prompts = [reader.wrap(probe.prompt) for probe, _, _ in local]
     answers = batched_answers(base, tokenizer, prompts, length)
     questions += [
@@ -77,11 +82,16 @@ def questions_of(
     return questions
 
 
-def _traps(case: EvaluationCase, index: int) -> list[tuple[Probe, str, int]]:
+def _traps(
+    case: EvaluationCase, index: int, relations: Relations, edited: Collection[str]
+) -> list[tuple[Probe, str, int]]:
     edit = case.request
     texts = {
         "trap:negated": negated(edit.prompt, edit.subject),
         "trap:counter-asked": counter_asked(edit.prompt, edit.subject, edit.target_new),
     }
+    for text in relations.others(case, 1, random.Random(edit.prompt)):
+        if key(text) not in edited:  # another edit of the same subject
+            texts["trap:same subject"] = text
     target = (edit.target_new,)
     return [(Probe(text, target), kind, index) for kind, text in texts.items() if text]
