@@ -207,3 +207,5 @@ def test_tuning_requests_ask_something_else_about_the_subject() -> None:
     assert found["Golf"] == {"Golf spoke", "Golf died in"}  # "made by" asks what "built by" does
     assert found["Bo"] == {"Bo, made by", "Bo is built by", "Bo died in"}
     assert tuning_requests(rows, 9, seed=0) == tuning_requests(rows, 9, seed=0)
+    fewer = {r.subject: set(r.locality_prompts) for r in tuning_requests(rows, 9, 0, others=1)}
+    assert len(fewer["Golf"]) == 1 and fewer["Golf"] < found["Golf"]

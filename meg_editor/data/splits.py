@@ -16,7 +16,6 @@ from meg_editor.requests import EditRequest
 
 # Shares of all facts, in percent.
 _PSEUDO, _CALIBRATION = 20, 10
-_SAME_SUBJECT = 4  # other questions about the subject of a fact
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,11 @@ def choose(cases: Sequence[EvaluationCase], count: int, seed: int) -> list[Evalu
 
 
 def tuning_requests(
-    cases: Sequence[EvaluationCase], count: int, seed: int, relations: Relations | None = None
+    cases: Sequence[EvaluationCase],
+    count: int,
+    seed: int,
+    relations: Relations | None = None,
+    others: int = 4,
 ) -> list[EditRequest]:
     """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage.
 
@@ -81,6 +84,7 @@ def tuning_requests(
 
     Args:
         relations: the wordings; default: those of `cases`.
+        others: how many of these questions about the subject of each fact.
     """
     relations, rng = relations or Relations(cases), random.Random(seed)
     found = [case for case in cases if case.paraphrases]
@@ -92,7 +96,7 @@ def tuning_requests(
             rephrases=case.paraphrases,
             locality_prompts=(
                 *(p.prompt for probes in case.locality.values() for p in probes),
-                *relations.others(case, _SAME_SUBJECT, rng),
+                *relations.others(case, others, rng),
             ),
         )
         for case in found
