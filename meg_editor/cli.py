@@ -264,6 +264,8 @@ def _layers(options: argparse.Namespace) -> None:
     from meg_editor.loading import load_model
 
     hparams = _hparams(options)
+    if options.edits and options.data:
+        raise ValueError("facts to try: expected --edits or --data, got both: leave one out")
     if options.edits:
         from meg_editor.request_files import read_requests
 

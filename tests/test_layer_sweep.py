@@ -71,6 +71,11 @@ def test_the_command_tries_settings_on_facts_which_no_evaluation_edits(
     assert calibration.isdisjoint(edits)
 
 
+def test_facts_come_from_one_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", "--data", "reference", "--edits", "facts.csv"]) == 2
+    assert "expected --edits or --data, got both" in capsys.readouterr().err
+
+
 def test_a_data_set_needs_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["layers", "--data", "zsre"]) == 2
     assert "--path: zsre needs the file" in capsys.readouterr().err
