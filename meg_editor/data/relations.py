@@ -39,14 +39,15 @@ class Relations:
         chosen = rng.sample(other, min(count, len(other)))
         return [wording.replace("{}", _subject(case)) for wording in chosen]
 
-    def _alike(self, case: EvaluationCase) -> list[str]:
+    def _alike(self, case: EvaluationCase) -> dict[str, None]:
+        """The wordings in which `case` can be asked for, in order."""
         if not (own := _wording(case, case.request.prompt)):
-            return []
+            return {}
         named = self._relations.get(own, set()) | ({case.relation} if case.relation else set())
         found = {own: None}
         for relation in sorted(named):
             found.update(dict.fromkeys(self._wordings.get(relation, [])))
-        return list(found)
+        return found
 
 
 def _names(cases: Sequence[EvaluationCase]) -> list[str]:
