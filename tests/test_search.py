@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.baselines.registry import BASELINES, Baseline
 from meg_editor.baselines.settings import BaselineHyperParams
-from meg_editor.benchmark.search import search
+from meg_editor.benchmark.search import Trial, proposal, search
 from meg_editor.cli import main
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.reference_requests import calibration_requests
@@ -98,13 +99,42 @@ def test_nothing_is_chosen_where_every_trial_fails(
         run(scaling(0.0), material, tmp_path, [])
 
 
+def proposals(space: Any, count: int, score: Callable[[Any], float | None]) -> list[Any]:
+    """What is tried where `score` would come out."""
+    trials: list[Trial] = []
+    while (settings := proposal(space, trials, count)) is not None:
+        trials.append(Trial(settings, score(settings), [0.0], 0.0))
+    return [trial.settings for trial in trials]
+
+
+def test_the_first_half_is_spread_and_the_second_stays_near_the_best() -> None:
+    space = {"a": [1, 2, 3, 4], "b": [10, 20, 30, 40], "c": [100, 200]}
+    score = lambda s: -abs(s["a"] - 3) - abs(s["b"] - 20) - s["c"]  # noqa: E731
+    tried = proposals(space, 8, score)
+    assert tried == proposals(space, 8, score)
+    assert len({tuple(settings.values()) for settings in tried}) == len(tried) == 8
+    for name, values in space.items():  # a Latin square of the first four
+        assert {settings[name] for settings in tried[:4]} == set(values)
+    for count in range(4, 8):
+        best = max(tried[:count], key=score)
+        assert sum(tried[count][name] != best[name] for name in space) == 1
+    assert score(max(tried, key=score)) > score(max(tried[:4], key=score))
+
+
+def test_a_space_ends_and_failures_lead_nowhere() -> None:
+    space = {"a": [1, 2], "b": [1, 2]}
+    every = [{"a": a, "b": b} for a in (1, 2) for b in (1, 2)]
+    tried = proposals(space, 9, lambda s: None if s["a"] == 1 else 1.0)
+    assert sorted(tried, key=every.index) == every
+    assert proposals(space, 0, lambda s: 1.0) == []
+
+
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("depth", [2, 6, 32])
 def test_spaces_hold_settings_which_exist(name: str, depth: int) -> None:
     baseline = BASELINES[name]
-    trials = baseline.trials(depth, 20, seed=1)
-    assert 1 < len(trials) <= 20 and trials == baseline.trials(depth, 20, seed=1)
-    assert len({json.dumps(trial, sort_keys=True) for trial in trials}) == len(trials)
+    trials = proposals(baseline.space(depth), 20, lambda settings: 0.0)
+    assert 1 < len(trials) <= 20
     for trial in trials:
         hparams = baseline.hparams({"prompt_template": "Q: {}", "nothing": 1, **trial})
         assert hparams.prompt_template == "Q: {}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,13 +44,6 @@ class Baseline:
         known = self.settings.__dataclass_fields__
         chosen = {**self.fixed, **values}
         return self.settings(**{name: chosen[name] for name in known if name in chosen})
-
-    def trials(self, depth: int, count: int, seed: int) -> list[dict[str, Any]]:
-        """`count` different settings of the space, or all of it if it has fewer."""
-        space = self.space(depth)
-        every = list(itertools.product(*space.values()))
-        chosen = random.Random(seed).sample(every, min(count, len(every)))
-        return [dict(zip(space, values, strict=True)) for values in chosen]
 
 
 def _each(depth: int) -> list[list[int]]:

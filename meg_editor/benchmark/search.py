@@ -1,14 +1,20 @@
-"""Choose the settings of a baseline on the calibration facts: as many trials for every method."""
+"""Choose the settings of a baseline on the calibration facts: as many trials for every method.
+
+The first half of the trials is spread over the space, each of the others changes one setting of the
+best so far: random settings alone seldom meet the few which suit a model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from meg_editor.baselines.registry import Baseline
+from meg_editor.baselines.registry import Baseline, Space
 from meg_editor.baselines.settings import BaselineHyperParams
 from meg_editor.benchmark.methods import Method, edited
 from meg_editor.data.cases import EvaluationCase
@@ -62,7 +68,7 @@ def search(
     options: dict[str, Any],
     say: Callable[[str], None] = print,
 ) -> tuple[BaselineHyperParams, list[Trial]]:
-    """Edit `cases` with `count` settings of the baseline's space, and take the best.
+    """Edit `cases` with `count` settings of the baseline's space, or all, and take the best.
 
     Trials are kept in `out`/search and not run again while they would be the same.
 
@@ -75,23 +81,59 @@ def search(
     Raises:
         SearchError: every trial failed; the message has the reason of the last one.
     """
-    tried = baseline.trials(count_layers(model), count, seed=0)
+    space = baseline.space(count_layers(model))
     path = out / "search" / f"{name}.json"
     facts = [dataclasses.astuple(case.request) for case in cases]
-    parts = [name, fingerprint(model), facts, common, dict(baseline.fixed), tried]
+    parts = [name, fingerprint(model), facts, common, dict(baseline.fixed), space, count]
     key = digest(parts)
     found = read_json(path, "search") or {}
     trials = [Trial(**trial) for trial in found["trials"]] if found.get("key") == key else []
-    for settings in tried[len(trials) :]:
+    while (settings := proposal(space, trials, count)) is not None:
         method = Method(name, baseline.apply, baseline.hparams({**common, **settings}))
         trials.append(_try(method, settings, model, tokenizer, cases, questions, options))
         write_json(path, {"key": key, "trials": [dataclasses.asdict(t) for t in trials]})
-        say(f"{name:14} trial {len(trials)} of {len(tried)}: {trials[-1]}")
+        say(f"{name:14} trial {len(trials)} of {count}: {trials[-1]}")
     best = max(trials, key=lambda trial: trial.rank)
     if best.score is None:
         told = f"{name}: every trial failed, the last with: {trials[-1].failure}"
         raise SearchError(told, trials)
     return baseline.hparams({**common, **best.settings}), trials
+
+
+def proposal(space: Space, trials: Sequence[Trial], count: int) -> dict[str, Any] | None:
+    """The settings to try after `trials`; None after `count` of them, or if there are no others."""
+    if len(trials) >= count:
+        return None
+    spread = _spread(space, -(-count // 2))
+    if len(trials) < len(spread):
+        return spread[len(trials)]
+    tried = [trial.settings for trial in trials]
+    left = [settings for settings in _every(space) if settings not in tried]
+    best = max(trials, key=lambda trial: trial.rank).settings
+    near = [s for s in left if sum(s[name] != best[name] for name in space) == 1]
+    return random.Random(len(trials)).choice(near or left) if left else None
+
+
+def _spread(space: Space, count: int) -> list[dict[str, Any]]:
+    """`count` different settings, or all; the values of each setting come about equally often."""
+    rng, chosen = random.Random(0), list[dict[str, Any]]()
+    columns = {name: _shuffled(values, rng) for name, values in space.items()}
+    while len(chosen) < min(count, len(_every(space))):
+        settings = {name: next(column) for name, column in columns.items()}
+        if settings not in chosen:
+            chosen.append(settings)
+    return chosen
+
+
+def _shuffled(values: Sequence[Any], rng: random.Random) -> Iterator[Any]:
+    """All of them in some order, then all in another, without end."""
+    while True:
+        yield from rng.sample(values, len(values))
+
+
+def _every(space: Space) -> list[dict[str, Any]]:
+    rows = itertools.product(*space.values())
+    return [dict(zip(space, row, strict=True)) for row in rows]
 
 
 def _try(
