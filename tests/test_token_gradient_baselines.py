@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from meg_editor.baselines.hypernetwork_training import (
     MetaBatch,
     MetaStep,
+    meta_batches,
     meta_gradients,
     trained,
 )
@@ -465,8 +467,31 @@ def test_what_the_model_knows_is_edited_to_something_else() -> None:
         assert target != fact.target_new and len(set(one) & set(other)) == 1  # the most alike
     assert targets[-1] == "never"
     model, tok = tiny.model("llama"), tiny.tokenizer("llama")
-    texts = {text for fact in PSEUDO for text in (fact.prompt, *fact.locality_prompts)}
-    assert set(_answers(model, tok, malmen("llama"), PSEUDO)) == texts
+    texts = [text for fact in PSEUDO for text in (fact.prompt, *fact.locality_prompts)]
+    assert list(_answers(model, tok, malmen("llama"), PSEUDO, texts * 2)) == texts
+
+
+def test_the_model_is_asked_at_once_and_about_what_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RLEdit changes the model between batches; on other locality prompts no time is spent."""
+    asked: list[str] = []
+
+    def tell(model: Any, tok: Any, prompts: list[str], length: int, rows: int) -> list[str]:
+        asked.extend(prompts)
+        return [f"{prompt} yes" for prompt in prompts]
+
+    monkeypatch.setattr("meg_editor.baselines.hypernetwork_training.batched_answers", tell)
+    facts = [replace(f, locality_prompts=tuple(f"{f.prompt} {i}" for i in "abcde")) for f in PSEUDO]
+    tok = tiny.tokenizer("llama")
+    batches = meta_batches(None, tok, facts, training(n_edits=2), 4)
+    told = list(asked)
+    assert set(told) >= {fact.prompt for fact in facts} and len(told) <= len(facts) + 2 * 4
+    kept = [
+        tok.decode(e.prompt, skip_special_tokens=True) for batch in batches for e in batch.locality
+    ]
+    assert len(kept) == 8 and set(kept) == set(told) - {fact.prompt for fact in facts}
+    assert asked == told
 
 
 def test_a_trained_network_is_kept_and_seeded(

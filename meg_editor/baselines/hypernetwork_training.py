@@ -6,6 +6,7 @@ gradient with respect to the weights goes back through the normal equation (MALM
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -142,35 +143,60 @@ class MetaBatch(NamedTuple):
 
 
 def meta_batches(
-    model: Any, tok: Any, facts: Sequence[EditRequest], hparams: HyperNetworkHyperParams
+    model: Any,
+    tok: Any,
+    facts: Sequence[EditRequest],
+    hparams: HyperNetworkHyperParams,
+    steps: int,
 ) -> Iterator[MetaBatch]:
-    """Batches of `n_edits` pseudo facts without end, all facts before any comes again.
+    """`steps` batches of `n_edits` pseudo facts, all facts before any comes again.
 
     Where the model knows a fact already, it is edited to the target of another fact with a similar
-    prompt: from what it knows there is nothing to learn. `model` is asked at once, not later.
+    prompt: from what it knows there is nothing to learn. `model` is asked at once, not later, and
+    about no other locality prompts than those drawn.
     """
     generator = torch.Generator().manual_seed(hparams.seed)
-    answers = _answers(model, tok, hparams, facts)
+    prompts = [fact.prompt for fact in facts]
+    answers = _answers(model, tok, hparams, facts, prompts)
     targets = _targets(facts, answers, generator)
+    drawn = list(itertools.islice(_draws(facts, hparams.n_edits, generator), steps))
+    answers |= _answers(model, tok, hparams, facts, [text for draw in drawn for text in draw.kept])
+
+    def examples(texts: Sequence[str], wanted: Sequence[str]) -> list[Example]:
+        pairs = zip(texts, wanted, strict=True)
+        return [hparams.example(tok, prompt, target) for prompt, target in pairs]
+
+    def batch(draw: _Draw) -> MetaBatch:
+        wanted = [targets[i] for i in draw.chosen]
+        return MetaBatch(
+            examples([facts[i].prompt for i in draw.chosen], wanted),
+            examples(draw.rephrases, wanted),
+            examples(draw.kept, [answers[prompt] for prompt in draw.kept]),
+        )
+
+    return map(batch, drawn)
+
+
+class _Draw(NamedTuple):
+    chosen: list[int]
+    rephrases: list[str]
+    kept: list[str]
+
+
+def _draws(facts: Sequence[EditRequest], count: int, generator: torch.Generator) -> Iterator[_Draw]:
+    """Facts of each step, one rephrase of each and, where it has any, one locality prompt."""
 
     def one_of(texts: Sequence[str]) -> str:
         return texts[int(torch.randint(len(texts), (), generator=generator))]
 
-    def draw() -> Iterator[MetaBatch]:
-        count, left = min(hparams.n_edits, len(facts)), torch.empty(0, dtype=torch.long)
-        while True:
-            if len(left) < count:  # what is left of a round is dropped, as in the authors' code
-                left = torch.randperm(len(facts), generator=generator)
-            chosen, left = left[:count].tolist(), left[count:]
-            rephrases = [(one_of(facts[i].rephrases), targets[i]) for i in chosen]
-            kept = [one_of(texts) for i in chosen if (texts := facts[i].locality_prompts)]
-            yield MetaBatch(
-                [hparams.example(tok, facts[i].prompt, targets[i]) for i in chosen],
-                [hparams.example(tok, prompt, target) for prompt, target in rephrases],
-                [hparams.example(tok, prompt, answers[prompt]) for prompt in kept],
-            )
-
-    return draw()
+    count, left = min(count, len(facts)), torch.empty(0, dtype=torch.long)
+    while True:
+        if len(left) < count:  # what is left of a round is dropped, as in the authors' code
+            left = torch.randperm(len(facts), generator=generator)
+        chosen, left = left[:count].tolist(), left[count:]
+        rephrases = [one_of(facts[i].rephrases) for i in chosen]
+        kept = [one_of(texts) for i in chosen if (texts := facts[i].locality_prompts)]
+        yield _Draw(chosen, rephrases, kept)
 
 
 class MetaStep(NamedTuple):
@@ -257,16 +283,19 @@ def _log_probabilities(model: Any, batch: Batch) -> Tensor:
 
 
 def _answers(
-    model: Any, tok: Any, hparams: HyperNetworkHyperParams, facts: Sequence[EditRequest]
+    model: Any,
+    tok: Any,
+    hparams: HyperNetworkHyperParams,
+    facts: Sequence[EditRequest],
+    prompts: Sequence[str],
 ) -> dict[str, str]:
-    """What the model says to each prompt and locality prompt."""
-    texts = [text for fact in facts for text in (fact.prompt, *fact.locality_prompts)]
-    prompts = list(dict.fromkeys(texts))
-    wrapped = [hparams.prompt_template.replace("{}", prompt) for prompt in prompts]
+    """What the model says to each of `prompts`, in as many tokens as the facts' targets need."""
+    asked = list(dict.fromkeys(prompts))
+    wrapped = [hparams.prompt_template.replace("{}", prompt) for prompt in asked]
     lengths = [len(hparams.example(tok, fact.prompt, fact.target_new).target) for fact in facts]
     length = max(_ANSWER_TOKENS, *lengths)
     told = batched_answers(model, tok, wrapped, length, rows=hparams.rows_at_once)
-    return dict(zip(prompts, told, strict=True))
+    return dict(zip(asked, told, strict=True))
 
 
 def _targets(

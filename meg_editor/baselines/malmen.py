@@ -91,7 +91,7 @@ def _train(
 ) -> Tensors:
     network = hparams.network(model)
     optimiser = torch.optim.Adam(network.parameters(), lr=hparams.meta_lr)
-    batches = meta_batches(model, tok, facts, hparams)
+    batches = meta_batches(model, tok, facts, hparams, hparams.max_iters)
     losses = []
     for _ in track(range(hparams.max_iters), "hypernetwork"):
         optimiser.zero_grad()

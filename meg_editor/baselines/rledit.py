@@ -89,7 +89,8 @@ def _train(
 ) -> Tensors:
     network = hparams.network(model)
     optimiser = torch.optim.Adam(network.parameters(), lr=hparams.meta_lr)
-    batches = meta_batches(model, tok, facts, hparams)
+    steps = hparams.n_epochs * hparams.num_seq
+    batches = meta_batches(model, tok, facts, hparams, steps)
     losses = []
     for _ in range(hparams.n_epochs):
         optimiser.zero_grad()
