@@ -12,7 +12,6 @@ base/                   the LM and its tokenizer, with `save_base` only
 from __future__ import annotations
 
 import copy
-import dataclasses
 import errno
 import json
 import re
@@ -38,30 +37,14 @@ from meg_editor.manifest import CONFIG, SavedModelError, manifest_of, reading, s
 from meg_editor.model import MeGModel
 from meg_editor.neuron import NeuronSpec
 from meg_editor.reference import ModelReference, WrongModelError
-from meg_editor.requests import EditRequest
+from meg_editor.saved_text import FORMAT_VERSION, format_edits, parse_config, parse_edits
 
 __all__ = ["SavedModelError", "check_destination", "from_pretrained", "save_pretrained"]
 
-FORMAT_VERSION = 1
 _EDITS, _INDEX = "edits.jsonl", "index.safetensors"
 _GATE, _GENERATOR = "gate.safetensors", "generator.safetensors"
 _FILES, _FOLDERS = (_EDITS, _INDEX, _GATE, _GENERATOR), ("encoder", "tokenizer", "base")
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-
-# What JSON must hold: a type or types, one of a set, [of each item], {key: ...}; "*" is any key.
-_OPTIONAL, _FLOATS = (str, type(None)), [(float, int)]
-_LISTS = {"rephrases": [str], "locality_prompts": [str]}
-_EDIT = {"prompt": str, "target_new": str, "subject": _OPTIONAL, **_LISTS}
-_SPEC = {"layer": int, "read": str, "write": str, "hidden_size": int, "activation": str}
-_BASE = {"name": str, "revision": _OPTIONAL, "fingerprint": {"*": _FLOATS}}
-_SCHEMA = {
-    "hparams": dict,
-    "neuron": {**_SPEC, "bias": bool},
-    "base": {**_BASE, "dtype": {"float32", "bfloat16", "float16", "float64"}},
-    "edits": int,
-    "encoder_pooling": {"cls", "mean"},
-    "files": {"*": {"sha256": str, "size": int}},
-}
 
 
 def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = False) -> None:
@@ -155,19 +138,12 @@ def from_pretrained(
         found = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"no edits saved by save_pretrained at {folder}: {found}")
     with reading(folder / CONFIG):
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        _check_json(config, {"format_version": int})
-        if config["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"expected format_version {FORMAT_VERSION}, got {config['format_version']}: load "
-                f"it with the meg_editor that wrote it ({config.get('versions')})"
-            )
-        _check_json(config, _SCHEMA)
+        config = parse_config((folder / CONFIG).read_text("utf-8"))
         hparams = MeGHyperParams.from_dict(config["hparams"])
         spec = NeuronSpec.from_dict(config["neuron"])
     verify(folder, config["files"], _FILES, _FOLDERS, unread=() if base is None else ("base",))
     with reading(folder / _EDITS):
-        edits = _edits((folder / _EDITS).read_text("utf-8"), config["edits"])
+        edits = parse_edits((folder / _EDITS).read_text("utf-8"), config["edits"])
     with reading(folder / "encoder"):
         encoder = _encoder(folder / "encoder", config["encoder_pooling"])
     if tokenizer is None:
@@ -215,8 +191,7 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
         _save_tokenizer(model.tokenizer, folder / "base")
     _save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.encoder.save_pretrained(folder / "encoder")
-    lines = [json.dumps(dataclasses.asdict(edit), ensure_ascii=False) for edit in model.edits]
-    (folder / _EDITS).write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
+    (folder / _EDITS).write_text(format_edits(model.edits), "utf-8", newline="\n")
     for file, part in (
         (_GATE, model.gate),
         (_GENERATOR, model.generator),
@@ -258,35 +233,6 @@ def _swap(new: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_json(value: Any, wanted: Any, where: str = "the file") -> None:
-    """Compare with a description as in _SCHEMA. Raises ValueError naming `where`."""
-    if isinstance(wanted, set):
-        options, fits = wanted, isinstance(value, str) and value in wanted
-    else:  # type() instead of isinstance(): a bool is no number here
-        kind: Any = type(wanted) if isinstance(wanted, (dict, list)) else wanted
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        options, fits = {kind.__name__ for kind in kinds}, type(value) in kinds
-    if not fits:
-        found = f"{type(value).__name__} {value!r:.40}"
-        raise ValueError(f"{where}: expected {' or '.join(sorted(options))}, got {found}")
-    if isinstance(wanted, list):
-        for index, item in enumerate(value):
-            _check_json(item, wanted[0], f"{where}, item {index}")
-    elif isinstance(wanted, dict):
-        for key in value if "*" in wanted else wanted:
-            if key not in value:
-                raise ValueError(f"{where}: {key!r} is missing")
-            _check_json(value[key], wanted.get("*", wanted.get(key)), f"{where}: {key}")
-
-
-def _edits(text: str, count: int) -> list[EditRequest]:
-    rows = [json.loads(line) for line in text.split("\n") if line]
-    if len(rows) != count:
-        raise ValueError(f"expected {count} edits, got {len(rows)}")
-    _check_json(rows, [_EDIT])
-    return [EditRequest(**{**row, **{key: tuple(row[key]) for key in _LISTS}}) for row in rows]
 
 
 def _encoder(folder: Path, pooling: Any) -> TextEncoder:
