@@ -287,6 +287,25 @@ def test_tables_give_mean_and_spread(cells: Any) -> None:
     assert "| unedited | 0.0 ± 0.0 |" in told and "Oracle gen" in told and "tokens/s" in told
 
 
+def test_the_overview_puts_the_best_at_the_most_edits_first(cells: Any) -> None:
+    def cell(method: str, edits: int, score: float | None) -> Any:
+        return {**cells[0][0], "method": method, "edits": edits, "score": score}
+
+    more = [cell("a", 1024, 70.0), cell("b", 64, 90.0), cell("a", 64, 99.0), cell("b", 1024, 80.0)]
+    more += [cell("a", 1024, 72.0), cell("c", 64, 75.0), cell("d", 64, None)]
+    lines = markdown(more).splitlines()
+    assert lines[0] == "### reference, Score over the number of edits (percent)"
+    assert lines[2:8] == [
+        "| Method | 64 | 1,024 |",
+        "|---|--:|--:|",
+        "| b | 90.0 | 80.0 |",
+        "| c | 75.0 | - |",
+        "| a | 99.0 | 71.0 ± 1.4 |",
+        "",
+    ]
+    assert "over the number of edits" not in markdown(cells[0])
+
+
 def test_plots_are_drawn(cells: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from meg_editor.benchmark.plots import draw

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from meg_editor.benchmark.tables import scores_over_edits
 from meg_editor.layer_sweep import LayerResult
 
 Cell = Mapping[str, Any]
@@ -80,11 +81,10 @@ def _save(plot: Callable[[Any, Sequence[Cell]], None], cells: Sequence[Cell], pa
 
 
 def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
-    """Method -> its colour and marker, of which no two are alike."""
-    methods = dict.fromkeys(cell["method"] for cell in cells)
+    """Method -> its colour and marker, of which no two are alike; the best method first."""
     return {
         method: {"color": f"C{place % 10}", "marker": "os^Dv"[place // 10 % 5]}
-        for place, method in enumerate(methods)
+        for place, method in enumerate(scores_over_edits(cells))
     }
 
 
@@ -96,13 +96,14 @@ def _legend(axes: Any) -> None:
 
 
 def _score_over_edits(axes: Any, cells: Sequence[Cell]) -> None:
-    for method, style in _styles(cells).items():
-        own = [cell for cell in cells if cell["method"] == method]
-        counts = sorted({cell["edits"] for cell in own})
-        scores = [[cell["score"] for cell in own if cell["edits"] == n] for n in counts]
-        spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
-        means = [fmean(values) for values in scores]
-        axes.errorbar(counts, means, yerr=spread, capsize=3, label=method, **style)
+    styles = _styles(cells)
+    for method, scores in scores_over_edits(cells).items():
+        means = [fmean(values) for values in scores.values()]
+        spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores.values()]
+        axes.plot([*scores], means, label=f"{method} {means[-1]:.1f}", **styles[method])
+        if any(spread):
+            color = styles[method]["color"]
+            axes.errorbar([*scores], means, yerr=spread, fmt="none", capsize=3, color=color)
     counts = sorted({cell["edits"] for cell in cells})
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [f"{count:,}" for count in counts])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-Cell = dict[str, Any]
+Cell = Mapping[str, Any]
 
 _SCORES = tuple(
     (f"{title} {setting.upper()}", metric, setting)
@@ -16,12 +16,17 @@ _SCORES = tuple(
 
 
 def markdown(cells: Sequence[Cell]) -> str:
-    """For each number of edits: the scores, what holds them back, what they cost.
+    """The Score over the number of edits; for each number the scores, what holds them back, what
+    they cost.
 
     Numbers are means over seeds, ± their standard deviation where there are several.
     """
     parts = []
-    for edits in sorted({cell["edits"] for cell in cells}):
+    counts = sorted({cell["edits"] for cell in cells})
+    if len(counts) > 1:
+        parts.append(f"### {cells[0]['data']}, Score over the number of edits (percent)\n")
+        parts.append(_overview(cells, counts) + "\n")
+    for edits in counts:
         rows: dict[str, list[Cell]] = {}
         for cell in cells:
             if cell["edits"] == edits:
@@ -40,9 +45,27 @@ def markdown(cells: Sequence[Cell]) -> str:
     return "\n".join(parts)
 
 
-def score_table(rows: dict[str, list[Cell]]) -> str:
+def scores_over_edits(cells: Sequence[Cell]) -> dict[str, dict[int, list[float]]]:
+    """Method -> edits -> Scores of its seeds; the method which is best at its most edits first."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for cell in sorted(cells, key=lambda cell: cell["edits"]):
+        if cell["score"] is not None:
+            found.setdefault(cell["method"], {}).setdefault(cell["edits"], []).append(cell["score"])
+    return dict(sorted(found.items(), key=lambda item: -fmean([*item[1].values()][-1])))
+
+
+def score_table(rows: Mapping[str, Sequence[Cell]]) -> str:
     """The six metrics and the Score, in the layout of the paper's tables: one row per name."""
     return _table(rows, _score_columns())
+
+
+def _overview(cells: Sequence[Cell], counts: Sequence[int]) -> str:
+    lines = ["| Method | " + " | ".join(f"{n:,}" for n in counts) + " |"]
+    lines.append(f"|---|{'--:|' * len(counts)}")
+    for method, scores in scores_over_edits(cells).items():
+        row = " | ".join(_number(scores.get(n, []), ".1f") for n in counts)
+        lines.append(f"| {method} | {row} |")
+    return "\n".join(lines)
 
 
 Column = tuple[str, Callable[[Cell], float | None], str]
@@ -177,7 +200,7 @@ def _latency(cell: Cell, query: str, name: str) -> float | None:
     return found[name] if found else None
 
 
-def _table(rows: dict[str, list[Cell]], columns: Sequence[Column]) -> str:
+def _table(rows: Mapping[str, Sequence[Cell]], columns: Sequence[Column]) -> str:
     lines = [
         f"| Method | {' | '.join(title for title, _, _ in columns)} |",
         f"|---|{'--:|' * len(columns)}",
