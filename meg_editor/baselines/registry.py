@@ -132,7 +132,7 @@ BASELINES: dict[str, Baseline] = {
             "lr": [1e-5, 1e-4, 1e-3],
             "meta_lr": [1e-6, 1e-5, 1e-4],
         },
-        {"n_edits": 64, "max_iters": 30, "rank": 192},  # longer training wants a file of its own
+        {"n_edits": 64, "max_iters": 60, "rank": 192},  # longer training wants a file of its own
     ),
     "rledit": Baseline(
         apply_rledit_to_model,
@@ -142,7 +142,7 @@ BASELINES: dict[str, Baseline] = {
             "lr": [1e-5, 1e-4, 1e-3],
             "meta_lr": [1e-5, 1e-4, 1e-3],
         },
-        {"num_seq": 12, "n_epochs": 4, "back_depth": 4, "rank": 192, "n_blocks": 2},
+        {"num_seq": 8, "n_epochs": 8, "back_depth": 4, "rank": 192, "n_blocks": 2},
     ),
     "scen": Baseline(
         apply_scen_to_model,
