@@ -24,6 +24,7 @@ from meg_editor.data.reference_requests import (
 )
 from meg_editor.data.reference_world import GROUPS, Fact, Group, World, load_world
 from meg_editor.data.relations import Relations
+from meg_editor.data.splits import tuning_requests
 from meg_editor.requests import EditRequest, merge_requests
 
 KINDS = {"same_relation", "same_subject", "unrelated"}
@@ -375,6 +376,18 @@ def test_tuning_requests_have_hard_negatives(world: World) -> None:
         negatives = [by_prompt[prompt] for prompt in request.locality_prompts]
         assert negatives
         assert all(n.relation == fact.relation or n.subject == fact.subject for n in negatives)
+
+
+def test_no_tuning_question_asks_for_a_fact_which_is_pretended_to_be_edited(world: World) -> None:
+    by_prompt = asked_by(world, "edit", "pseudo")
+    split = reference_split(world)
+    relations = Relations([*split.pseudo, *split.calibration])
+    for cases in (split.pseudo, split.calibration):
+        requests = tuning_requests(cases, len(cases), 0, relations, others=16)
+        facts = {by_prompt[request.prompt] for request in requests}
+        asked = [by_prompt.get(text) for r in requests for text in r.locality_prompts]
+        assert sum(fact is not None for fact in asked) > 1000  # the rest is asked of the wrong kind
+        assert not facts & set(asked)
 
 
 def test_paraphrases_tell_the_relations_of_this_world(world: World) -> None:

@@ -209,3 +209,13 @@ def test_tuning_requests_ask_something_else_about_the_subject() -> None:
     assert tuning_requests(rows, 9, seed=0) == tuning_requests(rows, 9, seed=0)
     fewer = {r.subject: set(r.locality_prompts) for r in tuning_requests(rows, 9, 0, others=1)}
     assert len(fewer["Golf"]) == 1 and fewer["Golf"] < found["Golf"]
+
+
+def test_tuning_requests_ask_for_no_fact_which_may_be_pretended_to_be_edited() -> None:
+    rows = [fact("{} was born in", "Al", "P1"), fact("{} died in", "Al", "P2", "Bo died in")]
+    rows += [fact("{} spoke", "Bo", "P3"), fact("{} talked", "Bo", "P3")]
+    found = {r.prompt: r.locality_prompts for r in tuning_requests(rows, 9, seed=0, others=9)}
+    assert set(found["Al was born in"]) == {"Al spoke", "Al talked"}
+    assert set(found["Bo spoke"]) == {"Bo was born in", "Bo died in"}
+    alone = {r.prompt: r.locality_prompts for r in tuning_requests(rows[:1], 9, 0, Relations(rows))}
+    assert set(alone["Al was born in"]) == {"Al died in", "Al spoke", "Al talked"}

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.groups import groups
-from meg_editor.data.preprocessing import key, subject_key, without_false_locality
+from meg_editor.data.preprocessing import (
+    edited_keys,
+    key,
+    subject_key,
+    without_false_locality,
+)
 from meg_editor.data.relations import Relations
 from meg_editor.requests import EditRequest
 
@@ -80,7 +85,8 @@ def tuning_requests(
     """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage.
 
     To the locality prompts of the data set, which ask the same about others, come some that ask
-    something else about the same: in the wordings of other relations.
+    something else about the same: in the wordings of other relations. None asks for one of the
+    other facts, which may be pretended to be edited.
 
     Args:
         relations: the wordings; default: those of `cases`.
@@ -90,13 +96,14 @@ def tuning_requests(
     found = [case for case in cases if case.paraphrases]
     rng.shuffle(found)
     found = without_false_locality(found[:count], relations)
+    taken = edited_keys(found, relations)
     return [
         dataclasses.replace(
             case.request,
             rephrases=case.paraphrases,
             locality_prompts=(
                 *(p.prompt for probes in case.locality.values() for p in probes),
-                *relations.others(case, others, rng),
+                *(p for p in relations.others(case, others, rng) if key(p) not in taken),
             ),
         )
         for case in found
