@@ -21,15 +21,10 @@ from parity import record_gradient_methods as record
 from parity import tiny
 from torch import Tensor
 
-from meg_editor.baselines.hypernetwork_training import (
-    MetaBatch,
-    MetaStep,
-    meta_batches,
-    meta_gradients,
-    trained,
-)
+from meg_editor.baselines.hypernetwork import HyperNetwork
+from meg_editor.baselines.hypernetwork_training import MetaStep, meta_gradients, trained
 from meg_editor.baselines.malmen import MALMENHyperParams, _train, apply_malmen_to_model
-from meg_editor.baselines.malmen_network import HyperNetwork
+from meg_editor.baselines.meta_batches import MetaBatch, meta_batches
 from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
 from meg_editor.baselines.token_gradients import NormalEquation, TokenStatistics, token_gradients
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
@@ -455,7 +450,7 @@ def test_an_untrained_block_is_the_identity_and_can_learn() -> None:
 
 def test_what_the_model_knows_is_edited_to_something_else() -> None:
     """A model which says every target already has nothing to learn from its own answers."""
-    from meg_editor.baselines.hypernetwork_training import _answers, _targets
+    from meg_editor.baselines.meta_batches import _answers, _targets
 
     facts = [EditRequest(f"The {a} of {b} is", f"{a} {b}") for a in "xy" for b in "pqr"]
     facts.append(EditRequest("Water boils at", "never"))
@@ -481,7 +476,7 @@ def test_the_model_is_asked_at_once_and_about_what_is_drawn(
         asked.extend(prompts)
         return [f"{prompt} yes" for prompt in prompts]
 
-    monkeypatch.setattr("meg_editor.baselines.hypernetwork_training.batched_answers", tell)
+    monkeypatch.setattr("meg_editor.baselines.meta_batches.batched_answers", tell)
     facts = [replace(f, locality_prompts=tuple(f"{f.prompt} {i}" for i in "abcde")) for f in PSEUDO]
     tok = tiny.tokenizer("llama")
     batches = meta_batches(None, tok, facts, training(n_edits=2), 4)

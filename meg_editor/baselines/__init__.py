@@ -3,8 +3,8 @@
     model, old = apply_memit_to_model(model, tok, requests, hparams, return_orig_weights=True)
 
 The core, from the bottom: settings -> fact_tokens -> activations, covariance, target_values
--> locate (MEMIT, PMET, AlphaEdit), token_gradients (UltraEdit) -> hypernetwork_training
-(MALMEN, RLEdit); weights adds and restores.
+-> locate (MEMIT, PMET, AlphaEdit), token_gradients (UltraEdit) -> hypernetwork, meta_batches
+-> hypernetwork_training (MALMEN, RLEdit); weights adds and restores.
 """
 
 from meg_editor.baselines.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meg_editor.baselines.hypernetwork import HyperNetworkHyperParams
 from meg_editor.baselines.hypernetwork_training import (
-    HyperNetworkHyperParams,
     hypernetwork,
-    meta_batches,
     meta_gradients,
     predicted,
 )
+from meg_editor.baselines.meta_batches import meta_batches
 from meg_editor.baselines.weights import Requests, Updates, edit_weights
 from meg_editor.flat_hparams import setting
 from meg_editor.progress import track

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meg_editor.baselines.hypernetwork import HyperNetwork, HyperNetworkHyperParams
 from meg_editor.baselines.hypernetwork_training import (
-    HyperNetworkHyperParams,
-    MetaBatch,
     hypernetwork,
-    meta_batches,
     meta_gradients,
     predicted,
 )
-from meg_editor.baselines.malmen_network import HyperNetwork
+from meg_editor.baselines.meta_batches import MetaBatch, meta_batches
 from meg_editor.baselines.weights import Requests, Updates, add, edit_weights, restored
 from meg_editor.flat_hparams import setting
 from meg_editor.progress import track

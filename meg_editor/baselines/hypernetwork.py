@@ -1,22 +1,26 @@
-"""The hypernetwork of MALMEN: from keys and gradients to shifts of weights (Tan et al., ICLR 2024).
+"""The hypernetwork of MALMEN and RLEdit: from keys and gradients to shifts of weights.
 
-Linear layers of one shape share a network; each has its own scales, shifts, rate and penalty.
+Linear layers of one shape share a network; each has its own scales, shifts, rate and penalty (Tan
+et al., ICLR 2024, section 4).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from meg_editor.baselines.token_gradients import (
     NormalEquation,
+    TokenGradientHyperParams,
     TokenGradients,
     TokenStatistics,
     shape_of,
 )
+from meg_editor.flat_hparams import setting
 
 
 class Shift(NamedTuple):
@@ -176,6 +180,39 @@ class HyperNetwork(nn.Module):
     def _network(self, name: str) -> tuple[ShapeNetwork, int]:
         key, layer = self.places[name]
         return cast(ShapeNetwork, self.networks[key]), layer
+
+
+@dataclass
+class HyperNetworkHyperParams(TokenGradientHyperParams):
+    """Of methods whose hypernetwork is trained on facts which are not edited.
+
+    `batch_size_once` is the authors' `data.batch_size`, `editor_batch_size` their
+    `editor.batch_size`.
+    """
+
+    token: Literal["ans", "mask"] = setting(
+        "ans", "ans: where a target token comes next; mask: every token of prompt and target."
+    )
+    batch_size_once: int = setting(32, "Edits per forward and backward pass.", least=1)
+    rank: int = setting(1920, "Rank of each block of the hypernetwork.", least=1)
+    n_blocks: int = setting(2, "Blocks of the hypernetwork.", least=0)
+    lr: float = setting(1e-6, "First value of the hypernetwork's rates.", least=0)
+    meta_lr: float = setting(1e-5, "Rate of Adam when the hypernetwork is trained.", least=0)
+    loc_coef: float = setting(1.0, "Weight of the locality loss.", least=0)
+    max_grad_norm: float = setting(1.0, "The hypernetwork's gradients are clipped to it.", least=0)
+    n_edits: int = setting(512, "Pseudo facts edited at each step of training, at most.", least=1)
+
+    def network(self, model: Any) -> HyperNetwork:
+        """An untrained hypernetwork for a model."""
+        return HyperNetwork.of(
+            model,
+            self.linear_layers(model),
+            self.rank,
+            self.n_blocks,
+            self.lr,
+            self.editor_batch_size,
+            self.seed,
+        )
 
 
 def _key(shape: tuple[int, int]) -> str:
