@@ -109,7 +109,10 @@ def proposals(space: Any, count: int, score: Callable[[Any], float | None]) -> l
 
 def test_the_first_half_is_spread_and_the_second_stays_near_the_best() -> None:
     space = {"a": [1, 2, 3, 4], "b": [10, 20, 30, 40], "c": [100, 200]}
-    score = lambda s: -abs(s["a"] - 3) - abs(s["b"] - 20) - s["c"]  # noqa: E731
+
+    def score(settings: dict[str, Any]) -> float:
+        return -abs(settings["a"] - 3) - abs(settings["b"] - 20) - settings["c"]
+
     tried = proposals(space, 8, score)
     assert tried == proposals(space, 8, score)
     assert len({tuple(settings.values()) for settings in tried}) == len(tried) == 8

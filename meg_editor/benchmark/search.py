@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -117,8 +118,9 @@ def proposal(space: Space, trials: Sequence[Trial], count: int) -> dict[str, Any
 def _spread(space: Space, count: int) -> list[dict[str, Any]]:
     """`count` different settings, or all; the values of each setting come about equally often."""
     rng, chosen = random.Random(0), list[dict[str, Any]]()
+    count = min(count, math.prod(map(len, space.values())))
     columns = {name: _shuffled(values, rng) for name, values in space.items()}
-    while len(chosen) < min(count, len(_every(space))):
+    while len(chosen) < count:
         settings = {name: next(column) for name, column in columns.items()}
         if settings not in chosen:
             chosen.append(settings)

@@ -59,16 +59,16 @@ def score_table(rows: Mapping[str, Sequence[Cell]]) -> str:
     return _table(rows, _score_columns())
 
 
-def _overview(cells: Sequence[Cell], counts: Sequence[int]) -> str:
-    lines = ["| Method | " + " | ".join(f"{n:,}" for n in counts) + " |"]
-    lines.append(f"|---|{'--:|' * len(counts)}")
-    for method, scores in scores_over_edits(cells).items():
-        row = " | ".join(_number(scores.get(n, []), ".1f") for n in counts)
-        lines.append(f"| {method} | {row} |")
-    return "\n".join(lines)
-
-
 Column = tuple[str, Callable[[Cell], float | None], str]
+
+
+def _overview(cells: Sequence[Cell], counts: Sequence[int]) -> str:
+    columns: list[Column] = [
+        (f"{n:,}", lambda cell, n=n: cell["score"] if cell["edits"] == n else None, ".1f")  # type: ignore[misc]
+        for n in counts
+    ]
+    best_first = scores_over_edits(cells)
+    return _table({m: [c for c in cells if c["method"] == m] for m in best_first}, columns)
 
 
 def _score_columns() -> list[Column]:

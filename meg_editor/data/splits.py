@@ -8,14 +8,9 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.groups import groups
-from meg_editor.data.preprocessing import (
-    edited_keys,
-    key,
-    subject_key,
-    without_false_locality,
-)
+from meg_editor.data.preprocessing import key, subject_key, without_false_locality
 from meg_editor.data.relations import Relations
 from meg_editor.requests import EditRequest
 
@@ -95,18 +90,23 @@ def tuning_requests(
     relations, rng = relations or Relations(cases), random.Random(seed)
     found = [case for case in cases if case.paraphrases]
     rng.shuffle(found)
-    found = without_false_locality(found[:count], relations)
-    taken = edited_keys(found, relations)
+    asking = [
+        dataclasses.replace(
+            case,
+            locality={
+                **case.locality,
+                "something else": tuple(map(Probe, relations.others(case, others, rng))),
+            },
+        )
+        for case in found[:count]
+    ]
     return [
         dataclasses.replace(
             case.request,
             rephrases=case.paraphrases,
-            locality_prompts=(
-                *(p.prompt for probes in case.locality.values() for p in probes),
-                *(p for p in relations.others(case, others, rng) if key(p) not in taken),
-            ),
+            locality_prompts=tuple(p.prompt for ps in case.locality.values() for p in ps),
         )
-        for case in found
+        for case in without_false_locality(asking, relations)
     ]
 
 
