@@ -27,7 +27,12 @@ from meg_editor.requests import EditRequest
 from meg_editor.tokens import greedy_answers
 
 HPARAMS = MeGHyperParams.preset(
-    "default", device="cpu", generator="bank", gate_threshold=0.8, gate_state_weight=0.5
+    "default",
+    device="cpu",
+    generator="bank",
+    gate_threshold=0.8,
+    gate_state_weight=0.5,
+    encoder_steps=30,
 )
 BOTH = [MeGHyperParams.preset(name) for name in ("default", "paper")]
 
@@ -132,7 +137,7 @@ def test_tables_are_run_and_written(loaded: tuple[Any, Any], tmp_path: Path) -> 
     pytest.importorskip("matplotlib")
     cases = edit_cases(load_world(), 60, seed=4)
     split = split_cases(cases)
-    benchmark = Benchmark("reference", split, (), (6, 12), hparams=HPARAMS)
+    benchmark = Benchmark("reference", split, (), (6, 12), hparams=HPARAMS, timed=2)
     told: list[str] = []
     sections = run_tables(
         benchmark, *loaded, tmp_path, only=(5, 6, 16), plots=True, say=told.append
@@ -167,7 +172,8 @@ def test_chains_are_asked_when_every_fact_of_them_is_edited(
         for pair in (prompts[:2], prompts[2:4])
     )
     mquake = Dataset("mquake", tuple(cases), chains)
-    benchmark = Benchmark("reference", split_cases(cases), (), (12,), hparams=HPARAMS)
+    split = split_cases(cases)
+    benchmark = Benchmark("reference", split, (), (12,), hparams=HPARAMS, timed=2)
     (section,) = run_tables(
         benchmark, *loaded, tmp_path, mquake=mquake, only=(18,), say=lambda _: None
     )

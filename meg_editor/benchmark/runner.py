@@ -35,8 +35,6 @@ from meg_editor.stages import StageStore, digest
 from meg_editor.text_files import read_json, write_json
 from meg_editor.tokens import batched_answers
 
-_LATENCY_QUERIES = 20
-
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -51,6 +49,7 @@ class Benchmark:
         pseudo, calibration: how many facts the fitting stages may have.
         hparams: what the questions are put with, and the encoder which compares long answers.
         asked: ask about so many of the edits at most, drawn at random, while all are in place.
+        timed: so many edits, and so many other queries, are asked one by one for the latency.
         whole_pool: edit facts too which the model knows that way already.
         draw: (edits, seed) -> cases, where these are not chosen from `split.edited`.
         multi_hop: chains of facts; those are asked of which every edit is made.
@@ -66,6 +65,7 @@ class Benchmark:
     hparams: MeGHyperParams = field(default_factory=lambda: MeGHyperParams.preset("default"))
     multi_hop: Sequence[MultiHopCase] = ()
     asked: int | None = None
+    timed: int = 20
     whole_pool: bool = False
     draw: Callable[[int, int], Sequence[EvaluationCase]] | None = None
 
@@ -249,11 +249,9 @@ class _Draw:
                 "bytes_per_edit": stored / len(self.cases),
                 "peak_memory": peak_memory(self.model.device),
                 "latency": {
-                    kind: dataclasses.asdict(
-                        latency(result, self.tokenizer, texts[:_LATENCY_QUERIES])
-                    )
+                    kind: dataclasses.asdict(latency(result, self.tokenizer, texts[: b.timed]))
                     for kind, texts in prompts.items()
-                    if texts
+                    if texts[: b.timed]
                 },
                 **diagnose(
                     result,
