@@ -605,7 +605,7 @@ def registered(easyedit: ModuleType) -> ModuleType:
 def batch(registered: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """128 facts in one chunk, the gate calibrated and the generator trained."""
     folder = tmp_path_factory.mktemp("batch")
-    settings = MeGHyperParams.preset("default", device="cpu", batch_size=128)
+    settings = MeGHyperParams.preset("default", device="cpu", batch_size=128, encoder_steps=40)
     with pytest.MonkeyPatch.context() as patch, spied_routes() as routes:
         patch.chdir(folder)
         editor = registered.BaseEditor.from_hparams(settings)
