@@ -32,7 +32,7 @@ class Collection:
 
     Attributes:
         neurons: (N, P) float32, on the CPU.
-        success: (N,) bool, whether greedy generation gives the target.
+        success: (N,) bool, whether the greedy answer is the target.
         steps: (N,) SGD steps taken.
     """
 
@@ -107,7 +107,7 @@ def collect(
         fitting_descent = find_executable_batch_size(descend, starting_batch_size=rows)
         for attempt in range(1 + hparams.collection_retries):
             with track(range(len(open_facts)), "neurons", "fact") as bar:
-                found, taken = fitting_descent(
+                found, learned, taken = fitting_descent(
                     model,
                     hook,
                     start,
@@ -118,17 +118,18 @@ def collect(
                     bar.update,
                 )
             finite = found.isfinite().all(1)
+            # A greedy answer is its likeliest tokens: only a fact which is not learned is asked.
+            unsure = (finite & ~learned).nonzero().flatten().tolist()
+            facts = [open_facts[place] for place in unsure]
             told = answers_with(
-                model, tokenizer, spec, found, [prompts[fact] for fact in open_facts], longest
+                model, tokenizer, spec, found[unsure], [prompts[fact] for fact in facts], longest
             )
-            right = [
-                answer == requests[fact].target_new
-                for fact, answer in zip(open_facts, told, strict=True)
-            ]
+            for place, fact, answer in zip(unsure, facts, told, strict=True):
+                learned[place] = answer == requests[fact].target_new
             places = torch.tensor(open_facts)
             steps[places] += taken
             neurons[places[finite]] = found[finite]
-            success[places] = torch.tensor(right) & finite
+            success[places] = learned & finite
             open_facts = [fact for fact in open_facts if not success[fact]]
             if not open_facts:
                 break

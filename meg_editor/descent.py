@@ -37,7 +37,7 @@ def descend(
     budget: int,
     hparams: MeGHyperParams,
     tell: Callable[[int], Any] = lambda finished: None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """SGD from `start` (P,) on the neurons of M facts, each shown in the same number of contexts.
 
     With `collection_clip` each fact has a pace of its own, of at most `rate`.
@@ -48,9 +48,11 @@ def descend(
         tell: is told how many facts were finished.
 
     Returns:
-        The neurons (M, P), and the steps taken (M,), on the CPU.
+        The neurons (M, P), (M,) whether each is learned (in every context the target's tokens are
+        the likeliest, with a loss below the margin), and (M,) the steps taken; all on the CPU.
     """
     neurons = start.repeat(len(facts), 1)
+    learned = torch.zeros(len(facts), dtype=torch.bool)
     taken = torch.zeros(len(facts), dtype=torch.long)
     # Long ones first: what does not fit into memory shows at once.
     waiting = sorted(range(len(facts)), key=lambda fact: max(map(len, facts[fact])))
@@ -67,10 +69,11 @@ def descend(
         if finished:
             members = [pool.members[place] for place in finished]
             neurons[members] = pool.neurons[finished].cpu()
+            learned[members] = pool.done[finished].cpu()
             taken[members] = pool.taken[finished].cpu()
             pool.leave(finished)
             tell(len(members))
-    return neurons, taken
+    return neurons, learned, taken
 
 
 @dataclass(frozen=True)

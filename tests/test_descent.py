@@ -90,7 +90,7 @@ def test_every_fact_finds_what_it_finds_alone(
     settings = MeGHyperParams(layers=[1], collection_margin=margin, collection_schedule=schedule)
     told: list[int] = []
     with NeuronHook(tiny_llama, spec) as hook:
-        neurons, taken = descend(
+        neurons, learned, taken = descend(
             rows,
             tiny_llama,
             hook,
@@ -105,6 +105,7 @@ def test_every_fact_finds_what_it_finds_alone(
     for fact, contexts in enumerate(facts):
         neuron, steps = alone(tiny_llama, spec, contexts, margin, schedule == "cosine")
         assert int(taken[fact]) == steps, fact
+        assert bool(learned[fact]) == (steps < BUDGET), fact
         torch.testing.assert_close(neurons[fact], neuron, atol=2e-4, rtol=1e-3)
 
 
@@ -123,7 +124,7 @@ def test_long_gradients_are_shortened_and_a_loss_which_rises_slows_its_fact_down
     settings = MeGHyperParams(layers=[1], collection_margin=0.0, collection_clip=longest)
     with NeuronHook(tiny_llama, spec) as hook:
         start = shared_start(spec, 0)
-        neurons, _ = descend(4, tiny_llama, hook, start, facts, rate, BUDGET, settings)
+        neurons, _, _ = descend(4, tiny_llama, hook, start, facts, rate, BUDGET, settings)
     shortened = slowed = 0
     for fact, contexts in enumerate(facts):
         neuron = found(contexts, longest)
@@ -135,10 +136,10 @@ def test_long_gradients_are_shortened_and_a_loss_which_rises_slows_its_fact_down
 
 def test_no_facts(tiny_llama: Any, spec: NeuronSpec) -> None:
     with NeuronHook(tiny_llama, spec) as hook:
-        neurons, taken = descend(
+        neurons, learned, taken = descend(
             4, tiny_llama, hook, shared_start(spec, 0), [], RATE, BUDGET, MeGHyperParams(layers=[1])
         )
-    assert neurons.shape == (0, spec.size) and taken.shape == (0,)
+    assert neurons.shape == (0, spec.size) and learned.shape == taken.shape == (0,)
 
 
 # ---------------------------------------------------------------------------------- memory
