@@ -47,12 +47,7 @@ from meg_editor.generators import DiTGenerator
 from meg_editor.generators.recall import Recall
 from meg_editor.loading import resolve_device
 from meg_editor.text_files import write_json
-from meg_editor.tokens import (
-    by_length,
-    encode_example,
-    greedy_answers,
-    left_padded,
-)
+from meg_editor.tokens import by_length, encode_example, left_padded
 
 TOKENS = 20  # of an answer
 Row = dict[str, Any]
@@ -167,9 +162,6 @@ def shares_of_collection(setup: Setup, ours: Row) -> list[Row]:
     where = parts_of_a_step(setup, middle[: max(1, min(128, len(facts) // 2))])
     for part in PARTS:
         where[part] *= tokens * (1 if part is PARTS[0] else ours["steps"] + 1)
-    prompts = [edit.prompt for edit in setup.edits[:128]]
-    check = partial(greedy_answers, setup.model, setup.tokenizer, prompts, 1)
-    where["the answer, once"] = milliseconds(setup.model.device, check) / len(prompts)
     where["padding, host"] = total - sum(where.values())
     return table("part, ms/fact, %", ((k, ms, 100 * ms / total) for k, ms in where.items()))
 

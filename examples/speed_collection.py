@@ -170,11 +170,15 @@ def collect_plainly(setup: Setup, facts: Facts, edits: Sequence[EditRequest]) ->
                 break
             neurons[active] -= h.collection_lr * gradient[going]
             taken[active] += 1
-        length = max(len(row.target) for fact in facts for row in fact)
-        with hook.attached(neurons):
-            told = greedy_answers(model, setup.tokenizer, [edit.prompt for edit in edits], length)
-    right = [answer == edit.target_new for answer, edit in zip(told, edits, strict=True)]
-    return Collection(neurons.cpu(), torch.tensor(right), taken)
+        success = torch.ones(len(facts), dtype=torch.bool)
+        if active:  # they ran out of steps, so only their answers tell
+            length = max(len(row.target) for fact in facts for row in fact)
+            prompts = [edits[fact].prompt for fact in active]
+            with hook.attached(neurons[active]):
+                told = greedy_answers(model, setup.tokenizer, prompts, length)
+            right = [edits[f].target_new == answer for f, answer in zip(active, told, strict=True)]
+            success[active] = torch.tensor(right)
+    return Collection(neurons.cpu(), success, taken)
 
 
 def parts_of_a_step(setup: Setup, facts: Facts) -> dict[str, float]:
