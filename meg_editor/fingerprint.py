@@ -18,7 +18,8 @@ def fingerprint(model: nn.Module) -> dict[str, list[float]]:
     sample = {}
     for name, parameter in present_parameters(model, names[::stride]):
         flat = parameter.detach().flatten()
-        places = torch.linspace(0, flat.numel() - 1, _SAMPLES, device=flat.device).long()
+        # In integers: as float32, the last place of GPT-2's embeddings is one too far.
+        places = [(flat.numel() - 1) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
         sample[name] = [float(value) for value in flat[places]]
     return sample
 

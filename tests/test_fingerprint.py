@@ -1,0 +1,39 @@
+"""A sample of a model's weights tells it from another one, however large they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from meg_editor.fingerprint import fingerprint, same_model
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 10, 3072])
+def test_values_are_taken_from_first_to_last(count: int) -> None:
+    model = nn.ParameterDict({"weight": torch.arange(float(count))})
+    (sample,) = fingerprint(model).values()
+    assert sample == [i * (count - 1) // 3 for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(50257, 768), (51200, 2560), (128256, 4096)],
+    ids=["gpt2", "phi-2", "llama-3-8b"],
+)
+def test_the_embeddings_of_real_models_are_within_reach(shape: tuple[int, int]) -> None:
+    """Their numbers of elements are no float32: the one before the last is rounded up."""
+    count = shape[0] * shape[1]
+    weight = nn.Parameter(torch.ones(1).expand(count))  # takes no memory
+    model = nn.Module()
+    model.register_parameter("weight", weight)
+    assert fingerprint(model) == {"weight": [1.0] * 4}
+
+
+def test_models_are_told_apart_but_not_their_precisions() -> None:
+    torch.manual_seed(0)
+    model, other = nn.Linear(64, 64), nn.Linear(64, 64)
+    ours = fingerprint(model)
+    assert not same_model(ours, fingerprint(other))
+    for dtype in (torch.bfloat16, torch.float16):
+        assert same_model(ours, fingerprint(model.to(dtype)))
