@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from meg_editor import MeGHyperParams
-from meg_editor.collection import Collection, shared_start
+from meg_editor.collection import Collection, answers_with, shared_start
 from meg_editor.ffn import decoder_blocks
 from meg_editor.neuron import NeuronHook, NeuronSpec
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, Example, encode_example, greedy_answers, logits_of
+from meg_editor.tokens import Batch, Example, encode_example, logits_of
 from meg_editor.upper_layers import UpperLayers
 
 _KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -170,14 +170,13 @@ def collect_plainly(setup: Setup, facts: Facts, edits: Sequence[EditRequest]) ->
                 break
             neurons[active] -= h.collection_lr * gradient[going]
             taken[active] += 1
-        success = torch.ones(len(facts), dtype=torch.bool)
-        if active:  # they ran out of steps, so only their answers tell
-            length = max(len(row.target) for fact in facts for row in fact)
-            prompts = [edits[fact].prompt for fact in active]
-            with hook.attached(neurons[active]):
-                told = greedy_answers(model, setup.tokenizer, prompts, length)
-            right = [edits[f].target_new == answer for f, answer in zip(active, told, strict=True)]
-            success[active] = torch.tensor(right)
+    # Who ran out of steps may have learned all the same: only the answers tell.
+    length = max(len(row.target) for fact in facts for row in fact)
+    prompts = [edits[fact].prompt for fact in active]
+    told = answers_with(model, setup.tokenizer, setup.spec, neurons[active], prompts, length)
+    success = torch.ones(len(facts), dtype=torch.bool)
+    for fact, answer in zip(active, told, strict=True):
+        success[fact] = answer == edits[fact].target_new
     return Collection(neurons.cpu(), success, taken)
 
 
