@@ -138,11 +138,7 @@ class _Pool:
     def enter(self, facts: dict[int, Sequence[Example]]) -> None:
         """New facts, by number; all start at the same neuron."""
         flat = [example for examples in facts.values() for example in examples]
-        streams: list[Tensor] = [self.start] * len(flat)
-        for chunk in by_length([len(example) for example in flat], self.rows_at_once):
-            batch = Batch.of([flat[row] for row in chunk], self.model.device)
-            for row, stream in zip(chunk, self.upper.stream(batch.ids), strict=True):
-                streams[row] = stream[: len(flat[row])]
+        streams = self.upper.streams(flat, self.rows_at_once)
         contexts = len(flat) // len(facts)
         self.members += facts
         self._examples += [list(examples) for examples in facts.values()]

@@ -45,7 +45,14 @@ class RoutedModel(nn.Module, ABC):
 
     @abstractmethod
     def plan(self, queries: Sequence[str]) -> Any:
-        """What to do for B queries; for `attached`."""
+        """What to do for B queries, a sequence or tensor of B entries, or None; for `attached`."""
+
+    @staticmethod
+    def narrowed(plan: Any, rows: Sequence[int]) -> Any:
+        """The plan for those of its B queries whose indices are `rows`."""
+        if plan is None or isinstance(plan, Tensor):
+            return None if plan is None else plan[list(rows)]
+        return [plan[row] for row in rows]
 
     @abstractmethod
     def _attach(self, plan: Any) -> AbstractContextManager[Any]:

@@ -120,18 +120,35 @@ def left_padded(tokenizer: Any, prompts: Sequence[str], device: Any) -> dict[str
 
 
 @torch.no_grad()
+def greedy_tokens(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+) -> list[list[int]]:
+    """What the model says after each of B prompts, greedily, up to the end of text and with it."""
+    batch = left_padded(tokenizer, prompts, model.device)
+    output = model.generate(
+        **batch,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,  # some models' own settings have one: no longer the likeliest token
+        pad_token_id=pad_token(tokenizer),
+    )
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    end = tokenizer.eos_token_id
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+
+def decoded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """B answers in tokens as texts."""
+    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
 def greedy_answers(
     model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
     """What the model says after each of B prompts, greedily, until it stops by itself."""
-    batch = left_padded(tokenizer, prompts, model.device)
-    pad = pad_token(tokenizer)
-    output = model.generate(
-        **batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad
-    )
-    new = output[:, batch["input_ids"].shape[1] :]
-    texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return decoded(tokenizer, greedy_tokens(model, tokenizer, prompts, max_new_tokens))
 
 
 def batched_answers(

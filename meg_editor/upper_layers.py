@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from meg_editor.ffn import decoder_blocks
 from meg_editor.partial_forward import input_of
+from meg_editor.tokens import Batch, Example, by_length
 
 
 class UpperLayers:
@@ -43,6 +44,15 @@ class UpperLayers:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def streams(self, examples: Sequence[Example], rows_at_once: int) -> list[Tensor]:
+        """What enters `layer` with each of N examples, (T, D) each, without padding."""
+        found: dict[int, Tensor] = {}
+        for chunk in by_length([len(example) for example in examples], rows_at_once):
+            batch = Batch.of([examples[row] for row in chunk], self.model.device)
+            for row, stream in zip(chunk, self.stream(batch.ids), strict=True):
+                found[row] = stream[: len(examples[row])]
+        return [found[row] for row in range(len(examples))]
 
     @contextmanager
     def fed(self, stream: Tensor) -> Iterator[None]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from meg_editor.baselines.settings import LayerHyperParams
 from meg_editor.baselines.weights import Requests, Updates, edit_weights, restored
-from meg_editor.ffn import find_ffn
+from meg_editor.ffn import decoder_blocks, find_ffn
 from meg_editor.flat_hparams import setting
 from meg_editor.progress import track
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, encode_example, target_logits
+from meg_editor.tokens import Batch, Example, encode_example, target_logits
+from meg_editor.upper_layers import UpperLayers
 
 
 @dataclass
@@ -78,6 +81,7 @@ def _tune(model: Any, tok: Any, edits: Sequence[EditRequest], hparams: FTHyperPa
     generator = torch.Generator().manual_seed(hparams.seed)
     rows = torch.arange(len(examples))
     names = _tuned(model, hparams)
+    facts = _Facts(model, examples, _lowest_block(model, names), hparams.rows_at_once)
     with restored(model, names) as weights:
         before = {name: weight.detach().clone() for name, weight in weights.items()}
         optimiser: torch.optim.Optimizer
@@ -90,8 +94,7 @@ def _tune(model: Any, tok: Any, edits: Sequence[EditRequest], hparams: FTHyperPa
                 rows = torch.randperm(len(examples), generator=generator)
             total = 0.0
             for chunk in rows.split(hparams.train_batch_size):
-                batch = Batch.of([examples[i] for i in chunk.tolist()], model.device)
-                loss = _loss(model, batch)
+                loss = facts.loss(chunk.tolist())
                 total += loss.item() * len(chunk)
                 if loss.item() >= hparams.early_stop_loss:
                     optimiser.zero_grad()
@@ -104,13 +107,37 @@ def _tune(model: Any, tok: Any, edits: Sequence[EditRequest], hparams: FTHyperPa
         return {name: (weight - before[name]).detach() for name, weight in weights.items()}
 
 
-def _loss(model: Any, batch: Batch) -> Tensor:
-    """The mean over facts of the mean over their target tokens."""
-    logits, wanted, row = target_logits(model, batch)
-    loss = F.cross_entropy(logits, wanted, reduction="none")
-    zeros = torch.zeros(len(batch.ids), device=loss.device)
-    total = zeros.index_add(0, row, loss) / zeros.index_add(0, row, torch.ones_like(loss))
-    return total.mean()
+class _Facts:
+    """The edits in tokens. What blocks below `lowest` make of them never changes: it is kept."""
+
+    def __init__(
+        self, model: Any, examples: Sequence[Example], lowest: int | None, rows_at_once: int
+    ) -> None:
+        self.model, self.examples = model, examples
+        self.upper = None if lowest is None else UpperLayers(model, lowest)
+        self.streams = self.upper.streams(examples, rows_at_once) if self.upper else []
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        """The mean over facts of the mean over their target tokens."""
+        batch = Batch.of([self.examples[row] for row in rows], self.model.device)
+        known: AbstractContextManager[None] = nullcontext()
+        if self.upper:
+            streams = [self.streams[row] for row in rows]
+            known = self.upper.fed(pad_sequence(streams, batch_first=True))
+        with known:
+            logits, wanted, row = target_logits(self.model, batch)
+        loss = F.cross_entropy(logits, wanted, reduction="none")
+        zeros = torch.zeros(len(batch.ids), device=loss.device)
+        total = zeros.index_add(0, row, loss) / zeros.index_add(0, row, torch.ones_like(loss))
+        return total.mean()
+
+
+def _lowest_block(model: Any, names: Sequence[str]) -> int | None:
+    """The lowest decoder block with a tuned parameter; None where one is outside of the blocks."""
+    place = f"{decoder_blocks(model)[0]}."
+    if not all(name.startswith(place) for name in names):
+        return None
+    return min(int(name.removeprefix(place).partition(".")[0]) for name in names)
 
 
 @torch.no_grad()

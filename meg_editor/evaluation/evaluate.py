@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ from meg_editor.tokens import (
     Example,
     batched_answers,
     by_length,
+    decoded,
     encode_example,
-    greedy_answers,
+    greedy_tokens,
     longest_target,
     target_logits,
 )
@@ -130,8 +132,8 @@ def evaluate(
         elif routed:
             plan = routed.plan(prompts)
         seconds += time.perf_counter() - start
-        with routed.attached(plan) if routed else contextlib.nullcontext():
-            _answer(model, tokenizer, prompts, chunk, rows, answers, length)
+        attach = partial(_attached, routed, plan)
+        _answer(model, tokenizer, prompts, chunk, rows, answers, length, attach)
     evaluation = _summarise(questions, answers)
     evaluation.milliseconds_per_query = 1000 * seconds / len(questions)
     if edited:
@@ -139,6 +141,15 @@ def evaluate(
         if oracle is not None:
             evaluation.oracle_generality = _oracle(edited, tokenizer, questions, oracle, length)
     return evaluation
+
+
+def _attached(
+    routed: RoutedModel | None, plan: Any, rows: Sequence[int] | None = None
+) -> AbstractContextManager[None]:
+    """What was planned for all prompts of a chunk, or for those in `rows`."""
+    if routed is None:
+        return nullcontext()
+    return routed.attached(plan if rows is None else routed.narrowed(plan, rows))
 
 
 def _answer(
@@ -149,14 +160,26 @@ def _answer(
     rows: Sequence[int],
     answers: Answers,
     max_new_tokens: int,
+    attach: Callable[..., AbstractContextManager[None]],
 ) -> None:
-    texts = greedy_answers(model, tokenizer, prompts, max_new_tokens)
+    with attach():
+        told = greedy_tokens(model, tokenizer, prompts, max_new_tokens)
     examples = [
         encode_example(tokenizer, prompt, question.wanted)
         for prompt, question in zip(prompts, chunk, strict=True)
     ]
-    accuracy = token_accuracy(_forced(model, examples), [example.target for example in examples])
+    targets = [example.target for example in examples]
+    # Who says the target of itself says it when forced: each of its tokens was the likeliest.
+    unsure = [row for row, target in enumerate(targets) if told[row] != target]
+    forced = list(told)
+    if unsure:
+        with attach(unsure):
+            found = _forced(model, [examples[row] for row in unsure])
+        for row, tokens in zip(unsure, found, strict=True):
+            forced[row] = tokens
+    texts = decoded(tokenizer, told)
     right = exact(texts, [question.wanted for question in chunk])
+    accuracy = token_accuracy(forced, targets)
     for row, text, match, share in zip(rows, texts, right, accuracy, strict=True):
         answers.texts[row], answers.right[row], answers.token_accuracy[row] = text, match, share
 
