@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,10 @@ class Activations(NamedTuple):
     outputs: Tensor
 
 
+class _Done(Exception):
+    """Every module was read."""
+
+
 @torch.no_grad()
 def activations_at(
     model: Any,
@@ -28,6 +33,8 @@ def activations_at(
     rows_at_once: int = 256,
 ) -> dict[str, Activations]:
     """Run N token sequences and read each named module at one token of each.
+
+    What comes after the last of the modules is not run.
 
     Args:
         rows: N lists of token ids.
@@ -43,6 +50,8 @@ def activations_at(
             at = torch.arange(len(chunk)), ends
             pair = (_rows(tensor, len(chunk))[at] for tensor in (entering, first(output)))
             found[name].update(zip(chunk, zip(*pair, strict=True), strict=True))
+            if all(chunk[-1] in pairs for pairs in found.values()):
+                raise _Done
 
         return hook
 
@@ -54,7 +63,8 @@ def activations_at(
         for chunk in by_length([len(row) for row in rows], rows_at_once):
             ids = pad_sequence([torch.tensor(rows[i]) for i in chunk], batch_first=True)
             ends = torch.tensor([positions[i] for i in chunk])
-            model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
+            with suppress(_Done):
+                model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
