@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from meg_editor.stages import StageStore
 
 # Beside the baselines; the bank is the upper bound of what retrieved neurons can do.
 ALL = ("unedited", "meg", "meg-paper", "meg-bank")
+_LOCALITY = 10  # locality prompts of a fact in trials, at most: CounterFact has 24
 
 
 def benchmark_command(
@@ -55,7 +57,7 @@ def benchmark_command(
     found: dict[str, Any] = {}
     methods: list[Method] = []
     facts = benchmark.options["calibration"][: options.trial_edits]
-    cases = [EvaluationCase.from_request(fact) for fact in facts]
+    cases = [_trial_case(fact) for fact in facts]
     questions: list[Question] = []
     for name in names:
         baseline = _baseline(name)
@@ -98,6 +100,14 @@ def _baseline(name: str) -> str | None:
             raise ValueError(f"method: expected easyedit: and one of {EASYEDIT}, got {name!r}")
         return own.lower()
     return name if name in BASELINES else None
+
+
+def _trial_case(fact: EditRequest) -> EvaluationCase:
+    """A calibration fact as trials edit it; of its locality prompts some are drawn."""
+    texts = fact.locality_prompts
+    if len(texts) > _LOCALITY:
+        texts = tuple(random.Random(fact.prompt).sample(texts, _LOCALITY))
+    return EvaluationCase.from_request(dataclasses.replace(fact, locality_prompts=texts))
 
 
 def _searched(
