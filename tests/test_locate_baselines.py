@@ -48,7 +48,7 @@ from meg_editor.baselines.pmet import PMETHyperParams, apply_pmet_to_model
 from meg_editor.baselines.settings import LocateHyperParams
 from meg_editor.baselines.split_rows import SplitRows
 from meg_editor.baselines.target_values import TargetValues, ValueSettings, optimise_values
-from meg_editor.ffn import attention_name, block_name
+from meg_editor.ffn import attention_name, block_name, decoder_blocks
 from meg_editor.requests import EditRequest, RequestError, only_edits
 from meg_editor.stages import StageStore
 
@@ -295,6 +295,21 @@ def test_covariance_is_the_mean_of_k_k_without_padding(
     for name, moment in one.items():
         inputs = keys[name].inputs.double()
         torch.testing.assert_close(moment, inputs.T @ inputs / 3, rtol=1e-4, atol=1e-6)
+
+
+@both_models
+def test_activations_end_with_the_last_module_that_is_read(kind: str) -> None:
+    model, name = fresh(kind), tiny.down(kind)
+    ran: list[int] = []
+    for number, block in enumerate(decoder_blocks(model)[1]):
+        next(block.children()).register_forward_hook(lambda *_, n=number: ran.append(n))
+    rows = [list(row) for row in tokenizer(kind)(tiny.TEXTS)["input_ids"]]
+    ends = [len(row) - 1 for row in rows]
+    found = activations_at(model, rows, ends, [name.format(2), name.format(0)], 4)
+    assert sorted(ran) == [0, 0, 1, 1, 2, 2]  # in two batches
+    whole = activations_at(model, rows, ends, [name.format(n) for n in (0, 2, 4)], 4)
+    for module, activations in found.items():
+        assert all(map(torch.equal, activations, whole[module]))
 
 
 @both_models

@@ -1,0 +1,122 @@
+"""Answers and token accuracies are those of each question asked alone, whoever is edited."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import OTHERS, PROMPTS
+
+from meg_editor import MeGHyperParams, load_model
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.reference_requests import edit_cases
+from meg_editor.data.reference_world import load_world
+from meg_editor.evaluation import Evaluation, Question, evaluate, questions_of
+from meg_editor.model import MeGModel
+from meg_editor.query import QueryReader
+from meg_editor.routed_model import RoutedModel
+from meg_editor.tokens import encode_example, greedy_answers, greedy_tokens, longest_target
+
+
+def share_of_right_tokens(model: Any, tokenizer: Any, question: Question) -> float:
+    """Teacher forcing by the whole model's logits, one question at a time."""
+    example = encode_example(tokenizer, question.prompt, question.wanted)
+    ids = torch.tensor([example.prompt + example.target])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
+    return float((logits.argmax(-1) == torch.tensor(example.target)).float().mean())
+
+
+def assert_each_alone(
+    found: Evaluation,
+    questions: list[Question],
+    ask: Callable[[Question], tuple[str, float]],
+) -> None:
+    told = zip(found.answers.texts, found.answers.token_accuracy, strict=True)
+    for question, (text, share) in zip(questions, told, strict=True):
+        alone, accuracy = ask(question)
+        assert text == alone and share == pytest.approx(accuracy)
+
+
+def test_only_what_is_not_said_of_itself_is_forced(monkeypatch: Any) -> None:
+    """On the reference model, which says the locality answers and none of the targets."""
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    cases = edit_cases(load_world(), 12, seed=3)
+    questions = questions_of(model, tokenizer, cases, QueryReader(tokenizer))
+    forced: list[int] = []
+    real = evaluate.__globals__["_forced"]
+
+    def count(model: Any, examples: Any) -> Any:
+        forced.append(len(examples))
+        return real(model, examples)
+
+    monkeypatch.setitem(evaluate.__globals__, "_forced", count)
+    found = evaluate(model, tokenizer, cases, questions=questions)
+
+    def alone(question: Question) -> tuple[str, float]:
+        (text,) = greedy_answers(model, tokenizer, [question.prompt], 12)
+        return text, share_of_right_tokens(model, tokenizer, question)
+
+    assert_each_alone(found, questions, alone)
+    about_edits = [q for q in questions if not q.kind.startswith("locality")]
+    assert len(about_edits) <= sum(forced) < len(about_edits) + 3
+
+
+def test_rows_which_are_forced_keep_their_neurons(
+    make_meg_model: Callable[..., MeGModel], tiny_tokenizer: Any
+) -> None:
+    """Edited and other queries share a batch; those with another answer are forced together."""
+    edited = make_meg_model()
+    edits = list(edited.edits)
+    spoken = greedy_answers(edited, tiny_tokenizer, OTHERS, 3)
+    asked = [*zip(OTHERS, spoken, strict=True), *((prompt, "wrote") for prompt in PROMPTS[:6])]
+    questions = [Question(prompt, wanted, "reliability", 0) for prompt, wanted in asked]
+    length = longest_target(tiny_tokenizer, edits, 3)
+    cases = [EvaluationCase(edit) for edit in edits]
+    found = evaluate(edited, tiny_tokenizer, cases, questions=questions, max_new_tokens=3)
+
+    def alone(question: Question) -> tuple[str, float]:
+        with edited.routed([question.prompt]):
+            (text,) = greedy_answers(edited, tiny_tokenizer, [question.prompt], length)
+            return text, share_of_right_tokens(edited, tiny_tokenizer, question)
+
+    assert_each_alone(found, questions, alone)
+    assert len(set(found.answers.token_accuracy)) > 1
+
+
+def test_a_plan_is_narrowed_to_some_of_its_queries() -> None:
+    assert RoutedModel.narrowed(None, [0, 2]) is None
+    assert RoutedModel.narrowed(["a", "b", "c"], [2, 0]) == ["c", "a"]
+    assert RoutedModel.narrowed(torch.tensor([[1], [2], [3]]), [2]).tolist() == [[3]]
+
+
+def test_greedy_answers_are_the_likeliest_tokens_whatever_the_model_is_set_to(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    """Qwen's generation_config punishes repetition: then an answer is no longer greedy."""
+    model = copy.deepcopy(tiny_llama)
+    model.generation_config.repetition_penalty = 5.0
+    plain = greedy_tokens(tiny_llama, tiny_tokenizer, PROMPTS[:3], 8)
+    assert greedy_tokens(model, tiny_tokenizer, PROMPTS[:3], 8) == plain
+    for prompt, tokens in zip(PROMPTS, plain, strict=False):
+        ids = list(tiny_tokenizer(prompt)["input_ids"])
+        for token in tokens:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+            assert int(logits.argmax()) == token
+            ids.append(token)
+
+
+def test_tokens_end_with_the_end_of_text(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    model = copy.deepcopy(tiny_llama)
+    end = tiny_tokenizer.eos_token_id
+    ids = torch.tensor([tiny_tokenizer(PROMPTS[0])["input_ids"]])
+    with torch.no_grad():  # the end comes where the last state is this prompt's
+        state = model.get_decoder()(input_ids=ids).last_hidden_state[0, -1]
+        model.lm_head.weight[end] = 10 * state / state.norm()
+    first, second = greedy_tokens(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[9]], 5)
+    assert first == [end]
+    assert end not in second[:-1]
