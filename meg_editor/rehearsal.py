@@ -106,20 +106,32 @@ def rehearse(
     others += [text for fact in calibration for text in fact.locality_prompts]
     # A neighbour of one fact may be another which is pretended to be edited.
     known = {text for fact in inside for text in (fact.prompt, *fact.rephrases)}
-    sweeps = zip(
-        weights,
-        trials(
-            [text for fact in inside for text in fact.rephrases],
-            [fact.target_new for fact in inside for _ in fact.rephrases],
-        ),
-        trials([text for text in others if text not in known]),
-        strict=True,
-    )
+    others = [text for text in others if text not in known]
+    paraphrases = [text for fact in inside for text in fact.rephrases]
+    targets = [fact.target_new for fact in inside for _ in fact.rephrases]
     found = [
-        dataclasses.replace(calibrate(paraphrases, rest), state_weight=weight)
-        for weight, paraphrases, rest in sweeps
+        dataclasses.replace(calibrate(asked, rest), state_weight=weight)
+        for weight, asked, rest in zip(
+            weights, trials(paraphrases, targets), trials(others), strict=True
+        )
     ]
-    return max(found, key=lambda calibration: calibration.best)
+    return most_stateful(found, len(paraphrases), len(others))
+
+
+def most_stateful(found: Sequence[Calibration], paraphrases: int, others: int) -> Calibration:
+    """The one with the greatest weight of the states, of those which are as good as the best within
+    its standard error.
+
+    The encoder was tuned on wordings like those of the calibration, the LLM was not: what chance
+    cannot tell apart there, wordings which nobody thought of do.
+
+    Args:
+        paraphrases, others: how many queries of either kind each was found from.
+    """
+    best = max(found, key=lambda calibration: calibration.best)
+    least = best.best - best.error(paraphrases, others)
+    alike = [calibration for calibration in found if calibration.best >= least]
+    return max(alike, key=lambda calibration: calibration.state_weight)
 
 
 def state_weights(hparams: MeGHyperParams) -> tuple[float, ...]:

@@ -13,13 +13,13 @@ from meg_editor import MeGHyperParams, load_model
 from meg_editor.collection import collect
 from meg_editor.data.reference_requests import calibration_requests, pseudo_requests, sweep_requests
 from meg_editor.encoder import TextEncoder
-from meg_editor.gates import FamiliarityGate, SimilarityGate
+from meg_editor.gates import Calibration, FamiliarityGate, SimilarityGate
 from meg_editor.generators import NeuronBank
 from meg_editor.model import MeGModel
 from meg_editor.neuron import NeuronSpec
 from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
-from meg_editor.rehearsal import _pretend, rehearse, state_weights
+from meg_editor.rehearsal import _pretend, most_stateful, rehearse, state_weights
 from meg_editor.requests import EditRequest
 from meg_editor.routing import index_queries
 from meg_editor.states import StateReader
@@ -76,13 +76,13 @@ def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(
         assert float(found.locality[at]) == pytest.approx(sum(kept) / len(kept))
 
 
-def test_the_best_weight_of_the_states_is_taken(parts: Any) -> None:
+def test_one_of_the_weights_of_the_states_is_taken(parts: Any) -> None:
     model, tokenizer, spec, encoder = parts
     neurons = torch.zeros(len(EDITS), spec.size)
-    best = {}
+    found = {}
     for weight in (None, 0.0, 0.25, 0.5):
         settings = dataclasses.replace(HPARAMS, gate_state_weight=weight)
-        best[weight] = rehearse(
+        found[weight] = rehearse(
             model,
             tokenizer,
             spec,
@@ -94,11 +94,36 @@ def test_the_best_weight_of_the_states_is_taken(parts: Any) -> None:
             BACKGROUND,
             settings,
         )
-    chosen = best.pop(None)
-    assert chosen.best == max(found.best for found in best.values())
-    given = best[chosen.state_weight]
+    chosen = found.pop(None)
+    paraphrases = sum(len(fact.rephrases) for fact in FACTS[::2])
+    others = sum(1 + len(fact.rephrases) for fact in FACTS[1::2])
+    others += sum(len(fact.locality_prompts) for fact in FACTS)
+    best = max(calibration.best for calibration in found.values())
+    assert chosen.best >= best - 1 / (2 * min(paraphrases, others)) ** 0.5
+    given = found[chosen.state_weight]
     assert torch.equal(chosen.generality, given.generality)
     assert torch.equal(chosen.thresholds, given.thresholds)
+
+
+def sweep(best: float, weight: float) -> Calibration:
+    """Of one threshold, where Generality is `best` and Locality 1."""
+    shares = (torch.tensor([value]) for value in (0.5, best, 1.0))
+    return Calibration(*shares, threshold=0.5, state_weight=weight)
+
+
+def test_of_weights_which_chance_cannot_tell_apart_the_greatest_is_taken() -> None:
+    """Of 100 paraphrases 96 right: the standard error is sqrt(0.96 * 0.04 / 100) = 0.0196."""
+    assert sweep(0.96, 0).error(100, 50) == pytest.approx(0.0098, abs=1e-4)
+
+    def taken(*shares: float) -> float:
+        weighed = zip((0.0, 0.25, 0.5), shares, strict=True)
+        found = [sweep(share, weight) for weight, share in weighed]
+        return most_stateful(found, 100, 50).state_weight
+
+    assert taken(0.96, 0.95, 0.945) == 0.5
+    assert taken(0.96, 0.95, 0.935) == 0.25
+    assert taken(0.96, 0.93, 0.92) == 0.0
+    assert taken(0.90, 0.93, 0.96) == 0.5
 
 
 def test_a_name_that_weighs_much_leaves_less_to_the_states() -> None:

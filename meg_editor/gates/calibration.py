@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,12 @@ class Calibration:
     def best(self) -> float:
         """The highest mean of Generality and Locality at any threshold, in [0, 1]."""
         return float((self.generality + self.locality).max()) / 2
+
+    def error(self, paraphrases: int, others: int) -> float:
+        """The standard error of `best`, from so many queries of either kind."""
+        at = int((self.generality + self.locality).argmax())
+        shares = (float(self.generality[at]), paraphrases), (float(self.locality[at]), others)
+        return math.sqrt(sum(share * (1 - share) / count for share, count in shares)) / 2
 
     @property
     def balance(self) -> float:
