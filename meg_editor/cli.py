@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--ask", type=int, help="only about so many of the edits (default: all)")
     bench.add_argument("--trials", type=int, default=8, help="settings tried for each baseline")
     bench.add_argument("--trial-edits", type=int, default=64, help="calibration facts per trial")
+    bench.add_argument(
+        "--settings-from", type=Path, help="an earlier report.json: its baselines are not searched"
+    )
     bench.set_defaults(run=_benchmark)
 
     tables = commands.add_parser("tables", help="the paper's ablations on one model")

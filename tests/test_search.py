@@ -14,7 +14,7 @@ import torch
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.baselines.registry import BASELINES, Baseline
 from meg_editor.baselines.settings import BaselineHyperParams
-from meg_editor.benchmark.search import Trial, proposal, search
+from meg_editor.benchmark.search import Trial, best_of, proposal, search
 from meg_editor.cli import main
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.reference_requests import calibration_requests
@@ -55,7 +55,8 @@ def material() -> tuple[Any, ...]:
 
 
 def run(baseline: Baseline, material: tuple[Any, ...], out: Path, said: list[str]) -> Any:
-    return search("scale", baseline, *material, {"seed": 3}, 3, out, {}, said.append)
+    trials = search("scale", baseline, *material, {"seed": 3}, 3, out, {}, said.append)
+    return best_of("scale", baseline, trials, {"seed": 3}), trials
 
 
 def test_the_best_trial_wins_and_failures_are_told(
@@ -159,6 +160,16 @@ def test_the_command_searches_and_records_it(tmp_path: Path, capsys: Any) -> Non
     best = max(report["searches"]["locft"], key=lambda t: (t["score"], sum(t["metrics"])))
     assert cells["locft"]["settings"].items() >= best["settings"].items()
     assert "| retrieval |" in capsys.readouterr().out
+    again = [*options, "--settings-from", str(tmp_path / "report.json"), "--out"]
+    assert main([*again, str(tmp_path / "again"), "--methods", "locft"]) == 0
+    assert "trial" not in capsys.readouterr().out
+    same = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert same["searches"] == {"locft": report["searches"]["locft"]}
+    assert same["cells"][0]["settings"] == cells["locft"]["settings"]
+    cell = tmp_path / "cells" / "reference-locft-3-0.json"
+    for path in (cell, tmp_path / "nowhere.json"):
+        assert main([*options, "--settings-from", str(path), "--methods", "locft"]) == 2
+        assert "expected the report.json of a benchmark" in capsys.readouterr().err
     for wrong, told in (
         ("easyedit:ROME", "expected easyedit: and one of"),
         ("memit=nowhere.yaml", "nowhere.yaml"),

@@ -17,7 +17,7 @@ from meg_editor.benchmark.paper_tables import run_tables
 from meg_editor.benchmark.plots import check_matplotlib
 from meg_editor.benchmark.report import write_report
 from meg_editor.benchmark.runner import Benchmark, run_benchmark
-from meg_editor.benchmark.search import SearchError, Trial, search
+from meg_editor.benchmark.search import SearchError, Trial, best_of, recorded, search
 from meg_editor.data.cases import Dataset, EvaluationCase, MultiHopCase
 from meg_editor.data.datasets import DATASETS
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts
@@ -26,7 +26,7 @@ from meg_editor.data.reference_world import load_world
 from meg_editor.data.splits import Split, split_cases, tuning_requests
 from meg_editor.easyedit.methods import NAMES as EASYEDIT
 from meg_editor.easyedit.methods import easyedit_method
-from meg_editor.evaluation import Question, questions_of
+from meg_editor.evaluation import questions_of
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.loading import load_model
 from meg_editor.query import QueryReader
@@ -53,33 +53,16 @@ def benchmark_command(
     benchmark = _benchmark(options, hparams)
     benchmark = dataclasses.replace(benchmark, seeds=options.seeds, asked=options.ask)
     model, tokenizer = load_model(hparams)
-    searches: dict[str, list[Trial]] = {}
-    found: dict[str, Any] = {}
-    methods: list[Method] = []
-    facts = benchmark.options["calibration"][: options.trial_edits]
-    cases = [_trial_case(fact) for fact in facts]
-    questions: list[Question] = []
+    baselines = dict.fromkeys(own for name in names if (own := _baseline(name)))
+    found, searches = _choose(list(baselines), benchmark, model, tokenizer, options)
+    methods = []
     for name in names:
-        baseline = _baseline(name)
-        if baseline is None:
+        own = _baseline(name)
+        if own is None:
             methods.append(resolved[name])
-            continue
-        if not questions:  # the same for all trials of all methods
-            reader = QueryReader(tokenizer, hparams.prompt_template)
-            questions = questions_of(model, tokenizer, cases, reader)
-        if baseline not in found:
-            try:
-                found[baseline], searches[baseline] = _searched(
-                    baseline, benchmark, model, tokenizer, cases, questions, options
-                )
-            except SearchError as error:  # the others are worth their hours all the same
-                found[baseline], searches[baseline] = None, error.trials
-                print(f"left out: {error}", flush=True)
-        if found[baseline] is None:
-            continue
-        theirs = name != baseline
-        apply = easyedit_method(baseline) if theirs else BASELINES[baseline].apply
-        methods.append(Method(name, apply, found[baseline]))
+        elif own in found:
+            apply = BASELINES[own].apply if name == own else easyedit_method(own)
+            methods.append(Method(name, apply, found[own]))
     if not methods:
         raise ValueError("--methods: every trial of every method failed, as told above")
     benchmark = dataclasses.replace(benchmark, methods=methods)
@@ -102,42 +85,59 @@ def _baseline(name: str) -> str | None:
     return name if name in BASELINES else None
 
 
+def _choose(
+    baselines: Sequence[str],
+    benchmark: Benchmark,
+    model: Any,
+    tokenizer: Any,
+    options: argparse.Namespace,
+) -> tuple[dict[str, BaselineHyperParams], dict[str, list[Trial]]]:
+    """The settings of baselines, and the trials which they are the best of: those of an earlier
+    report, else new ones. A baseline all of whose trials fail is left out.
+    """
+    hparams = benchmark.hparams
+    common = {
+        "model_name": hparams.model_name,
+        "prompt_template": hparams.prompt_template,
+        "encoder_name": hparams.encoder_name,
+        "encoder_pooling": hparams.encoder_pooling,
+    }
+    searches = recorded(options.settings_from, baselines) if options.settings_from else {}
+    found = {name: best_of(name, BASELINES[name], searches[name], common) for name in searches}
+    new = [name for name in baselines if name not in found]
+    if not new:
+        return found, searches
+    cases = [_trial_case(fact) for fact in benchmark.options["calibration"][: options.trial_edits]]
+    reader = QueryReader(tokenizer, hparams.prompt_template)
+    questions = questions_of(model, tokenizer, cases, reader)  # the same for all trials of all
+    extra = {**benchmark.options, "store": StageStore(options.out / "stages"), "seed": 0}
+    for name in new:
+        trials = search(
+            name,
+            BASELINES[name],
+            model,
+            tokenizer,
+            cases,
+            questions,
+            common,
+            options.trials,
+            options.out,
+            extra,
+        )
+        searches[name] = trials
+        try:
+            found[name] = best_of(name, BASELINES[name], trials, common)
+        except SearchError as error:  # the others are worth their hours all the same
+            print(f"left out: {error}", flush=True)
+    return found, searches
+
+
 def _trial_case(fact: EditRequest) -> EvaluationCase:
     """A calibration fact as trials edit it; of its locality prompts some are drawn."""
     texts = fact.locality_prompts
     if len(texts) > _LOCALITY:
         texts = tuple(random.Random(fact.prompt).sample(texts, _LOCALITY))
     return EvaluationCase.from_request(dataclasses.replace(fact, locality_prompts=texts))
-
-
-def _searched(
-    name: str,
-    benchmark: Benchmark,
-    model: Any,
-    tokenizer: Any,
-    cases: Sequence[EvaluationCase],
-    questions: Sequence[Question],
-    options: argparse.Namespace,
-) -> tuple[BaselineHyperParams, list[Trial]]:
-    """The best settings of a baseline's trials."""
-    hparams = benchmark.hparams
-    return search(
-        name,
-        BASELINES[name],
-        model,
-        tokenizer,
-        cases,
-        questions,
-        {
-            "model_name": hparams.model_name,
-            "prompt_template": hparams.prompt_template,
-            "encoder_name": hparams.encoder_name,
-            "encoder_pooling": hparams.encoder_pooling,
-        },
-        options.trials,
-        options.out,
-        {**benchmark.options, "store": StageStore(options.out / "stages"), "seed": 0},
-    )
 
 
 def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None:

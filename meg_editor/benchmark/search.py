@@ -49,11 +49,7 @@ class Trial:
 
 
 class SearchError(ValueError):
-    """Every trial failed."""
-
-    def __init__(self, message: str, trials: list[Trial]) -> None:
-        super().__init__(message)
-        self.trials = trials
+    """There are no settings to take."""
 
 
 def search(
@@ -68,8 +64,8 @@ def search(
     out: Path,
     options: dict[str, Any],
     say: Callable[[str], None] = print,
-) -> tuple[BaselineHyperParams, list[Trial]]:
-    """Edit `cases` with `count` settings of the baseline's space, or all, and take the best.
+) -> list[Trial]:
+    """Edit `cases` with `count` settings of the baseline's space, or all.
 
     Trials are kept in `out`/search and not run again while they would be the same.
 
@@ -78,9 +74,6 @@ def search(
         questions: about them.
         common: settings which every method shares, such as prompt_template.
         options: keywords for the method.
-
-    Raises:
-        SearchError: every trial failed; the message has the reason of the last one.
     """
     space = baseline.space(count_layers(model))
     path = out / "search" / f"{name}.json"
@@ -94,11 +87,35 @@ def search(
         trials.append(_try(method, settings, model, tokenizer, cases, questions, options))
         write_json(path, {"key": key, "trials": [dataclasses.asdict(t) for t in trials]})
         say(f"{name:14} trial {len(trials)} of {count}: {trials[-1]}")
+    return trials
+
+
+def best_of(
+    name: str, baseline: Baseline, trials: Sequence[Trial], common: dict[str, Any]
+) -> BaselineHyperParams:
+    """The settings of the best trial, with those which every method shares.
+
+    Raises:
+        SearchError: every trial failed; the message has the reason of the last one.
+    """
     best = max(trials, key=lambda trial: trial.rank)
     if best.score is None:
         told = f"{name}: every trial failed, the last with: {trials[-1].failure}"
-        raise SearchError(told, trials)
-    return baseline.hparams({**common, **best.settings}), trials
+        raise SearchError(told)
+    return baseline.hparams({**common, **best.settings})
+
+
+def recorded(report: Path, names: Sequence[str]) -> dict[str, list[Trial]]:
+    """The trials of those of the baselines `names` which an earlier report.json has.
+
+    Raises:
+        ValueError: there is no such file, or it is no report.
+    """
+    content = read_json(report, "search")
+    if not isinstance(content, dict) or "searches" not in content:
+        raise ValueError(f"--settings-from: expected the report.json of a benchmark, got {report}")
+    found = {name: content["searches"].get(name) for name in names}
+    return {name: [Trial(**trial) for trial in trials] for name, trials in found.items() if trials}
 
 
 def proposal(space: Space, trials: Sequence[Trial], count: int) -> dict[str, Any] | None:
