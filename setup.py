@@ -74,6 +74,7 @@ setup(
             "matplotlib>=3.8",
             "mypy",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff",
             "setuptools>=64",
             "types-PyYAML",
