@@ -115,23 +115,23 @@ def rehearse(
             weights, trials(paraphrases, targets), trials(others), strict=True
         )
     ]
-    return most_stateful(found, len(paraphrases), len(others))
+    return settled(found, len(paraphrases), len(others))
 
 
-def most_stateful(found: Sequence[Calibration], paraphrases: int, others: int) -> Calibration:
-    """The one with the greatest weight of the states, of those which are as good as the best within
-    its standard error.
+def settled(found: Sequence[Calibration], paraphrases: int, others: int) -> Calibration:
+    """Of weights as good as the best within its standard error, the nearest to the better end.
 
-    The encoder was tuned on wordings like those of the calibration, the LLM was not: what chance
-    cannot tell apart there, wordings which nobody thought of do.
+    Where chance decides between neighbours, the whole sweep tells which to trust on wordings that
+    nobody thought of: the encoder (no weight) or the LLM (the greatest).
 
     Args:
+        found: by ascending weight.
         paraphrases, others: how many queries of either kind each was found from.
     """
     best = max(found, key=lambda calibration: calibration.best)
     least = best.best - best.error(paraphrases, others)
     alike = [calibration for calibration in found if calibration.best >= least]
-    return max(alike, key=lambda calibration: calibration.state_weight)
+    return alike[-1 if found[-1].best > found[0].best else 0]
 
 
 def state_weights(hparams: MeGHyperParams) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from meg_editor.model import MeGModel
 from meg_editor.neuron import NeuronSpec
 from meg_editor.query import QueryReader
 from meg_editor.reference import resolve_model_name
-from meg_editor.rehearsal import _pretend, most_stateful, rehearse, state_weights
+from meg_editor.rehearsal import _pretend, rehearse, settled, state_weights
 from meg_editor.requests import EditRequest
 from meg_editor.routing import index_queries
 from meg_editor.states import StateReader
@@ -111,19 +111,21 @@ def sweep(best: float, weight: float) -> Calibration:
     return Calibration(*shares, threshold=0.5, state_weight=weight)
 
 
-def test_of_weights_which_chance_cannot_tell_apart_the_greatest_is_taken() -> None:
+def test_between_weights_which_chance_cannot_tell_apart_the_whole_sweep_decides() -> None:
     """Of 100 paraphrases 96 right: the standard error is sqrt(0.96 * 0.04 / 100) = 0.0196."""
     assert sweep(0.96, 0).error(100, 50) == pytest.approx(0.0098, abs=1e-4)
 
     def taken(*shares: float) -> float:
         weighed = zip((0.0, 0.25, 0.5), shares, strict=True)
         found = [sweep(share, weight) for weight, share in weighed]
-        return most_stateful(found, 100, 50).state_weight
+        return settled(found, 100, 50).state_weight
 
-    assert taken(0.96, 0.95, 0.945) == 0.5
-    assert taken(0.96, 0.95, 0.935) == 0.25
-    assert taken(0.96, 0.93, 0.92) == 0.0
+    assert taken(0.945, 0.96, 0.955) == 0.5
+    assert taken(0.955, 0.96, 0.945) == 0.0
+    assert taken(0.96, 0.96, 0.96) == 0.0  # states take time to read
+    assert taken(0.90, 0.96, 0.93) == 0.25
     assert taken(0.90, 0.93, 0.96) == 0.5
+    assert settled([sweep(0.9, 0.4)], 100, 50).state_weight == 0.4
 
 
 def test_a_name_that_weighs_much_leaves_less_to_the_states() -> None:
