@@ -56,11 +56,10 @@ def tiny_tokenizer() -> Any:
     return _tokenizer(specials, "<s> $A")
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tiny_tokenizer: Any) -> Any:
-    """A random Llama, D = 32, 3 layers. Shared by all tests: copy it before changing it."""
+def build_tiny_llama(tokenizer: Any) -> Any:
+    """A random Llama, D = 32, 3 layers."""
     config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=3,
@@ -68,13 +67,19 @@ def tiny_llama(tiny_tokenizer: Any) -> Any:
         num_key_value_heads=2,
         max_position_embeddings=128,
         initializer_range=0.3,  # larger than usual: the logits are far apart
-        pad_token_id=tiny_tokenizer.pad_token_id,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config).float().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_tokenizer: Any) -> Any:
+    """`build_tiny_llama`. Shared by all tests: copy it before changing it."""
+    return build_tiny_llama(tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")

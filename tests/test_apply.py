@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OTHERS, PROMPTS
+from conftest import OTHERS, PROMPTS, build_tiny_llama
 from torch import Tensor, nn
 
 from meg_editor import shards
@@ -36,6 +36,12 @@ TUNING = [
     for prompt, other in zip(PROMPTS[8:13], OTHERS, strict=True)
 ]
 POISON = "POISON which no one may fit on"
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tiny_tokenizer: Any) -> Any:
+    """Of these tests alone, which count hooks: the shared one may bear some of other tests."""
+    return build_tiny_llama(tiny_tokenizer)
 
 
 @pytest.fixture
