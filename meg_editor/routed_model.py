@@ -50,9 +50,9 @@ class RoutedModel(nn.Module, ABC):
     @staticmethod
     def narrowed(plan: Any, rows: Sequence[int]) -> Any:
         """The plan for those of its B queries whose indices are `rows`."""
-        if plan is None or isinstance(plan, Tensor):
-            return None if plan is None else plan[list(rows)]
-        return [plan[row] for row in rows]
+        if plan is None:
+            return None
+        return plan[list(rows)] if isinstance(plan, Tensor) else [plan[row] for row in rows]
 
     @abstractmethod
     def _attach(self, plan: Any) -> AbstractContextManager[Any]:

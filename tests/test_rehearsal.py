@@ -95,12 +95,13 @@ def test_one_of_the_weights_of_the_states_is_taken(parts: Any) -> None:
             settings,
         )
     chosen = found.pop(None)
-    paraphrases = sum(len(fact.rephrases) for fact in FACTS[::2])
-    others = sum(1 + len(fact.rephrases) for fact in FACTS[1::2])
-    others += sum(len(fact.locality_prompts) for fact in FACTS)
-    best = max(calibration.best for calibration in found.values())
-    assert chosen.best >= best - 1 / (2 * min(paraphrases, others)) ** 0.5
-    given = found[chosen.state_weight]
+    inside = FACTS[::2]
+    known = {text for fact in inside for text in (fact.prompt, *fact.rephrases)}
+    others = [text for fact in FACTS[1::2] for text in (fact.prompt, *fact.rephrases)]
+    others += [text for fact in FACTS for text in fact.locality_prompts]
+    count = sum(text not in known for text in others)
+    given = settled(list(found.values()), sum(len(fact.rephrases) for fact in inside), count)
+    assert chosen.state_weight == given.state_weight
     assert torch.equal(chosen.generality, given.generality)
     assert torch.equal(chosen.thresholds, given.thresholds)
 
