@@ -194,5 +194,8 @@ def test_a_method_which_always_fails_does_not_cost_the_others_their_run(
     report = json.loads((tmp_path / "report.json").read_text())
     assert [cell["method"] for cell in report["cells"]] == ["unedited"]
     assert [trial["failure"] for trial in report["searches"]["locft"]] == ["no luck"] * 2
+    again = [*options, "--settings-from", str(tmp_path / "report.json")]
+    assert main([*again, "--methods", "locft,unedited"]) == 0
+    assert "left out: locft: every trial failed" in capsys.readouterr().out
     assert main([*options, "--methods", "locft"]) == 2
     assert "every trial of every method failed" in capsys.readouterr().err

@@ -103,28 +103,16 @@ def _choose(
         "encoder_pooling": hparams.encoder_pooling,
     }
     searches = recorded(options.settings_from, baselines) if options.settings_from else {}
-    found = {name: best_of(name, BASELINES[name], searches[name], common) for name in searches}
-    new = [name for name in baselines if name not in found]
-    if not new:
-        return found, searches
-    cases = [_trial_case(fact) for fact in benchmark.options["calibration"][: options.trial_edits]]
-    reader = QueryReader(tokenizer, hparams.prompt_template)
-    questions = questions_of(model, tokenizer, cases, reader)  # the same for all trials of all
-    extra = {**benchmark.options, "store": StageStore(options.out / "stages"), "seed": 0}
-    for name in new:
-        trials = search(
-            name,
-            BASELINES[name],
-            model,
-            tokenizer,
-            cases,
-            questions,
-            common,
-            options.trials,
-            options.out,
-            extra,
-        )
-        searches[name] = trials
+    if new := [name for name in baselines if name not in searches]:
+        facts = benchmark.options["calibration"][: options.trial_edits]
+        cases = [_trial_case(fact) for fact in facts]
+        reader = QueryReader(tokenizer, hparams.prompt_template)
+        questions = questions_of(model, tokenizer, cases, reader)  # the same for all trials of all
+        extra = {**benchmark.options, "store": StageStore(options.out / "stages"), "seed": 0}
+        material = (model, tokenizer, cases, questions, common, options.trials, options.out, extra)
+        searches |= {name: search(name, BASELINES[name], *material) for name in new}
+    found = {}
+    for name, trials in searches.items():
         try:
             found[name] = best_of(name, BASELINES[name], trials, common)
         except SearchError as error:  # the others are worth their hours all the same
