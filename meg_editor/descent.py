@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from meg_editor.hparams import MeGHyperParams
 from meg_editor.neuron import NeuronHook
 from meg_editor.precision import bfloat16
-from meg_editor.tokens import Batch, Example, by_length, target_logits
+from meg_editor.tokens import Batch, Example, by_length, means, target_logits
 from meg_editor.upper_layers import UpperLayers
 
 _PASSES = 8  # forward passes in a step over all facts: rows of like length share one
@@ -103,11 +103,9 @@ def row_losses(
         logits, wanted, where = target_logits(model, rows.batch)
     loss = F.cross_entropy(logits, wanted, reduction="none")
     wrong = (logits.argmax(-1) != wanted).float()
-    count, loss, wrong = (
-        torch.zeros(len(rows.owner), device=where.device).index_add(0, where, values)
-        for values in (torch.ones_like(loss), loss, wrong)
-    )
-    return loss / count, wrong
+    count = len(rows.owner)
+    zeros = torch.zeros(count, device=where.device)
+    return means(loss, where, count), zeros.index_add(0, where, wrong)
 
 
 class _Pool:

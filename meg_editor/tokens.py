@@ -79,6 +79,13 @@ def target_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return logits_of(model, hidden[wanted]), batch.labels[wanted], wanted.nonzero()[:, 0]
 
 
+def means(values: Tensor, group: Tensor, count: int) -> Tensor:
+    """(count,) the means of the groups which values (n,) belong to by index; 0 of an empty one."""
+    zeros = torch.zeros(count, device=values.device)
+    size = zeros.index_add(0, group, torch.ones_like(values))
+    return zeros.index_add(0, group, values) / size.clamp(min=1)
+
+
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """(..., D) last hidden states of the decoder -> (..., V) float32 logits."""
     logits: Tensor = model.get_output_embeddings()(hidden).float()

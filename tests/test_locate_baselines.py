@@ -297,12 +297,18 @@ def test_covariance_is_the_mean_of_k_k_without_padding(
         torch.testing.assert_close(moment, inputs.T @ inputs / 3, rtol=1e-4, atol=1e-6)
 
 
-@both_models
-def test_activations_end_with_the_last_module_that_is_read(kind: str) -> None:
-    model, name = fresh(kind), tiny.down(kind)
+def blocks_that_run(model: Any) -> list[int]:
+    """A list which grows by the number of every block that is entered from now on."""
     ran: list[int] = []
     for number, block in enumerate(decoder_blocks(model)[1]):
         next(block.children()).register_forward_hook(lambda *_, n=number: ran.append(n))
+    return ran
+
+
+@both_models
+def test_activations_end_with_the_last_module_that_is_read(kind: str) -> None:
+    model, name = fresh(kind), tiny.down(kind)
+    ran = blocks_that_run(model)
     rows = [list(row) for row in tokenizer(kind)(tiny.TEXTS)["input_ids"]]
     ends = [len(row) - 1 for row in rows]
     found = activations_at(model, rows, ends, [name.format(2), name.format(0)], 4)
@@ -310,6 +316,22 @@ def test_activations_end_with_the_last_module_that_is_read(kind: str) -> None:
     whole = activations_at(model, rows, ends, [name.format(n) for n in (0, 2, 4)], 4)
     for module, activations in found.items():
         assert all(map(torch.equal, activations, whole[module]))
+
+
+@both_models
+def test_covariances_end_with_the_last_module_that_is_read(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(covariance, "_ROWS", 4)
+    model, name = fresh(kind), tiny.down(kind)
+    ran = blocks_that_run(model)
+    arguments = (model, tokenizer(kind), tiny.TEXTS)
+    names = [name.format(n) for n in (2, 0)]
+    found = covariance.second_moments(*arguments, names, 99, StageStore())
+    assert sorted(ran) == [0, 0, 1, 1, 2, 2]  # in two batches
+    names = [name.format(n) for n in (0, 2, 4)]
+    whole = covariance.second_moments(*arguments, names, 99, StageStore())
+    assert all(torch.equal(moment, whole[module]) for module, moment in found.items())
 
 
 @both_models

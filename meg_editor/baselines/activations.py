@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from meg_editor.partial_forward import run_through
 from meg_editor.tokens import by_length
 
 
@@ -18,10 +19,6 @@ class Activations(NamedTuple):
 
     inputs: Tensor
     outputs: Tensor
-
-
-class _Done(Exception):
-    """Every module was read."""
 
 
 @torch.no_grad()
@@ -50,21 +47,19 @@ def activations_at(
             at = torch.arange(len(chunk)), ends
             pair = (_rows(tensor, len(chunk))[at] for tensor in (entering, first(output)))
             found[name].update(zip(chunk, zip(*pair, strict=True), strict=True))
-            if all(chunk[-1] in pairs for pairs in found.values()):
-                raise _Done
 
         return hook
 
+    places = {name: model.get_submodule(name) for name in modules}
     handles = [
-        model.get_submodule(name).register_forward_hook(read(name), with_kwargs=True)
-        for name in modules
+        place.register_forward_hook(read(name), with_kwargs=True) for name, place in places.items()
     ]
+    decoder = partial(model.get_decoder(), use_cache=False)
     try:
         for chunk in by_length([len(row) for row in rows], rows_at_once):
             ids = pad_sequence([torch.tensor(rows[i]) for i in chunk], batch_first=True)
             ends = torch.tensor([positions[i] for i in chunk])
-            with suppress(_Done):
-                model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
+            run_through(places.values(), partial(decoder, input_ids=ids.to(model.device)))
     finally:
         for handle in handles:
             handle.remove()

@@ -6,12 +6,14 @@ Locate-then-edit methods keep answers to everything in those texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meg_editor.fingerprint import fingerprint
+from meg_editor.partial_forward import run_through
 from meg_editor.progress import track
 from meg_editor.stages import StageStore
 from meg_editor.tokens import by_length, pad_token, right_padded
@@ -74,7 +76,9 @@ def _sums(
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(add(name)) for name in modules]
+    places = {name: model.get_submodule(name) for name in modules}
+    handles = [place.register_forward_pre_hook(add(name)) for name, place in places.items()]
+    decoder = partial(model.get_decoder(), use_cache=False)
     rows = [row[:max_length] for row in tokenizer(list(texts))["input_ids"]]
     chunks = list(by_length([len(row) for row in rows], _ROWS))
     pad = pad_token(tokenizer)
@@ -82,7 +86,7 @@ def _sums(
         for chunk in track(chunks, "covariance", "batch"):
             ids = right_padded([rows[i] for i in chunk], pad)
             kept = torch.tensor([[n < len(rows[i]) for n in range(ids.shape[1])] for i in chunk])
-            model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
+            run_through(places.values(), partial(decoder, input_ids=ids.to(model.device)))
     finally:
         for handle in handles:
             handle.remove()

@@ -18,7 +18,7 @@ from meg_editor.ffn import decoder_blocks, find_ffn
 from meg_editor.flat_hparams import setting
 from meg_editor.progress import track
 from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, Example, encode_example, target_logits
+from meg_editor.tokens import Batch, Example, encode_example, means, target_logits
 from meg_editor.upper_layers import UpperLayers
 
 
@@ -127,9 +127,7 @@ class _Facts:
         with known:
             logits, wanted, row = target_logits(self.model, batch)
         loss = F.cross_entropy(logits, wanted, reduction="none")
-        zeros = torch.zeros(len(batch.ids), device=loss.device)
-        total = zeros.index_add(0, row, loss) / zeros.index_add(0, row, torch.ones_like(loss))
-        return total.mean()
+        return means(loss, row, len(batch.ids)).mean()
 
 
 def _lowest_block(model: Any, names: Sequence[str]) -> int | None:

@@ -22,7 +22,7 @@ from meg_editor.baselines.fact_tokens import FactTokens
 from meg_editor.baselines.split_rows import SplitRows
 from meg_editor.ffn import decoder_blocks, text_config
 from meg_editor.progress import track
-from meg_editor.tokens import by_length, logits_of
+from meg_editor.tokens import by_length, logits_of, means
 
 _SETTLED = 0.05  # a fact is finished below this loss
 
@@ -288,15 +288,8 @@ class _Rows:
         logp = logits_of(model, hidden[wanted]).log_softmax(-1)
         target, row = self.labels[wanted], wanted.nonzero()[:, 0]
         nll = F.nll_loss(logp, target, reduction="none")
-        of_row = _mean(nll, row, len(self.fact))[self.is_context]
+        of_row = means(nll, row, len(self.fact))[self.is_context]
         count = int(self.fact[-1]) + 1
-        wrong = _mean((logp.argmax(-1) != target).float(), self.fact[row], count)
+        wrong = means((logp.argmax(-1) != target).float(), self.fact[row], count)
         kept = logits_of(model, hidden[~self.is_context, 0]).log_softmax(-1)
-        return _mean(of_row, self.fact[self.is_context], count), wrong == 0, kept
-
-
-def _mean(values: Tensor, group: Tensor, count: int) -> Tensor:
-    """(count,) the means of the groups which values (n,) belong to by index; 0 of an empty one."""
-    zeros = torch.zeros(count, device=values.device)
-    size = zeros.index_add(0, group, torch.ones_like(values))
-    return zeros.index_add(0, group, values) / size.clamp(min=1)
+        return means(of_row, self.fact[self.is_context], count), wrong == 0, kept
