@@ -17,17 +17,21 @@ from meg_editor.data.reference_world import load_world
 from meg_editor.evaluation import Evaluation, Question, evaluate, questions_of
 from meg_editor.model import MeGModel
 from meg_editor.query import QueryReader
+from meg_editor.requests import EditRequest
 from meg_editor.routed_model import RoutedModel
 from meg_editor.tokens import encode_example, greedy_answers, greedy_tokens, longest_target
 
 
 def share_of_right_tokens(model: Any, tokenizer: Any, question: Question) -> float:
     """Teacher forcing by the whole model's logits, one question at a time."""
-    example = encode_example(tokenizer, question.prompt, question.wanted)
+    example = encode_example(tokenizer, question.prompt, question.wanted.rstrip("."))
     ids = torch.tensor([example.prompt + example.target])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
-    return float((logits.argmax(-1) == torch.tensor(example.target)).float().mean())
+    said = logits.argmax(-1).tolist()
+    right = [a == b for a, b in zip(said, example.target, strict=True)]
+    right[-1] |= tokenizer.decode(said[-1]) == "."
+    return sum(right) / len(right)
 
 
 def assert_each_alone(
@@ -85,6 +89,29 @@ def test_rows_which_are_forced_keep_their_neurons(
 
     assert_each_alone(found, questions, alone)
     assert len(set(found.answers.token_accuracy)) > 1
+
+
+@pytest.mark.parametrize(("said", "right"), [(".", 1), ("</s>", 1), ("x", 0)])
+@pytest.mark.parametrize("wanted", ["the river", "the river."])
+def test_a_full_stop_for_the_end_of_text_is_right(
+    tiny_llama: Any, tiny_tokenizer: Any, wanted: str, said: str, right: int
+) -> None:
+    """Free answers overlook a full stop at their end, so forced ones must too."""
+    model = copy.deepcopy(tiny_llama)
+    example = encode_example(tiny_tokenizer, PROMPTS[0], "the river")
+    ids = torch.tensor([[*example.prompt, *example.target]])
+    (token,) = tiny_tokenizer(said, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():  # what the model would say after the answer
+        state = model.get_decoder()(input_ids=ids).last_hidden_state[0, -2]
+        model.lm_head.weight[token] = 10 * state / state.norm()
+        likeliest = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1].argmax(-1)
+    assert int(likeliest[-1]) == token
+    earlier = (likeliest[:-1] == torch.tensor(example.target[:-1])).sum()
+    case = EvaluationCase(EditRequest(PROMPTS[0], "the river"))
+    questions = [Question(PROMPTS[0], wanted, "reliability", 0)]
+    found = evaluate(model, tiny_tokenizer, [case], questions=questions)
+    share = (float(earlier) + right) / len(example.target)
+    assert found.answers.token_accuracy == [pytest.approx(share)]
 
 
 def test_a_plan_is_narrowed_to_some_of_its_queries() -> None:

@@ -99,6 +99,9 @@ def evaluate(
 ) -> Evaluation:
     """Put all questions of `cases` to `model`, edited by whatever method or not at all.
 
+    Both ways of asking overlook a final full stop: free answers are compared after `normalise`, and
+    forced ones are right where they put a full stop in place of the end of text.
+
     Args:
         cases: case i must belong to edit i of a MeGModel.
         questions: those of `questions_of(base, tokenizer, cases, ...)`, if they are known already;
@@ -165,13 +168,17 @@ def _answer(
     with attach():
         told = greedy_tokens(model, tokenizer, prompts, max_new_tokens)
     examples = [
-        encode_example(tokenizer, prompt, question.wanted)
+        encode_example(tokenizer, prompt, question.wanted.removesuffix("."))
         for prompt, question in zip(prompts, chunk, strict=True)
     ]
     targets = [example.target for example in examples]
-    # Who says the target of itself says it when forced: each of its tokens was the likeliest.
-    unsure = [row for row, target in enumerate(targets) if told[row] != target]
-    forced = list(told)
+    # Who says the target of itself, but for its last token, says the same when forced.
+    forced = [row[: len(target)] for row, target in zip(told, targets, strict=True)]
+    unsure = [
+        row
+        for row, (said, target) in enumerate(zip(forced, targets, strict=True))
+        if said[:-1] != target[:-1] or len(said) < len(target)
+    ]
     if unsure:
         with attach(unsure):
             found = _forced(model, [examples[row] for row in unsure])
@@ -179,7 +186,7 @@ def _answer(
             forced[row] = tokens
     texts = decoded(tokenizer, told)
     right = exact(texts, [question.wanted for question in chunk])
-    accuracy = token_accuracy(forced, targets)
+    accuracy = token_accuracy([_ended(tokenizer, row) for row in forced], targets)
     for row, text, match, share in zip(rows, texts, right, accuracy, strict=True):
         answers.texts[row], answers.right[row], answers.token_accuracy[row] = text, match, share
 
@@ -192,6 +199,12 @@ def _forced(model: Any, examples: Sequence[Example]) -> list[list[int]]:
     for row, token in zip(rows.tolist(), logits.argmax(-1).tolist(), strict=True):
         best[row].append(token)
     return best
+
+
+def _ended(tokenizer: Any, tokens: list[int]) -> list[int]:
+    """With a full stop in the last place taken for the end of text, as `normalise` cuts it."""
+    stops = tokenizer.eos_token_id is not None and tokenizer.decode(tokens[-1:]).strip() == "."
+    return [*tokens[:-1], tokenizer.eos_token_id] if stops else tokens
 
 
 def _count(
