@@ -158,23 +158,28 @@ def greedy_answers(
     return decoded(tokenizer, greedy_tokens(model, tokenizer, prompts, max_new_tokens))
 
 
-def batched_answers(
+def batched_tokens(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
     max_new_tokens: int,
     attach: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
     rows: int = 256,
-) -> list[str]:
-    """`greedy_answers` to any number of prompts, at most `rows` at once.
+) -> list[list[int]]:
+    """`greedy_tokens` of any number of prompts, at most `rows` at once.
 
     `attach` gives the context in which the prompts of the named indices are answered, such as
     that of a hook with their neurons.
     """
-    answers = [""] * len(prompts)
+    told: list[list[int]] = [[] for _ in prompts]
     for chunk in by_length([len(prompt) for prompt in prompts], rows):
         with attach(chunk) if attach else nullcontext():
-            told = greedy_answers(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
-        for index, text in zip(chunk, told, strict=True):
-            answers[index] = text
-    return answers
+            found = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
+        for index, tokens in zip(chunk, found, strict=True):
+            told[index] = tokens
+    return told
+
+
+def batched_answers(model: Any, tokenizer: Any, *arguments: Any, **options: Any) -> list[str]:
+    """What `batched_tokens` finds, as texts."""
+    return decoded(tokenizer, batched_tokens(model, tokenizer, *arguments, **options))

@@ -11,10 +11,11 @@ import torch
 from conftest import OTHERS, PROMPTS
 
 from meg_editor import MeGHyperParams, load_model
-from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.reference_requests import edit_cases
 from meg_editor.data.reference_world import load_world
 from meg_editor.evaluation import Evaluation, Question, evaluate, questions_of
+from meg_editor.evaluation.metrics import Pair
 from meg_editor.model import MeGModel
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
@@ -23,15 +24,14 @@ from meg_editor.tokens import encode_example, greedy_answers, greedy_tokens, lon
 
 
 def share_of_right_tokens(model: Any, tokenizer: Any, question: Question) -> float:
-    """Teacher forcing by the whole model's logits, one question at a time."""
-    example = encode_example(tokenizer, question.prompt, question.wanted.rstrip("."))
-    ids = torch.tensor([example.prompt + example.target])
+    """Teacher forcing by the whole model's logits, one question at a time, without full stops."""
+    example = encode_example(tokenizer, question.prompt, question.wanted)
+    target = list(question.tokens or example.target)
+    ids = torch.tensor([example.prompt + target])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
-    said = logits.argmax(-1).tolist()
-    right = [a == b for a, b in zip(said, example.target, strict=True)]
-    right[-1] |= tokenizer.decode(said[-1]) == "."
-    return sum(right) / len(right)
+    right = (logits.argmax(-1) == torch.tensor(target)).float()
+    return float(right.mean())
 
 
 def assert_each_alone(
@@ -91,27 +91,62 @@ def test_rows_which_are_forced_keep_their_neurons(
     assert len(set(found.answers.token_accuracy)) > 1
 
 
-@pytest.mark.parametrize(("said", "right"), [(".", 1), ("</s>", 1), ("x", 0)])
-@pytest.mark.parametrize("wanted", ["the river", "the river."])
-def test_a_full_stop_for_the_end_of_text_is_right(
-    tiny_llama: Any, tiny_tokenizer: Any, wanted: str, said: str, right: int
+@pytest.mark.parametrize("said", [".", "</s>", "x"])
+@pytest.mark.parametrize(
+    ("wanted", "tokens", "stops"),
+    [
+        ("the river", None, True),
+        ("the river.", None, True),
+        ("the river", ["</s>"], True),  # as a model said it, up to the end of text
+        ("the river.", [".", "</s>"], True),
+        ("the river", [], False),  # cut off: what comes next was not said
+    ],
+)
+def test_a_full_stop_at_the_end_is_overlooked(
+    tiny_llama: Any,
+    tiny_tokenizer: Any,
+    wanted: str,
+    tokens: list[str] | None,
+    stops: bool,
+    said: str,
 ) -> None:
-    """Free answers overlook a full stop at their end, so forced ones must too."""
+    """Free answers overlook it, so forced ones must too."""
     model = copy.deepcopy(tiny_llama)
-    example = encode_example(tiny_tokenizer, PROMPTS[0], "the river")
+    example = encode_example(tiny_tokenizer, PROMPTS[0], "the river", end=False)
     ids = torch.tensor([[*example.prompt, *example.target]])
     (token,) = tiny_tokenizer(said, add_special_tokens=False)["input_ids"]
     with torch.no_grad():  # what the model would say after the answer
-        state = model.get_decoder()(input_ids=ids).last_hidden_state[0, -2]
+        state = model.get_decoder()(input_ids=ids).last_hidden_state[0, -1]
         model.lm_head.weight[token] = 10 * state / state.norm()
-        likeliest = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1].argmax(-1)
+        likeliest = model(input_ids=ids).logits[0, len(example.prompt) - 1 :].argmax(-1)
     assert int(likeliest[-1]) == token
-    earlier = (likeliest[:-1] == torch.tensor(example.target[:-1])).sum()
+    right = (likeliest[:-1] == torch.tensor(example.target)).tolist()
+    if stops:
+        right.append(said != "x")
+    ends = tiny_tokenizer.convert_tokens_to_ids(tokens or [])
+    known = () if tokens is None else (*example.target, *ends)
     case = EvaluationCase(EditRequest(PROMPTS[0], "the river"))
-    questions = [Question(PROMPTS[0], wanted, "reliability", 0)]
+    questions = [Question(PROMPTS[0], wanted, "reliability", 0, tokens=known)]
     found = evaluate(model, tiny_tokenizer, [case], questions=questions)
-    share = (float(earlier) + right) / len(example.target)
-    assert found.answers.token_accuracy == [pytest.approx(share)]
+    assert found.answers.token_accuracy == [pytest.approx(sum(right) / len(right))]
+
+
+def test_what_the_unedited_model_says_is_what_it_says_when_forced(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    """Its very tokens are forced: as texts they might be split in another way, or end elsewhere."""
+    cases = [
+        EvaluationCase(EditRequest(prompt, "the river"), locality={"other": (Probe(other),)})
+        for prompt, other in zip(PROMPTS, OTHERS, strict=False)
+    ]
+    questions = questions_of(tiny_llama, tiny_tokenizer, cases, QueryReader(tiny_tokenizer), 7)
+    local = [q for q in questions if q.kind == "locality:other"]
+    retold = [
+        encode_example(tiny_tokenizer, q.prompt, q.wanted).target == list(q.tokens) for q in local
+    ]
+    assert len(local) == len(OTHERS) and not all(retold)
+    scores = evaluate(tiny_llama, tiny_tokenizer, cases, max_new_tokens=7).scores
+    assert scores.locality == Pair(100.0, 100.0)
 
 
 def test_a_plan_is_narrowed_to_some_of_its_queries() -> None:

@@ -99,8 +99,8 @@ def evaluate(
 ) -> Evaluation:
     """Put all questions of `cases` to `model`, edited by whatever method or not at all.
 
-    Both ways of asking overlook a final full stop: free answers are compared after `normalise`, and
-    forced ones are right where they put a full stop in place of the end of text.
+    Both ways of asking overlook a full stop at the end: free answers are compared after
+    `normalise`, the last of the forced tokens may lack the target's or have one that it lacks.
 
     Args:
         cases: case i must belong to edit i of a MeGModel.
@@ -168,7 +168,7 @@ def _answer(
     with attach():
         told = greedy_tokens(model, tokenizer, prompts, max_new_tokens)
     examples = [
-        encode_example(tokenizer, prompt, question.wanted.removesuffix("."))
+        _example(tokenizer, prompt, question)
         for prompt, question in zip(prompts, chunk, strict=True)
     ]
     targets = [example.target for example in examples]
@@ -186,9 +186,19 @@ def _answer(
             forced[row] = tokens
     texts = decoded(tokenizer, told)
     right = exact(texts, [question.wanted for question in chunk])
-    accuracy = token_accuracy([_ended(tokenizer, row) for row in forced], targets)
+    alike = [_but_full_stop(tokenizer, *pair) for pair in zip(forced, targets, strict=True)]
+    accuracy = token_accuracy(alike, targets)
     for row, text, match, share in zip(rows, texts, right, accuracy, strict=True):
         answers.texts[row], answers.right[row], answers.token_accuracy[row] = text, match, share
+
+
+def _example(tokenizer: Any, prompt: str, question: Question) -> Example:
+    """What to force. It ends with the full stop or with the end of text, whichever comes first."""
+    example = encode_example(tokenizer, prompt, question.wanted)
+    target = list(question.tokens) or example.target
+    if target[-1] == tokenizer.eos_token_id and tokenizer.decode(target[-2:-1]).endswith("."):
+        target = target[:-1]
+    return Example(example.prompt, target)
 
 
 @torch.no_grad()
@@ -201,10 +211,13 @@ def _forced(model: Any, examples: Sequence[Example]) -> list[list[int]]:
     return best
 
 
-def _ended(tokenizer: Any, tokens: list[int]) -> list[int]:
-    """With a full stop in the last place taken for the end of text, as `normalise` cuts it."""
-    stops = tokenizer.eos_token_id is not None and tokenizer.decode(tokens[-1:]).strip() == "."
-    return [*tokens[:-1], tokenizer.eos_token_id] if stops else tokens
+def _but_full_stop(tokenizer: Any, said: list[int], target: list[int]) -> list[int]:
+    """`said` with the last token of `target` if a full stop is all that tells its own from it."""
+    own, wanted = (
+        tokenizer.decode(tokens[-1:], skip_special_tokens=True).strip() for tokens in (said, target)
+    )
+    alike = own != wanted and own.removesuffix(".") == wanted.removesuffix(".")
+    return [*said[:-1], target[-1]] if alike else said
 
 
 def _count(

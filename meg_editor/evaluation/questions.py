@@ -12,7 +12,7 @@ from meg_editor.data.preprocessing import edited_keys, key
 from meg_editor.data.relations import Relations
 from meg_editor.evaluation.trap_questions import counter_asked, negated
 from meg_editor.query import QueryReader
-from meg_editor.tokens import batched_answers, longest_target
+from meg_editor.tokens import batched_tokens, decoded, longest_target
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Question:
         edit: the index of the case it belongs to.
         answers: the true ones, where known: `wanted` with its aliases, or for Locality the world's;
             of a trap the one that falls into it.
+        tokens: of `wanted` as the unedited model said them; empty where it comes as a text.
     """
 
     prompt: str
@@ -33,6 +34,7 @@ class Question:
     kind: str
     edit: int
     answers: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 def questions_of(
@@ -73,10 +75,11 @@ def questions_of(
         edited = edited_keys(cases, traps)
         local += [trap for i, case in chosen for trap in _traps(case, i, traps, edited)]
     prompts = [reader.wrap(probe.prompt) for probe, _, _ in local]
-    answers = batched_answers(base, tokenizer, prompts, length)
+    told = batched_tokens(base, tokenizer, prompts, length)
+    answers = decoded(tokenizer, told)
     questions += [
-        Question(probe.prompt, answer, kind, index, probe.answers)
-        for (probe, kind, index), answer in zip(local, answers, strict=True)
+        Question(probe.prompt, answer, kind, index, probe.answers, tuple(tokens))
+        for (probe, kind, index), answer, tokens in zip(local, answers, told, strict=True)
         if answer  # an empty answer cannot be teacher-forced
     ]
     return questions
