@@ -147,8 +147,8 @@ def greedy_tokens(
 
 def decoded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
     """B answers in tokens as texts."""
-    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    # One by one: `batch_decode` makes one text of no rows at all.
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
 
 def greedy_answers(

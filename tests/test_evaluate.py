@@ -20,7 +20,13 @@ from meg_editor.model import MeGModel
 from meg_editor.query import QueryReader
 from meg_editor.requests import EditRequest
 from meg_editor.routed_model import RoutedModel
-from meg_editor.tokens import encode_example, greedy_answers, greedy_tokens, longest_target
+from meg_editor.tokens import (
+    batched_answers,
+    encode_example,
+    greedy_answers,
+    greedy_tokens,
+    longest_target,
+)
 
 
 def share_of_right_tokens(model: Any, tokenizer: Any, question: Question) -> float:
@@ -170,6 +176,11 @@ def test_greedy_answers_are_the_likeliest_tokens_whatever_the_model_is_set_to(
                 logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
             assert int(logits.argmax()) == token
             ids.append(token)
+
+
+def test_nothing_asked_is_nothing_answered(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    assert batched_answers(tiny_llama, tiny_tokenizer, [], 3) == []
+    assert len(batched_answers(tiny_llama, tiny_tokenizer, OTHERS, 3, rows=2)) == len(OTHERS)
 
 
 def test_tokens_end_with_the_end_of_text(tiny_llama: Any, tiny_tokenizer: Any) -> None:
