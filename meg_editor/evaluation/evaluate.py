@@ -20,6 +20,7 @@ from meg_editor.evaluation.metrics import (
     exact,
     intervals,
     matches,
+    normalise,
     percent,
     token_accuracy,
     worst_case,
@@ -216,7 +217,7 @@ def _but_full_stop(tokenizer: Any, said: list[int], target: list[int]) -> list[i
     own, wanted = (
         tokenizer.decode(tokens[-1:], skip_special_tokens=True).strip() for tokens in (said, target)
     )
-    alike = own != wanted and own.removesuffix(".") == wanted.removesuffix(".")
+    alike = own != wanted and normalise(own) == normalise(wanted)
     return [*said[:-1], target[-1]] if alike else said
 
 
