@@ -47,8 +47,10 @@ setup(
     packages=find_packages(include=["meg_editor", "meg_editor.*"]),
     include_package_data=False,  # package_data alone decides, not MANIFEST.in
     package_data={
-        "meg_editor": ["py.typed", "presets/*.yaml", "assets/**/*"],
-        "meg_editor.data": ["world/*.tsv", "world/*.yaml"],
+        "meg_editor": ["py.typed"],
+        "meg_editor.config": ["presets/*.yaml"],
+        "meg_editor.lm": ["assets/**/*"],
+        "meg_editor.data.world": ["*.tsv", "*.yaml"],
     },
     # Lower bounds only; what is tested is in constraints.txt.
     install_requires=[
@@ -81,5 +83,5 @@ setup(
             "types-tqdm",
         ],
     },
-    entry_points={"console_scripts": ["meg-editor = meg_editor.cli:main"]},
+    entry_points={"console_scripts": ["meg-editor = meg_editor.cli.main.main:main"]},
 )

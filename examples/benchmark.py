@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from meg_editor import MeGHyperParams, fit, load_model
-from meg_editor.baselines.locate import Locate
+from meg_editor.baselines.core.locate import Locate
+from meg_editor.baselines.core.settings import LocateHyperParams
 from meg_editor.baselines.registry import BASELINES
-from meg_editor.baselines.settings import LocateHyperParams
 from meg_editor.benchmark import Method, edited
-from meg_editor.collection import collect
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
-from meg_editor.easyedit.methods import easyedit_method
+from meg_editor.collection.collect import collect
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import Evaluation, evaluate
 from meg_editor.evaluation.cost import peak_memory
 from meg_editor.generators import GENERATORS
-from meg_editor.neuron import NeuronSpec
-from meg_editor.stages import StageStore
+from meg_editor.integrations.easyedit.methods import easyedit_method
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.runtime.artifacts import StageStore
 
 
 def collection(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meg_editor.index import QueryIndex
+from meg_editor.routing.index import QueryIndex
 
 _CHUNK = 65536
 

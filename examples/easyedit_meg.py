@@ -1,7 +1,7 @@
 """Edit with MeG in EasyEdit. Only the two imports differ from a script for any other method."""
 
 from meg_editor import MeGHyperParams
-from meg_editor.easyedit import BaseEditor
+from meg_editor.integrations.easyedit import BaseEditor
 
 hparams = MeGHyperParams.preset("default")  # or from_hparams("hparams/MeG/phi-2.yaml")
 editor = BaseEditor.from_hparams(hparams)

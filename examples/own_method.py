@@ -6,8 +6,8 @@ meg-editor benchmark ... --methods unedited,meg,ft=examples/own_method.py
 import torch
 import torch.nn.functional as F
 
-from meg_editor.ffn import find_ffn
-from meg_editor.tokens import Batch, encode_example, target_logits
+from meg_editor.lm.ffn import find_ffn
+from meg_editor.lm.tokens import Batch, encode_example, target_logits
 
 hparams = {"layer": 0, "steps": 20, "rate": 1e-3, "rows": 64, "seed": 0}
 

@@ -4,8 +4,8 @@ python examples/presets_tour.py
 """
 
 from meg_editor import MeGHyperParams, fit, load_model
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
 
 cases = edit_cases(load_world(), count=64, seed=7)
 default, paper = MeGHyperParams.preset("default"), MeGHyperParams.preset("paper")

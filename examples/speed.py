@@ -39,15 +39,15 @@ from speed_collection import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from meg_editor import MeGHyperParams, fit, load_model
-from meg_editor.collection import Collection, collect
-from meg_editor.data.reference_requests import edit_cases, pseudo_requests
-from meg_editor.data.reference_world import load_world
+from meg_editor.collection.collect import Collection, collect
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases, pseudo_requests
 from meg_editor.evaluation.cost import peak_memory, reset_peak_memory
 from meg_editor.generators import DiTGenerator
 from meg_editor.generators.recall import Recall
-from meg_editor.loading import resolve_device
-from meg_editor.text_files import write_json
-from meg_editor.tokens import by_length, encode_example, left_padded
+from meg_editor.lm.loading import resolve_device
+from meg_editor.lm.tokens import by_length, encode_example, left_padded
+from meg_editor.runtime.text_files import write_json
 
 TOKENS = 20  # of an answer
 Row = dict[str, Any]

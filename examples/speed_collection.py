@@ -17,12 +17,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from meg_editor import MeGHyperParams
-from meg_editor.collection import Collection, answers_with, shared_start
-from meg_editor.ffn import decoder_blocks
-from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, Example, encode_example, logits_of
-from meg_editor.upper_layers import UpperLayers
+from meg_editor.collection.collect import Collection, answers_with, shared_start
+from meg_editor.lm.ffn import decoder_blocks
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.tokens import Batch, Example, encode_example, logits_of
+from meg_editor.lm.upper_layers import UpperLayers
+from meg_editor.requests.request import EditRequest
 
 _KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 # Public configs: the layer of the neuron (the paper's, else 3/4 up), family, sizes (_KEYS), others.

@@ -23,10 +23,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.data.counterfact import load_counterfact
-from meg_editor.data.zsre import load_zsre
-from meg_editor.precision import bfloat16
-from meg_editor.tokens import Batch, encode_example, target_logits
+from meg_editor.data.loaders.counterfact import load_counterfact
+from meg_editor.data.loaders.zsre import load_zsre
+from meg_editor.lm.tokens import Batch, encode_example, target_logits
+from meg_editor.runtime.precision import bfloat16
 
 Sentence = tuple[str, str]  # prompt, answer
 

@@ -1,17 +1,38 @@
-"""meg_editor: edit thousands of facts in a language model with one generated neuron."""
+"""Edit thousands of facts in a language model with one generated neuron (MeG, arXiv 2512.14395)."""
 
-from meg_editor.apply import apply_meg_to_model
-from meg_editor.encoder import TextEncoder
-from meg_editor.fit_report import FitReport
-from meg_editor.flat_hparams import HParamsError
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.loading import load_model
-from meg_editor.model import MeGModel
-from meg_editor.requests import EditRequest, RequestError
-from meg_editor.routing import Routing
-from meg_editor.training import fit
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meg_editor.config.hparams import MeGHyperParams
+    from meg_editor.config.settings import HParamsError
+    from meg_editor.fitting.apply import apply_meg_to_model
+    from meg_editor.fitting.pipeline import fit
+    from meg_editor.lm.loading import load_model
+    from meg_editor.model.fit_report import FitReport
+    from meg_editor.model.meg_model import MeGModel
+    from meg_editor.requests.request import EditRequest, RequestError
+    from meg_editor.routing.encoder import TextEncoder
+    from meg_editor.routing.router import Routing
 
 __version__ = "0.1.0"
+
+# Imported when first asked for: `meg-editor --help` needs none of it, and torch takes seconds.
+_HOME = {
+    "EditRequest": "requests.request",
+    "FitReport": "model.fit_report",
+    "HParamsError": "config.settings",
+    "MeGHyperParams": "config.hparams",
+    "MeGModel": "model.meg_model",
+    "RequestError": "requests.request",
+    "Routing": "routing.router",
+    "TextEncoder": "routing.encoder",
+    "apply_meg_to_model": "fitting.apply",
+    "fit": "fitting.pipeline",
+    "load_model": "lm.loading",
+}
 
 __all__ = [
     "EditRequest",
@@ -26,3 +47,15 @@ __all__ = [
     "fit",
     "load_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

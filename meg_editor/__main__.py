@@ -2,6 +2,6 @@
 
 import sys
 
-from meg_editor.cli import main
+from meg_editor.cli.main import main
 
 sys.exit(main())

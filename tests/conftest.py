@@ -13,16 +13,16 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from meg_editor.encoder import TextEncoder
-from meg_editor.gates import GATES
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators import GENERATORS, NeuronBank
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.model import MeGModel
-from meg_editor.neuron import NeuronSpec
-from meg_editor.query import QueryReader
-from meg_editor.requests import EditRequest
-from meg_editor.routing import index_queries
-from meg_editor.states import StateReader
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.gates import GATES
+from meg_editor.routing.hidden_states import StateReader
+from meg_editor.routing.router import index_queries
 
 torch.set_num_threads(1)  # at these sizes several threads only wait for each other
 

@@ -14,12 +14,12 @@ from conftest import OTHERS, PROMPTS, build_tiny_llama
 from torch import Tensor, nn
 
 from meg_editor import shards
-from meg_editor.apply import apply_meg_to_model
-from meg_editor.encoder import TextEncoder
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.model import MeGModel
-from meg_editor.requests import EditRequest, RequestError
-from meg_editor.stages import StageStore
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.fitting.apply import apply_meg_to_model
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.request import EditRequest, RequestError
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.runtime.artifacts import StageStore
 
 SETTINGS = MeGHyperParams(
     layers=[1],

@@ -9,11 +9,15 @@ import pytest
 import yaml
 from test_hparams_files import ARCHITECTURES, _model
 
+from meg_editor.baselines.core.settings import (
+    BaselineHyperParams,
+    LayerHyperParams,
+    LocateHyperParams,
+)
+from meg_editor.baselines.core.token_gradients import TokenGradientHyperParams
 from meg_editor.baselines.registry import BASELINES
-from meg_editor.baselines.settings import BaselineHyperParams, LayerHyperParams, LocateHyperParams
-from meg_editor.baselines.token_gradients import TokenGradientHyperParams
 from meg_editor.benchmark import resolve_method
-from meg_editor.hparams import MeGHyperParams
+from meg_editor.config.hparams import MeGHyperParams
 
 FOLDER = Path(__file__).parents[1] / "hparams"
 METHODS = {

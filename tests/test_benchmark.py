@@ -16,17 +16,17 @@ from meg_editor.benchmark import Benchmark, Method, edited, resolve_method, run_
 from meg_editor.benchmark.methods import checksums
 from meg_editor.benchmark.runner import only_wrong, without_nan
 from meg_editor.benchmark.tables import markdown
-from meg_editor.cli import main
+from meg_editor.cli.main import main
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
 from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import questions_of
 from meg_editor.evaluation.cost import latency
-from meg_editor.query import QueryReader
-from meg_editor.requests import EditRequest
-from meg_editor.tokens import greedy_answers
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.request import EditRequest
 
 HEAD = "model.norm.weight"
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-import meg_editor.shards
-import meg_editor.training
-from meg_editor import cli
-from meg_editor.encoder import TextEncoder
-from meg_editor.model import MeGModel
+import meg_editor.collection.shards
+import meg_editor.fitting.pipeline
+from meg_editor.cli.main import main as cli
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.routing.encoder import TextEncoder
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -190,7 +190,10 @@ def test_a_rerun_resumes_and_gives_the_same(
     edit: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    for module, name in ((meg_editor.shards, "collect"), (meg_editor.training, "tune_encoder")):
+    for module, name in (
+        (meg_editor.collection.shards, "collect"),
+        (meg_editor.fitting.pipeline, "tune_encoder"),
+    ):
         original = getattr(module, name)
 
         def counted(*arguments: Any, _name: str = name, _do: Any = original, **more: Any) -> Any:
@@ -224,7 +227,7 @@ def test_settings_come_from_a_file_then_set_then_their_own_options(
         seen.append(hparams)
         raise ValueError("enough")
 
-    monkeypatch.setattr("meg_editor.loading.load_model", stop)
+    monkeypatch.setattr("meg_editor.lm.loading.load_model", stop)
     given = ("edit", "--edits", facts, "--out", tmp_path / "out", "--model", "some/llm")
     more = ("--set", "seed=2", "--set", "collection_lr=1e-2", "--seed", 3, "--layer", 2)
     refused(run(*given, "--hparams", tmp_path / "meg", *more), "enough")
@@ -310,7 +313,7 @@ def test_devices_of_other_names_are_refused(edit: Command, facts: Path, device: 
 def test_a_foreign_or_impossible_folder_is_refused_before_the_work(
     edit: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meg_editor.loading.load_model", _never)
+    monkeypatch.setattr("meg_editor.lm.loading.load_model", _never)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     refused(edit(facts, "--out", tmp_path / "mine"), f"{tmp_path}/mine", "thesis.txt")
@@ -359,7 +362,7 @@ def test_an_interrupt_keeps_finished_stages_and_nothing_half_written(
 ) -> None:
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patched:
-        patched.setattr(meg_editor.training, "rehearse", _interrupt)
+        patched.setattr(meg_editor.fitting.pipeline, "rehearse", _interrupt)
         status, out, err = edit(facts)
     assert (status, out) == (130, "")
     assert "interrupted" in err and "the same command resumes" in err

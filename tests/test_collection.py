@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from conftest import PROMPTS
 
-from meg_editor.collection import collect, shared_start
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.loading import load_model
-from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, encode_example, greedy_answers, target_logits
+from meg_editor.collection.collect import collect, shared_start
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
+from meg_editor.lm.loading import load_model
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.tokens import Batch, encode_example, greedy_answers, target_logits
+from meg_editor.requests.request import EditRequest
 
 REQUESTS = [EditRequest(prompt, target) for prompt, target in zip(
     PROMPTS[:6], ["Paris", "Lima", "the sea", "Oslo", "a cat", "Paris"], strict=True

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from meg_editor.data.cases import Dataset, EvaluationCase, Probe
-from meg_editor.data.counterfact import load_counterfact
-from meg_editor.data.datasets import DATASETS
-from meg_editor.data.knowedit import load_knowedit
-from meg_editor.data.mquake import load_mquake
-from meg_editor.data.unke import load_unke
-from meg_editor.data.zsre import load_zsre
-from meg_editor.requests import EditRequest, RequestError
+from meg_editor.data.loaders.counterfact import load_counterfact
+from meg_editor.data.loaders.datasets import DATASETS
+from meg_editor.data.loaders.knowedit import load_knowedit
+from meg_editor.data.loaders.mquake import load_mquake
+from meg_editor.data.loaders.unke import load_unke
+from meg_editor.data.loaders.zsre import load_zsre
+from meg_editor.requests.request import EditRequest, RequestError
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("MEG_EDITOR_DATA", ROOT.parent / "shared" / "data"))

@@ -14,13 +14,13 @@ from conftest import PROMPTS
 from torch import Tensor
 
 from meg_editor import collection, memory
-from meg_editor.collection import collect, shared_start
-from meg_editor.descent import descend
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.memory import rows_within, saved_bytes
-from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.requests import EditRequest
-from meg_editor.tokens import Example, encode_example
+from meg_editor.collection.collect import collect, shared_start
+from meg_editor.collection.optimizer import descend
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.tokens import Example, encode_example
+from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.memory import rows_within, saved_bytes
 
 RATE, BUDGET = 0.3, 7
 TARGETS = ["Paris", "Lima", "the sea and the sky", "Oslo", "a cat", "Rome", "x", "Bern"]

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from meg_editor.model import MeGModel
-from meg_editor.neuron import NeuronHook
+from meg_editor.lm.neuron import NeuronHook
+from meg_editor.model.meg_model import MeGModel
 
 # Of one length: of padded ones transformers asks whether their mask hides anything.
 QUERIES = ["The capital of Atlantis is", "The river of Atlantis is", "The river of Genovia is"]

@@ -33,17 +33,17 @@ import torch
 import yaml
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM
 
-import meg_editor.easyedit as integration
+import meg_editor.integrations.easyedit as integration
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
-from meg_editor.easyedit import EasyEditError, RegistrationError, register, unregister
-from meg_editor.easyedit.absent import absent
-from meg_editor.easyedit.importing import device_name, import_easyedit
-from meg_editor.model import MeGModel
-from meg_editor.reference import reference_model_path
-from meg_editor.tokens import batched_answers, encode_example, greedy_answers
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
+from meg_editor.integrations.easyedit import EasyEditError, RegistrationError, register, unregister
+from meg_editor.integrations.easyedit.absent import absent
+from meg_editor.integrations.easyedit.importing import device_name, import_easyedit
+from meg_editor.lm.reference import reference_model_path
+from meg_editor.lm.tokens import batched_answers, encode_example, greedy_answers
+from meg_editor.model.meg_model import MeGModel
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKOUT = os.environ.get("MEG_EDITOR_EASYEDIT")
@@ -106,7 +106,11 @@ def without_easyedit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         for name in [name for name in sys.modules if name.partition(".")[0] == "easyeditor"]:
             patch.delitem(sys.modules, name)
-        others = [f for f in sys.meta_path if type(f).__module__ != "meg_editor.easyedit.importing"]
+        others = [
+            f
+            for f in sys.meta_path
+            if type(f).__module__ != "meg_editor.integrations.easyedit.importing"
+        ]
         patch.setattr(sys, "meta_path", others)
         try:
             yield
@@ -347,7 +351,7 @@ def test_importing_easyedit_leaves_no_trace(
     script = (
         "import json, logging, os, random, sys\n"
         "import numpy as np, torch\n"
-        "import meg_editor.easyedit\n"
+        "import meg_editor.integrations.easyedit\n"
         "alone = [n for n in sys.modules if n.partition('.')[0] == 'easyeditor']\n"
         "for seed in (random.seed, np.random.seed, torch.manual_seed): seed(7)\n"
         f"{inspect.getsource(process_state)}\n"
@@ -356,7 +360,7 @@ def test_importing_easyedit_leaves_no_trace(
         "    here = dict(log=str((root.handlers, root.level)), cwd=os.getcwd())\n"
         "    return dict(process_state(), **here)\n"
         "before = state()\n"
-        "package = meg_editor.easyedit.import_easyedit()\n"
+        "package = meg_editor.integrations.easyedit.import_easyedit()\n"
         "changed = [name for name, value in state().items() if value != before[name]]\n"
         "found = dict(alone=alone, changed=changed, file=package.__file__)\n"
         "print(json.dumps(found | {'blocking': os.environ.get('CUDA_LAUNCH_BLOCKING')}))\n"
@@ -457,7 +461,7 @@ def test_a_failed_registration_changes_nothing(
 
 def test_asking_for_the_editor_registers(unregistered: ModuleType) -> None:
     assert "MeG" not in methods()
-    from meg_editor.easyedit import BaseEditor
+    from meg_editor.integrations.easyedit import BaseEditor
 
     assert BaseEditor is unregistered.BaseEditor is part("editors.editor").BaseEditor
     assert "MeG" in methods()

@@ -15,11 +15,11 @@ from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark import Method, edited
 from meg_editor.benchmark.methods import checksums
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
-from meg_editor.easyedit.methods import NAMES, easyedit_method
-from meg_editor.stages import StageStore
-from meg_editor.tokens import greedy_answers
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
+from meg_editor.integrations.easyedit.methods import NAMES, easyedit_method
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.runtime.artifacts import StageStore
 
 CHECKOUT = os.environ.get("MEG_EDITOR_EASYEDIT")
 VALUES = {"layers": [0], "v_lr": 5.0, "v_num_grad_steps": 6, "context_prefixes": 1}

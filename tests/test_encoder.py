@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import OTHERS, PROMPTS
 
-from meg_editor.encoder import TextEncoder, _infonce, tune_encoder
-from meg_editor.reference import resolve_model_name
-from meg_editor.requests import EditRequest
+from meg_editor.lm.reference import resolve_model_name
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder, _infonce, tune_encoder
 
 FACTS = [
     EditRequest(prompt, "x", rephrases=(f"Say: {prompt}",), locality_prompts=(other,))

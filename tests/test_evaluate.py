@@ -12,21 +12,21 @@ from conftest import OTHERS, PROMPTS
 
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.data.cases import EvaluationCase, Probe
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import Evaluation, Question, evaluate, questions_of
 from meg_editor.evaluation.metrics import Pair
-from meg_editor.model import MeGModel
-from meg_editor.query import QueryReader
-from meg_editor.requests import EditRequest
-from meg_editor.routed_model import RoutedModel
-from meg_editor.tokens import (
+from meg_editor.lm.tokens import (
     batched_answers,
     encode_example,
     greedy_answers,
     greedy_tokens,
     longest_target,
 )
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.request import EditRequest
 
 
 def share_of_right_tokens(model: Any, tokenizer: Any, question: Question) -> float:

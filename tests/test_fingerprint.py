@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from meg_editor.fingerprint import fingerprint, same_model
+from meg_editor.lm.fingerprint import fingerprint, same_model
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 10, 3072])

@@ -11,8 +11,8 @@ from parity import tiny
 from torch import Tensor
 
 from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
-from meg_editor.ffn import decoder_blocks
-from meg_editor.tokens import encode_example
+from meg_editor.lm.ffn import decoder_blocks
+from meg_editor.lm.tokens import encode_example
 
 RATE, STEPS = 0.05, 4
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import OTHERS, PROMPTS
 
 from meg_editor import MeGHyperParams, load_model
+from meg_editor.baselines.core.shared_clone import shared_clone
 from meg_editor.baselines.horen import (
     HoReNHyperParams,
     apply_horen_to_model,
@@ -25,14 +26,13 @@ from meg_editor.baselines.neuraldb import (
 )
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model, train_index
-from meg_editor.baselines.shared_clone import shared_clone
 from meg_editor.benchmark.methods import checksums
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
+from meg_editor.config.settings import HParamsError
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation.cost import added_bytes
-from meg_editor.flat_hparams import HParamsError
-from meg_editor.requests import EditRequest, RequestError
-from meg_editor.tokens import Batch, encode_example, greedy_answers, left_padded, target_logits
+from meg_editor.lm.tokens import Batch, encode_example, greedy_answers, left_padded, target_logits
+from meg_editor.requests.request import EditRequest, RequestError
 
 EDITS = [
     EditRequest(prompt, target, prompt.split()[-2])

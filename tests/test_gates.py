@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meg_editor.gates import (
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.routing.gates import (
     GATES,
     Calibration,
     FamiliarityGate,
@@ -19,7 +20,6 @@ from meg_editor.gates import (
     Trial,
     calibrate,
 )
-from meg_editor.hparams import MeGHyperParams
 
 E, N = 32, 40
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meg_editor.diffusion import Diffusion
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators import GENERATORS, NeuronBank, NeuronScaling, WeightGenerator
+from meg_editor.generators.diffusion import Diffusion
 from meg_editor.generators.dit import DiTGenerator
-from meg_editor.hparams import MeGHyperParams
 
 E, P, N = 16, 50, 8  # P is no multiple of the patch size
 PREDICTIONS: tuple[Literal["v_prediction", "sample"], ...] = ("v_prediction", "sample")

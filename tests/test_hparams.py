@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 import meg_editor
-from meg_editor.flat_hparams import HParamsError
-from meg_editor.hparams import MeGHyperParams
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.settings import HParamsError
 
 _SHARES = ("familiarity_dropout", "generator_dropout", "generator_ema")
-PRESETS = sorted((Path(meg_editor.__file__).parent / "presets").glob("*.yaml"))
+PRESETS = sorted((Path(meg_editor.__file__).parent / "config" / "presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import torch
 import transformers as tf
 import yaml
 
-from meg_editor.gates import GATES
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators.dit import DiT
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.neuron import NeuronSpec, count_layers
-from meg_editor.reference import reference_model_path
+from meg_editor.lm.neuron import NeuronSpec, count_layers
+from meg_editor.lm.reference import reference_model_path
+from meg_editor.routing.gates import GATES
 
 FOLDER = Path(__file__).parents[1] / "hparams" / "MeG"
 REFERENCE = "llama-reference"

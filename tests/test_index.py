@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meg_editor.index import QueryIndex, nearest
-from meg_editor.names import NameIndex
+from meg_editor.routing.index import QueryIndex, nearest
+from meg_editor.routing.subject_names import NameIndex
 
 E = 32
 
@@ -188,7 +188,7 @@ def test_as_many_subjects_and_states_as_anchors_are_needed() -> None:
 def test_many_anchors_are_kept_and_searched_in_half_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("meg_editor.index._MANY", 99)
+    monkeypatch.setattr("meg_editor.routing.index._MANY", 99)
     keys = unit(100, E)
     queries = F.normalize(keys[[5, 77]] + 0.3 * unit(2, E, seed=4), dim=-1)
     index = QueryIndex(keys, [None, "Ada"] * 50, name_weight=0.2)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from meg_editor import MeGHyperParams, load_model
-from meg_editor.cli import main
-from meg_editor.collection import collect
-from meg_editor.data.reference_requests import edit_cases, reference_split, sweep_requests
-from meg_editor.data.reference_world import load_world
-from meg_editor.layer_sweep import layer_sweep
-from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.tokens import greedy_answers
+from meg_editor.cli.main import main
+from meg_editor.collection.collect import collect
+from meg_editor.collection.layer_sweep import layer_sweep
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases, reference_split, sweep_requests
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.tokens import greedy_answers
 
 HPARAMS = MeGHyperParams.preset("default", device="cpu")
 LONG = " ".join(["Lima"] * 18)  # 18 tokens: answers to its paraphrases must not end before
@@ -59,7 +59,7 @@ def test_the_command_tries_settings_on_facts_which_no_evaluation_edits(
         return layer_sweep(model, tokenizer, facts, hparams, layers)
 
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("meg_editor.layer_sweep.layer_sweep", kept)
+    monkeypatch.setattr("meg_editor.collection.layer_sweep.layer_sweep", kept)
     options = ["--data", "reference", "--count", "4", "--layer", "2"]
     assert main(["layers", *options, "--set", "collection_steps=30"]) == 0
     head, row = capsys.readouterr().out.splitlines()

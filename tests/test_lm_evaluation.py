@@ -13,14 +13,14 @@ import torch.nn.functional as F
 import yaml
 from conftest import OTHERS, PROMPTS
 
-from meg_editor.model import MeGModel
+from meg_editor.model.meg_model import MeGModel
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: [lm-eval]")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from meg_editor.lm_evaluation import MeGLM  # noqa: E402
+from meg_editor.integrations.lm_eval import MeGLM  # noqa: E402
 
 
 @pytest.fixture

@@ -34,23 +34,23 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from meg_editor.baselines import covariance, memit, pmet, target_values
-from meg_editor.baselines.activations import activations_at
 from meg_editor.baselines.alphaedit import (
     AlphaEditHyperParams,
     apply_alphaedit_to_model,
     null_space,
 )
-from meg_editor.baselines.fact_tokens import FactTokens, fact_tokens, lookup
+from meg_editor.baselines.core.activations import activations_at
+from meg_editor.baselines.core.fact_tokens import FactTokens, fact_tokens, lookup
+from meg_editor.baselines.core.locate import value_settings
+from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.split_rows import SplitRows
+from meg_editor.baselines.core.target_values import TargetValues, ValueSettings, optimise_values
 from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
-from meg_editor.baselines.locate import value_settings
 from meg_editor.baselines.memit import MEMITHyperParams, apply_memit_to_model, least_squares
 from meg_editor.baselines.pmet import PMETHyperParams, apply_pmet_to_model
-from meg_editor.baselines.settings import LocateHyperParams
-from meg_editor.baselines.split_rows import SplitRows
-from meg_editor.baselines.target_values import TargetValues, ValueSettings, optimise_values
-from meg_editor.ffn import attention_name, block_name, decoder_blocks
-from meg_editor.requests import EditRequest, RequestError, only_edits
-from meg_editor.stages import StageStore
+from meg_editor.lm.ffn import attention_name, block_name, decoder_blocks
+from meg_editor.requests.request import EditRequest, RequestError, only_edits
+from meg_editor.runtime.artifacts import StageStore
 
 RECORDED = json.loads(Path(__file__).with_name("parity").joinpath("locate.json").read_text("utf-8"))
 CLOSE = 1e-3  # of an update, by the norm of the difference

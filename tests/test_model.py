@@ -10,8 +10,8 @@ import torch
 from conftest import OTHERS, PROMPTS
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from meg_editor.model import MeGModel
-from meg_editor.tokens import greedy_answers, left_padded
+from meg_editor.lm.tokens import greedy_answers, left_padded
+from meg_editor.model.meg_model import MeGModel
 
 EDITED, OTHER = PROMPTS[0], OTHERS[0]
 

@@ -13,7 +13,7 @@ import transformers as tf
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from meg_editor.neuron import NeuronHook, NeuronSpec, count_layers
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec, count_layers
 
 D, LAYERS, LAYER, VOCAB, PAD = 32, 3, 1, 61, 0
 
@@ -601,7 +601,7 @@ def test_models_without_a_usable_ffn(config_class, arguments, message):
 
 
 def test_config_without_an_activation(monkeypatch):
-    monkeypatch.setattr("meg_editor.neuron._ACTIVATION_KEYS", ("no_such_key",))
+    monkeypatch.setattr("meg_editor.lm.neuron._ACTIVATION_KEYS", ("no_such_key",))
     with pytest.raises(ValueError, match="GPT2Config names no activation: pass activation="):
         spec_of("gpt2")
     assert spec_of("gpt2", activation="relu").activation == "relu"

@@ -9,8 +9,8 @@ import torch
 from conftest import OTHERS, PROMPTS
 from torch import Tensor
 
-from meg_editor.model import MeGModel
-from meg_editor.neuron_cache import NeuronCache
+from meg_editor.generators.cache import NeuronCache
+from meg_editor.model.meg_model import MeGModel
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from meg_editor.benchmark import Benchmark
 from meg_editor.benchmark.ablations import Ablation, Entry, Finding, ablations, variant
 from meg_editor.benchmark.capacity import capacity
 from meg_editor.benchmark.paper_tables import run_tables
-from meg_editor.collection import collect
+from meg_editor.collection.collect import collect
 from meg_editor.data.cases import Dataset, MultiHopCase, Probe
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import load_world
 from meg_editor.data.splits import split_cases
-from meg_editor.encoder import TextEncoder
-from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.reference import resolve_model_name
-from meg_editor.requests import EditRequest
-from meg_editor.tokens import greedy_answers
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.reference import resolve_model_name
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
 
 HPARAMS = MeGHyperParams.preset(
     "default",

@@ -21,22 +21,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from meg_editor import reference
-from meg_editor.encoder import TextEncoder
-from meg_editor.model import MeGModel
-from meg_editor.persistence import (
-    SavedModelError,
-    check_destination,
-    from_pretrained,
-    save_pretrained,
-)
-from meg_editor.reference import (
+from meg_editor.lm.reference import (
     WrongModelError,
     portable_model_name,
     reference_encoder_path,
     reference_model_path,
     resolve_model_name,
 )
-from meg_editor.requests import EditRequest
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saving import (
+    SavedModelError,
+    check_destination,
+    from_pretrained,
+    save_pretrained,
+)
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
 
 ROOT = Path(__file__).parent.parent
 resource = pytest.importorskip("resource", reason="POSIX only")
@@ -53,7 +53,7 @@ KINDS = [(gen, gate) for gen in ("dit", "mlp", "bank") for gate in ("similarity"
 _PROGRAM = """
 import json, sys
 import torch
-from meg_editor.model import MeGModel
+from meg_editor.model.meg_model import MeGModel
 torch.set_num_threads(1)  # as conftest.py: sums in another order differ in the last bits
 torch.manual_seed(int(sys.argv[1]))  # another one than where the models were made
 questions, folders = json.load(sys.stdin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meg_editor.precision import bfloat16
+from meg_editor.runtime.precision import bfloat16
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from meg_editor.processes import Processes
+from meg_editor.runtime.processes import Processes
 
 PROGRAM = """
 import sys
 import torch
 from safetensors.torch import save_file
 from meg_editor.generators import GENERATORS
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.processes import Processes
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.runtime.processes import Processes
 
 torch.set_num_threads(1)
 processes = Processes.launched("cpu")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from meg_editor.query import QueryReader
+from meg_editor.requests.prompts import QueryReader
 
 QUESTIONS = [
     "What is the capital of France?",

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from meg_editor.config.hparams import HParamsError, MeGHyperParams
 from meg_editor.generators import DiTGenerator, MLPGenerator, recall
 from meg_editor.generators.recall import Recall
-from meg_editor.hparams import HParamsError, MeGHyperParams
 
 E, P = 16, 50
 SMALL = {

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from meg_editor import MeGHyperParams, load_model
-from meg_editor.cli import main
-from meg_editor.data.reference_requests import edit_cases
-from meg_editor.data.reference_world import GROUPS, load_world
-from meg_editor.demo import Demo, run_demo
+from meg_editor.cli.demo import Demo, run_demo
+from meg_editor.cli.main import main
+from meg_editor.data.world.facts import GROUPS, load_world
+from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import evaluate
-from meg_editor.reference import ASSETS
-from meg_editor.tokens import greedy_answers
+from meg_editor.lm.reference import ASSETS
+from meg_editor.lm.tokens import greedy_answers
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,17 @@ import pytest
 
 import meg_editor
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.data.reference_requests import (
+from meg_editor.data.relations import Relations
+from meg_editor.data.splits import tuning_requests
+from meg_editor.data.world.facts import GROUPS, Fact, Group, World, load_world
+from meg_editor.data.world.requests import (
     calibration_requests,
     edit_cases,
     pseudo_requests,
     reference_split,
     sweep_requests,
 )
-from meg_editor.data.reference_world import GROUPS, Fact, Group, World, load_world
-from meg_editor.data.relations import Relations
-from meg_editor.data.splits import tuning_requests
-from meg_editor.requests import EditRequest, merge_requests
+from meg_editor.requests.request import EditRequest, merge_requests
 
 KINDS = {"same_relation", "same_subject", "unrelated"}
 

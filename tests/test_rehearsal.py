@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from meg_editor import MeGHyperParams, load_model
-from meg_editor.collection import collect
-from meg_editor.data.reference_requests import calibration_requests, pseudo_requests, sweep_requests
-from meg_editor.encoder import TextEncoder
-from meg_editor.gates import Calibration, FamiliarityGate, SimilarityGate
+from meg_editor.collection.collect import collect
+from meg_editor.data.world.requests import calibration_requests, pseudo_requests, sweep_requests
+from meg_editor.fitting.held_out import _pretend, rehearse, settled, state_weights
 from meg_editor.generators import NeuronBank
-from meg_editor.model import MeGModel
-from meg_editor.neuron import NeuronSpec
-from meg_editor.query import QueryReader
-from meg_editor.reference import resolve_model_name
-from meg_editor.rehearsal import _pretend, rehearse, settled, state_weights
-from meg_editor.requests import EditRequest
-from meg_editor.routing import index_queries
-from meg_editor.states import StateReader
-from meg_editor.tokens import greedy_answers
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.reference import resolve_model_name
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.gates import Calibration, FamiliarityGate, SimilarityGate
+from meg_editor.routing.hidden_states import StateReader
+from meg_editor.routing.router import index_queries
 
 HPARAMS = MeGHyperParams.preset("default", generator="bank", familiarity_epochs=30)
 FACTS = calibration_requests()[:24]

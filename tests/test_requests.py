@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from meg_editor.request_files import read_requests
-from meg_editor.requests import EditRequest, RequestError, merge_requests
+from meg_editor.requests.files import read_requests
+from meg_editor.requests.request import EditRequest, RequestError, merge_requests
 
 GOOD = {"prompt": "The capital of France is", "target_new": "Lyon"}
 

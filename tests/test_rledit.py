@@ -31,13 +31,13 @@ from test_token_gradient_baselines import (
 from torch import Tensor
 
 from meg_editor.baselines import rledit
-from meg_editor.baselines.hypernetwork_training import meta_gradients, trained
+from meg_editor.baselines.core.hypernetwork_training import meta_gradients, trained
+from meg_editor.baselines.core.meta_batches import MetaBatch
+from meg_editor.baselines.core.token_gradients import token_gradients, updates_of
 from meg_editor.baselines.malmen import apply_malmen_to_model
-from meg_editor.baselines.meta_batches import MetaBatch
 from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
-from meg_editor.baselines.token_gradients import token_gradients, updates_of
-from meg_editor.requests import EditRequest
-from meg_editor.stages import StageStore
+from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.artifacts import StageStore
 
 # Facts to train on must not be edited.
 PSEUDO_OTHERS = [EditRequest("x", "y", rephrases=("z",), locality_prompts=("Who",))]

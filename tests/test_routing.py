@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from meg_editor.encoder import TextEncoder
-from meg_editor.gates import SimilarityGate
-from meg_editor.index import QueryIndex
-from meg_editor.neuron import NeuronSpec
-from meg_editor.query import QueryReader
-from meg_editor.routing import Router
-from meg_editor.states import StateReader
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.gates import SimilarityGate
+from meg_editor.routing.hidden_states import StateReader
+from meg_editor.routing.index import QueryIndex
+from meg_editor.routing.router import Router
 
 EDITED = ["The capital of Atlantis is", "The river of Genovia is", "The language of Erewhon is"]
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from meg_editor import MeGHyperParams, load_model
+from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import BASELINES, Baseline
-from meg_editor.baselines.settings import BaselineHyperParams
 from meg_editor.benchmark.search import Trial, best_of, proposal, search
-from meg_editor.cli import main
+from meg_editor.cli.main import main
+from meg_editor.config.settings import setting
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.data.reference_requests import calibration_requests
+from meg_editor.data.world.requests import calibration_requests
 from meg_editor.evaluation import questions_of
-from meg_editor.flat_hparams import setting
-from meg_editor.query import QueryReader
+from meg_editor.requests.prompts import QueryReader
 
 WEIGHT = "model.norm.weight"
 

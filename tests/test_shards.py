@@ -11,13 +11,13 @@ import torch
 from conftest import PROMPTS
 
 from meg_editor import shards
-from meg_editor.collection import collect
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.neuron import NeuronSpec
-from meg_editor.processes import Processes
-from meg_editor.requests import EditRequest
-from meg_editor.shards import collect_in_shards
-from meg_editor.stages import StageStore
+from meg_editor.collection.collect import collect
+from meg_editor.collection.shards import collect_in_shards
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.processes import Processes
 
 SETTINGS = MeGHyperParams(
     layers=[1], collection_steps=3, collection_retries=0, collection_shard_size=3

@@ -17,12 +17,12 @@ import torch
 from conftest import PROMPTS
 from torch.utils.flop_counter import FlopCounterMode
 
-from meg_editor.collection import collect, shared_start
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.neuron import NeuronHook
-from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, Example, target_logits
-from meg_editor.upper_layers import UpperLayers
+from meg_editor.collection.collect import collect, shared_start
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.neuron import NeuronHook
+from meg_editor.lm.tokens import Batch, Example, target_logits
+from meg_editor.lm.upper_layers import UpperLayers
+from meg_editor.requests.request import EditRequest
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "speed.py"
 TARGETS = ["of", "capital", "river", "language"]  # one token each

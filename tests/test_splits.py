@@ -16,7 +16,7 @@ from meg_editor.data.preprocessing import (
 )
 from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split, choose, split_cases, tuning_requests
-from meg_editor.requests import EditRequest
+from meg_editor.requests.request import EditRequest
 
 
 def case(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from meg_editor.stages import StageStore, Tensors
+from meg_editor.runtime.artifacts import StageStore, Tensors
 
 
 class Work:

@@ -9,9 +9,9 @@ import torch
 from test_neuron import FAMILIES, LAYER, LAYERS, random_neurons, spec_of, tiny
 from torch import Tensor
 
-from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.query import QueryReader
-from meg_editor.states import StateReader
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.routing.hidden_states import StateReader
 
 QUERIES = ["abcdefg", "b", "cab", "hello world", "zz"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meg_editor.text_files import write_json, write_text
+from meg_editor.runtime.text_files import write_json, write_text
 
 
 def test_lists_of_numbers_take_one_line_and_nothing_else_changes(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_an_interruption_leaves_the_old_file(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("meg_editor.text_files.os.replace", stop)
+    monkeypatch.setattr("meg_editor.runtime.text_files.os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "new")
     assert path.read_text("utf-8") == "old"

@@ -21,17 +21,21 @@ from parity import record_gradient_methods as record
 from parity import tiny
 from torch import Tensor
 
-from meg_editor.baselines.hypernetwork import HyperNetwork
-from meg_editor.baselines.hypernetwork_training import MetaStep, meta_gradients, trained
+from meg_editor.baselines.core.hypernetwork import HyperNetwork
+from meg_editor.baselines.core.hypernetwork_training import MetaStep, meta_gradients, trained
+from meg_editor.baselines.core.meta_batches import MetaBatch, meta_batches
+from meg_editor.baselines.core.token_gradients import (
+    NormalEquation,
+    TokenStatistics,
+    token_gradients,
+)
 from meg_editor.baselines.malmen import MALMENHyperParams, _train, apply_malmen_to_model
-from meg_editor.baselines.meta_batches import MetaBatch, meta_batches
 from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
-from meg_editor.baselines.token_gradients import NormalEquation, TokenStatistics, token_gradients
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
-from meg_editor.flat_hparams import HParamsError
-from meg_editor.requests import EditRequest, RequestError
-from meg_editor.stages import StageStore
-from meg_editor.tokens import Example
+from meg_editor.config.settings import HParamsError
+from meg_editor.lm.tokens import Example
+from meg_editor.requests.request import EditRequest, RequestError
+from meg_editor.runtime.artifacts import StageStore
 
 KINDS = record.KINDS
 ROWS = tiny.rows(tiny.FACTS)
@@ -450,7 +454,7 @@ def test_an_untrained_block_is_the_identity_and_can_learn() -> None:
 
 def test_what_the_model_knows_is_edited_to_something_else() -> None:
     """A model which says every target already has nothing to learn from its own answers."""
-    from meg_editor.baselines.meta_batches import _answers, _targets
+    from meg_editor.baselines.core.meta_batches import _answers, _targets
 
     facts = [EditRequest(f"The {a} of {b} is", f"{a} {b}") for a in "xy" for b in "pqr"]
     facts.append(EditRequest("Water boils at", "never"))
@@ -476,7 +480,7 @@ def test_the_model_is_asked_at_once_and_about_what_is_drawn(
         asked.extend(prompts)
         return [f"{prompt} yes" for prompt in prompts]
 
-    monkeypatch.setattr("meg_editor.baselines.meta_batches.batched_answers", tell)
+    monkeypatch.setattr("meg_editor.baselines.core.meta_batches.batched_answers", tell)
     facts = [replace(f, locality_prompts=tuple(f"{f.prompt} {i}" for i in "abcde")) for f in PSEUDO]
     tok = tiny.tokenizer("llama")
     batches = meta_batches(None, tok, facts, training(n_edits=2), 4)

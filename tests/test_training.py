@@ -12,13 +12,13 @@ from accelerate import dispatch_model
 from conftest import OTHERS, PROMPTS
 
 from meg_editor import shards, training
-from meg_editor.encoder import TextEncoder
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.model import MeGModel
-from meg_editor.requests import EditRequest, RequestError
-from meg_editor.stages import StageStore
-from meg_editor.tokens import greedy_answers
-from meg_editor.training import fit
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.fitting.pipeline import fit
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.request import EditRequest, RequestError
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.runtime.artifacts import StageStore
 
 SETTINGS = MeGHyperParams(
     layers=[1],

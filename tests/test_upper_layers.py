@@ -9,9 +9,9 @@ import pytest
 import torch
 from test_neuron import LAYER, LAYERS, all_families, random_neurons, random_tokens, spec_of, tiny
 
-from meg_editor.ffn import decoder_blocks
-from meg_editor.neuron import NeuronHook
-from meg_editor.upper_layers import UpperLayers
+from meg_editor.lm.ffn import decoder_blocks
+from meg_editor.lm.neuron import NeuronHook
+from meg_editor.lm.upper_layers import UpperLayers
 
 
 def run(model: Any, neurons: torch.Tensor, hook: NeuronHook, ids: torch.Tensor) -> Any:

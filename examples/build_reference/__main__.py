@@ -3,7 +3,8 @@
     python examples/build_reference --out build/reference        # everything, ~1.5 h on 2 cores
 
 Trains from scratch and needs no network. Stages that are already in --out are not run again.
-The result is what meg_editor/assets/ ships: `llama-reference/`, `bert-reference/`, MODEL_CARD.md.
+The result is what meg_editor/lm/assets/ ships: `llama-reference/`, `bert-reference/` and
+MODEL_CARD.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from model_card import write_card
 from text_encoder import train_encoder
 from transformers import PreTrainedTokenizerFast
 
-from meg_editor.data.reference_world import load_world
+from meg_editor.data.world.facts import load_world
 
 
 def main() -> None:

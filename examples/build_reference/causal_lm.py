@@ -14,8 +14,8 @@ from schedule import cosine
 from sentences import Row, Sentences, batches, build_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from meg_editor.data.reference_world import GROUPS, World
-from meg_editor.precision import bfloat16
+from meg_editor.data.world.facts import GROUPS, World
+from meg_editor.runtime.precision import bfloat16
 
 
 def train_lm(world: World, out: Path, args: argparse.Namespace) -> LlamaForCausalLM:

@@ -7,7 +7,7 @@ from pathlib import Path
 from text_encoder import retrieval
 from transformers import LlamaConfig
 
-from meg_editor.data.reference_world import GROUPS, World
+from meg_editor.data.world.facts import GROUPS, World
 
 
 def write_card(world: World, out: Path, accuracy: dict[str, float]) -> None:

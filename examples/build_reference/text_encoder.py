@@ -14,8 +14,8 @@ from schedule import cosine
 from tokenizers import Tokenizer, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from meg_editor.data.reference_world import World
-from meg_editor.precision import bfloat16
+from meg_editor.data.world.facts import World
+from meg_editor.runtime.precision import bfloat16
 
 
 def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.Namespace) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.baselines.locate import Locate, locate_then_edit, value_settings
-from meg_editor.baselines.settings import LocateHyperParams
-from meg_editor.baselines.weights import Requests, Updates, edit_weights
-from meg_editor.ffn import block_name
-from meg_editor.flat_hparams import setting
-from meg_editor.requests import EditRequest
-from meg_editor.stages import StageStore
+from meg_editor.baselines.core.locate import Locate, locate_then_edit, value_settings
+from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
+from meg_editor.config.settings import setting
+from meg_editor.lm.ffn import block_name
+from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.artifacts import StageStore
 
 
 @dataclass

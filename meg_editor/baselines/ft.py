@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from meg_editor.baselines.settings import LayerHyperParams
-from meg_editor.baselines.weights import Requests, Updates, edit_weights, restored
-from meg_editor.ffn import decoder_blocks, find_ffn
-from meg_editor.flat_hparams import setting
-from meg_editor.progress import track
-from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, Example, encode_example, means, target_logits
-from meg_editor.upper_layers import UpperLayers
+from meg_editor.baselines.core.settings import LayerHyperParams
+from meg_editor.baselines.core.weights import Requests, Updates, edit_weights, restored
+from meg_editor.config.settings import setting
+from meg_editor.lm.ffn import decoder_blocks, find_ffn
+from meg_editor.lm.tokens import Batch, Example, encode_example, means, target_logits
+from meg_editor.lm.upper_layers import UpperLayers
+from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.progress import track
 
 
 @dataclass

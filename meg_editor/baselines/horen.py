@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meg_editor.baselines.activations import first
-from meg_editor.baselines.fact_tokens import FactTokens
-from meg_editor.baselines.settings import LayerHyperParams
-from meg_editor.baselines.target_values import ValueSettings, optimise_values
-from meg_editor.baselines.weights import Requests
-from meg_editor.ffn import text_config
-from meg_editor.flat_hparams import setting
-from meg_editor.requests import only_edits
-from meg_editor.routed_model import RoutedModel
-from meg_editor.tokens import by_length, encode_example, left_padded
+from meg_editor.baselines.core.activations import first
+from meg_editor.baselines.core.fact_tokens import FactTokens
+from meg_editor.baselines.core.settings import LayerHyperParams
+from meg_editor.baselines.core.target_values import ValueSettings, optimise_values
+from meg_editor.baselines.core.weights import Requests
+from meg_editor.config.settings import setting
+from meg_editor.lm.ffn import text_config
+from meg_editor.lm.tokens import by_length, encode_example, left_padded
+from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.request import only_edits
 
 
 @dataclass

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meg_editor.baselines.locate import Locate, keys_of, value_settings
-from meg_editor.baselines.settings import LocateHyperParams
-from meg_editor.baselines.shared_clone import shared_clone
-from meg_editor.baselines.target_values import optimise_values
-from meg_editor.baselines.weights import Requests
-from meg_editor.flat_hparams import setting
-from meg_editor.requests import only_edits
+from meg_editor.baselines.core.locate import Locate, keys_of, value_settings
+from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.shared_clone import shared_clone
+from meg_editor.baselines.core.target_values import optimise_values
+from meg_editor.baselines.core.weights import Requests
+from meg_editor.config.settings import setting
+from meg_editor.requests.request import only_edits
 
 
 @dataclass

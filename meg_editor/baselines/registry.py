@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meg_editor.baselines.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model
+from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
 from meg_editor.baselines.horen import HoReNHyperParams, apply_horen_to_model
 from meg_editor.baselines.malmen import MALMENHyperParams, apply_malmen_to_model
@@ -16,7 +17,6 @@ from meg_editor.baselines.pmet import PMETHyperParams, apply_pmet_to_model
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
 from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
-from meg_editor.baselines.settings import BaselineHyperParams
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
 
 Space = dict[str, Sequence[Any]]

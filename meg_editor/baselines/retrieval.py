@@ -14,14 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from meg_editor.baselines.settings import BaselineHyperParams
-from meg_editor.baselines.weights import Requests
-from meg_editor.encoder import TextEncoder
-from meg_editor.flat_hparams import HParamsError, setting
-from meg_editor.reference import resolve_model_name
-from meg_editor.requests import EditRequest, only_edits
-from meg_editor.routed_model import RoutedModel
-from meg_editor.tokens import pad_token
+from meg_editor.baselines.core.settings import BaselineHyperParams
+from meg_editor.baselines.core.weights import Requests
+from meg_editor.config.settings import HParamsError, setting
+from meg_editor.lm.reference import resolve_model_name
+from meg_editor.lm.tokens import pad_token
+from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.request import EditRequest, only_edits
+from meg_editor.routing.encoder import TextEncoder
 
 
 @dataclass

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.baselines.hypernetwork import HyperNetwork, HyperNetworkHyperParams
-from meg_editor.baselines.hypernetwork_training import (
+from meg_editor.baselines.core.hypernetwork import HyperNetwork, HyperNetworkHyperParams
+from meg_editor.baselines.core.hypernetwork_training import (
     hypernetwork,
     meta_gradients,
     predicted,
 )
-from meg_editor.baselines.meta_batches import MetaBatch, meta_batches
-from meg_editor.baselines.weights import Requests, Updates, add, edit_weights, restored
-from meg_editor.flat_hparams import setting
-from meg_editor.progress import track
-from meg_editor.requests import EditRequest
-from meg_editor.stages import StageStore, Tensors
+from meg_editor.baselines.core.meta_batches import MetaBatch, meta_batches
+from meg_editor.baselines.core.weights import Requests, Updates, add, edit_weights, restored
+from meg_editor.config.settings import setting
+from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.artifacts import StageStore, Tensors
+from meg_editor.runtime.progress import track
 
 
 @dataclass

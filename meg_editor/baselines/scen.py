@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meg_editor.baselines.activations import activations_at
-from meg_editor.baselines.settings import LayerHyperParams
-from meg_editor.baselines.weights import Requests
-from meg_editor.collection import collect
-from meg_editor.data.reference_requests import pseudo_requests
-from meg_editor.flat_hparams import setting
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.requests import EditRequest, only_edits
-from meg_editor.routed_model import RoutedModel
+from meg_editor.baselines.core.activations import activations_at
+from meg_editor.baselines.core.settings import LayerHyperParams
+from meg_editor.baselines.core.weights import Requests
+from meg_editor.collection.collect import collect
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.settings import setting
+from meg_editor.data.world.requests import pseudo_requests
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.request import EditRequest, only_edits
 
 _NEGATIVES = 512  # states of other queries in one step
 

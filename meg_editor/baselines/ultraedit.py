@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.baselines.token_gradients import (
+from meg_editor.baselines.core.token_gradients import (
     NormalEquation,
     TokenGradientHyperParams,
     TokenGradients,
@@ -22,9 +22,9 @@ from meg_editor.baselines.token_gradients import (
     token_gradients,
     updates_of,
 )
-from meg_editor.baselines.weights import Requests, Updates, edit_weights
-from meg_editor.flat_hparams import setting
-from meg_editor.requests import EditRequest
+from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
+from meg_editor.config.settings import setting
+from meg_editor.requests.request import EditRequest
 
 Statistics = dict[tuple[int, int], TokenStatistics]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meg_editor.apply import apply_meg_to_model
 from meg_editor.benchmark.methods import Method
-from meg_editor.hparams import MeGHyperParams
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.fitting.apply import apply_meg_to_model
 
 Cell = Mapping[str, Any]
 # The cells of one table: (variant, edits) -> cell.

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.collection import answers_with, collect
+from meg_editor.collection.collect import answers_with, collect
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.evaluation.long_answers import embedding_similarity
 from meg_editor.evaluation.metrics import percent, token_accuracy
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.neuron import NeuronHook, NeuronSpec
-from meg_editor.query import QueryReader
-from meg_editor.requests import EditRequest
-from meg_editor.tokens import Batch, encode_example, target_logits
+from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.tokens import Batch, encode_example, target_logits
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.request import EditRequest
 
 _ROWS = 8
 

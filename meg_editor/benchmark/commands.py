@@ -10,28 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import BASELINES
-from meg_editor.baselines.settings import BaselineHyperParams
 from meg_editor.benchmark.methods import Method, resolve_method
 from meg_editor.benchmark.paper_tables import run_tables
 from meg_editor.benchmark.plots import check_matplotlib
 from meg_editor.benchmark.report import write_report
 from meg_editor.benchmark.runner import Benchmark, run_benchmark
 from meg_editor.benchmark.search import SearchError, Trial, best_of, recorded, search
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import Dataset, EvaluationCase, MultiHopCase
-from meg_editor.data.datasets import DATASETS
+from meg_editor.data.loaders.datasets import DATASETS
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts
-from meg_editor.data.reference_requests import edit_cases, reference_split
-from meg_editor.data.reference_world import load_world
 from meg_editor.data.splits import Split, split_cases, tuning_requests
-from meg_editor.easyedit.methods import NAMES as EASYEDIT
-from meg_editor.easyedit.methods import easyedit_method
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases, reference_split
 from meg_editor.evaluation import questions_of
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.loading import load_model
-from meg_editor.query import QueryReader
-from meg_editor.requests import EditRequest
-from meg_editor.stages import StageStore
+from meg_editor.integrations.easyedit.methods import NAMES as EASYEDIT
+from meg_editor.integrations.easyedit.methods import easyedit_method
+from meg_editor.lm.loading import load_model
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.artifacts import StageStore
 
 # Beside the baselines; the bank is the upper bound of what retrieved neurons can do.
 ALL = ("unedited", "meg", "meg-paper", "meg-bank")

@@ -18,9 +18,9 @@ from meg_editor.evaluation.fluency import ngram_entropy, perplexity
 from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, token_recall, tokens
 from meg_editor.evaluation.metrics import METRICS
 from meg_editor.evaluation.multi_hop import multi_hop_scores
-from meg_editor.model import MeGModel
-from meg_editor.routed_model import RoutedModel
-from meg_editor.tokens import batched_answers, by_length, left_padded, pad_token
+from meg_editor.lm.tokens import batched_answers, by_length, left_padded, pad_token
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.routed_model import RoutedModel
 
 _LONG = 20  # words of a mean target, from which exact match tells little
 _TEXTS, _CONTINUED, _NEW_TOKENS = 200, 64, 48

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from meg_editor.apply import apply_meg_to_model
 from meg_editor.baselines.registry import BASELINES
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.hparams import MeGHyperParams
+from meg_editor.fitting.apply import apply_meg_to_model
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from meg_editor.benchmark.methods import resolve_method
 from meg_editor.benchmark.plots import draw_layers, draw_scores, draw_thresholds
 from meg_editor.benchmark.runner import Benchmark, only_wrong, run_benchmark
 from meg_editor.benchmark.tables import score_table
+from meg_editor.collection.layer_sweep import layer_sweep
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import Dataset
 from meg_editor.data.preprocessing import without_conflicts
 from meg_editor.data.splits import split_cases, tuning_requests
 from meg_editor.evaluation.report import versions
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.layer_sweep import layer_sweep
-from meg_editor.text_files import write_json, write_text
+from meg_editor.runtime.text_files import write_json, write_text
 
 _LAYER_FACTS = 64
 Say = Callable[[str], None]

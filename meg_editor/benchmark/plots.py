@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from meg_editor.benchmark.tables import scores_over_edits
-from meg_editor.layer_sweep import LayerResult
+from meg_editor.collection.layer_sweep import LayerResult
 
 Cell = Mapping[str, Any]
 Cells = Mapping[tuple[str, int], Cell]  # (name of a row, edits) -> cell

@@ -12,7 +12,7 @@ from meg_editor.benchmark.runner import without_nan
 from meg_editor.benchmark.search import Trial
 from meg_editor.benchmark.tables import markdown
 from meg_editor.evaluation.report import versions
-from meg_editor.text_files import write_json, write_text
+from meg_editor.runtime.text_files import write_json, write_text
 
 
 def write_report(

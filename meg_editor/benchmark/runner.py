@@ -18,22 +18,22 @@ from torch import Tensor
 from meg_editor import __version__
 from meg_editor.benchmark.diagnostics import diagnose
 from meg_editor.benchmark.methods import Method, edited
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.settings import FlatHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
 from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split, choose, known_texts, tuning_requests
-from meg_editor.encoder import TextEncoder
 from meg_editor.evaluation import Question, evaluate, questions_of
 from meg_editor.evaluation.cost import added_bytes, latency, peak_memory, reset_peak_memory
 from meg_editor.evaluation.metrics import normalise
 from meg_editor.evaluation.report import MethodReport
-from meg_editor.flat_hparams import FlatHyperParams
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.model import MeGModel
-from meg_editor.query import QueryReader
-from meg_editor.reference import resolve_model_name
-from meg_editor.stages import StageStore, digest
-from meg_editor.text_files import read_json, write_json
-from meg_editor.tokens import batched_answers
+from meg_editor.lm.reference import resolve_model_name
+from meg_editor.lm.tokens import batched_answers
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.runtime.artifacts import StageStore, digest
+from meg_editor.runtime.text_files import read_json, write_json
 
 
 @dataclass(frozen=True)

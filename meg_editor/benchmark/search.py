@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import Baseline, Space
-from meg_editor.baselines.settings import BaselineHyperParams
 from meg_editor.benchmark.methods import Method, edited
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation import Question, evaluate
-from meg_editor.fingerprint import fingerprint
-from meg_editor.neuron import count_layers
-from meg_editor.stages import digest
-from meg_editor.text_files import read_json, write_json
+from meg_editor.lm.fingerprint import fingerprint
+from meg_editor.lm.neuron import count_layers
+from meg_editor.runtime.artifacts import digest
+from meg_editor.runtime.text_files import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from meg_editor.requests import EditRequest
+from meg_editor.requests.request import EditRequest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.groups import groups
 from meg_editor.data.preprocessing import key, subject_key, without_false_locality
 from meg_editor.data.relations import Relations
-from meg_editor.requests import EditRequest
+from meg_editor.requests.request import EditRequest
 
 # Shares of all facts, in percent.
 _PSEUDO, _CALIBRATION = 20, 10

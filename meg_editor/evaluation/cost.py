@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meg_editor.tokens import left_padded, pad_token
+from meg_editor.lm.tokens import left_padded, pad_token
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from meg_editor.evaluation.metrics import normalise
-from meg_editor.index import nearest
-from meg_editor.requests import EditRequest
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.index import nearest
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,7 @@ from meg_editor.evaluation.metrics import (
     worst_case,
 )
 from meg_editor.evaluation.questions import Question, questions_of
-from meg_editor.model import MeGModel
-from meg_editor.progress import track
-from meg_editor.query import QueryReader
-from meg_editor.routed_model import RoutedModel
-from meg_editor.tokens import (
+from meg_editor.lm.tokens import (
     Batch,
     Example,
     batched_answers,
@@ -41,6 +37,10 @@ from meg_editor.tokens import (
     longest_target,
     target_logits,
 )
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.runtime.progress import track
 
 _ROWS = 256
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from meg_editor.tokens import Batch, Example, by_length
+from meg_editor.lm.tokens import Batch, Example, by_length
 
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # ROME's and EasyEdit's
 

@@ -11,8 +11,8 @@ from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.preprocessing import edited_keys, key
 from meg_editor.data.relations import Relations
 from meg_editor.evaluation.trap_questions import counter_asked, negated
-from meg_editor.query import QueryReader
-from meg_editor.tokens import batched_tokens, decoded, longest_target
+from meg_editor.lm.tokens import batched_tokens, decoded, longest_target
+from meg_editor.requests.prompts import QueryReader
 
 
 @dataclass(frozen=True)

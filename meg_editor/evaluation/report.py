@@ -14,8 +14,8 @@ import transformers
 
 import meg_editor
 from meg_editor.evaluation.evaluate import Evaluation
-from meg_editor.fit_report import FitReport
-from meg_editor.text_files import write_json
+from meg_editor.model.fit_report import FitReport
+from meg_editor.runtime.text_files import write_json
 
 
 def versions() -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators.base import WeightGenerator
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.index import nearest
-from meg_editor.processes import Processes
+from meg_editor.routing.index import nearest
+from meg_editor.runtime.processes import Processes
 
 
 class NeuronBank(WeightGenerator):

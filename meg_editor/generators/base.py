@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from meg_editor.hparams import MeGHyperParams
-from meg_editor.processes import Processes
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.runtime.processes import Processes
 
 
 @dataclass(frozen=True)

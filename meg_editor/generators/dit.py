@@ -14,10 +14,10 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero
 from torch import Tensor, nn
 
-from meg_editor.diffusion import Denoiser, Diffusion
-from meg_editor.generators.learned import LearnedGenerator, sample
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.generators.diffusion import Denoiser, Diffusion
 from meg_editor.generators.recall import Recall
-from meg_editor.hparams import MeGHyperParams
+from meg_editor.generators.trainer import LearnedGenerator, sample
 
 
 class DiTBlock(nn.Module):

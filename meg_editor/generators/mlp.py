@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from meg_editor.generators.learned import LearnedGenerator
-from meg_editor.hparams import MeGHyperParams
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.generators.trainer import LearnedGenerator
 
 
 class MLPGenerator(LearnedGenerator):

@@ -27,7 +27,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from meg_editor.easyedit.importing import import_easyedit
+from meg_editor.integrations.easyedit.importing import import_easyedit
 from parity import tiny
 
 LAYERS = [1, 2]

@@ -1,0 +1,38 @@
+"""Texts of the model's own, after which a fact should hold too (MEMIT, section 4.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from meg_editor.lm.tokens import left_padded, pad_token
+
+_BEGINNINGS = ("The", "Therefore", "Because", "I", "You")
+
+
+@torch.no_grad()
+def context_prefixes(
+    model: Any, tokenizer: Any, count: int, seed: int, tokens: int = 10
+) -> list[str]:
+    """The empty prefix, and `count` sampled ones such as "The river is long. "
+
+    Args:
+        tokens: of a prefix, at most.
+    """
+    if not count:
+        return [""]
+    starts = [_BEGINNINGS[i % len(_BEGINNINGS)] for i in range(count)]
+    batch = left_padded(tokenizer, starts, model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        output = model.generate(
+            **batch,
+            do_sample=True,
+            top_k=5,
+            max_new_tokens=tokens - 1,
+            pad_token_id=pad_token(tokenizer),
+        )
+    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+    return ["", *(f"{' '.join(text.split()).rstrip('.')}. " for text in texts)]

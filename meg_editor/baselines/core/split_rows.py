@@ -1,0 +1,73 @@
+"""Token sequences of which only the ends change: the beginnings are run once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from meg_editor.lm.upper_layers import UpperLayers
+
+
+class SplitRows:
+    """B sequences, each cut in two before its token `cut`.
+
+    What happens at and after the cut changes nothing before it: under a causal mask the heads' keys
+    and values are computed once, and each forward pass runs the tails alone, from block `layer` on.
+
+    Attributes:
+        ids: (B, S) the tails, padded on the right; a tail begins at position 0.
+    """
+
+    def __init__(
+        self, model: Any, layer: int, rows: Sequence[Sequence[int]], cuts: Sequence[int]
+    ) -> None:
+        self.model, self.upper = model, UpperLayers(model, layer)
+        device = model.device
+        tails = [torch.tensor(row[cut:]) for row, cut in zip(rows, cuts, strict=True)]
+        self.ids = pad_sequence(tails, batch_first=True).to(device)
+        before = torch.tensor(cuts, device=device).unsqueeze(1)
+        width = max(cuts)
+        heads = [[0] * (width - cut) + list(row[:cut]) for row, cut in zip(rows, cuts, strict=True)]
+        place = torch.arange(width, device=device) - (width - before)
+        self._mask = torch.cat([(place >= 0).long(), torch.ones_like(self.ids)], dim=1)
+        self._positions = before + torch.arange(self.ids.shape[1], device=device)
+        self._cache = DynamicCache()
+        if width:
+            with torch.no_grad():
+                model.get_decoder()(
+                    input_ids=torch.tensor(heads, device=device),
+                    attention_mask=self._mask[:, :width],
+                    position_ids=place.clamp(min=0),
+                    past_key_values=self._cache,
+                    use_cache=True,
+                )
+        self._stream = self.upper.stream(**self._inputs())
+
+    def hidden(self) -> Tensor:
+        """(B, S, D) the decoder's last hidden states at the tails."""
+        with self.upper.fed(self._stream):
+            last: Tensor = self.model.get_decoder()(**self._inputs()).last_hidden_state
+        return last
+
+    def select(self, kept: Tensor) -> None:
+        """Keep the rows (B,) bool alone."""
+        self.ids, self._mask = self.ids[kept], self._mask[kept]
+        self._positions, self._stream = self._positions[kept], self._stream[kept]
+        self._cache.batch_select_indices(kept)
+
+    def _inputs(self) -> dict[str, Any]:
+        cache = copy.copy(self._cache)  # a forward pass adds the tails to its own copy
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        return {
+            "input_ids": self.ids,
+            "attention_mask": self._mask,
+            "position_ids": self._positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }

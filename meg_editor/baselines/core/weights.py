@@ -1,0 +1,91 @@
+"""Change weights of a model, or leave it bit for bit as it was."""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meg_editor.requests.request import EditRequest, only_edits
+
+Requests = Sequence[EditRequest | Mapping[str, Any]]
+Updates = dict[str, Tensor]
+
+
+def edit_weights(
+    model: Any,
+    requests: Requests,
+    compute: Callable[[Any, Sequence[EditRequest]], Updates],
+    copy: bool = False,
+    return_orig_weights: bool = True,
+) -> tuple[Any, dict[str, Tensor]]:
+    """What a method with EasyEdit's signature does: compute updates, then add them.
+
+    Args:
+        compute: (model, requests) -> {parameter: what is added to it}. The model must be the old
+            one again when it returns.
+        copy: edit a copy of the model.
+        return_orig_weights: whether the old values are returned.
+
+    Returns:
+        The edited model, and {parameter: its old value}.
+
+    Raises:
+        RequestError: bad requests.
+        FloatingPointError: an update is not finite. The model is as it was then.
+    """
+    edits = only_edits(requests)
+    if copy:
+        model = copying.deepcopy(model)
+    updates = compute(model, edits)
+    for name, update in updates.items():
+        if not bool(update.isfinite().all()):
+            raise FloatingPointError(
+                f"the update of {name} is not finite; lower the learning rate, or raise "
+                "mom2_update_weight or L2 where the method has one"
+            )
+    parameters = dict(model.named_parameters())
+    originals = {name: parameters[name].detach().clone() for name in updates}
+    for name, update in updates.items():
+        add(parameters[name], update)
+    return model, originals if return_orig_weights else {}
+
+
+@torch.no_grad()
+def add(parameter: Tensor, update: Tensor) -> None:
+    """Add to a parameter in place, in the precision of the wider of the two."""
+    wide = torch.promote_types(parameter.dtype, update.dtype)
+    parameter.copy_(parameter.to(wide) + update.to(parameter.device, wide))
+
+
+@contextmanager
+def restored(model: Any, names: Sequence[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """Within the block the named parameters may change; after it they are as before, bit for bit.
+
+    They require gradients within the block as they did before, and so again after it.
+    """
+    parameters = dict(model.named_parameters())
+    chosen = {name: parameters[name] for name in names}
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in chosen.items()}
+    try:
+        yield chosen
+    finally:
+        with torch.no_grad():
+            for name, (value, needs_gradient) in before.items():
+                chosen[name].copy_(value)
+                chosen[name].requires_grad_(needs_gradient)
+                chosen[name].grad = None
+
+
+def oriented(model: Any, name: str, matrix: Tensor) -> Tensor:
+    """An (outputs, inputs) matrix as the linear layer `name` stores its weight.
+
+    nn.Linear stores (outputs, inputs), the Conv1D of GPT-2 (inputs, outputs); which it is cannot be
+    told by the shape where both are equal.
+    """
+    module = model.get_submodule(name)
+    return matrix.T if hasattr(module, "nf") else matrix

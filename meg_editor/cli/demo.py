@@ -1,0 +1,122 @@
+"""The main job: edit the reference model, show what changed and what did not, measure it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import calibration_requests, edit_cases, pseudo_requests
+from meg_editor.evaluation import evaluate, questions_of
+from meg_editor.evaluation.report import MethodReport, Report
+from meg_editor.fitting.pipeline import fit
+from meg_editor.lm.loading import load_model, resolve_device
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.runtime.artifacts import StageStore
+
+PRESETS = ("default", "paper")
+
+
+@dataclass
+class Demo:
+    """What the demo leaves behind."""
+
+    report: Report
+    models: dict[str, MeGModel]
+    cases: list[EvaluationCase]
+
+
+def run_demo(
+    edits: int = 256,
+    seed: int = 0,
+    out: Path | None = None,
+    presets: Sequence[str] = PRESETS,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> Demo:
+    """Edit `edits` facts of the reference model with each preset and evaluate everything.
+
+    Args:
+        out: gets report.json, the edited model of the first preset (`model/`) and the finished
+            stages (`stages/`), from which an interrupted run resumes.
+        say: where the story is told.
+
+    Raises:
+        ValueError: more edits than the reference world has facts for.
+        OSError: `out` cannot be written.
+    """
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    world = load_world()
+    cases = edit_cases(world, edits, seed)
+    settings = {
+        name: MeGHyperParams.preset(name, seed=seed, device=resolve_device(device))
+        for name in presets
+    }
+    model, tokenizer = load_model(next(iter(settings.values())))
+    pseudo, calibration = pseudo_requests(world), calibration_requests(world)
+    store = StageStore(out / "stages" if out else None)
+    report = Report(edits, seed, str(model.device))
+    questions = questions_of(model, tokenizer, cases, QueryReader(tokenizer))
+    report.methods["unedited"] = MethodReport(
+        evaluate(model, tokenizer, cases, questions=questions)
+    )
+    say(f"{edits} facts of the reference model get a new answer (seed {seed}, {model.device}).\n")
+    models: dict[str, MeGModel] = {}
+    for name, hparams in settings.items():
+        edited, fitted = fit(
+            model,
+            tokenizer,
+            [case.request for case in cases],
+            hparams,
+            pseudo=pseudo,
+            calibration=calibration,
+            store=store,
+        )
+        models[name] = edited
+        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in fitted.seconds.items())
+        resumed = f" (resumed: {', '.join(fitted.resumed)})" if fitted.resumed else ""
+        say(f"{name}: fitted in {sum(fitted.seconds.values()):.0f} s: {stages}{resumed}")
+        oracle = fitted.collection.neurons if fitted.collection else None
+        report.methods[f"meg-{name}"] = MethodReport(
+            evaluate(edited, tokenizer, cases, questions=questions, oracle=oracle),
+            fitted,
+            edited.stored_bytes,
+        )
+        if name == presets[0]:
+            say("\n" + before_and_after(edited, cases, seed) + "\n")
+            if out:
+                edited.save_pretrained(out / "model")
+    say("\n" + report.table())
+    if out:
+        report.write(out / "report.json")
+        say(f"\nWrote {out / 'report.json'}. Ask the edited model: meg-editor ask {out / 'model'}")
+    return Demo(report, models, cases)
+
+
+def before_and_after(
+    edited: MeGModel, cases: Sequence[EvaluationCase], seed: int, count: int = 5
+) -> str:
+    """A table of some edits, one paraphrase each, and a neighbour that must not change."""
+    reader = QueryReader(edited.tokenizer, edited.hparams.prompt_template)
+    lines = [f"{'':12} {'question':58} {'before':22} after"]
+    for case in random.Random(seed).sample(list(cases), min(count, len(cases))):
+        asked = [("edited", case.request.prompt), ("paraphrase", case.paraphrases[0])]
+        asked += [("neighbour", probes[0].prompt) for probes in list(case.locality.values())[:1]]
+        prompts = [reader.wrap(prompt) for _, prompt in asked]
+        before = greedy_answers(edited.base, edited.tokenizer, prompts, 12)
+        after = greedy_answers(edited, edited.tokenizer, prompts, 12)
+        for (kind, prompt), old, new in zip(asked, before, after, strict=True):
+            lines.append(f"{kind:12} {_cut(prompt, 58):58} {_cut(old, 22):22} {new}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,87 @@
+"""Which layer should get the neuron, found how? Collect in each and see (A.4, figures 5 to 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meg_editor.collection.collect import answers_with, collect
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.neuron import NeuronSpec, count_layers
+from meg_editor.lm.tokens import longest_target
+from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.request import EditRequest
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """How well single neurons edit in one layer, in percent.
+
+    Attributes:
+        reliability: edited prompts answered with the target.
+        generality: paraphrases answered with it under the same neuron; None without paraphrases.
+        steps: descent took, mean of the facts.
+        milliseconds: collection took, per fact.
+    """
+
+    layer: int
+    reliability: float
+    generality: float | None
+    steps: float
+    milliseconds: float
+
+
+def layer_sweep(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    hparams: MeGHyperParams,
+    layers: Sequence[int] | None = None,
+) -> list[LayerResult]:
+    """Collect neurons for `requests` in each of `layers` (default: all).
+
+    Give facts which will not be edited, with `rephrases` to see Generality too.
+    """
+    results = []
+    for layer in range(count_layers(model)) if layers is None else layers:
+        settings = dataclasses.replace(hparams, layers=[layer], collection_retries=0)
+        spec = NeuronSpec.from_hparams(model, settings)
+        start = time.perf_counter()
+        found = collect(model, tokenizer, spec, requests, settings)
+        taken = 1000 * (time.perf_counter() - start) / len(requests)
+        results.append(
+            LayerResult(
+                layer,
+                100 * float(found.success.float().mean()),
+                _generality(model, tokenizer, spec, requests, found.neurons, settings),
+                float(found.steps.float().mean()),
+                taken,
+            )
+        )
+    return results
+
+
+def _generality(
+    model: Any,
+    tokenizer: Any,
+    spec: NeuronSpec,
+    requests: Sequence[EditRequest],
+    neurons: Any,
+    hparams: MeGHyperParams,
+) -> float | None:
+    reader = QueryReader(tokenizer, hparams.prompt_template)
+    asked = [(index, p) for index, request in enumerate(requests) for p in request.rephrases]
+    if not asked:
+        return None
+    own = neurons[[index for index, _ in asked]]
+    prompts = [reader.wrap(prompt) for _, prompt in asked]
+    longest = longest_target(tokenizer, requests)
+    answers = answers_with(model, tokenizer, spec, own, prompts, longest)
+    right = sum(
+        answer == requests[index].target_new
+        for answer, (index, _) in zip(answers, asked, strict=True)
+    )
+    return 100 * right / len(asked)

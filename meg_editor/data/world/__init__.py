@@ -1,0 +1,1 @@
+"""The reference world: the facts which the shipped reference model knows."""

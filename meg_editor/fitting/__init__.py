@@ -1,0 +1,1 @@
+"""The four fitting stages in order."""

@@ -1,0 +1,1 @@
+"""MeG inside other libraries: EasyEdit, lm-evaluation-harness."""

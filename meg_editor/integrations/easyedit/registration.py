@@ -1,0 +1,204 @@
+"""Make MeG a method of EasyEdit, and undo it. All that is changed in EasyEdit is changed here.
+
+util.alg_dict.ALG_DICT
+    gets "MeG": that is how EasyEdit finds its methods.
+editors.batch_editor.BatchEditor.is_batchable_method
+    knows MeG: it is a hard-coded list.
+editors.editor.BaseEditor.__init__
+    loads MeG's models by `load_model`: EasyEdit chooses by parts of names, refuses Phi-2, and
+    leaves a given pair of model and tokenizer without padding. No ./logs is written.
+editors.editor.BaseEditor.edit, edit_requests, generate_edit
+    with sequential_edit edit, by MeG, the model of the fact before. EasyEdit edits the one it
+    started with, counting on weights changed in place; the wheel ignores sequential_edit.
+editors.editor.BaseEditor.batch_edit, of the wheel alone
+    takes, for MeG, the arguments of the current EasyEdit. The wheel ignores sequential_edit and
+    returns the metrics of the last chunk only.
+evaluate.*
+    routes queries on the prompt, see `evaluation.py`.
+
+Other methods run as before.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.fitting.apply import apply_meg_to_model
+from meg_editor.integrations.easyedit.evaluation import EVALUATORS, MODULES, on_the_prompt
+from meg_editor.integrations.easyedit.importing import import_easyedit
+from meg_editor.lm.loading import load_model, resolve_device
+from meg_editor.runtime.artifacts import StageStore
+
+NAME = "MeG"
+_MARK = "_meg_editor_replaced"
+
+
+class RegistrationError(RuntimeError):
+    """EasyEdit has a method "MeG" already, which is not this one."""
+
+
+def register() -> ModuleType:
+    """Add MeG to EasyEdit and return the package `easyeditor`. A second call changes nothing.
+
+    Raises:
+        EasyEditError: EasyEdit cannot be imported.
+        RegistrationError: another "MeG" is registered.
+    """
+    easyedit = import_easyedit()
+    methods = _module("util.alg_dict").ALG_DICT
+    if NAME in methods and not hasattr(methods[NAME], _MARK):
+        raise RegistrationError(
+            f"EasyEdit's ALG_DICT has another {NAME!r} already: {methods[NAME]!r}; remove it "
+            f"(del ALG_DICT[{NAME!r}]) before you register this one"
+        )
+    if NAME in methods:
+        return easyedit
+    replacements = list(_replacements())
+    # One memory of finished stages per registration: an encoder is tuned once for all calls.
+    apply = functools.partial(apply_meg_to_model, store=StageStore(None))
+    setattr(apply, _MARK, None)
+    methods[NAME] = apply
+    for owner, name, replacement in replacements:
+        original = inspect.getattr_static(owner, name)
+        setattr(replacement, _MARK, original)
+        static = isinstance(original, staticmethod)
+        setattr(owner, name, staticmethod(replacement) if static else replacement)
+    return easyedit
+
+
+def unregister() -> None:
+    """Take MeG out of EasyEdit again; without a registration, do nothing."""
+    table = sys.modules.get("easyeditor.util.alg_dict")
+    methods = getattr(table, "ALG_DICT", {})
+    if not hasattr(methods.get(NAME), _MARK):
+        return
+    del methods[NAME]
+    for owner, name, _ in _replacements():
+        replaced = getattr(getattr(owner, name), _MARK, None)
+        if replaced is not None:
+            setattr(owner, name, replaced)
+
+
+def _module(name: str) -> ModuleType:
+    # EasyEdit's star imports shadow its submodules as attributes, not in sys.modules.
+    return importlib.import_module(f"easyeditor.{name}")
+
+
+def _replacements() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+    """What is replaced: owner, name, and the function in its place."""
+    editor = _module("editors.editor")
+    batch_editor = _module("editors.batch_editor").BatchEditor
+    known = batch_editor.is_batchable_method
+    yield batch_editor, "is_batchable_method", lambda name: name == NAME or known(name)
+    yield editor.BaseEditor, "__init__", _init(editor.BaseEditor.__init__, editor)
+    for name in ("edit", "edit_requests", "generate_edit"):
+        if hasattr(editor.BaseEditor, name):
+            yield editor.BaseEditor, name, _one_by_one(getattr(editor.BaseEditor, name))
+    if "sequential_edit" not in inspect.signature(editor.BaseEditor.batch_edit).parameters:
+        yield editor.BaseEditor, "batch_edit", _batch_edit(editor.BaseEditor.batch_edit)
+    for name in MODULES:
+        try:
+            module = _module(name)
+        except ImportError:
+            continue  # the wheel and the checkout do not have the same ones
+        for function in EVALUATORS:
+            if hasattr(module, function):
+                yield module, function, on_the_prompt(getattr(module, function))
+
+
+def _init(original: Callable[..., Any], editor: Any) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def init(self: Any, hparams: Any) -> None:
+        if not isinstance(hparams, MeGHyperParams):
+            original(self, hparams)
+            return
+        given = hparams.model_name
+        model, tok = load_model(hparams) if isinstance(given, str) else given
+        if tok.pad_token_id is None:
+            tok.pad_token = tok.eos_token
+        tok.padding_side = "left"
+        device, parallel = resolve_device(hparams.device), hparams.model_parallel
+        pair: Any = (model, tok)
+        make_logs = editor.make_logs
+        hparams.model_name, hparams.device, editor.make_logs = pair, device, lambda: None
+        # Of a model in parallel the wheel wants the index of its GPU, and makes that the device.
+        hparams.model_parallel = parallel and model.device.type == "cuda"
+        try:
+            original(self, hparams)
+        finally:
+            hparams.model_name, hparams.device, editor.make_logs = given, device, make_logs
+            hparams.model_parallel = parallel
+        # A string, because evaluation looks for the names of model families in it.
+        self.model_name = given if isinstance(given, str) else str(model.name_or_path)
+
+    return init
+
+
+def _one_by_one(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def edit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.alg_name != NAME:
+            return original(self, *args, **kwargs)
+        given = signature.bind(self, *args, **kwargs).arguments
+        if not {**given, **given.get("kwargs", {})}.get("sequential_edit"):
+            return original(self, *args, **kwargs)
+        apply, latest = self.apply_algo, self.model
+
+        def apply_to_latest(_: Any, *rest: Any, **options: Any) -> Any:
+            nonlocal latest
+            latest, weights = apply(latest, *rest, **options)
+            return latest, weights
+
+        self.apply_algo = apply_to_latest
+        try:
+            result = original(self, *args, **kwargs)
+        finally:
+            self.apply_algo = apply
+        self.model = latest
+        return result
+
+    return edit
+
+
+def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
+    renamed = {"locality_inputs": "locality_prompts", "portability_inputs": "locality_ground_truth"}
+
+    @functools.wraps(original)
+    def batch_edit(
+        self: Any, prompts: list[str], target_new: list[str], *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.alg_name != NAME:
+            return original(self, prompts, target_new, *args, **kwargs)
+        sequential = kwargs.pop("sequential_edit", False)
+        kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
+        if len(prompts) != len(target_new):
+            raise ValueError(f"got {len(prompts)} prompts and {len(target_new)} targets")
+        call = inspect.signature(original).bind(self, prompts, target_new, *args, **kwargs)
+        metrics, edited, weights = [], self.model, {}
+        for start in range(0, len(prompts), self.hparams.batch_size):
+            rows = slice(start, start + self.hparams.batch_size)
+            chunk = {name: _cut(value, rows) for name, value in call.arguments.items()}
+            options = chunk.pop("kwargs", {})
+            found, edited, weights = original(**chunk, **options)
+            metrics += found
+            if sequential:
+                self.model = edited
+        return metrics, edited, weights
+
+    return batch_edit
+
+
+def _cut(value: Any, rows: slice) -> Any:
+    """Rows of every list in an argument of batch_edit."""
+    if isinstance(value, dict):
+        return {name: _cut(entry, rows) for name, entry in value.items()}
+    return value[rows] if isinstance(value, (list, tuple)) else value

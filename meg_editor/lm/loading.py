@@ -1,0 +1,54 @@
+"""Load the language model to edit: device, precision, tokenizer."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.settings import HParamsError
+from meg_editor.lm.reference import resolve_model_name
+
+
+def resolve_device(name: str) -> str:
+    """ "auto" becomes the GPU if there is one; of several processes each takes its own.
+
+    Raises:
+        HParamsError: no device of that name, or a CUDA device that is not there.
+    """
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return "cpu"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise HParamsError(f"device: expected auto, cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise HParamsError(
+                f"device {name!r} was asked for, but PyTorch {torch.__version__} sees {count} CUDA "
+                "devices; use device: cpu, or install a CUDA build of PyTorch"
+            )
+    return name
+
+
+def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
+    """The causal LM and its tokenizer, in evaluation mode: float32 on a CPU, else as stored."""
+    device = resolve_device(hparams.device)
+    name = resolve_model_name(hparams.model_name)
+    dtype: Any = torch.float16 if hparams.fp16 else "auto"
+    if device == "cpu" and not hparams.fp16:
+        dtype = torch.float32
+    placement = {"device_map": "auto"} if hparams.model_parallel else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placement)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not hparams.model_parallel:
+        model = model.to(device)
+    return model.eval().requires_grad_(False), tokenizer

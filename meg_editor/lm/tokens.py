@@ -1,0 +1,185 @@
+"""Prompts and targets as tokens, and greedy answers: what collection and evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meg_editor.requests.request import EditRequest
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the tokens that should follow it, the end of text included."""
+
+    prompt: list[int]
+    target: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.target)
+
+
+def encode_example(tokenizer: Any, prompt: str, target: str, end: bool = True) -> Example:
+    """Tokenise `prompt` + " " + `target`, split where the prompt ends; `end` appends EOS."""
+    prompt_ids = list(tokenizer(prompt)["input_ids"])
+    whole = list(tokenizer(f"{prompt} {target}")["input_ids"])
+    if whole[: len(prompt_ids)] == prompt_ids:
+        target_ids = whole[len(prompt_ids) :]
+    else:  # the boundary fell inside a token
+        target_ids = list(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+    if end and tokenizer.eos_token_id is not None:
+        target_ids.append(tokenizer.eos_token_id)
+    return Example(prompt_ids, target_ids)
+
+
+def longest_target(tokenizer: Any, requests: Sequence[EditRequest], least: int = 1) -> int:
+    """Tokens which the longest target takes, or `least`: no answer is cut off before its end."""
+    targets = (encode_example(tokenizer, r.prompt, r.target_new).target for r in requests)
+    return max([least, *map(len, targets)])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded examples; under a causal mask padding on the right needs no attention mask.
+
+    Attributes:
+        ids: (B, T) input ids.
+        labels: (B, T) the token that should come NEXT at each position, -100 elsewhere.
+    """
+
+    ids: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], device: torch.device | str) -> Batch:
+        width = max(len(example) for example in examples)
+        ids = torch.zeros(len(examples), width, dtype=torch.long)
+        labels = torch.full((len(examples), width), -100)
+        for row, example in enumerate(examples):
+            start, stop = len(example.prompt), len(example)
+            ids[row, :stop] = torch.tensor(example.prompt + example.target)
+            labels[row, start - 1 : stop - 1] = torch.tensor(example.target)
+        return cls(ids.to(device), labels.to(device))
+
+
+def target_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits where a target token comes next.
+
+    Returns:
+        (M, V) float32 logits, (M,) wanted tokens, (M,) the row of each, for M target tokens.
+    """
+    wanted = batch.labels != -100
+    # The vocabulary is the widest layer: multiply only where a target stands.
+    hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
+    return logits_of(model, hidden[wanted]), batch.labels[wanted], wanted.nonzero()[:, 0]
+
+
+def means(values: Tensor, group: Tensor, count: int) -> Tensor:
+    """(count,) the means of the groups which values (n,) belong to by index; 0 of an empty one."""
+    zeros = torch.zeros(count, device=values.device)
+    size = zeros.index_add(0, group, torch.ones_like(values))
+    return zeros.index_add(0, group, values) / size.clamp(min=1)
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """(..., D) last hidden states of the decoder -> (..., V) float32 logits."""
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Indices in chunks of at most `rows`, similar lengths together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), rows):
+        yield order[start : start + rows]
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The id to pad with: the end of text where the tokenizer has no padding."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
+    """B rows of numbers -> (B, longest) int64, on the CPU.
+
+    Under a causal mask padding on the right needs no mask, and shifts no position.
+    """
+    width = max(map(len, rows), default=0)
+    filled = [[*row, *[fill] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long).reshape(len(rows), width)
+
+
+def left_padded(tokenizer: Any, prompts: Sequence[str], device: Any) -> dict[str, Tensor]:
+    """Tokenised for generation, whatever side the tokenizer pads: input_ids and attention_mask."""
+    rows = tokenizer(list(prompts))["input_ids"]
+    width = max(map(len, rows))
+    pad = pad_token(tokenizer)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def greedy_tokens(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+) -> list[list[int]]:
+    """What the model says after each of B prompts, greedily, up to the end of text and with it."""
+    batch = left_padded(tokenizer, prompts, model.device)
+    output = model.generate(
+        **batch,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,  # some models' own settings have one: no longer the likeliest token
+        pad_token_id=pad_token(tokenizer),
+    )
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    end = tokenizer.eos_token_id
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+
+def decoded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """B answers in tokens as texts."""
+    # One by one: `batch_decode` makes one text of no rows at all.
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+
+def greedy_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """What the model says after each of B prompts, greedily, until it stops by itself."""
+    return decoded(tokenizer, greedy_tokens(model, tokenizer, prompts, max_new_tokens))
+
+
+def batched_tokens(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    attach: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
+    rows: int = 256,
+) -> list[list[int]]:
+    """`greedy_tokens` of any number of prompts, at most `rows` at once.
+
+    `attach` gives the context in which the prompts of the named indices are answered, such as
+    that of a hook with their neurons.
+    """
+    told: list[list[int]] = [[] for _ in prompts]
+    for chunk in by_length([len(prompt) for prompt in prompts], rows):
+        with attach(chunk) if attach else nullcontext():
+            found = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
+        for index, tokens in zip(chunk, found, strict=True):
+            told[index] = tokens
+    return told
+
+
+def batched_answers(model: Any, tokenizer: Any, *arguments: Any, **options: Any) -> list[str]:
+    """What `batched_tokens` finds, as texts."""
+    return decoded(tokenizer, batched_tokens(model, tokenizer, *arguments, **options))

@@ -1,0 +1,1 @@
+"""The edited model: routing, generating a neuron and answering; saved as one folder."""

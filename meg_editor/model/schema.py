@@ -1,0 +1,80 @@
+"""The text files of saved edits, checked to the last type before anything is built from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from meg_editor.requests.request import EditRequest
+
+FORMAT_VERSION = 1
+
+# What JSON must hold: a type or types, one of a set, [of each item], {key: ...}; "*" is any key.
+_OPTIONAL, _FLOATS = (str, type(None)), [(float, int)]
+_LISTS = {"rephrases": [str], "locality_prompts": [str]}
+_EDIT = {"prompt": str, "target_new": str, "subject": _OPTIONAL, **_LISTS}
+_SPEC = {"layer": int, "read": str, "write": str, "hidden_size": int, "activation": str}
+_BASE = {"name": str, "revision": _OPTIONAL, "fingerprint": {"*": _FLOATS}}
+_SCHEMA = {
+    "hparams": dict,
+    "neuron": {**_SPEC, "bias": bool},
+    "base": {**_BASE, "dtype": {"float32", "bfloat16", "float16", "float64"}},
+    "edits": int,
+    "encoder_pooling": {"cls", "mean"},
+    "files": {"*": {"sha256": str, "size": int}},
+}
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """The settings in meg_config.json.
+
+    Raises:
+        ValueError: no JSON, another format version, or an entry is missing or of another type.
+    """
+    config = json.loads(text)
+    _check(config, {"format_version": int})
+    if config["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"expected format_version {FORMAT_VERSION}, got {config['format_version']}: load "
+            f"it with the meg_editor that wrote it ({config.get('versions')})"
+        )
+    _check(config, _SCHEMA)
+    return config  # type: ignore[no-any-return]
+
+
+def format_edits(edits: Sequence[EditRequest]) -> str:
+    """One JSON object per line."""
+    lines = [json.dumps(dataclasses.asdict(edit), ensure_ascii=False) for edit in edits]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def parse_edits(text: str, count: int) -> list[EditRequest]:
+    """What `format_edits` wrote. Raises ValueError if these are not `count` edits."""
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    if len(rows) != count:
+        raise ValueError(f"expected {count} edits, got {len(rows)}")
+    _check(rows, [_EDIT])
+    return [EditRequest(**{**row, **{key: tuple(row[key]) for key in _LISTS}}) for row in rows]
+
+
+def _check(value: Any, wanted: Any, where: str = "the file") -> None:
+    """Compare with a description as in _SCHEMA. Raises ValueError naming `where`."""
+    if isinstance(wanted, set):
+        options, fits = wanted, isinstance(value, str) and value in wanted
+    else:  # type() instead of isinstance(): a bool is no number here
+        kind: Any = type(wanted) if isinstance(wanted, (dict, list)) else wanted
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        options, fits = {kind.__name__ for kind in kinds}, type(value) in kinds
+    if not fits:
+        found = f"{type(value).__name__} {value!r:.40}"
+        raise ValueError(f"{where}: expected {' or '.join(sorted(options))}, got {found}")
+    if isinstance(wanted, list):
+        for index, item in enumerate(value):
+            _check(item, wanted[0], f"{where}, item {index}")
+    elif isinstance(wanted, dict):
+        for key in value if "*" in wanted else wanted:
+            if key not in value:
+                raise ValueError(f"{where}: {key!r} is missing")
+            _check(value[key], wanted.get("*", wanted.get(key)), f"{where}: {key}")

@@ -1,0 +1,162 @@
+"""Edit requests from JSON, JSONL and CSV files; every error names the file, the line, the field."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from meg_editor.requests.request import MergedRequests, RequestError, merge_requests
+
+# field -> how EasyEdit's and KnowEdit's files spell it
+_FIELDS = {
+    "prompt": (),
+    "target_new": (),
+    "subject": (),
+    "rephrases": ("rephrase_prompt", "rephrase"),
+    "locality_prompts": ("locality_prompt",),
+}
+_REQUIRED = ("prompt", "target_new")
+
+
+def read_requests(path: str | Path) -> MergedRequests:
+    """Read a file of edits: UTF-8, with or without BOM; the suffix tells the format.
+
+    `.json` holds a list of objects or `{"edits": [...]}`, `.jsonl` one object per line, `.csv` a
+    header line with column names. The fields are those of `EditRequest`; in CSV "|" separates the
+    texts of `rephrases` and of `locality_prompts`. Other fields are ignored, for the files of
+    EasyEdit and CounterFact have many, unless one looks like a misspelt field which the row lacks.
+    Lines and entries are counted from 1.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no file at `path`.
+        RequestError: unknown suffix, bad UTF-8, bad format, or rows `merge_requests` refuses.
+    """
+    rows, places = [], []
+    for where, row in read_rows(path):
+        rows.append(_known_fields(row, where))
+        places.append(where)
+    return merge_requests(rows, places)
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row of a file is ("facts.json, entry 7", counted from 1), and its fields.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no file at `path`.
+        RequestError: unknown suffix, bad UTF-8, bad format, a row without fields, or no rows.
+    """
+    path = Path(path)
+    known = ", ".join(_FORMATS)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory: expected a file of edits ({known})")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file: expected a file of edits ({known})")
+    name, suffix = path.name, path.suffix.lower()
+    if suffix not in _FORMATS:
+        raise RequestError(f"{name}: unknown suffix {suffix!r}: expected one of {known}; rename it")
+    if not (text := _decode(path.read_bytes(), name)).strip():
+        raise RequestError(f"{name}: the file is empty: expected at least one edit")
+    empty = True
+    for where, row in _FORMATS[suffix](text, name):
+        if not isinstance(row, dict):
+            raise RequestError(f"{where}: expected an object with fields, got {row!r:.40}")
+        empty = False
+        yield where, row
+    if empty:
+        raise RequestError(f"{name}: holds no edits: expected at least one")
+
+
+def _decode(data: bytes, name: str) -> str:
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line, bad = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        message = f"{name}, line {line}: byte 0x{bad:02x} is not UTF-8; save the file as UTF-8"
+        raise RequestError(message) from error
+
+
+def _parse(text: str, name: str, first_line: int = 1) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{name}, line {first_line + error.lineno - 1}, column {error.colno}"
+        hint = "; one object per line: name it .jsonl" if error.msg == "Extra data" else ""
+        raise RequestError(f"{where}: not JSON: {error.msg}{hint}") from error
+
+
+def _json_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    content = _parse(text, name)
+    content = content.get("edits", content) if isinstance(content, dict) else content
+    if not isinstance(content, list):
+        raise RequestError(f'{name}: expected a list or {{"edits": [...]}}, got {content!r:.40}')
+    for number, row in enumerate(content, 1):
+        yield f"{name}, entry {number}", row
+
+
+def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut at U+2028
+        if line.strip():
+            yield f"{name}, line {number}", _parse(line, name, number)
+
+
+def _csv_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    columns: list[str] = []
+    where = f"{name}, line 1"
+    try:
+        for cells in reader:
+            if cells and not columns:
+                columns = _columns(cells, where)
+            elif cells and len(cells) != len(columns):
+                raise RequestError(
+                    f"{where}: expected {len(columns)} cells ({', '.join(columns)}), got "
+                    f"{len(cells)}; put texts with commas in double quotes"
+                )
+            elif cells:
+                row: dict[str, Any] = dict(zip(columns, map(str.strip, cells), strict=True))
+                for field in {"rephrases", "locality_prompts"} & row.keys():
+                    row[field] = [part for part in row[field].split("|") if part.strip()]
+                yield where, row
+            where = f"{name}, line {reader.line_num + 1}"
+    except csv.Error as error:
+        raise RequestError(f"{where}: not CSV: {error}") from error
+
+
+def _columns(cells: list[str], where: str) -> list[str]:
+    columns = [cell.strip() for cell in cells]
+    _known_fields(dict.fromkeys(columns), where)  # a misspelt column
+    for field in (*_REQUIRED, *filter(None, columns)):
+        if columns.count(field) != 1:
+            raise RequestError(
+                f"{where}: expected one column {field!r}, got {columns.count(field)}; the first "
+                "line names the columns, with commas between: prompt,target_new,subject"
+            )
+    return columns
+
+
+def _known_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of `row` in our spelling, without any others; near misses are refused."""
+    every = {spelling for field, others in _FIELDS.items() for spelling in (field, *others)}
+    unknown = {str(key).strip().lower().replace(" ", "_"): key for key in row if key not in every}
+    found = {}
+    for field, others in _FIELDS.items():
+        given = [spelling for spelling in (field, *others) if spelling in row]
+        if given:
+            found[field] = next((row[s] for s in given if row[s]), row[given[0]])
+            continue
+        for plain, key in unknown.items():
+            if close := get_close_matches(plain, (field, *others), n=1, cutoff=0.7):
+                raise RequestError(f"{where}: unknown field {key!r}; did you mean {close[0]!r}?")
+        if field in _REQUIRED:
+            return row  # merge_requests tells what is missing and what is there
+    return found
+
+
+_FORMATS = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}

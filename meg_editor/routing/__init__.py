@@ -1,0 +1,1 @@
+"""Which edited fact does a query ask for? Encoder, index, gate, router."""

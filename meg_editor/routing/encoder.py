@@ -1,0 +1,224 @@
+"""TextEncoder: queries -> unit vectors, tuned so that paraphrases meet (section 4.1 a)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils.hub import cached_file
+
+from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.progress import track
+
+_CHUNK = 256
+_OPTIONAL: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}  # a file which may be missing
+
+
+class TextEncoder(nn.Module):
+    """A BERT-type encoder with CLS or mean pooling.
+
+    Attributes:
+        dimension: E, the size of an embedding.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, pooling: Literal["cls", "mean"] = "cls") -> None:
+        super().__init__()
+        self.model: Any = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.dimension = int(model.config.hidden_size)
+        limit = getattr(model.config, "max_position_embeddings", None) or 512
+        self._max_length = min(int(limit), tokenizer.model_max_length, 512)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, pooling: Literal["cls", "mean"] | None = None, device: str = "cpu"
+    ) -> TextEncoder:
+        """Load any transformers encoder by hub id or local directory, in float32.
+
+        Without `pooling` it is that which a sentence-transformers model names, else CLS.
+        """
+        # Questions end with what they ask: a long text keeps its end.
+        tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
+        network = load_network(name, dtype=torch.float32)
+        return cls(network, tokenizer, pooling or _own_pooling(name)).to(device)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write weights (safetensors), config and tokenizer to `folder`."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts with gradients: list of B strings -> (B, E), L2-normalised."""
+        batch = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self._max_length,
+            return_tensors="pt",
+        )
+        # transformers looks whether a mask hides anything, and waits for the device to see it.
+        padded = not bool(batch["attention_mask"].all())
+        batch = batch.to(next(self.parameters()).device, non_blocking=True)
+        mask = batch["attention_mask"]
+        output = self.model(input_ids=batch["input_ids"], attention_mask=mask if padded else None)
+        states = output.last_hidden_state
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * weights).sum(1) / weights.sum(1)
+        return F.normalize(pooled.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Embed any number of texts without gradients: list of B strings -> (B, E)."""
+        if not texts:
+            return torch.empty(0, self.dimension, device=next(self.parameters()).device)
+        # Equal lengths together: no padding to pay for.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
+        parts = [self([texts[index] for index in chunk]) for chunk in chunks]
+        inverse = torch.empty(len(order), dtype=torch.long)
+        inverse[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(parts)[inverse.to(parts[0].device, non_blocking=True)]
+
+
+def _own_pooling(name: str | Path) -> Literal["cls", "mean"]:
+    """What sentence-transformers keeps beside a model: the paper's CLS where there is nothing."""
+    found = cached_file(str(name), "1_Pooling/config.json", **_OPTIONAL)
+    if found is None:
+        return "cls"
+    settings = json.loads(Path(found).read_text("utf-8"))
+    return "mean" if settings.get("pooling_mode_mean_tokens") else "cls"
+
+
+def load_network(name: str | Path, **options: Any) -> Any:
+    """`AutoModel.from_pretrained` without BERT's pooler, which checkpoints often lack."""
+    try:
+        return AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
+    except TypeError:  # an encoder which has no pooler to leave out
+        return AutoModel.from_pretrained(name, **options)
+
+
+def tune_encoder(
+    encoder: TextEncoder,
+    pseudo: Sequence[EditRequest],
+    *,
+    objective: Literal["infonce", "mse", "frozen"] = "infonce",
+    tuned_layers: Literal["last", "all"] = "last",
+    hard_negatives: bool = False,
+    steps: int = 100,
+    batch_size: int = 64,
+    lr: float = 1e-4,
+    temperature: float = 0.05,
+    seed: int = 0,
+) -> list[float]:
+    """Pull paraphrases of pseudo-knowledge together, in place; returns the loss of each step.
+
+    "infonce" is eq. 5: the original prompts of the batch are the candidates, with
+    `hard_negatives` also the facts' locality prompts. "mse" draws a paraphrase to where the
+    untuned encoder put its original (table 4); "frozen" does nothing.
+
+    Raises:
+        ValueError: fewer than two pseudo facts have rephrases.
+        FloatingPointError: the loss is not finite; the encoder is left as it was.
+    """
+    if objective == "frozen" or steps < 1:
+        return []
+    usable = [fact for fact in pseudo if fact.rephrases]
+    if len(usable) < 2:
+        raise ValueError(
+            f"tuning the encoder needs pseudo facts with rephrases, got {len(usable)} of "
+            f"{len(pseudo)}; give more, or set encoder_tuning: frozen"
+        )
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    parameters = _tuned_parameters(encoder.model, tuned_layers)
+    optimizer = torch.optim.AdamW(parameters, lr=lr)
+    rng = random.Random(seed)
+    loss_of = _infonce if objective == "infonce" else _mse(encoder)
+    losses: list[float] = []
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for step in track(range(steps), "encoder"):
+            # A short warm-up and a linear decay, as is usual for fine-tuning BERT.
+            scale = min(1.0, (step + 1) / (0.1 * steps + 1), (steps - step) / (0.5 * steps))
+            optimizer.param_groups[0]["lr"] = lr * scale
+            facts = rng.sample(usable, min(batch_size, len(usable)))
+            loss = loss_of(encoder, facts, rng, temperature, hard_negatives)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"encoder tuning: loss is {loss.item()} at step {step}; lower encoder_lr ({lr})"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+    except BaseException:
+        encoder.load_state_dict(before)
+        raise
+    finally:
+        encoder.requires_grad_(False)
+    return losses
+
+
+def _infonce(
+    encoder: TextEncoder,
+    facts: Sequence[EditRequest],
+    rng: random.Random,
+    temperature: float,
+    hard_negatives: bool,
+) -> Tensor:
+    queries = encoder([rng.choice(fact.rephrases) for fact in facts])
+    candidates = [fact.prompt for fact in facts]
+    if hard_negatives:
+        candidates += [rng.choice(f.locality_prompts) for f in facts if f.locality_prompts]
+    logits = queries @ encoder(candidates).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(facts), device=logits.device))
+
+
+def _mse(encoder: TextEncoder) -> Callable[..., Tensor]:
+    frozen = copy.deepcopy(encoder)
+    cache: dict[str, Tensor] = {}
+
+    def loss(
+        encoder: TextEncoder,
+        facts: Sequence[EditRequest],
+        rng: random.Random,
+        temperature: float,
+        hard_negatives: bool,
+    ) -> Tensor:
+        new = [fact.prompt for fact in facts if fact.prompt not in cache]
+        cache.update(zip(new, frozen.encode(new), strict=True))
+        targets = torch.stack([cache[fact.prompt] for fact in facts])
+        queries = encoder([rng.choice(fact.rephrases) for fact in facts])
+        distances: Tensor = (queries - targets).square().sum(-1)
+        return distances.mean()
+
+    return loss
+
+
+def _tuned_parameters(model: Any, layers: Literal["last", "all"]) -> list[nn.Parameter]:
+    if layers == "all":
+        return list(model.parameters())
+    count = model.config.num_hidden_layers
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not stacks:
+        raise ValueError(
+            f"encoder_tuned_layers: last: no list of {count} layers in {type(model).__name__}; "
+            "use encoder_tuned_layers: all"
+        )
+    return list(stacks[0][-1].parameters())

@@ -1,0 +1,32 @@
+"""The interface of a gate."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from meg_editor.config.hparams import MeGHyperParams
+
+
+class Gate(nn.Module, ABC):
+    """Scores query embeddings (B, E): the higher, the more they look like an edited query.
+
+    A query is an edit if its score is at least `threshold`. A gate is fitted on the embeddings of
+    the edited queries alone. Its whole state, the threshold too, is in `state_dict()`.
+    """
+
+    threshold: Tensor  # () float buffer
+
+    @classmethod
+    @abstractmethod
+    def build(cls, hparams: MeGHyperParams, dimension: int) -> Gate:
+        """An unfitted gate for embeddings of size `dimension`."""
+
+    @abstractmethod
+    def fit(self, edited: Tensor, seed: int = 0) -> None:
+        """Learn the edited queries, (N, E)."""
+
+    @abstractmethod
+    def score(self, queries: Tensor, similarity: Tensor) -> Tensor:
+        """(B, E) and the similarity (B,) to the best edited query, of `QueryIndex` -> (B,)."""

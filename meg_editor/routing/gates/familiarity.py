@@ -1,0 +1,107 @@
+"""The Familiarity Network: seen queries give low-entropy predictions (section 4.1 b)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.routing.gates.base import Gate
+from meg_editor.runtime.progress import track
+
+
+class FamiliarityGate(Gate):
+    """A K-way classifier overfitted to random labels of the edited queries (eq. 6).
+
+    The score is minus the entropy H of its prediction in nats (eq. 9), so a query is an edit if
+    H ≤ ε and the threshold is -ε (eq. 10).
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        classes: int = 10,
+        blocks: int = 5,
+        dropout: float = 0.1,
+        lr: float = 1e-3,
+        epochs: int = 2000,
+        epsilon: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale = math.sqrt(dimension)
+        self.classes, self.lr, self.epochs = classes, lr, epochs
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(dimension, 4 * dimension),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(4 * dimension, dimension),
+            )
+            for _ in range(blocks)
+        )
+        self.head = nn.Linear(dimension, classes)
+        self.threshold: Tensor
+        self.register_buffer("threshold", torch.tensor(-0.1 if epsilon is None else -epsilon))
+        self.eval()
+
+    @classmethod
+    def build(cls, hparams: MeGHyperParams, dimension: int) -> FamiliarityGate:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(hparams.seed)  # the initial weights
+            return cls(
+                dimension,
+                hparams.familiarity_classes,
+                hparams.familiarity_blocks,
+                hparams.familiarity_dropout,
+                hparams.familiarity_lr,
+                hparams.familiarity_epochs,
+                hparams.gate_threshold,
+            )
+
+    def logits(self, queries: Tensor) -> Tensor:
+        """(B, E) unit vectors -> (B, K)."""
+        # Unit vectors have coordinates of 1/√E, too small for the blocks to learn from.
+        hidden = queries * self.scale
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+    def fit(self, edited: Tensor, seed: int = 0) -> None:
+        """Train to convergence: mean loss below 1e-3 over an epoch, or `epochs` epochs.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(self.classes, (len(edited),), generator=generator).to(edited.device)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+        self.train()
+        devices = [edited.device] if edited.is_cuda else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            torch.manual_seed(seed)  # dropout
+            for epoch in track(range(self.epochs), "gate", "epoch"):
+                order = torch.randperm(len(edited), generator=generator).to(edited.device)
+                total = 0.0
+                for batch in order.split(1024):
+                    loss = F.cross_entropy(self.logits(edited[batch]), labels[batch])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    total += float(loss.detach()) * len(batch)
+                if not math.isfinite(total):
+                    raise FloatingPointError(
+                        f"familiarity network: loss is {total} in epoch {epoch}; lower "
+                        f"familiarity_lr ({self.lr})"
+                    )
+                if total / len(edited) < 1e-3:
+                    break
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def score(self, queries: Tensor, similarity: Tensor) -> Tensor:
+        log_probabilities = F.log_softmax(self.logits(queries).float(), dim=-1)
+        return (log_probabilities.exp() * log_probabilities).sum(-1)

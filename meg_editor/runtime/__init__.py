@@ -1,0 +1,1 @@
+"""What stages need of the machine: stored artifacts, processes, memory, precision, progress."""
