@@ -31,7 +31,7 @@ from meg_editor.evaluation.cost import peak_memory
 from meg_editor.generators import GENERATORS
 from meg_editor.integrations.easyedit.methods import easyedit_method
 from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 
 def collection(options: argparse.Namespace) -> None:
@@ -58,7 +58,7 @@ def collection(options: argparse.Namespace) -> None:
 def sampling(options: argparse.Namespace) -> None:
     """One fitted DiT, sampled in 50, 10, 4, 2 and 1 steps."""
     # Where neurons are recalled in closed form no DiT is left to take steps.
-    trained = {"generator_condition": "patches"} if options.preset == "default" else {}
+    trained = {"generator_conditioning": "patches"} if options.preset == "default" else {}
     hparams = MeGHyperParams.preset(options.preset, seed=options.seed, **trained)
     model, tokenizer = load_model(hparams)
     cases = edit_cases(load_world(), options.edits[0], options.seed)
@@ -73,7 +73,7 @@ def generators(options: argparse.Namespace) -> None:
     """DiT with and without recall, MLP and bank on the same neurons behind the same gate."""
     ways: dict[str, dict[str, Any]] = {
         "dit": {},
-        "trained": {"generator_condition": "patches"},
+        "trained": {"generator_conditioning": "patches"},
         "mlp": {"generator": "mlp"},
         "bank": {"generator": "bank"},
     }
@@ -168,8 +168,8 @@ def _row(first: str, result: Evaluation) -> str:
     return f"{first:16} {cells}  {scores.score:6.2f}  {result.milliseconds_per_query:8.2f}"
 
 
-def _store(options: argparse.Namespace) -> StageStore:
-    return StageStore(options.stages)
+def _store(options: argparse.Namespace) -> ArtifactStore:
+    return ArtifactStore(options.stages)
 
 
 def main() -> None:

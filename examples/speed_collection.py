@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from meg_editor import MeGHyperParams
 from meg_editor.collection.collect import Collection, answers_with, shared_start
 from meg_editor.lm.ffn import decoder_blocks
+from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronHook, NeuronSpec
 from meg_editor.lm.tokens import Batch, Example, encode_example, logits_of
-from meg_editor.lm.upper_layers import UpperLayers
 from meg_editor.requests.request import EditRequest
 
 _KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -163,7 +163,7 @@ def collect_plainly(setup: Setup, facts: Facts, edits: Sequence[EditRequest]) ->
             loss = (loss.sum(1) / wanted.sum(1)).reshape(len(active), -1).mean(1)
             (gradient,) = grad(loss.sum(), own)
             wrong = (wanted & (logits.argmax(-1) != batch.labels)).reshape(len(active), -1).any(1)
-            going = (wrong | (loss >= h.collection_margin)).nonzero().flatten().tolist()
+            going = (wrong | (loss >= h.collection_loss_threshold)).nonzero().flatten().tolist()
             if len(going) < len(active):
                 active, batch = [active[place] for place in going], None
             if not active:
@@ -184,7 +184,7 @@ def parts_of_a_step(setup: Setup, facts: Facts) -> dict[str, float]:
     """Milliseconds per token of each part of a batched step; facts of like length are best."""
     model, spec, timed = setup.model, setup.spec, partial(milliseconds, setup.model.device)
     batch = Batch.of([row for fact in facts for row in fact], model.device)
-    upper, wanted = UpperLayers(model, spec.layer), batch.labels != -100
+    upper, wanted = LayersFrom(model, spec.layer), batch.labels != -100
     own = shared_start(spec, 0).repeat(len(facts), 1).to(model.device).requires_grad_(True)
     run = partial(model.get_decoder(), input_ids=batch.ids, use_cache=False)
     below, stream = partial(upper.stream, batch.ids), upper.stream(batch.ids)

@@ -17,12 +17,12 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators import GENERATORS, NeuronBank
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import GATES
-from meg_editor.routing.hidden_states import StateReader
-from meg_editor.routing.router import index_queries
+from meg_editor.routing.hidden_states import HiddenStateReader
+from meg_editor.routing.router import build_index
 
 torch.set_num_threads(1)  # at these sizes several threads only wait for each other
 
@@ -132,9 +132,9 @@ def make_meg_model(
             EditRequest(prompt, f"answer {row}", rephrases=(f"Say: {prompt}",))
             for row, prompt in enumerate(PROMPTS[:n])
         ]
-        reader = QueryReader(tiny_tokenizer, hparams.prompt_template)
-        states = StateReader(base, tiny_tokenizer, spec, reader)
-        index = index_queries(edits, encoder, states, OTHERS, hparams)
+        reader = PromptReader(tiny_tokenizer, hparams.prompt_template)
+        states = HiddenStateReader(base, tiny_tokenizer, spec, reader)
+        index = build_index(edits, encoder, states, OTHERS, hparams)
         anchors = index.anchors
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(1)

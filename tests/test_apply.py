@@ -19,7 +19,7 @@ from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, RequestError
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 SETTINGS = MeGHyperParams(
     layers=[1],
@@ -175,7 +175,7 @@ def test_earlier_neurons_are_taken_as_they_are(apply: Any, collected: list[str])
 
 
 def test_earlier_neurons_are_taken_as_they_are_whatever_the_store_remembers(apply: Any) -> None:
-    store = StageStore(None)
+    store = ArtifactStore(None)
     apply([*FIRST, *LATER], store=store)  # the same facts at once
     first = apply(FIRST, store=store)
     both = apply(LATER, first, store=store)

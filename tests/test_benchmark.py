@@ -25,7 +25,7 @@ from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import questions_of
 from meg_editor.evaluation.cost import latency
 from meg_editor.lm.tokens import greedy_answers
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 
 HEAD = "model.norm.weight"
@@ -232,7 +232,7 @@ def test_some_of_the_edits_are_asked_while_all_are_in_place(
     hparams: MeGHyperParams,
     tmp_path: Path,
 ) -> None:
-    reader = QueryReader(loaded[1], hparams.prompt_template)
+    reader = PromptReader(loaded[1], hparams.prompt_template)
     edits = benchmark.split.edited[:8]
     every = questions_of(*loaded, edits, reader, traps=Relations(edits))
     some = questions_of(*loaded, edits, reader, traps=Relations(edits), asked={1, 6})
@@ -262,7 +262,7 @@ def test_one_trap_asks_something_else_about_the_subject_and_never_another_edit(
 
     def asked(cases: Sequence[EvaluationCase]) -> dict[int, str]:
         relations = Relations([fact(wording, "Bo") for wording in wordings])
-        reader = QueryReader(loaded[1], hparams.prompt_template)
+        reader = PromptReader(loaded[1], hparams.prompt_template)
         found = questions_of(*loaded, cases, reader, traps=relations)
         traps = [q for q in found if q.kind == "trap:same subject"]
         assert all(q.answers == (" x",) for q in traps)

@@ -87,7 +87,9 @@ def test_every_fact_finds_what_it_finds_alone(
     losses = [alone(tiny_llama, spec, contexts, 0.0) for contexts in facts[:1]]
     assert losses[0][1] == BUDGET
     margin = 4.5  # some reach it after some steps, others never
-    settings = MeGHyperParams(layers=[1], collection_margin=margin, collection_schedule=schedule)
+    settings = MeGHyperParams(
+        layers=[1], collection_loss_threshold=margin, collection_schedule=schedule
+    )
     told: list[int] = []
     with NeuronHook(tiny_llama, spec) as hook:
         neurons, learned, taken = descend(
@@ -121,7 +123,7 @@ def test_long_gradients_are_shortened_and_a_loss_which_rises_slows_its_fact_down
         ends = [found(contexts, size) for size in (1e9, 1e-9)]
         lengths.append(float((ends[0] - ends[1]).norm()) / rate / BUDGET)
     longest = sorted(lengths)[len(lengths) // 2]  # some are longer, some are not
-    settings = MeGHyperParams(layers=[1], collection_margin=0.0, collection_clip=longest)
+    settings = MeGHyperParams(layers=[1], collection_loss_threshold=0.0, collection_clip=longest)
     with NeuronHook(tiny_llama, spec) as hook:
         start = shared_start(spec, 0)
         neurons, _, _ = descend(4, tiny_llama, hook, start, facts, rate, BUDGET, settings)

@@ -19,7 +19,7 @@ from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.integrations.easyedit.methods import NAMES, easyedit_method
 from meg_editor.lm.tokens import greedy_answers
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 CHECKOUT = os.environ.get("MEG_EDITOR_EASYEDIT")
 VALUES = {"layers": [0], "v_lr": 5.0, "v_num_grad_steps": 6, "context_prefixes": 1}
@@ -59,7 +59,7 @@ def test_its_edits_are_as_ours_and_are_undone(
     side, flags = tokenizer.padding_side, [p.requires_grad for p in model.parameters()]
     for whose, apply in (("ours", BASELINES[name].apply), ("theirs", easyedit_method(name))):
         method = Method(whose, apply, hparams)
-        options = {"texts": prompts, "store": StageStore(), "seed": 0}
+        options = {"texts": prompts, "store": ArtifactStore(), "seed": 0}
         with edited(method, model, tokenizer, cases, **options) as result:
             told[whose] = greedy_answers(result, tokenizer, prompts, 12)
     before = greedy_answers(model, tokenizer, prompts, 12)

@@ -21,11 +21,11 @@ from meg_editor.lm.tokens import (
     encode_example,
     greedy_answers,
     greedy_tokens,
-    longest_target,
+    max_target_length,
 )
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import RoutedModel
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 
 
@@ -55,7 +55,7 @@ def test_only_what_is_not_said_of_itself_is_forced(monkeypatch: Any) -> None:
     """On the reference model, which says the locality answers and none of the targets."""
     model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
     cases = edit_cases(load_world(), 12, seed=3)
-    questions = questions_of(model, tokenizer, cases, QueryReader(tokenizer))
+    questions = questions_of(model, tokenizer, cases, PromptReader(tokenizer))
     forced: list[int] = []
     real = evaluate.__globals__["_forced"]
 
@@ -84,7 +84,7 @@ def test_rows_which_are_forced_keep_their_neurons(
     spoken = greedy_answers(edited, tiny_tokenizer, OTHERS, 3)
     asked = [*zip(OTHERS, spoken, strict=True), *((prompt, "wrote") for prompt in PROMPTS[:6])]
     questions = [Question(prompt, wanted, "reliability", 0) for prompt, wanted in asked]
-    length = longest_target(tiny_tokenizer, edits, 3)
+    length = max_target_length(tiny_tokenizer, edits, 3)
     cases = [EvaluationCase(edit) for edit in edits]
     found = evaluate(edited, tiny_tokenizer, cases, questions=questions, max_new_tokens=3)
 
@@ -145,7 +145,7 @@ def test_what_the_unedited_model_says_is_what_it_says_when_forced(
         EvaluationCase(EditRequest(prompt, "the river"), locality={"other": (Probe(other),)})
         for prompt, other in zip(PROMPTS, OTHERS, strict=False)
     ]
-    questions = questions_of(tiny_llama, tiny_tokenizer, cases, QueryReader(tiny_tokenizer), 7)
+    questions = questions_of(tiny_llama, tiny_tokenizer, cases, PromptReader(tiny_tokenizer), 7)
     local = [q for q in questions if q.kind == "locality:other"]
     retold = [
         encode_example(tiny_tokenizer, q.prompt, q.wanted).target == list(q.tokens) for q in local

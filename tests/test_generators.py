@@ -28,7 +28,7 @@ SMALL = {
     "generator_lr": 3e-3,
     "generator_ema": 0.9,
     "generator_batch_size": 64,
-    "generator_condition": "patches",  # recall has tests of its own, in test_recall.py
+    "generator_conditioning": "patches",  # recall has tests of its own, in test_recall.py
 }
 
 every_generator = pytest.mark.parametrize("kind", [*GENERATORS, "recall"])
@@ -52,7 +52,7 @@ def pairs(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def build(kind: str, **settings: Any) -> WeightGenerator:
     if kind == "recall":
-        kind, settings = "dit", {"generator_condition": "recall", **settings}
+        kind, settings = "dit", {"generator_conditioning": "recall", **settings}
     hparams = MeGHyperParams.from_dict({**SMALL, "generator": kind, **settings})
     return GENERATORS[kind].build(hparams, E, P, N)
 

@@ -74,7 +74,10 @@ def test_unknown_keys_like_nothing_list_what_there_is() -> None:
         ("collection_steps", -1),
         ("generator_heads", 0),
         *((name, float("nan")) for name in ("collection_lr", "gate_threshold", "generator_ema")),
-        *((name, float("inf")) for name in ("encoder_lr", "gate_threshold", "collection_margin")),
+        *(
+            (name, float("inf"))
+            for name in ("encoder_lr", "gate_threshold", "collection_loss_threshold")
+        ),
         ("gate_threshold", "-inf"),
         ("encoder_lr", -1e-4),
         ("familiarity_lr", -1),
@@ -83,7 +86,7 @@ def test_unknown_keys_like_nothing_list_what_there_is() -> None:
         ("encoder_temperature", 0),
         ("encoder_steps", -1),
         ("collection_retries", -1),
-        ("collection_margin", -0.1),
+        ("collection_loss_threshold", -0.1),
         ("generator_condition_noise", -1),
         ("generator_zero_augmentation", -0.1),
         ("diffusion_train_timesteps", 20),
@@ -212,7 +215,7 @@ def _changed() -> dict[str, Any]:
         "collection_batch_size": 96,
         "collection_memory": 0.3,
         "collection_clip": 0.5,
-        "generator_condition": "time",
+        "generator_conditioning": "time",
         "generator_refine": True,
         **dict.fromkeys((*_SHARES, "gate_name_weight", "gate_state_weight"), 0.25),
     }

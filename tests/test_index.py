@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meg_editor.routing.index import QueryIndex, nearest
-from meg_editor.routing.subject_names import NameIndex
+from meg_editor.routing.subject_names import SubjectNameIndex
 
 E = 32
 
@@ -68,7 +68,7 @@ def test_nearest_of_no_queries() -> None:
     ],
 )
 def test_the_share_of_a_name_that_a_text_gives(subject: str, text: str, share: float) -> None:
-    index = NameIndex(["Somebody else", subject])
+    index = SubjectNameIndex(["Somebody else", subject])
     shares = index.shares(index.read([text]), torch.tensor([[1, 0]]))
     assert shares.tolist() == [[share, 0.0]]
 

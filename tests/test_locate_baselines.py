@@ -50,7 +50,7 @@ from meg_editor.baselines.memit import MEMITHyperParams, apply_memit_to_model, l
 from meg_editor.baselines.pmet import PMETHyperParams, apply_pmet_to_model
 from meg_editor.lm.ffn import attention_name, block_name, decoder_blocks
 from meg_editor.requests.request import EditRequest, RequestError, only_edits
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 RECORDED = json.loads(Path(__file__).with_name("parity").joinpath("locate.json").read_text("utf-8"))
 CLOSE = 1e-3  # of an update, by the norm of the difference
@@ -275,7 +275,7 @@ def test_covariance_is_the_mean_of_k_k_without_padding(
     expected = second_moments(kind, _model(kind))
 
     def found(texts: list[str], length: int = 99) -> dict[str, Tensor]:
-        store = StageStore()
+        store = ArtifactStore()
         arguments = (_model(kind), tokenizer(kind), texts, names, length, store, torch.float64)
         return covariance.second_moments(*arguments)
 
@@ -327,10 +327,10 @@ def test_covariances_end_with_the_last_module_that_is_read(
     ran = blocks_that_run(model)
     arguments = (model, tokenizer(kind), tiny.TEXTS)
     names = [name.format(n) for n in (2, 0)]
-    found = covariance.second_moments(*arguments, names, 99, StageStore())
+    found = covariance.second_moments(*arguments, names, 99, ArtifactStore())
     assert sorted(ran) == [0, 0, 1, 1, 2, 2]  # in two batches
     names = [name.format(n) for n in (0, 2, 4)]
-    whole = covariance.second_moments(*arguments, names, 99, StageStore())
+    whole = covariance.second_moments(*arguments, names, 99, ArtifactStore())
     assert all(torch.equal(moment, whole[module]) for module, moment in found.items())
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -80,21 +80,21 @@ every_chat = pytest.mark.parametrize("chat", CHATS)
 
 @every_question
 def test_bare_text_is_its_own_first_reading(question: str) -> None:
-    reader = QueryReader(tokenizer())
-    assert reader.readings(question)[0] == question
-    assert reader.readings(f"  {question}\n")[0] == question
+    reader = PromptReader(tokenizer())
+    assert reader.candidates(question)[0] == question
+    assert reader.candidates(f"  {question}\n")[0] == question
     assert reader.wrap(question) == question
 
 
 def test_readings_do_not_repeat_and_are_few() -> None:
-    assert QueryReader(tokenizer()).readings("What is it?") == ["What is it?"]
-    assert len(QueryReader(tokenizer()).readings("One. Two.\nA: Three. Four?\nA:")) == 3
+    assert PromptReader(tokenizer()).candidates("What is it?") == ["What is it?"]
+    assert len(PromptReader(tokenizer()).candidates("One. Two.\nA: Three. Four?\nA:")) == 3
 
 
 @every_question
 def test_the_last_sentence_is_a_reading(question: str) -> None:
     prefix = "Kolmar is a town on the Rhine. It rained."
-    readings = QueryReader(tokenizer()).readings(f"{prefix} {question}")
+    readings = PromptReader(tokenizer()).candidates(f"{prefix} {question}")
     assert readings[0] == f"{prefix} {question}"
     if "Dr." not in question and "Jr." not in question:  # there a sentence seems to end
         assert question in readings
@@ -115,14 +115,14 @@ def test_the_last_sentence_is_a_reading(question: str) -> None:
 def test_cues_are_not_part_of_the_question(question: str, before: str, after: str) -> None:
     if not before and question.startswith("Batman:"):
         pytest.skip("what stands before the colon could be a cue")
-    assert question in QueryReader(tokenizer()).readings(f"{before}{question}{after}")
+    assert question in PromptReader(tokenizer()).candidates(f"{before}{question}{after}")
 
 
 @every_question
 def test_few_shot_contexts_end_with_the_question(question: str) -> None:
-    reader = QueryReader(tokenizer())
+    reader = PromptReader(tokenizer())
     shots = "Q: Who wrote Emma?\nA: Jane Austen\n\nQ: Who sang Hello?\nA: Adele\n\n"
-    readings = reader.readings(f"{shots}Q: {question}\nA:")
+    readings = reader.candidates(f"{shots}Q: {question}\nA:")
     assert question in readings
     assert "Who sang Hello?" not in readings and "Who wrote Emma?" not in readings
 
@@ -130,26 +130,26 @@ def test_few_shot_contexts_end_with_the_question(question: str) -> None:
 @every_question
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_template_of_fitting_is_taken_off(question: str, name: str) -> None:
-    reader = QueryReader(tokenizer(), TEMPLATES[name])
+    reader = PromptReader(tokenizer(), TEMPLATES[name])
     prompt = reader.wrap(question)
     assert prompt == TEMPLATES[name].replace("{}", question)
     # However tokenising and stripping leave the ends.
     for text in (prompt, prompt.strip(), prompt + " "):
-        assert question in reader.readings(text)
-        assert "less than 5 words" not in reader.readings(text)[0]
+        assert question in reader.candidates(text)
+        assert "less than 5 words" not in reader.candidates(text)[0]
 
 
 @every_question
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_bare_questions_are_read_where_a_template_is_set(question: str, name: str) -> None:
-    assert QueryReader(tokenizer(), TEMPLATES[name]).readings(question)[0] == question
+    assert PromptReader(tokenizer(), TEMPLATES[name]).candidates(question)[0] == question
 
 
 @pytest.mark.parametrize("name", ["phi-2", "llama-3", "gpt-j"])
 def test_templates_are_read_without_being_told(name: str) -> None:
     question = "What is the capital of France?"
     prompt = TEMPLATES[name].replace("{}", question)
-    readings = QueryReader(tokenizer()).readings(prompt)
+    readings = PromptReader(tokenizer()).candidates(prompt)
     assert readings[-1].removeprefix("Answer the following question in less than 5 words: ") == (
         question
     )
@@ -157,16 +157,16 @@ def test_templates_are_read_without_being_told(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["phi-2", "llama-3", "gpt-j"])
 def test_few_shots_in_the_template_end_with_the_question(name: str) -> None:
-    reader = QueryReader(tokenizer(), TEMPLATES[name])
+    reader = PromptReader(tokenizer(), TEMPLATES[name])
     shots = "\n".join(
         f"{reader.wrap(q)} {a}" for q, a in (("Who wrote Emma?", "Austen"), ("X?", "Y"))
     )
-    readings = reader.readings(f"{shots}\n{reader.wrap(QUESTIONS[0])}")
+    readings = reader.candidates(f"{shots}\n{reader.wrap(QUESTIONS[0])}")
     assert readings[0] == QUESTIONS[0]
 
 
 def test_braces_in_a_question_survive() -> None:
-    assert QueryReader(tokenizer(), "Q: {}\nA:").wrap("What is {x} in {}?") == (
+    assert PromptReader(tokenizer(), "Q: {}\nA:").wrap("What is {x} in {}?") == (
         "Q: What is {x} in {}?\nA:"
     )
 
@@ -186,16 +186,16 @@ def _conversations(question: str) -> dict[str, list[dict[str, str]]]:
 @pytest.mark.parametrize("kind", _conversations(""))
 def test_the_last_user_turn_is_the_first_reading(question: str, chat: str, kind: str) -> None:
     prompt = render(chat, *_conversations(question)[kind])
-    reader = QueryReader(tokenizer(chat))
+    reader = PromptReader(tokenizer(chat))
     # MeGModel decodes the prompt without its BOS and strips it.
     for text in (prompt, prompt.strip(), prompt.removeprefix("<s>").strip()):
-        assert reader.readings(text)[0] == question
+        assert reader.candidates(text)[0] == question
 
 
 @every_chat
 def test_a_turn_of_several_lines_is_read_whole(chat: str) -> None:
     content = "Berlin is large.\nIt has a zoo.\n\nWhat is its river?"
-    readings = QueryReader(tokenizer(chat)).readings(
+    readings = PromptReader(tokenizer(chat)).candidates(
         render(chat, *EARLIER, {"role": "user", "content": content})
     )
     assert readings[0] == content and "What is its river?" in readings
@@ -204,20 +204,20 @@ def test_a_turn_of_several_lines_is_read_whole(chat: str) -> None:
 @every_chat
 @every_question
 def test_a_chat_tokenizer_reads_bare_questions_too(chat: str, question: str) -> None:
-    reader = QueryReader(tokenizer(chat))
-    assert reader.readings(question)[0] == question
-    assert question in reader.readings(f"Q: Who wrote Emma?\nA: Austen\nQ: {question}\nA:")
+    reader = PromptReader(tokenizer(chat))
+    assert reader.candidates(question)[0] == question
+    assert question in reader.candidates(f"Q: Who wrote Emma?\nA: Austen\nQ: {question}\nA:")
 
 
 @pytest.mark.parametrize(("chat", "name"), product(CHATS, ["phi-2", "llama-3"]))
 def test_template_and_chat_template_work_side_by_side(chat: str, name: str) -> None:
-    reader = QueryReader(tokenizer(chat), TEMPLATES[name])
+    reader = PromptReader(tokenizer(chat), TEMPLATES[name])
     question = QUESTIONS[0]
-    assert reader.readings(reader.wrap(question))[0] == question
-    assert reader.readings(render(chat, {"role": "user", "content": question}))[0] == question
+    assert reader.candidates(reader.wrap(question))[0] == question
+    assert reader.candidates(render(chat, {"role": "user", "content": question}))[0] == question
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "A:", "Q:\nA:"])
 def test_there_is_always_a_reading(text: str) -> None:
     """Routing takes one reading per row: a row without any would take another row's."""
-    assert len(QueryReader(tokenizer()).readings(text)) >= 1
+    assert len(PromptReader(tokenizer()).candidates(text)) >= 1

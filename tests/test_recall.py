@@ -192,10 +192,10 @@ def test_too_few_features_are_told(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_recall_needs_anchors_and_something_must_generate() -> None:
     with pytest.raises(HParamsError, match="recall.*generator_anchored: true.*patches"):
-        MeGHyperParams(generator_condition="recall", generator_anchored=False)
+        MeGHyperParams(generator_conditioning="recall", generator_anchored=False)
     with pytest.raises(HParamsError, match="generator_refine: false.*patches; expected recall"):
-        MeGHyperParams(generator_condition="patches", generator_refine=False)
+        MeGHyperParams(generator_conditioning="patches", generator_refine=False)
     assert MeGHyperParams().conditioning == "recall"
     assert MeGHyperParams(generator_anchored=False).conditioning == "patches"
     assert MeGHyperParams(generator_zero_augmentation=0.1).conditioning == "patches"
-    assert MeGHyperParams(generator_condition="time").conditioning == "time"
+    assert MeGHyperParams(generator_conditioning="time").conditioning == "time"

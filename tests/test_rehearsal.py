@@ -18,12 +18,12 @@ from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Calibration, FamiliarityGate, SimilarityGate
-from meg_editor.routing.hidden_states import StateReader
-from meg_editor.routing.router import index_queries
+from meg_editor.routing.hidden_states import HiddenStateReader
+from meg_editor.routing.router import build_index
 
 HPARAMS = MeGHyperParams.preset("default", generator="bank", familiarity_epochs=30)
 FACTS = calibration_requests()[:24]
@@ -57,9 +57,9 @@ def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(
     inside = FACTS[::2]  # more than there are edits, which are therefore left out
     neurons = collect(model, tokenizer, spec, inside, HPARAMS).neurons
     bank = NeuronBank.build(HPARAMS, encoder.dimension, spec.size, len(inside))
-    states = StateReader(model, tokenizer, spec, QueryReader(tokenizer))
+    states = HiddenStateReader(model, tokenizer, spec, PromptReader(tokenizer))
     settings = dataclasses.replace(HPARAMS, gate_state_weight=found.state_weight)
-    index = index_queries(inside, encoder, states, BACKGROUND, settings)
+    index = build_index(inside, encoder, states, BACKGROUND, settings)
     bank.fit(index.anchors, neurons)
     for threshold in (-1.0, found.threshold):
         gate = SimilarityGate(threshold)

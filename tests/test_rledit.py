@@ -37,7 +37,7 @@ from meg_editor.baselines.core.token_gradients import token_gradients, updates_o
 from meg_editor.baselines.malmen import apply_malmen_to_model
 from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 # Facts to train on must not be edited.
 PSEUDO_OTHERS = [EditRequest("x", "y", rephrases=("z",), locality_prompts=("Who",))]
@@ -151,11 +151,11 @@ def test_training_lowers_the_loss_and_is_kept(tmp_path: Path) -> None:
     before = state(model)
     own = {"lr": 1e-3, "meta_lr": 1e-2, "loc_coef": 0.1, "max_grad_norm": 1.0, "reg_coef": 0.0}
     hparams = rledit_settings("llama", n_epochs=14, **own)
-    stage = trained(model, tok, PSEUDO, hparams, rledit._train, StageStore(tmp_path))
+    stage = trained(model, tok, PSEUDO, hparams, rledit._train, ArtifactStore(tmp_path))
     losses = stage.tensors["losses"][:, 0].reshape(14, 3).mean(1)
     assert losses[-3:].mean() < 0.9 * losses[0]
     assert same(model, before)
-    again = trained(model, tok, PSEUDO, hparams, rledit._train, StageStore(tmp_path))
+    again = trained(model, tok, PSEUDO, hparams, rledit._train, ArtifactStore(tmp_path))
     assert again.resumed and not stage.resumed
 
 

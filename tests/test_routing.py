@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
-from meg_editor.routing.hidden_states import StateReader
+from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.router import Router
 
@@ -21,8 +21,10 @@ EDITED = ["The capital of Atlantis is", "The river of Genovia is", "The language
 @pytest.fixture(scope="module")
 def router(tiny_encoder: TextEncoder, tiny_llama: Any, tiny_tokenizer: Any) -> Router:
     index = QueryIndex(tiny_encoder.encode(EDITED), [None] * len(EDITED))
-    reader = QueryReader(tiny_tokenizer)
-    states = StateReader(tiny_llama, tiny_tokenizer, NeuronSpec.from_model(tiny_llama, 1), reader)
+    reader = PromptReader(tiny_tokenizer)
+    states = HiddenStateReader(
+        tiny_llama, tiny_tokenizer, NeuronSpec.from_model(tiny_llama, 1), reader
+    )
     return Router(tiny_encoder, SimilarityGate(0.999), index, states)
 
 

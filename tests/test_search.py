@@ -20,7 +20,7 @@ from meg_editor.config.settings import setting
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.world.requests import calibration_requests
 from meg_editor.evaluation import questions_of
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 
 WEIGHT = "model.norm.weight"
 
@@ -51,7 +51,7 @@ def scaling(*factors: float) -> Baseline:
 def material() -> tuple[Any, ...]:
     model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
     cases = [EvaluationCase.from_request(fact) for fact in calibration_requests(count=4)]
-    return model, tokenizer, cases, questions_of(model, tokenizer, cases, QueryReader(tokenizer))
+    return model, tokenizer, cases, questions_of(model, tokenizer, cases, PromptReader(tokenizer))
 
 
 def run(baseline: Baseline, material: tuple[Any, ...], out: Path, said: list[str]) -> Any:

@@ -16,7 +16,7 @@ from meg_editor.collection.shards import collect_in_shards
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.processes import Processes
 
 SETTINGS = MeGHyperParams(
@@ -37,7 +37,7 @@ def run(tiny_llama: Any, tiny_tokenizer: Any) -> Any:
             facts,
             dataclasses.replace(SETTINGS, **changes),
             ["inputs"],
-            store or StageStore(),
+            store or ArtifactStore(),
             processes or Processes(),
         )
 
@@ -75,17 +75,17 @@ def test_a_crash_loses_the_shard_in_work(
 
     monkeypatch.setattr(shards, "collect", failing)
     with pytest.raises(KeyboardInterrupt):
-        run(store=StageStore(tmp_path))
+        run(store=ArtifactStore(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
-    found = run(store=StageStore(tmp_path))
+    found = run(store=ArtifactStore(tmp_path))
     assert calls == [2, 2, 3, 3] and not found.resumed
-    again = run(store=StageStore(tmp_path))
+    again = run(store=ArtifactStore(tmp_path))
     assert again.resumed and again.key == found.key
     assert torch.equal(again.collection.neurons, found.collection.neurons)
 
 
 def test_results_on_disk_are_not_held_in_memory_too(run: Any, tmp_path: Path) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     run(store=store)
     assert store._memory == {}
 

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from meg_editor.collection.collect import collect, shared_start
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronHook
 from meg_editor.lm.tokens import Batch, Example, target_logits
-from meg_editor.lm.upper_layers import UpperLayers
 from meg_editor.requests.request import EditRequest
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "speed.py"
@@ -45,7 +45,7 @@ def setup(speed: Any, tiny_llama: Any, tiny_tokenizer: Any) -> Any:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.eos_token = None  # as the program has it for random weights
     hparams = MeGHyperParams(
-        layers=[1], collection_lr=0.3, collection_margin=0.5, collection_retries=0
+        layers=[1], collection_lr=0.3, collection_loss_threshold=0.5, collection_retries=0
     )
     return speed.Setup(tiny_llama, tokenizer, hparams, EDITS)
 
@@ -100,14 +100,14 @@ def test_operations_are_those_which_pytorch_counts(speed: Any, setup: Any) -> No
 
     def steps(count: int) -> int:
         hparams = dataclasses.replace(
-            setup.hparams, collection_steps=count, collection_lr=0.0, collection_margin=0.0
+            setup.hparams, collection_steps=count, collection_lr=0.0, collection_loss_threshold=0.0
         )
         slow = dataclasses.replace(setup, hparams=hparams)
         return _products(lambda: speed.collect_plainly(slow, [fact], EDITS[:1]))
 
     assert steps(3) - steps(2) == sum(plain.values())
 
-    batch, upper = Batch.of(fact, "cpu"), UpperLayers(model, spec.layer)
+    batch, upper = Batch.of(fact, "cpu"), LayersFrom(model, spec.layer)
     assert _products(lambda: upper.stream(batch.ids)) == ours.pop(speed.PARTS[0])
     stream = upper.stream(batch.ids)
     own = shared_start(spec, 0).repeat(2, 1).requires_grad_(True)

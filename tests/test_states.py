@@ -10,8 +10,8 @@ from test_neuron import FAMILIES, LAYER, LAYERS, random_neurons, spec_of, tiny
 from torch import Tensor
 
 from meg_editor.lm.neuron import NeuronHook, NeuronSpec
-from meg_editor.requests.prompts import QueryReader
-from meg_editor.routing.hidden_states import StateReader
+from meg_editor.requests.prompts import PromptReader
+from meg_editor.routing.hidden_states import HiddenStateReader
 
 QUERIES = ["abcdefg", "b", "cab", "hello world", "zz"]
 
@@ -25,9 +25,11 @@ class Letters:
         return {"input_ids": [[3 + ord(letter) % 50 for letter in text] for text in texts]}
 
 
-def reader_of(family: str, template: str = "{}") -> StateReader:
+def reader_of(family: str, template: str = "{}") -> HiddenStateReader:
     tokenizer: Any = Letters()
-    return StateReader(tiny(family), tokenizer, spec_of(family), QueryReader(tokenizer, template))
+    return HiddenStateReader(
+        tiny(family), tokenizer, spec_of(family), PromptReader(tokenizer, template)
+    )
 
 
 def alone(family: str, query: str) -> Tensor:
@@ -55,9 +57,9 @@ def test_states_are_those_of_each_query_alone(family: str, rows: int) -> None:
 def test_below_the_middle_nothing_is_read(family: str) -> None:
     """With the neuron in layer 0 of 3 the states are those of layer 1; in layer 2 its own."""
     tokenizer: Any = Letters()
-    reader = QueryReader(tokenizer)
+    reader = PromptReader(tokenizer)
     specs = [NeuronSpec.from_model(tiny(family), layer) for layer in range(LAYERS)]
-    readers = [StateReader(tiny(family), tokenizer, spec, reader) for spec in specs]
+    readers = [HiddenStateReader(tiny(family), tokenizer, spec, reader) for spec in specs]
     assert [states.place for states in readers] == [specs[n].read for n in (1, 1, 2)]
     lowest = readers[0].read(QUERIES)
     assert torch.equal(lowest, readers[1].read(QUERIES))

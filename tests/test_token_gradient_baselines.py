@@ -35,7 +35,7 @@ from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit
 from meg_editor.config.settings import HParamsError
 from meg_editor.lm.tokens import Example
 from meg_editor.requests.request import EditRequest, RequestError
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 KINDS = record.KINDS
 ROWS = tiny.rows(tiny.FACTS)
@@ -419,7 +419,7 @@ def test_training_lowers_the_generality_loss() -> None:
     model, tok = tiny.model("llama"), tiny.tokenizer("llama")
     before = state(model)
     hparams = training(n_edits=6, max_iters=14, loc_coef=0.1)
-    losses = trained(model, tok, PSEUDO, hparams, _train, StageStore()).tensors["losses"]
+    losses = trained(model, tok, PSEUDO, hparams, _train, ArtifactStore()).tensors["losses"]
     assert same(model, before)
     assert losses.shape == (14, 2)
     assert losses[-3:, 0].mean() < 0.55 * losses[0, 0]
@@ -431,7 +431,7 @@ def test_the_locality_loss_is_heeded() -> None:
     kept = []
     for weight in (0.0, 10.0):
         hparams = training(n_edits=6, max_iters=10, loc_coef=weight)
-        stage = trained(tiny.model("llama"), tok, PSEUDO, hparams, _train, StageStore())
+        stage = trained(tiny.model("llama"), tok, PSEUDO, hparams, _train, ArtifactStore())
         kept.append(stage.tensors["losses"][-3:, 1].mean())
     assert kept[1] < 0.7 * kept[0]
 
@@ -499,7 +499,7 @@ def test_a_trained_network_is_kept_and_seeded(
     tok, hparams = tiny.tokenizer("llama"), training()
 
     def edited(folder: Path | None, chosen: MALMENHyperParams = hparams) -> dict[str, Tensor]:
-        model, store = tiny.model("llama"), StageStore(folder)
+        model, store = tiny.model("llama"), ArtifactStore(folder)
         random = torch.random.get_rng_state()
         apply_malmen_to_model(model, tok, EDITS, chosen, pseudo=PSEUDO, store=store)
         assert torch.equal(torch.random.get_rng_state(), random)
@@ -532,7 +532,7 @@ def test_each_round_of_training_edits_every_fact_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr("meg_editor.baselines.malmen.meta_gradients", keep)
     tok = tiny.tokenizer("llama")
     hparams = training(n_edits=2, max_iters=6)
-    trained(tiny.model("llama"), tok, PSEUDO, hparams, _train, StageStore())
+    trained(tiny.model("llama"), tok, PSEUDO, hparams, _train, ArtifactStore())
     assert len(batches) == 6
     for rounds in (batches[:3], batches[3:]):
         edits = [tuple(e.prompt) for batch in rounds for e in batch.edits]

@@ -18,7 +18,7 @@ from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, RequestError
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 SETTINGS = MeGHyperParams(
     layers=[1],
@@ -71,9 +71,9 @@ def test_the_same_seed_gives_the_same_model(run: Any) -> None:
 
 
 def test_stages_run_once_for_the_same_inputs(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    first, _ = run(store=StageStore(tmp_path))
+    first, _ = run(store=ArtifactStore(tmp_path))
     monkeypatch.setattr(shards, "collect", lambda *_: pytest.fail("collected again"))
-    second, report = run(store=StageStore(tmp_path))
+    second, report = run(store=ArtifactStore(tmp_path))
     assert report.resumed == ["encoder", "collection", "gate", "generator"]
     assert torch.equal(
         first.neurons(first.route(PROMPTS[:4])), second.neurons(second.route(PROMPTS[:4]))
@@ -90,15 +90,15 @@ def test_an_interrupted_run_resumes_after_its_last_stage(
 
     monkeypatch.setattr(training, "_fit_generator", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(store=StageStore(tmp_path))
+        run(store=ArtifactStore(tmp_path))
     monkeypatch.setattr(training, "_fit_generator", real)
-    _, report = run(store=StageStore(tmp_path))
+    _, report = run(store=ArtifactStore(tmp_path))
     assert report.resumed == ["encoder", "collection", "gate"]
 
 
 def test_another_request_runs_collection_again(run: Any, tmp_path: Path) -> None:
-    run(store=StageStore(tmp_path))
-    _, report = run([*EDITS[:3], EditRequest(PROMPTS[5], "Lima")], store=StageStore(tmp_path))
+    run(store=ArtifactStore(tmp_path))
+    _, report = run([*EDITS[:3], EditRequest(PROMPTS[5], "Lima")], store=ArtifactStore(tmp_path))
     assert report.resumed == ["encoder"]
 
 
@@ -110,7 +110,7 @@ def test_duplicates_are_merged_and_known_answers_reported(
     _, report = run([*EDITS, EDITS[0]])
     assert (report.edits, report.duplicates) == (4, 1)
     if answer and len(tiny_tokenizer(answer)["input_ids"]) == 4:  # it stops where the target does
-        assert known.prompt in run([*EDITS, known])[1].already_answered
+        assert known.prompt in run([*EDITS, known])[1].already_correct
 
 
 @pytest.mark.parametrize(

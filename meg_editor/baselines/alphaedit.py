@@ -15,7 +15,7 @@ from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import block_name
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 
 @dataclass
@@ -24,9 +24,9 @@ class AlphaEditHyperParams(LocateHyperParams):
 
     alg_name: str = setting("AlphaEdit", "Always AlphaEdit.")
     nullspace_threshold: float = setting(
-        2e-2, "Directions with less than this second moment are free.", least=0
+        2e-2, "Directions with less than this second moment are free.", ge=0
     )
-    L2: float = setting(10, "Weight of the identity in the solve.", least=0)
+    L2: float = setting(10, "Weight of the identity in the solve.", ge=0)
     P_loc: str | None = setting(None, "Not needed: the projection is computed.")
 
 
@@ -42,7 +42,7 @@ def apply_alphaedit_to_model(
     texts: Sequence[str] | None = None,
     prefixes: Sequence[str] | None = None,
     earlier: dict[str, Tensor] | None = None,
-    store: StageStore | None = None,
+    store: ArtifactStore | None = None,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Tensor]]:
     """Edit `model` by AlphaEdit, with the signature of EasyEdit's methods.

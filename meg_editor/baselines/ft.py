@@ -16,10 +16,10 @@ from meg_editor.baselines.core.settings import LayerHyperParams
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights, restored
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
+from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.tokens import Batch, Example, encode_example, means, target_logits
-from meg_editor.lm.upper_layers import UpperLayers
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.progress import progress_bar
 
 
 @dataclass
@@ -32,21 +32,21 @@ class FTHyperParams(LayerHyperParams):
 
     alg_name: str = setting("FT", "Always FT.")
     optimizer: Literal["adam", "sgd"] = setting("adam", "A.12: SGD.")
-    num_steps: int = setting(25, "Epochs, at most.", least=1)
-    lr: float = setting(5e-4, "Learning rate.", least=0)
-    weight_decay: float = setting(0.0, "Of the optimiser.", least=0)
+    num_steps: int = setting(25, "Epochs, at most.", ge=1)
+    lr: float = setting(5e-4, "Learning rate.", ge=0)
+    weight_decay: float = setting(0.0, "Of the optimiser.", ge=0)
     kl_factor: float = setting(0.0, "Not used, as in EasyEdit.")
     norm_constraint: float | None = setting(
-        None, "No weight moves further than this; null: any.", least=0
+        None, "No weight moves further than this; null: any.", ge=0
     )
     objective_optimization: Literal["target_new"] = setting(
         "target_new", "The likelihood of the whole target."
     )
-    train_batch_size: int = setting(100, "Edits per step.", least=1)
+    train_batch_size: int = setting(100, "Edits per step.", ge=1)
     tuned: Literal["ffn", "down"] = setting("ffn", "All of the FFN, or its last linear layer.")
     shuffle: bool = setting(True, "Whether each epoch has its own order.")
     early_stop_loss: float = setting(
-        1e-2, "No step below this loss, and the end where an epoch's mean is below it.", least=0
+        1e-2, "No step below this loss, and the end where an epoch's mean is below it.", ge=0
     )
 
 
@@ -89,7 +89,7 @@ def _tune(model: Any, tok: Any, edits: Sequence[EditRequest], hparams: FTHyperPa
         optimiser = kind(weights.values(), lr=hparams.lr, weight_decay=hparams.weight_decay)
         for weight in weights.values():
             weight.requires_grad_(True)
-        for _ in track(range(hparams.num_steps), "fine-tuning", "epoch"):
+        for _ in progress_bar(range(hparams.num_steps), "fine-tuning", "epoch"):
             if hparams.shuffle:
                 rows = torch.randperm(len(examples), generator=generator)
             total = 0.0
@@ -114,7 +114,7 @@ class _Facts:
         self, model: Any, examples: Sequence[Example], lowest: int | None, rows_at_once: int
     ) -> None:
         self.model, self.examples = model, examples
-        self.upper = None if lowest is None else UpperLayers(model, lowest)
+        self.upper = None if lowest is None else LayersFrom(model, lowest)
         self.streams = self.upper.streams(examples, rows_at_once) if self.upper else []
 
     def loss(self, rows: Sequence[int]) -> Tensor:

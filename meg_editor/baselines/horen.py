@@ -36,14 +36,14 @@ class HoReNHyperParams(LayerHyperParams):
     one_layer: ClassVar[bool] = True
 
     alg_name: str = setting("HOREN", "Always HOREN.")
-    n_iter: int = setting(50, "Steps of Adam on a value.", least=1)
-    edit_lr: float = setting(1.0, "Rate of Adam.", least=0)
+    n_iter: int = setting(50, "Steps of Adam on a value.", ge=1)
+    edit_lr: float = setting(1.0, "Rate of Adam.", ge=0)
     query_share: float = setting(
-        0.5, "Share of the prompt's tokens, the last ones, which make up a query.", least=0
+        0.5, "Share of the prompt's tokens, the last ones, which make up a query.", ge=0
     )
-    hopfield_retrieval_alpha: float = setting(0.1, "Step towards the retrieved key.", least=0)
-    hopfield_retrieval_beta: float = setting(20.0, "Inverse temperature.", least=0)
-    hopfield_retrieval_max_iter: int = setting(1, "Steps.", least=0)
+    hopfield_retrieval_alpha: float = setting(0.1, "Step towards the retrieved key.", ge=0)
+    hopfield_retrieval_beta: float = setting(20.0, "Inverse temperature.", ge=0)
+    hopfield_retrieval_max_iter: int = setting(1, "Steps.", ge=0)
     hopfield_key_match_threshold: float = setting(0.85, "Least cosine to the nearest key.")
 
 
@@ -76,7 +76,7 @@ class HoReNModel(RoutedModel):
 
     def plan(self, queries: Sequence[str]) -> Tensor:
         """(B,) the tokens of each prompt: its query is read, and its value added, at their end."""
-        prompts = [self.reader.wrap(self.reader.readings(query)[0]) for query in queries]
+        prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
         return torch.tensor([len(row) for row in self.tokenizer(prompts)["input_ids"]])
 
     @contextmanager

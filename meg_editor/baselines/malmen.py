@@ -22,8 +22,8 @@ from meg_editor.baselines.core.meta_batches import meta_batches
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore, Tensors
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.artifacts import ArtifactStore, Tensors
+from meg_editor.runtime.progress import progress_bar
 
 
 @dataclass
@@ -31,7 +31,7 @@ class MALMENHyperParams(HyperNetworkHyperParams):
     """Hyper-parameters of MALMEN; the defaults are those of the authors' code."""
 
     alg_name: str = setting("MALMEN", "Always MALMEN.")
-    max_iters: int = setting(500, "Steps of training.", least=0)
+    max_iters: int = setting(500, "Steps of training.", ge=0)
     archive: str | None = setting(None, "Not needed: pass a store.")
     train_base: bool = setting(False, "Not needed.")
     log_interval: int = setting(100, "Not needed.")
@@ -57,7 +57,7 @@ def apply_malmen_to_model(
     keep_original_weight: bool = False,
     *,
     pseudo: Sequence[EditRequest] | None = None,
-    store: StageStore | None = None,
+    store: ArtifactStore | None = None,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Tensor]]:
     """Edit `model` by MALMEN, with the signature of EasyEdit's methods.
@@ -93,7 +93,7 @@ def _train(
     optimiser = torch.optim.Adam(network.parameters(), lr=hparams.meta_lr)
     batches = meta_batches(model, tok, facts, hparams, hparams.max_iters)
     losses = []
-    for _ in track(range(hparams.max_iters), "hypernetwork"):
+    for _ in progress_bar(range(hparams.max_iters), "hypernetwork"):
         optimiser.zero_grad()
         step = meta_gradients(model, network, [next(batches)], hparams)
         losses.append([step.generality, step.locality])

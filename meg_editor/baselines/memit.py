@@ -15,7 +15,7 @@ from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import block_name
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 
 @dataclass
@@ -36,7 +36,7 @@ def apply_memit_to_model(
     *,
     texts: Sequence[str] | None = None,
     prefixes: Sequence[str] | None = None,
-    store: StageStore | None = None,
+    store: ArtifactStore | None = None,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Tensor]]:
     """Edit `model` by MEMIT, with the signature of EasyEdit's methods.

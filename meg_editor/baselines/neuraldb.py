@@ -29,7 +29,7 @@ class NeuralDBHyperParams(LocateHyperParams):
     one_layer: ClassVar[bool] = True
 
     alg_name: str = setting("NeuralDB", "Always NeuralDB.")
-    gate_threshold: float = setting(0.65, "Least cosine γ to the nearest key.", below=1)
+    gate_threshold: float = setting(0.65, "Least cosine γ to the nearest key.", lt=1)
 
 
 class KeyValueMemory(nn.Module):

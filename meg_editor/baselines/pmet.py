@@ -16,7 +16,7 @@ from meg_editor.baselines.memit import least_squares
 from meg_editor.config.settings import HParamsError, setting
 from meg_editor.lm.ffn import attention_name
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 
 @dataclass
@@ -24,7 +24,7 @@ class PMETHyperParams(LocateHyperParams):
     """Hyper-parameters of PMET."""
 
     alg_name: str = setting("PMET", "Always PMET.")
-    nll_loss_factor: float = setting(1.0, "Weight of the target's likelihood.", least=0)
+    nll_loss_factor: float = setting(1.0, "Weight of the target's likelihood.", ge=0)
     rewrite_module_tmps: list[str] = setting([], "As rewrite_module_tmp, in a list of one.")
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ def apply_pmet_to_model(
     *,
     texts: Sequence[str] | None = None,
     prefixes: Sequence[str] | None = None,
-    store: StageStore | None = None,
+    store: ArtifactStore | None = None,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Tensor]]:
     """Edit `model` by PMET, with the signature of EasyEdit's methods.

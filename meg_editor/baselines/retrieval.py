@@ -69,7 +69,7 @@ class RetrievalModel(RoutedModel):
     @torch.no_grad()
     def plan(self, queries: Sequence[str]) -> list[str]:
         """B texts to be told, empty where no edit is near enough."""
-        questions = [self.reader.readings(query)[0] for query in queries]
+        questions = [self.reader.candidates(query)[0] for query in queries]
         best, index = (self.encoder.encode(questions) @ self.anchors.T).max(-1)
         told = []
         for score, edit in zip(best.tolist(), index.tolist(), strict=True):

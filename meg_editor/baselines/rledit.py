@@ -24,8 +24,8 @@ from meg_editor.baselines.core.meta_batches import MetaBatch, meta_batches
 from meg_editor.baselines.core.weights import Requests, Updates, add, edit_weights, restored
 from meg_editor.config.settings import setting
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore, Tensors
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.artifacts import ArtifactStore, Tensors
+from meg_editor.runtime.progress import progress_bar
 
 
 @dataclass
@@ -36,16 +36,16 @@ class RLEditHyperParams(HyperNetworkHyperParams):
     """
 
     alg_name: str = setting("RLEDIT", "Always RLEDIT.")
-    batch_size_once: int = setting(4, "Edits per forward and backward pass.", least=1)
-    rank: int = setting(1024, "Rank of each block of the hypernetwork.", least=1)
-    n_blocks: int = setting(4, "Blocks of the hypernetwork.", least=0)
-    loc_coef: float = setting(0.6, "Weight of the locality loss.", least=0)
-    n_edits: int = setting(20, "Facts edited at a time.", least=1)
-    num_seq: int = setting(400, "Batches in a sequence of training.", least=1)
-    n_epochs: int = setting(1, "Sequences of training; each ends with a step of Adam.", least=0)
-    time_decay: float = setting(0.95, "Of the loss of an edit, per batch since.", least=0)
-    back_depth: int = setting(10, "Batches whose loss counts: this one and those before.", least=1)
-    reg_coef: float = setting(1e-4, "Weight of the squared norm of the shifts.", least=0)
+    batch_size_once: int = setting(4, "Edits per forward and backward pass.", ge=1)
+    rank: int = setting(1024, "Rank of each block of the hypernetwork.", ge=1)
+    n_blocks: int = setting(4, "Blocks of the hypernetwork.", ge=0)
+    loc_coef: float = setting(0.6, "Weight of the locality loss.", ge=0)
+    n_edits: int = setting(20, "Facts edited at a time.", ge=1)
+    num_seq: int = setting(400, "Batches in a sequence of training.", ge=1)
+    n_epochs: int = setting(1, "Sequences of training; each ends with a step of Adam.", ge=0)
+    time_decay: float = setting(0.95, "Of the loss of an edit, per batch since.", ge=0)
+    back_depth: int = setting(10, "Batches whose loss counts: this one and those before.", ge=1)
+    reg_coef: float = setting(1e-4, "Weight of the squared norm of the shifts.", ge=0)
 
 
 def apply_rledit_to_model(
@@ -58,7 +58,7 @@ def apply_rledit_to_model(
     keep_original_weight: bool = False,
     *,
     pseudo: Sequence[EditRequest] | None = None,
-    store: StageStore | None = None,
+    store: ArtifactStore | None = None,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Tensor]]:
     """Edit `model` by RLEdit, with the signature of EasyEdit's methods.
@@ -72,7 +72,7 @@ def apply_rledit_to_model(
         parts = range(0, len(examples), hparams.n_edits)
         sums: Updates = {}
         with restored(target, _weights(network)) as weights:
-            for start in track(parts, "edits"):
+            for start in progress_bar(parts, "edits"):
                 chunk = examples[start : start + hparams.n_edits]
                 for name, update in predicted(target, network, chunk, hparams)[2].items():
                     sums[name] = sums[name] + update if name in sums else update
@@ -94,7 +94,7 @@ def _train(
         optimiser.zero_grad()
         latest: list[MetaBatch] = []
         with restored(model, _weights(network)) as weights:
-            for _ in track(range(hparams.num_seq), "hypernetwork"):
+            for _ in progress_bar(range(hparams.num_seq), "hypernetwork"):
                 latest = [next(batches), *latest][: hparams.back_depth]
                 step = meta_gradients(
                     model, network, latest, hparams, hparams.time_decay, hparams.reg_coef

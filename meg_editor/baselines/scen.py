@@ -37,10 +37,10 @@ class SCENHyperParams(LayerHyperParams):
     one_layer: ClassVar[bool] = True
 
     alg_name: str = setting("SCEN", "Always SCEN.")
-    expert_lr: float = setting(1.0, "Rate of SGD on an expert.", least=0)
-    expert_steps: int = setting(60, "Steps of SGD, at most.", least=1)
-    index_lr: float = setting(0.05, "Rate of Adam on the index neurons.", least=0)
-    index_steps: int = setting(200, "Steps of Adam.", least=1)
+    expert_lr: float = setting(1.0, "Rate of SGD on an expert.", ge=0)
+    expert_steps: int = setting(60, "Steps of SGD, at most.", ge=1)
+    index_lr: float = setting(0.05, "Rate of Adam on the index neurons.", ge=0)
+    index_steps: int = setting(200, "Steps of Adam.", ge=1)
     theta: float = setting(0.7, "An expert is used above this activation of its index neuron.")
 
 
@@ -80,7 +80,7 @@ class SCENModel(RoutedModel):
     @torch.no_grad()
     def plan(self, queries: Sequence[str]) -> Tensor:
         """(B, P) the experts, zero where no index neuron is active enough."""
-        prompts = [self.reader.wrap(self.reader.readings(query)[0]) for query in queries]
+        prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
         states = _states(self.base, self.tokenizer, prompts, self.spec, self.hparams.rows_at_once)
         logits = (states - self.scale[0]) / self.scale[1] @ self.weights.T + self.biases
         best, index = logits.sigmoid().max(-1)

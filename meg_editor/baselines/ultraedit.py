@@ -34,7 +34,7 @@ class UltraEditHyperParams(TokenGradientHyperParams):
     """Hyper-parameters of UltraEdit; the defaults are those of EasyEdit's files."""
 
     alg_name: str = setting("ULTRAEDIT", "Always ULTRAEDIT.")
-    lr: float = setting(1e-6, "Scale η of the update.", least=0)
+    lr: float = setting(1e-6, "Scale η of the update.", ge=0)
 
 
 def apply_ultraedit_to_model(

@@ -17,7 +17,7 @@ from meg_editor.evaluation.long_answers import embedding_similarity
 from meg_editor.evaluation.metrics import percent, token_accuracy
 from meg_editor.lm.neuron import NeuronHook, NeuronSpec
 from meg_editor.lm.tokens import Batch, encode_example, target_logits
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 
 _ROWS = 8
@@ -55,7 +55,7 @@ def capacity(
     Raises:
         ValueError: no fact fits into the model's context.
     """
-    reader = QueryReader(tokenizer, hparams.prompt_template)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
     limit = getattr(model.config, "max_position_embeddings", None) or 10**9
     pairs = [
         (fact, encode_example(tokenizer, reader.wrap(fact.prompt), fact.target_new))

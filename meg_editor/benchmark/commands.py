@@ -29,9 +29,9 @@ from meg_editor.evaluation import questions_of
 from meg_editor.integrations.easyedit.methods import NAMES as EASYEDIT
 from meg_editor.integrations.easyedit.methods import easyedit_method
 from meg_editor.lm.loading import load_model
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 # Beside the baselines; the bank is the upper bound of what retrieved neurons can do.
 ALL = ("unedited", "meg", "meg-paper", "meg-bank")
@@ -106,9 +106,9 @@ def _choose(
     if new := [name for name in baselines if name not in searches]:
         facts = benchmark.options["calibration"][: options.trial_edits]
         cases = [_trial_case(fact) for fact in facts]
-        reader = QueryReader(tokenizer, hparams.prompt_template)
+        reader = PromptReader(tokenizer, hparams.prompt_template)
         questions = questions_of(model, tokenizer, cases, reader)  # the same for all trials of all
-        extra = {**benchmark.options, "store": StageStore(options.out / "stages"), "seed": 0}
+        extra = {**benchmark.options, "store": ArtifactStore(options.out / "stages"), "seed": 0}
         material = (model, tokenizer, cases, questions, common, options.trials, options.out, extra)
         searches |= {name: search(name, BASELINES[name], *material) for name in new}
     found = {}

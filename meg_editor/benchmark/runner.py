@@ -30,9 +30,9 @@ from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.lm.tokens import batched_answers
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.runtime.artifacts import StageStore, digest
+from meg_editor.runtime.artifacts import ArtifactStore, digest
 from meg_editor.runtime.text_files import read_json, write_json
 
 
@@ -149,7 +149,7 @@ def only_wrong(
     cases: Sequence[EvaluationCase], model: Any, tokenizer: Any, hparams: MeGHyperParams
 ) -> list[EvaluationCase]:
     """The facts of which the model does not give the target anyway (A.9)."""
-    reader = QueryReader(tokenizer, hparams.prompt_template)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
     prompts = [reader.wrap(case.request.prompt) for case in cases]
     answers = batched_answers(model, tokenizer, prompts, 12)
     return [
@@ -171,7 +171,7 @@ class _Draw:
 
     @cached_property
     def questions(self) -> list[Question]:
-        reader = QueryReader(self.tokenizer, self.benchmark.hparams.prompt_template)
+        reader = PromptReader(self.tokenizer, self.benchmark.hparams.prompt_template)
         split = self.benchmark.split
         known = [*self.cases, *split.edited, *split.pseudo, *split.calibration]
         return questions_of(
@@ -216,7 +216,7 @@ class _Draw:
         if isinstance(hparams, FlatHyperParams):
             hparams = hparams.changed(seed=self.seed)
             method = dataclasses.replace(method, hparams=hparams)
-        store = StageStore(out / "stages")
+        store = ArtifactStore(out / "stages")
         options = {**b.options, "store": store, "seed": self.seed}
         questions = self.questions
         reset_peak_memory(self.model.device)

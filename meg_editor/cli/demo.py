@@ -17,8 +17,8 @@ from meg_editor.fitting.pipeline import fit
 from meg_editor.lm.loading import load_model, resolve_device
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.requests.prompts import QueryReader
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.requests.prompts import PromptReader
+from meg_editor.runtime.artifacts import ArtifactStore
 
 PRESETS = ("default", "paper")
 
@@ -61,9 +61,9 @@ def run_demo(
     }
     model, tokenizer = load_model(next(iter(settings.values())))
     pseudo, calibration = pseudo_requests(world), calibration_requests(world)
-    store = StageStore(out / "stages" if out else None)
+    store = ArtifactStore(out / "stages" if out else None)
     report = Report(edits, seed, str(model.device))
-    questions = questions_of(model, tokenizer, cases, QueryReader(tokenizer))
+    questions = questions_of(model, tokenizer, cases, PromptReader(tokenizer))
     report.methods["unedited"] = MethodReport(
         evaluate(model, tokenizer, cases, questions=questions)
     )
@@ -104,7 +104,7 @@ def before_and_after(
     edited: MeGModel, cases: Sequence[EvaluationCase], seed: int, count: int = 5
 ) -> str:
     """A table of some edits, one paraphrase each, and a neighbour that must not change."""
-    reader = QueryReader(edited.tokenizer, edited.hparams.prompt_template)
+    reader = PromptReader(edited.tokenizer, edited.hparams.prompt_template)
     lines = [f"{'':12} {'question':58} {'before':22} after"]
     for case in random.Random(seed).sample(list(cases), min(count, len(cases))):
         asked = [("edited", case.request.prompt), ("paraphrase", case.paraphrases[0])]

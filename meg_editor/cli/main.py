@@ -169,7 +169,7 @@ def _edit(options: argparse.Namespace) -> None:
     from meg_editor.lm.loading import load_model
     from meg_editor.model.saving import check_destination
     from meg_editor.requests.files import read_requests
-    from meg_editor.runtime.artifacts import StageStore
+    from meg_editor.runtime.artifacts import ArtifactStore
     from meg_editor.runtime.processes import Processes
 
     hparams = _hparams(options)
@@ -188,7 +188,7 @@ def _edit(options: argparse.Namespace) -> None:
         hparams,
         pseudo=pseudo,
         calibration=calibration,
-        store=StageStore(out.with_name(f"{out.name}.stages")),
+        store=ArtifactStore(out.with_name(f"{out.name}.stages")),
         processes=processes,
     )
     if not processes.is_main:
@@ -199,7 +199,7 @@ def _edit(options: argparse.Namespace) -> None:
     if merged.duplicates:
         print(f"{merged.duplicates} repeated rows were merged")
     for label, prompts in (
-        ("already the model's answer", report.already_answered),
+        ("already the model's answer", report.already_correct),
         ("not learned", report.not_collected),
     ):
         if prompts:

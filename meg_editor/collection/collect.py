@@ -14,13 +14,13 @@ from torch import Tensor
 
 from meg_editor.collection.optimizer import Rows, descend, row_losses
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronHook, NeuronSpec
 from meg_editor.lm.tokens import Batch, Example, batched_answers, encode_example
-from meg_editor.lm.upper_layers import UpperLayers
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.memory import free_bytes, rows_within
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.progress import progress_bar
 
 _ENOUGH = {"cpu": 48}  # rows: more are no faster there
 _MOST = 4096
@@ -79,13 +79,13 @@ def collect(
     Facts are independent: their rows share a batch, never a parameter. Each fact is shown in
     `collection_contexts` contexts, bare and after random beginnings of other prompts, so that its
     neuron does not hang on the first position. A fact is finished once every context has the
-    target as its greedy answer with a loss below `collection_margin`. Facts which fail
+    target as its greedy answer with a loss below `collection_loss_threshold`. Facts which fail
     are tried again, from the start with half the rate and twice the steps.
 
     Raises:
         FloatingPointError: every attempt at some fact ended in a loss that is not finite.
     """
-    reader = QueryReader(tokenizer, hparams.prompt_template)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
     contexts = _contexts(requests, hparams.collection_contexts, hparams.seed)
     examples = [
         [
@@ -106,7 +106,7 @@ def collect(
         # Should they not fit all the same, it begins again with fewer.
         fitting_descent = find_executable_batch_size(descend, starting_batch_size=rows)
         for attempt in range(1 + hparams.collection_retries):
-            with track(range(len(open_facts)), "neurons", "fact") as bar:
+            with progress_bar(range(len(open_facts)), "neurons", "fact") as bar:
                 found, learned, taken = fitting_descent(
                     model,
                     hook,
@@ -154,7 +154,7 @@ def _rows_at_once(
     device = model.device
     longest = max(examples, key=lambda rows: max(map(len, rows)))
     batch = Batch.of(longest, device)
-    upper = UpperLayers(model, hook.spec.layer)
+    upper = LayersFrom(model, hook.spec.layer)
     owner = torch.zeros(len(longest), dtype=torch.long, device=device)
     rows = Rows(batch, upper.stream(batch.ids), owner)
     neuron = start[None].to(device).requires_grad_(True)

@@ -11,8 +11,8 @@ from typing import Any
 from meg_editor.collection.collect import answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.neuron import NeuronSpec, count_layers
-from meg_editor.lm.tokens import longest_target
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.lm.tokens import max_target_length
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 
 
@@ -72,13 +72,13 @@ def _generality(
     neurons: Any,
     hparams: MeGHyperParams,
 ) -> float | None:
-    reader = QueryReader(tokenizer, hparams.prompt_template)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
     asked = [(index, p) for index, request in enumerate(requests) for p in request.rephrases]
     if not asked:
         return None
     own = neurons[[index for index, _ in asked]]
     prompts = [reader.wrap(prompt) for _, prompt in asked]
-    longest = longest_target(tokenizer, requests)
+    longest = max_target_length(tokenizer, requests)
     answers = answers_with(model, tokenizer, spec, own, prompts, longest)
     right = sum(
         answer == requests[index].target_new

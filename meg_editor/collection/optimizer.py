@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronHook
 from meg_editor.lm.tokens import Batch, Example, by_length, means, target_logits
-from meg_editor.lm.upper_layers import UpperLayers
 from meg_editor.runtime.precision import bfloat16
 
 _PASSES = 8  # forward passes in a step over all facts: rows of like length share one
@@ -92,7 +92,7 @@ class Rows:
 
 
 def row_losses(
-    model: Any, hook: NeuronHook, upper: UpperLayers, rows: Rows, neurons: Tensor, half: bool
+    model: Any, hook: NeuronHook, upper: LayersFrom, rows: Rows, neurons: Tensor, half: bool
 ) -> tuple[Tensor, Tensor]:
     """The mean loss over the target of each of R rows under its own of the neurons (M, P).
 
@@ -122,7 +122,7 @@ class _Pool:
         self.model, self.hook, self.hparams = model, hook, hparams
         self.rows_at_once = rows_at_once
         self.start = start.to(model.device)
-        self.upper = UpperLayers(model, hook.spec.layer)
+        self.upper = LayersFrom(model, hook.spec.layer)
         self.members: list[int] = []
         self.neurons = self.start[None][:0]  # (A, P)
         self.taken = torch.zeros(0, dtype=torch.long, device=model.device)
@@ -172,7 +172,7 @@ class _Pool:
             gradient += torch.autograd.grad(losses.sum() / contexts, neurons)[0]
             loss.index_add_(0, rows.owner, losses.detach() / contexts)
             wrong.index_add_(0, rows.owner, misses)
-        self.done = (wrong == 0) & (loss < self.hparams.collection_margin)
+        self.done = (wrong == 0) & (loss < self.hparams.collection_loss_threshold)
         going = ~self.done & (self.taken < budget)
         if (longest := self.hparams.collection_clip) is not None:
             # A loss which is far from its margin is steep; near it a higher rate is needed, which

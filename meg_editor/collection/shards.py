@@ -14,7 +14,7 @@ from meg_editor.collection.collect import Collection, collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import Stage, StageStore, Tensors, digest
+from meg_editor.runtime.artifacts import ArtifactStore, Stage, Tensors, digest
 from meg_editor.runtime.processes import Processes
 
 
@@ -42,7 +42,7 @@ def collect_in_shards(
     requests: Sequence[EditRequest],
     hparams: MeGHyperParams,
     inputs: Sequence[Any],
-    store: StageStore,
+    store: ArtifactStore,
     processes: Processes,
 ) -> Shards:
     """`collect` for N facts, at most `collection_shard_size` at a time; processes share the work.

@@ -19,11 +19,9 @@ class HParamsError(ValueError):
     """A setting that does not exist or cannot have the given value."""
 
 
-def setting(
-    default: Any, help: str, *, least: float | None = None, below: float | None = None
-) -> Any:
-    """A field; a number in it is at least `least` and less than `below`."""
-    metadata = {"help": help, "least": least, "below": below}
+def setting(default: Any, help: str, *, ge: float | None = None, lt: float | None = None) -> Any:
+    """A field; a number in it is at least `ge` and less than `lt`."""
+    metadata = {"help": help, "ge": ge, "lt": lt}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -41,7 +39,7 @@ class FlatHyperParams:
         hints = get_type_hints(type(self))
         for entry in dataclasses.fields(self):
             value = _coerce(getattr(self, entry.name), hints[entry.name], entry.name)
-            _check_range(entry.name, value, entry.metadata["least"], entry.metadata["below"])
+            _check_range(entry.name, value, entry.metadata["ge"], entry.metadata["lt"])
             setattr(self, entry.name, value)
 
     def changed(self: Settings, **changes: Any) -> Settings:

@@ -34,13 +34,13 @@ from meg_editor.lm.tokens import (
     decoded,
     encode_example,
     greedy_tokens,
-    longest_target,
+    max_target_length,
     target_logits,
 )
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import RoutedModel
-from meg_editor.requests.prompts import QueryReader
-from meg_editor.runtime.progress import track
+from meg_editor.requests.prompts import PromptReader
+from meg_editor.runtime.progress import progress_bar
 
 _ROWS = 256
 
@@ -113,16 +113,16 @@ def evaluate(
     """
     edited = model if isinstance(model, MeGModel) else None
     routed = model if isinstance(model, RoutedModel) else None
-    reader = routed.reader if routed else QueryReader(tokenizer)
+    reader = routed.reader if routed else PromptReader(tokenizer)
     if questions is None:
         base = routed.base if routed else model
         questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)
-    length = longest_target(tokenizer, [case.request for case in cases], max_new_tokens)
+    length = max_target_length(tokenizer, [case.request for case in cases], max_new_tokens)
     chunks = list(by_length([len(question.prompt) for question in questions], _ROWS))
     answers = Answers([""] * len(questions), [0.0] * len(questions), [0.0] * len(questions))
     matrix, seconds = [0, 0, 0, 0, 0], 0.0
     scores = [0.0] * len(questions)
-    for rows in track(chunks, "evaluation", "batch"):
+    for rows in progress_bar(chunks, "evaluation", "batch"):
         chunk = [questions[row] for row in rows]
         prompts = [reader.wrap(question.prompt) for question in chunk]
         start = time.perf_counter()

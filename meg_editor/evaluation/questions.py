@@ -11,8 +11,8 @@ from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.preprocessing import edited_keys, key
 from meg_editor.data.relations import Relations
 from meg_editor.evaluation.trap_questions import counter_asked, negated
-from meg_editor.lm.tokens import batched_tokens, decoded, longest_target
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.lm.tokens import batched_tokens, decoded, max_target_length
+from meg_editor.requests.prompts import PromptReader
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def questions_of(
     base: Any,
     tokenizer: Any,
     cases: Sequence[EvaluationCase],
-    reader: QueryReader,
+    reader: PromptReader,
     max_new_tokens: int = 12,
     traps: Relations | None = None,
     asked: Collection[int] | None = None,
@@ -54,7 +54,7 @@ def questions_of(
         asked: only about the cases of these indices.
     """
     questions = []
-    length = longest_target(tokenizer, [case.request for case in cases], max_new_tokens)
+    length = max_target_length(tokenizer, [case.request for case in cases], max_new_tokens)
     chosen = [(i, case) for i, case in enumerate(cases) if asked is None or i in asked]
     for index, case in chosen:
         target = case.request.target_new

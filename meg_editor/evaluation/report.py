@@ -60,7 +60,7 @@ class MethodReport:
                 "bytes_per_edit": self.stored_bytes / fit.edits,
                 "edits": fit.edits,
                 "duplicates": fit.duplicates,
-                "already_answered": len(fit.already_answered),
+                "already_correct": len(fit.already_correct),
                 "not_collected": len(fit.not_collected),
                 "resumed_stages": fit.resumed,
             }

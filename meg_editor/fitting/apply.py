@@ -14,7 +14,7 @@ from meg_editor.fitting.pipeline import fit
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 # A neuron serves in the place it was collected for; facts are collected anew for another.
 _PLACE = ("layers", "mlp_module_tmp", "neuron_activation", "neuron_bias", "prompt_template")
@@ -32,7 +32,7 @@ def apply_meg_to_model(
     pseudo: Sequence[EditRequest] | None = None,
     calibration: Sequence[EditRequest] | None = None,
     encoder: TextEncoder | None = None,
-    store: StageStore | None = None,
+    store: ArtifactStore | None = None,
     **kwargs: Any,
 ) -> tuple[MeGModel, dict[str, Tensor]]:
     """Edit `model`, an unedited one or one edited by MeG before.

@@ -18,13 +18,13 @@ from torch import Tensor
 from meg_editor.collection.collect import answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.lm.tokens import batched_answers, longest_target
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.lm.tokens import batched_answers, max_target_length
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Calibration, Gate, Trial, calibrate
-from meg_editor.routing.hidden_states import StateReader
-from meg_editor.routing.router import index_queries
+from meg_editor.routing.hidden_states import HiddenStateReader
+from meg_editor.routing.router import build_index
 
 _STATE_WEIGHTS = (0.0, 0.25, 0.5)
 _ANSWER_TOKENS = 12  # at least: what begins alike for so long counts as unchanged
@@ -54,8 +54,8 @@ def rehearse(
     Raises:
         ValueError: too few calibration facts, or without rephrases.
     """
-    reader = QueryReader(tokenizer, hparams.prompt_template)
-    length = longest_target(tokenizer, calibration, _ANSWER_TOKENS)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
+    length = max_target_length(tokenizer, calibration, _ANSWER_TOKENS)
 
     def answers(texts: Sequence[str], own: Tensor | None = None) -> list[str]:
         prompts = [reader.wrap(text) for text in texts]
@@ -70,9 +70,9 @@ def rehearse(
     pretended = collect(model, tokenizer, spec, inside, hparams).neurons
     neurons = torch.cat([neurons[kept], pretended]).to(model.device)
     weights = state_weights(hparams)
-    states = StateReader(model, tokenizer, spec, reader)
+    states = HiddenStateReader(model, tokenizer, spec, reader)
     richest = dataclasses.replace(hparams, gate_state_weight=max(weights))
-    index = index_queries([*edits[kept], *inside], encoder, states, background, richest)
+    index = build_index([*edits[kept], *inside], encoder, states, background, richest)
     gate = copy.deepcopy(gate)
     gate.fit(index.anchors, hparams.seed)
 

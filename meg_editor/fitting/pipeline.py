@@ -18,16 +18,16 @@ from meg_editor.generators import GENERATORS, WeightGenerator
 from meg_editor.lm.fingerprint import fingerprint, present_parameters
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.reference import resolve_model_name
-from meg_editor.lm.tokens import batched_answers, encode_example, longest_target
+from meg_editor.lm.tokens import batched_answers, encode_example, max_target_length
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest, RequestError, merge_requests
 from meg_editor.routing.encoder import TextEncoder, tune_encoder
 from meg_editor.routing.gates import GATES, Calibration, Gate
-from meg_editor.routing.hidden_states import StateReader
-from meg_editor.routing.router import index_queries
-from meg_editor.runtime.artifacts import Stage, StageStore, Tensors
+from meg_editor.routing.hidden_states import HiddenStateReader
+from meg_editor.routing.router import build_index
+from meg_editor.runtime.artifacts import ArtifactStore, Stage, Tensors
 from meg_editor.runtime.processes import Processes
 
 
@@ -41,7 +41,7 @@ def fit(
     calibration: Sequence[EditRequest] | None = None,
     encoder: TextEncoder | None = None,
     earlier: Mapping[EditRequest, Tensor] | None = None,
-    store: StageStore | None = None,
+    store: ArtifactStore | None = None,
     processes: Processes | None = None,
 ) -> tuple[MeGModel, FitReport]:
     """Edit `model`: run the four stages and return the routed model.
@@ -67,7 +67,7 @@ def fit(
     """
     merged = merge_requests(requests)
     edits = list(merged.requests)
-    store, processes = store or StageStore(None), processes or Processes()
+    store, processes = store or ArtifactStore(None), processes or Processes()
     _check_weights(model)
     _check_lengths(model, tokenizer, edits, hparams)
     spec = NeuronSpec.from_hparams(model, hparams)
@@ -79,8 +79,8 @@ def fit(
     prompts = {request.prompt for request in edits}
     pseudo = [fact for fact in pseudo if fact.prompt not in prompts]
     calibration = [fact for fact in calibration if fact.prompt not in prompts]
-    known_already = processes.once(lambda: _already_answered(model, tokenizer, edits, hparams))
-    report = FitReport(len(edits), merged.duplicates, known_already)
+    already_correct = processes.once(lambda: _already_answered(model, tokenizer, edits, hparams))
+    report = FitReport(len(edits), merged.duplicates, already_correct)
 
     # A stage depends on the settings that bear its name, the seed, and the stages before it.
     def settings(*prefixes: str) -> dict[str, Any]:
@@ -113,9 +113,9 @@ def fit(
         lambda: _tune(encoder, pseudo, hparams),
     )
     encoder.load_state_dict(tuned.tensors)
-    reader = QueryReader(tokenizer, hparams.prompt_template)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
     background = [fact.prompt for fact in pseudo]
-    states = StateReader(model, tokenizer, spec, reader)
+    states = HiddenStateReader(model, tokenizer, spec, reader)
 
     earlier = earlier or {}
     new = [row for row, edit in enumerate(edits) if edit not in earlier]
@@ -177,7 +177,7 @@ def fit(
     if report.calibration:
         weight = report.calibration.state_weight
         hparams = dataclasses.replace(hparams, gate_state_weight=weight)
-    index = index_queries(edits, encoder, states, background, hparams)
+    index = build_index(edits, encoder, states, background, hparams)
 
     kind, sizes = GENERATORS[hparams.generator], (encoder.dimension, spec.size, len(edits))
     generated = run(
@@ -260,7 +260,7 @@ def _check_lengths(
 ) -> None:
     context = getattr(model.config, "max_position_embeddings", None) or hparams.max_length
     limit = min(hparams.max_length, context)
-    reader = QueryReader(tokenizer, hparams.prompt_template)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
     for row, edit in enumerate(edits):
         length = len(encode_example(tokenizer, reader.wrap(edit.prompt), edit.target_new))
         if length > limit:
@@ -275,9 +275,9 @@ def _already_answered(
     model: Any, tokenizer: Any, edits: Sequence[EditRequest], hparams: MeGHyperParams
 ) -> list[str]:
     """Prompts whose target is what the model says anyway: allowed, but worth knowing."""
-    reader = QueryReader(tokenizer, hparams.prompt_template)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
     prompts = [reader.wrap(edit.prompt) for edit in edits]
-    answers = batched_answers(model, tokenizer, prompts, longest_target(tokenizer, edits))
+    answers = batched_answers(model, tokenizer, prompts, max_target_length(tokenizer, edits))
     return [
         edit.prompt
         for edit, answer in zip(edits, answers, strict=True)

@@ -46,7 +46,7 @@ class DiT(nn.Module):
     """A transformer over L = ⌈P / patch⌉ patches of a flat neuron.
 
     The condition z is added to the embedding of the time step (the paper's way). With
-    `generator_condition: patches` it is added to every patch too, by a projection for each, which
+    `generator_conditioning: patches` it is added to every patch too, by a projection for each, which
     learns neurons many times faster; with `recall`, the patches of a recalled neuron are.
     """
 
@@ -114,7 +114,7 @@ class DiT(nn.Module):
 class DiTGenerator(LearnedGenerator):
     """Generates neurons by denoising, with any number of deterministic steps.
 
-    With `generator_condition: recall` neurons are recalled first, and the rest is denoised, in
+    With `generator_conditioning: recall` neurons are recalled first, and the rest is denoised, in
     units of its size; where nothing is left that a DiT could learn it is left out
     (`generator_refine`).
     """

@@ -16,7 +16,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators.base import NeuronScaling, WeightGenerator
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.processes import Processes
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.progress import progress_bar
 
 _LOG = logging.getLogger(__name__)
 _POOR = 0.7  # from this error on there is more noise than signal, and answers suffer
@@ -193,7 +193,7 @@ class LearnedGenerator(WeightGenerator):
         self.train().requires_grad_(True)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)  # dropout
-            for step in track(range(steps), "generator"):
+            for step in progress_bar(range(steps), "generator"):
                 progress = step / steps
                 rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress))
                 optimizer.param_groups[0]["lr"] = h.generator_lr * rate

@@ -13,7 +13,7 @@ class _Stop(Exception):
     """Nothing after this is needed."""
 
 
-def input_of(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
+def capture_input(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
     """What enters `module` while `forward` runs, which gets no further.
 
     Raises:
@@ -38,7 +38,7 @@ def input_of(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
     return entering[0]
 
 
-def run_through(modules: Iterable[nn.Module], forward: Callable[[], Any]) -> None:
+def run_until(modules: Iterable[nn.Module], forward: Callable[[], Any]) -> None:
     """Run `forward` until each of `modules` has run, with the hooks they had before."""
     left = set(modules)
 

@@ -37,7 +37,7 @@ def encode_example(tokenizer: Any, prompt: str, target: str, end: bool = True) -
     return Example(prompt_ids, target_ids)
 
 
-def longest_target(tokenizer: Any, requests: Sequence[EditRequest], least: int = 1) -> int:
+def max_target_length(tokenizer: Any, requests: Sequence[EditRequest], least: int = 1) -> int:
     """Tokens which the longest target takes, or `least`: no answer is cut off before its end."""
     targets = (encode_example(tokenizer, r.prompt, r.target_new).target for r in requests)
     return max([least, *map(len, targets)])

@@ -14,7 +14,7 @@ class FitReport:
 
     Attributes:
         edits: N, after merging `duplicates` repeated rows.
-        already_answered: prompts whose target was the model's answer before any edit.
+        already_correct: prompts whose target was the model's answer before any edit.
         not_collected: prompts whose neuron does not give the target; see `collection`.
         seconds: per stage.
         resumed: stages that were read from disk instead of run.
@@ -22,7 +22,7 @@ class FitReport:
 
     edits: int
     duplicates: int
-    already_answered: list[str]
+    already_correct: list[str]
     not_collected: list[str] = field(default_factory=list)
     calibration: Calibration | None = None
     collection: Collection | None = None

@@ -19,7 +19,7 @@ from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
-from meg_editor.routing.hidden_states import StateReader
+from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.router import Router, Routing
 
@@ -60,7 +60,7 @@ class MeGModel(RoutedModel):
         self.index = index
         self.edits = tuple(edits)
         self.fitted: FitReport | None = None
-        self.states = StateReader(base, tokenizer, spec, self.reader)
+        self.states = HiddenStateReader(base, tokenizer, spec, self.reader)
         self.cache = NeuronCache(hparams.neuron_cache)
         self.hook = NeuronHook(base, spec)
         weakref.finalize(self, self.hook.remove)  # the base model may outlive many wrappers
@@ -95,7 +95,7 @@ class MeGModel(RoutedModel):
         """Which of B queries are edits, of which fact, and with what score."""
         texts = [queries] if isinstance(queries, str) else list(queries)
         router = Router(self.encoder, self.gate, self.index, self.states)
-        return router.route([self.reader.readings(text) for text in texts])
+        return router.route([self.reader.candidates(text) for text in texts])
 
     def neurons(self, routing: Routing, steps: int | None = None) -> Tensor | None:
         """Neurons (B, P) for a routing, zero where a query is not an edit; None if none is.

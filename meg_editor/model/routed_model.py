@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meg_editor.lm.tokens import greedy_answers
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 
 
 class RoutedModel(nn.Module, ABC):
@@ -32,7 +32,7 @@ class RoutedModel(nn.Module, ABC):
             kind = type(base).__name__
             raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
         self.base, self.tokenizer = base, tokenizer
-        self.reader = QueryReader(tokenizer, prompt_template)
+        self.reader = PromptReader(tokenizer, prompt_template)
         self._routed = False
         self._held: Any = None  # the plan of the last prefill of a manual decoding loop
 

@@ -12,7 +12,7 @@ _CUE = re.compile(r"^\s*[A-Z][a-z]{0,11}\s*:\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 
 
-class QueryReader:
+class PromptReader:
     """Finds the question in what an LLM is given.
 
     Args:
@@ -31,7 +31,7 @@ class QueryReader:
         """What the LLM sees of a bare query."""
         return self.template.replace("{}", query)
 
-    def readings(self, prompt: str) -> list[str]:
+    def candidates(self, prompt: str) -> list[str]:
         """The possible questions in `prompt`, the most literal first, without repetition.
 
         The text itself (taken out of its chat turn or template), its last line, and that line's

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.progress import progress_bar
 
 _CHUNK = 256
 _OPTIONAL: dict[str, Any] = {
@@ -152,7 +152,7 @@ def tune_encoder(
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        for step in track(range(steps), "encoder"):
+        for step in progress_bar(range(steps), "encoder"):
             # A short warm-up and a linear decay, as is usual for fine-tuning BERT.
             scale = min(1.0, (step + 1) / (0.1 * steps + 1), (steps - step) / (0.5 * steps))
             optimizer.param_groups[0]["lr"] = lr * scale

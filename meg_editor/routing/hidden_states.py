@@ -11,12 +11,12 @@ from torch import Tensor
 
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.lm.partial_forward import input_of
+from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.tokens import by_length, right_padded
-from meg_editor.requests.prompts import QueryReader
+from meg_editor.requests.prompts import PromptReader
 
 
-class StateReader:
+class HiddenStateReader:
     """Reads the input of an FFN at the last token of a query.
 
     There the LLM has gathered what it will answer from, so that two wordings of one question end
@@ -25,7 +25,7 @@ class StateReader:
     layers up to there are run.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, spec: NeuronSpec, reader: QueryReader) -> None:
+    def __init__(self, model: Any, tokenizer: Any, spec: NeuronSpec, reader: PromptReader) -> None:
         self.model, self.tokenizer, self.spec, self.reader = model, tokenizer, spec, reader
         middle = len(decoder_blocks(model)[1]) // 2
         self.place = spec.read if spec.layer >= middle else find_ffn(model, middle).read
@@ -39,7 +39,7 @@ class StateReader:
         module = model.get_submodule(self.place)
         for chunk in by_length([len(row) for row in ids], rows):
             tokens = right_padded([ids[index] for index in chunk]).to(model.device)
-            found = input_of(module, partial(model, input_ids=tokens, use_cache=False))
+            found = capture_input(module, partial(model, input_ids=tokens, use_cache=False))
             found = found.reshape(*tokens.shape, -1)  # OPT flattens rows
             last = torch.tensor([len(ids[index]) - 1 for index in chunk])
             here = torch.arange(len(chunk), device=found.device)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meg_editor.routing.subject_names import NameIndex
+from meg_editor.routing.subject_names import SubjectNameIndex
 
 _CANDIDATES = 8  # compared by state
 _NAMED = 64  # edits at most which share a name with a query and are considered for it
@@ -69,7 +69,7 @@ class QueryIndex(nn.Module):
                 f"expected one subject (or None) per anchor, got {len(subjects)} and {len(anchors)}"
             )
         self.name_weight, self.state_weight = name_weight, state_weight
-        self.names = NameIndex(subjects)
+        self.names = SubjectNameIndex(subjects)
         self.anchors: Tensor
         self.register_buffer("anchors", anchors.half() if len(anchors) > _MANY else anchors.float())
         self.states: Tensor  # (N, D) standardised, unit length

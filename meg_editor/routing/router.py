@@ -13,7 +13,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
-from meg_editor.routing.hidden_states import StateReader
+from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import QueryIndex
 
 
@@ -53,10 +53,10 @@ class Routing:
         return float(self.limit)
 
 
-def index_queries(
+def build_index(
     edits: Sequence[EditRequest],
     encoder: TextEncoder,
-    states: StateReader,
+    states: HiddenStateReader,
     background: Sequence[str],
     hparams: MeGHyperParams,
 ) -> QueryIndex:
@@ -80,7 +80,7 @@ class Router:
     """Encoder, gate, the index of the edited queries, and the LLM's states for it."""
 
     def __init__(
-        self, encoder: TextEncoder, gate: Gate, index: QueryIndex, states: StateReader
+        self, encoder: TextEncoder, gate: Gate, index: QueryIndex, states: HiddenStateReader
     ) -> None:
         self.encoder, self.gate, self.index, self.states = encoder, gate, index, states
 

@@ -24,7 +24,7 @@ def words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(unicodedata.normalize("NFC", bare).casefold()))
 
 
-class NameIndex(nn.Module):
+class SubjectNameIndex(nn.Module):
     """The words of N names (None where unknown), as numbers which a device can compare."""
 
     def __init__(self, names: Sequence[str | None]) -> None:

@@ -36,7 +36,7 @@ class Stage:
     resumed: bool
 
 
-class StageStore:
+class ArtifactStore:
     """Runs each stage at most once for the same inputs.
 
     Args:

@@ -11,6 +11,6 @@ from tqdm.auto import tqdm
 Item = TypeVar("Item")
 
 
-def track(items: Iterable[Item], label: str, unit: str = "step") -> tqdm[Item]:
+def progress_bar(items: Iterable[Item], label: str, unit: str = "step") -> tqdm[Item]:
     """Iterate with a bar; silent when standard error is not a terminal."""
     return tqdm(items, desc=f"{label:<12}", unit=unit, leave=False, disable=not sys.stderr.isatty())

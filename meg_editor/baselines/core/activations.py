@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from meg_editor.lm.partial_forward import run_through
+from meg_editor.lm.partial_forward import run_until
 from meg_editor.lm.tokens import by_length
 
 
@@ -59,7 +59,7 @@ def activations_at(
         for chunk in by_length([len(row) for row in rows], rows_at_once):
             ids = pad_sequence([torch.tensor(rows[i]) for i in chunk], batch_first=True)
             ends = torch.tensor([positions[i] for i in chunk])
-            run_through(places.values(), partial(decoder, input_ids=ids.to(model.device)))
+            run_until(places.values(), partial(decoder, input_ids=ids.to(model.device)))
     finally:
         for handle in handles:
             handle.remove()

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from meg_editor.lm.fingerprint import fingerprint
-from meg_editor.lm.partial_forward import run_through
+from meg_editor.lm.partial_forward import run_until
 from meg_editor.lm.tokens import by_length, pad_token, right_padded
-from meg_editor.runtime.artifacts import StageStore
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.artifacts import ArtifactStore
+from meg_editor.runtime.progress import progress_bar
 
 _ROWS = 64
 
@@ -27,7 +27,7 @@ def second_moments(
     texts: Sequence[str],
     modules: Sequence[str],
     max_length: int,
-    store: StageStore,
+    store: ArtifactStore,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Module name -> the mean of k kᵀ over all tokens of `texts`, (inputs, inputs), on the CPU.
@@ -83,10 +83,10 @@ def _sums(
     chunks = list(by_length([len(row) for row in rows], _ROWS))
     pad = pad_token(tokenizer)
     try:
-        for chunk in track(chunks, "covariance", "batch"):
+        for chunk in progress_bar(chunks, "covariance", "batch"):
             ids = right_padded([rows[i] for i in chunk], pad)
             kept = torch.tensor([[n < len(rows[i]) for n in range(ids.shape[1])] for i in chunk])
-            run_through(places.values(), partial(decoder, input_ids=ids.to(model.device)))
+            run_until(places.values(), partial(decoder, input_ids=ids.to(model.device)))
     finally:
         for handle in handles:
             handle.remove()

@@ -193,14 +193,14 @@ class HyperNetworkHyperParams(TokenGradientHyperParams):
     token: Literal["ans", "mask"] = setting(
         "ans", "ans: where a target token comes next; mask: every token of prompt and target."
     )
-    batch_size_once: int = setting(32, "Edits per forward and backward pass.", least=1)
-    rank: int = setting(1920, "Rank of each block of the hypernetwork.", least=1)
-    n_blocks: int = setting(2, "Blocks of the hypernetwork.", least=0)
-    lr: float = setting(1e-6, "First value of the hypernetwork's rates.", least=0)
-    meta_lr: float = setting(1e-5, "Rate of Adam when the hypernetwork is trained.", least=0)
-    loc_coef: float = setting(1.0, "Weight of the locality loss.", least=0)
-    max_grad_norm: float = setting(1.0, "The hypernetwork's gradients are clipped to it.", least=0)
-    n_edits: int = setting(512, "Pseudo facts edited at each step of training, at most.", least=1)
+    batch_size_once: int = setting(32, "Edits per forward and backward pass.", ge=1)
+    rank: int = setting(1920, "Rank of each block of the hypernetwork.", ge=1)
+    n_blocks: int = setting(2, "Blocks of the hypernetwork.", ge=0)
+    lr: float = setting(1e-6, "First value of the hypernetwork's rates.", ge=0)
+    meta_lr: float = setting(1e-5, "Rate of Adam when the hypernetwork is trained.", ge=0)
+    loc_coef: float = setting(1.0, "Weight of the locality loss.", ge=0)
+    max_grad_norm: float = setting(1.0, "The hypernetwork's gradients are clipped to it.", ge=0)
+    n_edits: int = setting(512, "Pseudo facts edited at each step of training, at most.", ge=1)
 
     def network(self, model: Any) -> HyperNetwork:
         """An untrained hypernetwork for a model."""

@@ -26,7 +26,7 @@ from meg_editor.data.world.requests import pseudo_requests
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.tokens import Batch, Example, target_logits
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import Stage, StageStore, Tensors
+from meg_editor.runtime.artifacts import ArtifactStore, Stage, Tensors
 
 # (model, tokenizer, facts, hparams) -> the network's state and `losses`, (steps, 2).
 Train = Callable[[Any, Any, Sequence[EditRequest], Any], Tensors]
@@ -39,14 +39,14 @@ def hypernetwork(
     pseudo: Sequence[EditRequest] | None,
     hparams: HyperNetworkHyperParams,
     train: Train,
-    store: StageStore | None,
+    store: ArtifactStore | None,
 ) -> HyperNetwork:
     """Trained on those of `pseudo`, by default those of the reference world, which are no edits."""
     edited = {edit.key for edit in edits}
     every = pseudo_requests() if pseudo is None else pseudo
     facts = [fact for fact in every if fact.key not in edited]
     network = hparams.network(model)
-    stage = trained(model, tok, facts, hparams, train, store or StageStore())
+    stage = trained(model, tok, facts, hparams, train, store or ArtifactStore())
     network.load_state_dict({k: v for k, v in stage.tensors.items() if k != "losses"})
     return network
 
@@ -71,7 +71,7 @@ def trained(
     pseudo: Sequence[EditRequest],
     hparams: HyperNetworkHyperParams,
     train: Train,
-    store: StageStore,
+    store: ArtifactStore,
 ) -> Stage:
     """The trained hypernetwork's state, and `losses`, (steps, 2): generality and locality.
 

@@ -21,7 +21,7 @@ from meg_editor.baselines.core.target_values import TargetValues, ValueSettings,
 from meg_editor.baselines.core.weights import Updates, add, oriented, restored
 from meg_editor.data.world.requests import reference_texts
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 # (the layer's module, its second moment (K, K), keys (N, K), residuals (N, D)) -> update (D, K),
 # all in double precision
@@ -43,7 +43,7 @@ class Locate:
 
     texts: Sequence[str] | None = None
     prefixes: Sequence[str] | None = None
-    store: StageStore | None = None
+    store: ArtifactStore | None = None
     known: Mapping[str, Tensor] = field(default_factory=dict)
 
     def facts(
@@ -67,7 +67,7 @@ class Locate:
             list(known)[: hparams.mom2_n_samples],
             names,
             hparams.max_length,
-            self.store or StageStore(),
+            self.store or ArtifactStore(),
             getattr(torch, hparams.mom2_dtype),
         )
 

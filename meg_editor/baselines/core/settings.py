@@ -21,13 +21,13 @@ class BaselineHyperParams(FlatHyperParams):
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, or a CUDA index.")
     fp16: bool = setting(False, "Load the LM in float16.")
     model_parallel: bool = setting(False, "Spread the LM over all GPUs (device_map='auto').")
-    batch_size: int = setting(1024, "Facts EasyEdit passes to one call.", least=1)
-    max_length: int = setting(128, "Longest text in tokens while fitting.", least=1)
+    batch_size: int = setting(1024, "Facts EasyEdit passes to one call.", ge=1)
+    max_length: int = setting(128, "Longest text in tokens while fitting.", ge=1)
     prompt_template: str = setting("{}", "What the LM sees of a query; {} is the query.")
     target_end: bool = setting(
         True, "Whether the end of text is part of a target; without it answers may run on."
     )
-    rows_at_once: int = setting(64, "Sequences in one forward pass.", least=1)
+    rows_at_once: int = setting(64, "Sequences in one forward pass.", ge=1)
     seed: int = setting(0, "Seed of every random choice.")
 
     def __post_init__(self) -> None:
@@ -98,18 +98,18 @@ class LocateHyperParams(LayerHyperParams):
         setting("subject_last", "The token at which a fact is looked up.")
     )
     context_prefixes: int = setting(
-        5, "Texts of the model's own which keys and values are averaged over.", least=0
+        5, "Texts of the model's own which keys and values are averaged over.", ge=0
     )
-    v_num_grad_steps: int = setting(25, "Steps of Adam on a value.", least=1)
-    v_lr: float = setting(0.5, "Rate of Adam.", least=0)
+    v_num_grad_steps: int = setting(25, "Steps of Adam on a value.", ge=1)
+    v_lr: float = setting(0.5, "Rate of Adam.", ge=0)
     v_loss_layer: int | None = setting(None, "Always the last one; null: the last one.")
-    v_weight_decay: float = setting(1e-3, "Weight of |shift| / |value|².", least=0)
-    clamp_norm_factor: float = setting(4, "A shift has at most this norm, in values.", least=0)
-    kl_factor: float = setting(0.0625, "Weight of the KL divergence on '{subject} is a'.", least=0)
+    v_weight_decay: float = setting(1e-3, "Weight of |shift| / |value|².", ge=0)
+    clamp_norm_factor: float = setting(4, "A shift has at most this norm, in values.", ge=0)
+    kl_factor: float = setting(0.0625, "Weight of the KL divergence on '{subject} is a'.", ge=0)
     mom2_adjustment: bool = setting(True, "Always true.")
-    mom2_update_weight: float = setting(15000, "Weight λ of the covariance.", least=0)
+    mom2_update_weight: float = setting(15000, "Weight λ of the covariance.", ge=0)
     mom2_dataset: str = setting("", "Not needed: pass texts.")
-    mom2_n_samples: int = setting(100000, "Texts for the covariance, at most.", least=1)
+    mom2_n_samples: int = setting(100000, "Texts for the covariance, at most.", ge=1)
     mom2_dtype: Literal["float32", "float64"] = setting("float32", "Precision of its sums.")
 
     def check(self, model: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from meg_editor.lm.upper_layers import UpperLayers
+from meg_editor.lm.layers_from import LayersFrom
 
 
 class SplitRows:
@@ -27,7 +27,7 @@ class SplitRows:
     def __init__(
         self, model: Any, layer: int, rows: Sequence[Sequence[int]], cuts: Sequence[int]
     ) -> None:
-        self.model, self.upper = model, UpperLayers(model, layer)
+        self.model, self.upper = model, LayersFrom(model, layer)
         device = model.device
         tails = [torch.tensor(row[cut:]) for row, cut in zip(rows, cuts, strict=True)]
         self.ids = pad_sequence(tails, batch_first=True).to(device)

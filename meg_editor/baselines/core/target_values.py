@@ -22,7 +22,7 @@ from meg_editor.baselines.core.fact_tokens import FactTokens
 from meg_editor.baselines.core.split_rows import SplitRows
 from meg_editor.lm.ffn import decoder_blocks, text_config
 from meg_editor.lm.tokens import by_length, logits_of, means
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.progress import progress_bar
 
 _SETTLED = 0.05  # a fact is finished below this loss
 
@@ -94,7 +94,7 @@ def optimise_values(
     probability = torch.zeros(len(facts))
     tails = [fact.longest_tail for fact in facts]
     rows_each = len(facts[0].rows) + (facts[0].essence is not None)
-    with track(range(len(facts)), "values", "fact") as bar:
+    with progress_bar(range(len(facts)), "values", "fact") as bar:
         for chunk in by_length(tails, max(1, rows_at_once // rows_each)):
             rows = torch.tensor(chunk)
             descent = _Descent(model, [facts[i] for i in chunk], layer, modules, settings)

@@ -41,9 +41,9 @@ class TokenGradientHyperParams(LayerHyperParams):
     token: Literal["ans", "mask"] = setting(
         "mask", "ans: where a target token comes next; mask: every token of prompt and target."
     )
-    batch_size_once: int = setting(10, "Edits per forward and backward pass.", least=1)
+    batch_size_once: int = setting(10, "Edits per forward and backward pass.", ge=1)
     editor_batch_size: int = setting(
-        1024, "Tokens computed with at once; the results are the same.", least=1
+        1024, "Tokens computed with at once; the results are the same.", ge=1
     )
     half: bool = setting(False, "Not needed: fp16.")
     model_class: str | None = setting(None, "Not needed.")

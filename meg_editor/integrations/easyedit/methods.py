@@ -24,7 +24,7 @@ from meg_editor.baselines.core.settings import LocateHyperParams
 from meg_editor.baselines.core.token_gradients import TokenGradientHyperParams
 from meg_editor.integrations.easyedit.importing import EasyEditError, import_easyedit
 from meg_editor.lm.ffn import attention_name, block_name, decoder_blocks, find_ffn
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 # Ours -> the package, its main module and the function of EasyEdit's.
 _PLACES = {
@@ -60,7 +60,7 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
         hparams: Any,
         *_: Any,
         texts: Sequence[str] | None = None,
-        store: StageStore | None = None,
+        store: ArtifactStore | None = None,
         **__: Any,
     ) -> tuple[Any, dict[str, Tensor]]:
         settings = _settings(module, model, hparams, len(requests))
@@ -136,7 +136,7 @@ def _fill_caches(
     tok: Any,
     hparams: LocateHyperParams,
     texts: Sequence[str] | None,
-    store: StageStore | None,
+    store: ArtifactStore | None,
 ) -> None:
     """The same contexts and covariances as ours have."""
     prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)

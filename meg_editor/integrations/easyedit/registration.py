@@ -34,7 +34,7 @@ from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.integrations.easyedit.evaluation import EVALUATORS, MODULES, on_the_prompt
 from meg_editor.integrations.easyedit.importing import import_easyedit
 from meg_editor.lm.loading import load_model, resolve_device
-from meg_editor.runtime.artifacts import StageStore
+from meg_editor.runtime.artifacts import ArtifactStore
 
 NAME = "MeG"
 _MARK = "_meg_editor_replaced"
@@ -62,7 +62,7 @@ def register() -> ModuleType:
         return easyedit
     replacements = list(_replacements())
     # One memory of finished stages per registration: an encoder is tuned once for all calls.
-    apply = functools.partial(apply_meg_to_model, store=StageStore(None))
+    apply = functools.partial(apply_meg_to_model, store=ArtifactStore(None))
     setattr(apply, _MARK, None)
     methods[NAME] = apply
     for owner, name, replacement in replacements:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.routing.gates.base import Gate
-from meg_editor.runtime.progress import track
+from meg_editor.runtime.progress import progress_bar
 
 
 class FamiliarityGate(Gate):
@@ -83,7 +83,7 @@ class FamiliarityGate(Gate):
         devices = [edited.device] if edited.is_cuda else []
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(seed)  # dropout
-            for epoch in track(range(self.epochs), "gate", "epoch"):
+            for epoch in progress_bar(range(self.epochs), "gate", "epoch"):
                 order = torch.randperm(len(edited), generator=generator).to(edited.device)
                 total = 0.0
                 for batch in order.split(1024):

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from meg_editor.lm.ffn import decoder_blocks
-from meg_editor.lm.partial_forward import input_of
+from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.tokens import Batch, Example, by_length
 
 
-class UpperLayers:
+class LayersFrom:
     """The blocks of a frozen decoder from `layer` on.
 
-    upper = UpperLayers(model, layer)
+    upper = LayersFrom(model, layer)
     stream = upper.stream(ids)          # once
     with upper.fed(stream):             # as often as you like
         model(input_ids=ids)            # the same output, without the blocks below
@@ -40,7 +40,7 @@ class UpperLayers:
         handles = [block.register_forward_hook(note) for block in self.below[-1:]]
         inputs = {"use_cache": False, **inputs, "input_ids": input_ids}
         try:
-            return input_of(self.first, partial(self.model.get_decoder(), **inputs)).detach()
+            return capture_input(self.first, partial(self.model.get_decoder(), **inputs)).detach()
         finally:
             for handle in handles:
                 handle.remove()

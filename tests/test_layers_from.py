@@ -10,8 +10,8 @@ import torch
 from test_neuron import LAYER, LAYERS, all_families, random_neurons, random_tokens, spec_of, tiny
 
 from meg_editor.lm.ffn import decoder_blocks
+from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronHook
-from meg_editor.lm.upper_layers import UpperLayers
 
 
 def run(model: Any, neurons: torch.Tensor, hook: NeuronHook, ids: torch.Tensor) -> Any:
@@ -29,7 +29,7 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(family: str, layer: 
     model, ids = tiny(family), random_tokens(3, 9)
     spec = spec_of(family)
     neurons = random_neurons(spec, 3)
-    upper = UpperLayers(model, layer)
+    upper = LayersFrom(model, layer)
     stream = upper.stream(ids)
     ran: list[int] = []
     blocks = decoder_blocks(model)[1]
@@ -53,7 +53,7 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(family: str, layer: 
 
 def test_rows_of_a_stream_may_be_left_out_and_cut() -> None:
     model, ids = tiny("llama"), random_tokens(4, 9)
-    upper = UpperLayers(model, LAYER)
+    upper = LayersFrom(model, LAYER)
     kept = torch.tensor([0, 3])
     stream = upper.stream(ids)[kept, :6]
     with torch.no_grad(), upper.fed(stream):
@@ -75,7 +75,7 @@ def test_the_model_is_as_before_whatever_happens() -> None:
     blocks[0].forward = hooked
     with torch.no_grad():
         expected = model(input_ids=ids).logits
-    upper = UpperLayers(model, LAYERS - 1)
+    upper = LayersFrom(model, LAYERS - 1)
     stream = upper.stream(ids)
     with pytest.raises(ZeroDivisionError), upper.fed(stream):
         1 / 0  # noqa: B018

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from meg_editor.runtime.artifacts import StageStore, Tensors
+from meg_editor.runtime.artifacts import ArtifactStore, Tensors
 
 
 class Work:
@@ -23,7 +23,7 @@ class Work:
 
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_equal_inputs_run_once(tmp_path: Path, on_disk: bool) -> None:
-    work, store = Work(), StageStore(tmp_path if on_disk else None)
+    work, store = Work(), ArtifactStore(tmp_path if on_disk else None)
     first = store.run("gate", [1, {"x": 2, "y": 3}], work)
     again = store.run("gate", [1, {"y": 3, "x": 2}], work)
     assert work.runs == 1 and again.key == first.key and not first.resumed
@@ -32,15 +32,15 @@ def test_equal_inputs_run_once(tmp_path: Path, on_disk: bool) -> None:
 
 @pytest.mark.parametrize(("name", "inputs"), [("gate", [2]), ("encoder", [1])])
 def test_other_inputs_and_stages_run_again(tmp_path: Path, name: str, inputs: list[int]) -> None:
-    work, store = Work(), StageStore(tmp_path)
+    work, store = Work(), ArtifactStore(tmp_path)
     key = store.run("gate", [1], work).key
     assert store.run(name, inputs, work).key != key and work.runs == 2
 
 
 def test_another_process_resumes(tmp_path: Path) -> None:
     work = Work()
-    first = StageStore(tmp_path).run("gate", [1], work)
-    second = StageStore(tmp_path).run("gate", [1], work)
+    first = ArtifactStore(tmp_path).run("gate", [1], work)
+    second = ArtifactStore(tmp_path).run("gate", [1], work)
     assert work.runs == 1 and second.resumed and second.seconds == first.seconds
     assert second.tensors.keys() == first.tensors.keys()
     for name, value in first.tensors.items():
@@ -53,7 +53,7 @@ def test_what_fails_is_not_kept(tmp_path: Path, error: type[BaseException]) -> N
         raise error
 
     with pytest.raises(error):
-        StageStore(tmp_path).run("gate", [1], fail)
+        ArtifactStore(tmp_path).run("gate", [1], fail)
     assert not any(tmp_path.iterdir())
 
 
@@ -65,31 +65,31 @@ def test_an_interrupt_while_writing_leaves_nothing(
 
     monkeypatch.setattr("os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        StageStore(tmp_path).run("gate", [1], Work())
+        ArtifactStore(tmp_path).run("gate", [1], Work())
     assert not any(tmp_path.iterdir())
 
 
 def test_a_damaged_stage_is_named(tmp_path: Path) -> None:
-    StageStore(tmp_path).run("gate", [1], Work())
+    ArtifactStore(tmp_path).run("gate", [1], Work())
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(ValueError, match=f"{file} is damaged.*delete it"):
-        StageStore(tmp_path).run("gate", [1], Work())
+        ArtifactStore(tmp_path).run("gate", [1], Work())
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    StageStore(tmp_path).run("gate", [1], Work())
+    ArtifactStore(tmp_path).run("gate", [1], Work())
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
     content[-9] ^= 1  # within the last tensor: the file is as long and as well-formed as before
     file.write_bytes(content)
     with pytest.raises(ValueError, match=f"{file} is damaged: its checksum .*delete it"):
-        StageStore(tmp_path).run("gate", [1], Work())
+        ArtifactStore(tmp_path).run("gate", [1], Work())
 
 
 def test_the_time_of_what_was_found_is_known(tmp_path: Path) -> None:
-    first = StageStore(tmp_path).run("gate", [1], Work())
-    store = StageStore(tmp_path)
+    first = ArtifactStore(tmp_path).run("gate", [1], Work())
+    store = ArtifactStore(tmp_path)
     store.run("gate", [1], Work())
     assert store.seconds_saved == first.seconds > 0
     store.run("gate", [1], Work())  # counted once
