@@ -66,7 +66,7 @@ def answer_times(meg: Any, asked: dict[str, list[list[str]]], rounds: int) -> di
             queries, taken = batches[turn % len(batches)], []
             batch = left_padded(meg.tokenizer, queries, meg.device)
             own, base = (partial(s.generate, **batch, **settings) for s in (meg, meg.base))
-            for run in (base, partial(meg.plan, queries), own):
+            for run in (base, partial(meg.decide, queries), own):
                 if not kind.endswith("again"):
                     meg.cache.clear()
                 start = clock(meg.device)

@@ -155,10 +155,10 @@ def test_what_the_unedited_model_says_is_what_it_says_when_forced(
     assert scores.locality == Pair(100.0, 100.0)
 
 
-def test_a_plan_is_narrowed_to_some_of_its_queries() -> None:
-    assert RoutedModel.narrowed(None, [0, 2]) is None
-    assert RoutedModel.narrowed(["a", "b", "c"], [2, 0]) == ["c", "a"]
-    assert RoutedModel.narrowed(torch.tensor([[1], [2], [3]]), [2]).tolist() == [[3]]
+def test_a_plan_is_select_rows_to_some_of_its_queries() -> None:
+    assert RoutedModel.select_rows(None, [0, 2]) is None
+    assert RoutedModel.select_rows(["a", "b", "c"], [2, 0]) == ["c", "a"]
+    assert RoutedModel.select_rows(torch.tensor([[1], [2], [3]]), [2]).tolist() == [[3]]
 
 
 def test_greedy_answers_are_the_likeliest_tokens_whatever_the_model_is_set_to(

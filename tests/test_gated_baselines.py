@@ -197,8 +197,8 @@ def test_horen_reads_through_a_template(tiny_llama: Any, tiny_tokenizer: Any) ->
     hparams = HoReNHyperParams(layers=[1], edit_lr=0.3, prompt_template="Q: {} A:")
     edited, _ = apply_horen_to_model(tiny_llama, tiny_tokenizer, EDITS[:2], hparams)
     wrapped = "Q: " + EDITS[0].prompt + " A:"
-    assert edited.plan([EDITS[0].prompt]).tolist() == edited.plan([wrapped]).tolist()
-    assert edited.plan([wrapped]).tolist() == [len(tiny_tokenizer(wrapped)["input_ids"])]
+    assert edited.decide([EDITS[0].prompt]).tolist() == edited.decide([wrapped]).tolist()
+    assert edited.decide([wrapped]).tolist() == [len(tiny_tokenizer(wrapped)["input_ids"])]
 
 
 # ---------------------------------------------------------------------------------------- SCEN
@@ -218,7 +218,7 @@ def test_scen_uses_the_expert_of_its_fact_or_none(tiny_llama: Any, tiny_tokenize
     pseudo = [EditRequest(text, "x") for text in [*OTHERS, *PROMPTS[8:]]]
     hparams = SCENHyperParams(layers=[1], index_steps=400, theta=0.6)
     edited, _ = apply_scen_to_model(tiny_llama, tiny_tokenizer, EDITS, hparams, pseudo=pseudo)
-    plan = edited.plan(QUERIES)
+    plan = edited.decide(QUERIES)
     torch.testing.assert_close(plan[: len(EDITS)], edited.experts)
     assert not plan[len(EDITS) :].any()
 
@@ -242,7 +242,7 @@ def told(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any) -> Any:
 
 def test_what_is_told_comes_before_the_question(told: Any, tiny_tokenizer: Any) -> None:
     facts = [f"Know: {edit.prompt} {edit.target_new}. " for edit in EDITS]
-    assert told.plan(QUERIES) == [*facts, "", ""]
+    assert told.decide(QUERIES) == [*facts, "", ""]
     ids = [tiny_tokenizer(query)["input_ids"] for query in QUERIES]
     prefixes = [tiny_tokenizer(f, add_special_tokens=False)["input_ids"] for f in facts]
     answers = greedy_answers(told, tiny_tokenizer, QUERIES, 6)
@@ -261,7 +261,7 @@ def test_what_is_told_comes_before_the_question(told: Any, tiny_tokenizer: Any) 
 def test_logits_are_those_of_the_told_prompt(told: Any, tiny_tokenizer: Any) -> None:
     query, target = EDITS[3].prompt, "salt"
     row = tiny_tokenizer(f"{query} {target}")["input_ids"]
-    prefix = tiny_tokenizer(told.plan([query])[0], add_special_tokens=False)["input_ids"]
+    prefix = tiny_tokenizer(told.decide([query])[0], add_special_tokens=False)["input_ids"]
     wanted = told.base(input_ids=torch.tensor([row[:1] + prefix + row[1:]])).logits[0]
     wanted = torch.cat([wanted[:1], wanted[1 + len(prefix) :]])
     batch = left_padded(tiny_tokenizer, [f"{query} {target}", "A long one " * 9], "cpu")

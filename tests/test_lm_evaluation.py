@@ -58,7 +58,7 @@ def test_likelihoods_are_those_of_the_routed_model(edited: MeGModel, harness: Me
 
 
 def likelihood_of_base(edited: MeGModel, context: str, continuation: str) -> float:
-    with edited.attached(None):
+    with edited.applied(None):
         ids = edited.tokenizer(context)["input_ids"]
         whole = edited.tokenizer(context + continuation)["input_ids"]
         with torch.no_grad():

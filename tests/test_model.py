@@ -28,7 +28,7 @@ def answers(model: Any, prompts: list[str], **options: Any) -> torch.Tensor:
 
 
 def base_answers(model: MeGModel, prompts: list[str], **options: Any) -> torch.Tensor:
-    with model.attached(None):
+    with model.applied(None):
         return answers(model, prompts, **options)
 
 
@@ -58,7 +58,7 @@ def test_rows_of_a_mixed_batch_answer_as_they_do_alone(model: MeGModel) -> None:
 def test_the_neuron_is_the_one_the_hand_computes(model: MeGModel) -> None:
     """The routed answer equals the bank's neuron attached by hand to the base model."""
     neuron = model.generator.neurons[0].float().unsqueeze(0)  # type: ignore[union-attr,operator]
-    with model.attached(neuron):
+    with model.applied(neuron):
         expected = answers(model, [EDITED])
     assert torch.equal(answers(model, [EDITED]), expected)
 
@@ -112,7 +112,7 @@ def test_routed_names_the_query_whatever_is_fed(model: MeGModel) -> None:
     with model.routed([EDITED]) as routing:
         forced = model(**batch).logits
     assert routing.is_edit.tolist() == [True] and routing.nearest.tolist() == [0]
-    with model.attached(model.neurons(routing)):
+    with model.applied(model.neurons(routing)):
         assert torch.equal(model(**batch).logits, forced)
     with model.routed([OTHER]):
         assert torch.equal(model(**batch).logits, model.base(**batch).logits)

@@ -91,6 +91,6 @@ def test_a_model_which_moves_forgets_the_neurons_of_the_old_place(
     make_meg_model: Callable[..., MeGModel],
 ) -> None:
     model = make_meg_model("bank")
-    model.plan(PROMPTS[:2])
+    model.decide(PROMPTS[:2])
     assert len(model.cache) == 2
     assert model.to(torch.float64) is model and len(model.cache) == 0

@@ -74,13 +74,13 @@ class HoReNModel(RoutedModel):
         self.register_buffer("keys", keys)
         self.register_buffer("values", values)
 
-    def plan(self, queries: Sequence[str]) -> Tensor:
+    def decide(self, queries: Sequence[str]) -> Tensor:
         """(B,) the tokens of each prompt: its query is read, and its value added, at their end."""
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
         return torch.tensor([len(row) for row in self.tokenizer(prompts)["input_ids"]])
 
     @contextmanager
-    def _attach(self, plan: Tensor) -> Iterator[None]:
+    def _apply_decision(self, decision: Tensor) -> Iterator[None]:
         ends: Tensor | None = None  # of the forward pass under way; None while decoding
 
         def find_ends(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -89,14 +89,14 @@ class HoReNModel(RoutedModel):
             ids = args[0] if args else kwargs["input_ids"]
             ends = None
             if past is None or past.get_seq_length() == 0:
-                ends = plan.to(ids.device).repeat_interleave(len(ids) // len(plan)) - 1
+                ends = decision.to(ids.device).repeat_interleave(len(ids) // len(decision)) - 1
                 if mask is not None and mask.dim() == 2:
                     ends = ends + (mask.cumsum(1) == 0).sum(1)  # padding on the left
 
         def add_values(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if ends is None:
                 return None
-            length = plan.to(ends.device).repeat_interleave(len(ends) // len(plan))
+            length = decision.to(ends.device).repeat_interleave(len(ends) // len(decision))
             leaving = first(output)
             shape = (len(ends), -1)
             entering = args[0].reshape(*shape, args[0].shape[-1])

@@ -67,7 +67,7 @@ class RetrievalModel(RoutedModel):
         self._told: list[list[int]] | None = None  # token ids for each row while attached
 
     @torch.no_grad()
-    def plan(self, queries: Sequence[str]) -> list[str]:
+    def decide(self, queries: Sequence[str]) -> list[str]:
         """B texts to be told, empty where no edit is near enough."""
         questions = [self.reader.candidates(query)[0] for query in queries]
         best, index = (self.encoder.encode(questions) @ self.anchors.T).max(-1)
@@ -79,11 +79,11 @@ class RetrievalModel(RoutedModel):
         return told
 
     @contextmanager
-    def _attach(self, plan: Sequence[str]) -> Iterator[None]:
+    def _apply_decision(self, decision: Sequence[str]) -> Iterator[None]:
         before = self._told
         self._told = [
             list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-            for text in plan
+            for text in decision
         ]
         try:
             yield

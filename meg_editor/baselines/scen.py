@@ -78,7 +78,7 @@ class SCENModel(RoutedModel):
         self.hook = NeuronHook(base, spec)
 
     @torch.no_grad()
-    def plan(self, queries: Sequence[str]) -> Tensor:
+    def decide(self, queries: Sequence[str]) -> Tensor:
         """(B, P) the experts, zero where no index neuron is active enough."""
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
         states = _states(self.base, self.tokenizer, prompts, self.spec, self.hparams.rows_at_once)
@@ -86,8 +86,8 @@ class SCENModel(RoutedModel):
         best, index = logits.sigmoid().max(-1)
         return self.experts[index] * (best > self.hparams.theta).unsqueeze(-1)
 
-    def _attach(self, plan: Tensor) -> AbstractContextManager[None]:
-        return self.hook.attached(plan)
+    def _apply_decision(self, decision: Tensor) -> AbstractContextManager[None]:
+        return self.hook.attached(decision)
 
 
 def apply_scen_to_model(

@@ -228,7 +228,7 @@ def _ask(options: argparse.Namespace) -> None:
         state = f"an edit: {meant!r}" if routing.is_edit[0] else f"not an edit (nearest: {meant!r})"
         print(f"  [{state}, {why}]")
         if options.base:
-            with model.attached(None):
+            with model.applied(None):
                 (told,) = greedy_answers(
                     model, model.tokenizer, [model.reader.wrap(question)], options.max_new_tokens
                 )

@@ -126,17 +126,17 @@ def evaluate(
         chunk = [questions[row] for row in rows]
         prompts = [reader.wrap(question.prompt) for question in chunk]
         start = time.perf_counter()
-        plan = None
+        decision = None
         if edited:
             routing = edited.route(prompts)
-            plan = edited.neurons(routing, sampling_steps)
+            decision = edited.neurons(routing, sampling_steps)
             for row, score in zip(rows, routing.score.tolist(), strict=True):
                 scores[row] = score
             _count(matrix, chunk, routing.is_edit.tolist(), routing.nearest.tolist())
         elif routed:
-            plan = routed.plan(prompts)
+            decision = routed.decide(prompts)
         seconds += time.perf_counter() - start
-        attach = partial(_attached, routed, plan)
+        attach = partial(_attached, routed, decision)
         _answer(model, tokenizer, prompts, chunk, rows, answers, length, attach)
     evaluation = _summarise(questions, answers)
     evaluation.milliseconds_per_query = 1000 * seconds / len(questions)
@@ -148,12 +148,12 @@ def evaluate(
 
 
 def _attached(
-    routed: RoutedModel | None, plan: Any, rows: Sequence[int] | None = None
+    routed: RoutedModel | None, decision: Any, rows: Sequence[int] | None = None
 ) -> AbstractContextManager[None]:
     """What was planned for all prompts of a chunk, or for those in `rows`."""
     if routed is None:
         return nullcontext()
-    return routed.attached(plan if rows is None else routed.narrowed(plan, rows))
+    return routed.applied(decision if rows is None else routed.select_rows(decision, rows))
 
 
 def _answer(
@@ -291,6 +291,6 @@ def _oracle(
     own = neurons[[question.edit for question in asked]].to(edited.base.device)
     prompts = [edited.reader.wrap(question.prompt) for question in asked]
     texts = batched_answers(
-        edited.base, tokenizer, prompts, max_new_tokens, lambda rows: edited.attached(own[rows])
+        edited.base, tokenizer, prompts, max_new_tokens, lambda rows: edited.applied(own[rows])
     )
     return percent(exact(texts, [question.wanted for question in asked]))

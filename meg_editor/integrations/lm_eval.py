@@ -94,7 +94,7 @@ class MeGLM(HFLM):  # type: ignore[misc]
                 if neurons is None or not routing.is_edit[place]:
                     plain += rows[text]
                     continue
-                with self.edited.attached(neurons[place : place + 1]):
+                with self.edited.applied(neurons[place : place + 1]):
                     keep(rows[text])
         if plain:
             keep(sorted(plain))

@@ -136,15 +136,15 @@ class MeGModel(RoutedModel):
         The rows of their inputs must be the B queries, or each of them the same number of times.
         """
         routing = self.route(queries)
-        with self.attached(self.neurons(routing)):
+        with self.applied(self.neurons(routing)):
             yield routing
 
-    def plan(self, queries: Sequence[str]) -> Tensor | None:
+    def decide(self, queries: Sequence[str]) -> Tensor | None:
         """Neurons (B, P) for B queries, or None."""
         return self.neurons(self.route(queries))
 
-    def _attach(self, plan: Tensor | None) -> AbstractContextManager[None]:
-        return self.hook.attached(plan)
+    def _apply_decision(self, decision: Tensor | None) -> AbstractContextManager[None]:
+        return self.hook.attached(decision)
 
     # -------------------------------------------------------------------- files
 

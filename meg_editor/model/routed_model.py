@@ -34,7 +34,7 @@ class RoutedModel(nn.Module, ABC):
         self.base, self.tokenizer = base, tokenizer
         self.reader = PromptReader(tokenizer, prompt_template)
         self._routed = False
-        self._held: Any = None  # the plan of the last prefill of a manual decoding loop
+        self._held: Any = None  # the decision of the last prefill of a manual decoding loop
 
     def __getattr__(self, name: str) -> Any:
         """What is not our own (config, generation_config, device, ...) is the base model's."""
@@ -44,25 +44,29 @@ class RoutedModel(nn.Module, ABC):
             return getattr(super().__getattr__("base"), name)
 
     @abstractmethod
-    def plan(self, queries: Sequence[str]) -> Any:
+    def decide(self, queries: Sequence[str]) -> Any:
         """What to do for B queries, a sequence or tensor of B entries, or None; for `attached`."""
 
     @staticmethod
-    def narrowed(plan: Any, rows: Sequence[int]) -> Any:
-        """The plan for those of its B queries whose indices are `rows`."""
-        if plan is None:
+    def select_rows(decision: Any, rows: Sequence[int]) -> Any:
+        """The decision for those of its B queries whose indices are `rows`."""
+        if decision is None:
             return None
-        return plan[list(rows)] if isinstance(plan, Tensor) else [plan[row] for row in rows]
+        return (
+            decision[list(rows)]
+            if isinstance(decision, Tensor)
+            else [decision[row] for row in rows]
+        )
 
     @abstractmethod
-    def _attach(self, plan: Any) -> AbstractContextManager[Any]:
+    def _apply_decision(self, decision: Any) -> AbstractContextManager[Any]:
         """Within the block the base model does what was planned."""
 
     @contextmanager
-    def attached(self, plan: Any) -> Iterator[None]:
-        """Within the block, rows are answered by a plan for B queries; none is looked at again."""
+    def applied(self, decision: Any) -> Iterator[None]:
+        """Within the block, rows are answered by a decision for B queries; none is looked at again."""
         before = self._routed
-        with self._attach(plan):
+        with self._apply_decision(decision):
             self._routed = True
             try:
                 yield
@@ -75,9 +79,9 @@ class RoutedModel(nn.Module, ABC):
 
         The rows of their inputs must be the B queries, or each of them the same number of times.
         """
-        plan = self.plan([queries] if isinstance(queries, str) else queries)
-        with self.attached(plan):
-            yield plan
+        decision = self.decide([queries] if isinstance(queries, str) else queries)
+        with self.applied(decision):
+            yield decision
 
     def answer(self, queries: str | Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy answers to B bare queries, put into the prompt template: B strings."""
@@ -114,8 +118,8 @@ class RoutedModel(nn.Module, ABC):
         if past is None or past.get_seq_length() == 0:
             texts = self._texts(input_ids, kwargs.get("attention_mask"))
             with torch.no_grad():
-                self._held = self.plan(texts)
-        with self.attached(self._held):
+                self._held = self.decide(texts)
+        with self.applied(self._held):
             return self._forward(**kwargs)
 
     def _generate(self, **kwargs: Any) -> Any:
