@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
+import logging
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 
 import meg_editor.collection.shards
 import meg_editor.fitting.pipeline
-from meg_editor.cli.main import main as cli
+from meg_editor.cli import main as cli
+from meg_editor.cli.hparams import parse_changes
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.routing.encoder import TextEncoder
 
@@ -149,8 +155,8 @@ def test_edit_then_ask(edit: Command, run: Command, tmp_path: Path, suffix: str)
 
     status, out, err = run("ask", tmp_path / "out", FACTS[0]["prompt"], "--base")
     assert (status, err) == (0, "")
-    told, why, unedited = out.split("\n  [")  # the unedited model may say anything
-    assert told == FACTS[0]["target_new"]
+    answer, why, unedited = out.split("\n  [")  # the unedited model may say anything
+    assert answer == FACTS[0]["target_new"]
     assert re.search(r"^an edit: 'The capital of Atlantis is', score 1\.000 ≥ -?[\d.]+\]$", why)
     assert unedited.startswith("unedited: ") and FACTS[0]["target_new"] not in unedited
 
@@ -160,8 +166,8 @@ def test_what_is_no_edit_is_answered_as_before(
 ) -> None:
     assert edit(facts, "--set", "gate_threshold=0.9999")[0] == 0
     status, out, _ = run("ask", tmp_path / "out", "My cat sat on", "--base")
-    told, why, unedited = out.split("\n  [")
-    assert status == 0 and unedited == f"unedited: {told}]\n"
+    answer, why, unedited = out.split("\n  [")
+    assert status == 0 and unedited == f"unedited: {answer}]\n"
     assert why.startswith("not an edit (nearest: 'The ") and why.endswith(" < 1.000]")
 
 
@@ -241,7 +247,102 @@ def test_settings_come_from_a_file_then_set_then_their_own_options(
     assert reference.model_name == "meg_editor:llama-reference"
 
 
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    code = """
+import sys
+import meg_editor.cli.main, meg_editor.cli.settings
+for command in meg_editor.cli.parser.build_parser()._subparsers._group_actions[0].choices.values():
+    command.format_help()
+print(sorted({"torch", "transformers", "diffusers", "sklearn", "numpy"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_text_of_a_string_setting_is_taken_as_it_is() -> None:
+    hints = get_type_hints(MeGHyperParams)
+    changes = {
+        "prompt_template=Q: {}\nA:": "Q: {}\nA:",  # YAML would make a blank of the newline
+        "prompt_template='{}' = ": "'{}' = ",
+        "model_name=1": "1",
+        "mlp_module_tmp=null": None,
+        "mlp_module_tmp=model.layers.{}.mlp": "model.layers.{}.mlp",
+        "device=1": 1,  # EasyEdit's spelling of cuda:1
+        "device=cpu": "cpu",
+        "layers=[3]": [3],
+        "collection_lr=1e-2": "1e-2",  # YAML 1.1 has no such number; the settings take it
+        "gate_threshold=null": None,
+        "generator_anchored=true": True,
+        "nonsense=[a": None,
+    }
+    for change, value in list(changes.items())[:-1]:
+        assert parse_changes([change], hints) == {change.partition("=")[0]: value}
+    assert MeGHyperParams.from_dict(parse_changes(["device=1"], hints)).device == "cuda:1"
+    with pytest.raises(ValueError, match="--set nonsense"):
+        parse_changes(["nonsense=[a"], hints)
+
+
+def test_newlines_of_a_prompt_template_reach_the_model(
+    edit: Command, facts: Path, tmp_path: Path
+) -> None:
+    template = "Instruct:Answer briefly. {}\nOutput:"
+    assert edit(facts, "--set", f"prompt_template={template}")[0] == 0
+    assert MeGModel.from_pretrained(tmp_path / "out").hparams.prompt_template == template
+
+
+def test_every_setting_is_listed_with_its_default_and_help(run: Command) -> None:
+    status, out, err = run("settings")
+    assert (status, err) == (0, "")
+    for entry in dataclasses.fields(MeGHyperParams):
+        assert f"\n  {entry.name} = " in out
+        assert entry.metadata["help"].split()[0] in out
+    assert "Text encoder (stage 1)" in out and "(similarity | familiarity)" in out
+    assert "sampling_steps = 50" in run("settings", "--preset", "paper")[1]
+    _, out, _ = run("settings", "encoder_lr", "temperature")
+    assert "encoder_lr" in out and "encoder_temperature" in out and "layers" not in out
+    refused(run("settings", "colour"), "'colour'")
+
+
+def test_messages_are_for_those_who_ask(
+    edit: Command, run: Command, facts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert edit(facts)[0] == 0
+    assert not [record for record in caplog.records if record.name.startswith("meg_editor")]
+    assert edit(facts, "--verbose")[0] == 0
+    assert any("2 facts from" in record.getMessage() for record in caplog.records)
+    logging.getLogger("meg_editor").setLevel(logging.NOTSET)
+
+
+def test_a_traceback_is_shown_on_demand(run: Command, tmp_path: Path) -> None:
+    for arguments in (("--debug", "ask"), ("ask", "--debug")):
+        status, _, err = run(*arguments, tmp_path / "none", "What?")
+        assert status == 2 and "Traceback" in err and "meg-editor: error: " in err
+    logging.getLogger("meg_editor").setLevel(logging.NOTSET)
+
+
+def test_an_error_nobody_foresaw_is_one_line_too(
+    edit: Command, facts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr("meg_editor.lm.loading.load_model", fail)
+    status, _, err = edit(facts)
+    assert status == 1
+    assert err == "meg-editor: unexpected RuntimeError: out of memory; --debug shows where\n"
+
+
 # ------------------------------------------------------------------------------ bad input
+
+
+def test_saved_edits_are_no_model_to_edit(
+    edit: Command, run: Command, models: Path, facts: Path, tmp_path: Path
+) -> None:
+    assert edit(facts)[0] == 0
+    given = ("edit", "--edits", facts, "--out", tmp_path / "more", "--model", tmp_path / "out")
+    words = ("saved edits, not a model", str(models / "llm"), str(tmp_path / "out/edits.jsonl"))
+    refused(run(*given), *words)
+    assert not (tmp_path / "more").exists()
 
 
 def test_a_missing_file_of_edits_is_named(edit: Command, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: parser.py has every option, one file per command runs it."""

@@ -1,0 +1,16 @@
+"""`meg-editor benchmark`: methods side by side on a data set."""
+
+from __future__ import annotations
+
+import argparse
+
+from meg_editor.cli.hparams import read_hparams, read_paper_hparams
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run, or resume, every cell and print the report."""
+    hparams, paper = read_hparams(options), read_paper_hparams(options)
+
+    from meg_editor.benchmark.commands import benchmark_command
+
+    benchmark_command(options, hparams, paper)

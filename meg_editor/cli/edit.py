@@ -1,0 +1,62 @@
+"""`meg-editor edit`: edit a model with the facts of a file and save the edits."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from meg_editor.cli.hparams import read_hparams
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check everything first, then fit, save, and say what was learned."""
+    hparams = read_hparams(options)  # a bad setting is refused before torch is imported
+
+    from meg_editor.fitting.pipeline import fit
+    from meg_editor.lm.loading import load_model
+    from meg_editor.model.saving import check_destination
+    from meg_editor.requests.files import read_requests
+    from meg_editor.runtime.artifacts import ArtifactStore
+    from meg_editor.runtime.processes import Processes
+
+    processes = Processes.launched(hparams.device)
+    merged = read_requests(options.edits)
+    pseudo, calibration = (
+        read_requests(path).requests if path else None
+        for path in (options.pseudo, options.calibration)
+    )
+    out = check_destination(options.out)
+    _LOG.info(
+        "%d facts from %s; loading %s", len(merged.requests), options.edits, hparams.model_name
+    )
+    model, tokenizer = load_model(hparams)
+    _LOG.info("%s on %s in %s", type(model).__name__, model.device, model.dtype)
+    edited, report = fit(
+        model,
+        tokenizer,
+        merged.requests,
+        hparams,
+        pseudo=pseudo,
+        calibration=calibration,
+        store=ArtifactStore(out.with_name(f"{out.name}.stages")),
+        processes=processes,
+    )
+    if not processes.is_main:
+        return
+    _LOG.info("seconds by stage: %s", report.seconds)
+    edited.save_pretrained(out, save_base=options.save_base)
+    resumed = f" (resumed: {', '.join(report.resumed)})" if report.resumed else ""
+    print(f"{report.edits} facts in {sum(report.seconds.values()):.1f} s{resumed} -> {options.out}")
+    if merged.duplicates:
+        print(f"{merged.duplicates} repeated rows were merged")
+    for label, prompts in (
+        ("already the model's answer", report.already_correct),
+        ("not learned", report.not_collected),
+    ):
+        if prompts:
+            shown = "; ".join(prompts[:3]) + ("; …" if len(prompts) > 3 else "")
+            print(f"{label}: {len(prompts)} ({shown})")
+    if report.calibration:
+        print(f"gate threshold, on held-out facts (table 16):\n{report.calibration.table()}")

@@ -1,0 +1,101 @@
+"""Settings of a command: a file or preset, then --set, then options with a name of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from meg_editor.config.hparams import MeGHyperParams
+
+_SAVED = "meg_config.json"  # meg_editor.model.manifest.CONFIG, which would import torch
+
+
+def read_hparams(options: argparse.Namespace) -> MeGHyperParams:
+    """The hyper-parameters of a command.
+
+    Raises:
+        HParamsError: unknown names or bad values.
+        ValueError: --model is a folder of saved edits; --set without a value.
+        FileNotFoundError: no file at --hparams.
+    """
+    return _merged(options, options.hparams, options.preset, options.set)
+
+
+def read_paper_hparams(options: argparse.Namespace) -> MeGHyperParams:
+    """Those of meg-paper: --paper-hparams or the paper preset, without --set."""
+    return _merged(options, options.paper_hparams, "paper", ())
+
+
+def _merged(
+    options: argparse.Namespace, path: Path | None, preset: str, changes: Sequence[str]
+) -> MeGHyperParams:
+    check_not_saved_edits(options.model)
+    if path:
+        values = MeGHyperParams.from_hparams(path).to_dict()
+    else:
+        values = MeGHyperParams.preset(preset).to_dict()
+        if options.model:  # the reference encoder only knows the reference world
+            values["encoder_name"] = "bert-base-uncased"
+    values |= parse_changes(changes, get_type_hints(MeGHyperParams))
+    named = {
+        "model_name": options.model,
+        "encoder_name": options.encoder,
+        "device": options.device,
+        "seed": options.seed,
+        "layers": None if options.layer is None else [options.layer],
+    }
+    return MeGHyperParams.from_dict(values | {k: v for k, v in named.items() if v is not None})
+
+
+def parse_changes(changes: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]:
+    """The values of NAME=VALUE texts, by the types of the settings.
+
+    The value of a text setting is taken as it is, newlines and quotes included (`null` is None
+    where the setting allows it). Any other value is read as YAML. Names are not checked.
+
+    Example:
+        >>> parse_changes(["prompt_template=Q: {}\\nA:", "seed=3"], {"prompt_template": str})
+        {'prompt_template': 'Q: {}\\nA:', 'seed': 3}
+    """
+    values: dict[str, Any] = {}
+    for item in changes:
+        name, found, text = item.partition("=")
+        if not found:
+            raise ValueError(f"--set expects NAME=VALUE, got {item!r}")
+        kinds = _kinds(hints.get(name))
+        if str in kinds and not (text == "null" and NoneType in kinds):
+            # EasyEdit's spelling of a CUDA device is its index.
+            values[name] = int(text) if name == "device" and text.isdigit() else text
+            continue
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {name}: cannot read the value {text!r}: {error}") from error
+    return values
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def check_not_saved_edits(model: str | None) -> None:
+    """Raises ValueError where a folder of saved edits is named as the model to edit."""
+    config = Path(model) / _SAVED if model else None
+    if config is None or not config.is_file():
+        return
+    folder = config.parent
+    try:
+        base = json.loads(config.read_text("utf-8"))["base"]["name"] or "its base model"
+    except (ValueError, KeyError, TypeError, OSError):
+        base = "its base model"
+    raise ValueError(
+        f"--model {folder} is a folder of saved edits, not a model, and saved edits cannot be "
+        f"added to yet: edit {base} again, with the facts of {folder / 'edits.jsonl'} and the new "
+        "ones in one file"
+    )

@@ -1,0 +1,162 @@
+"""Commands and options of `meg-editor`; needs neither torch nor transformers.
+
+`meg-editor NAME` runs `run` of the module `meg_editor.cli.NAME`, which is imported then.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+SETTINGS_NOTE = "`meg-editor settings` lists all NAMEs of --set with defaults and explanations."
+_PRESETS = ("default", "paper")
+_DATA_HELP = "reference, counterfact, zsre, mquake, unke, knowedit or wikibigedit"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `meg-editor`."""
+    parser = argparse.ArgumentParser(
+        prog="meg-editor",
+        description="Edit thousands of facts in a language model at once.",
+        epilog="`meg-editor COMMAND --help` explains a command. Exit status: 0, 2 for bad input, "
+        "130 after Ctrl-C, 1 for anything else.",
+    )
+    _add_logging(parser, default=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_demo, _edit, _ask, _layers, _benchmark, _tables, _settings):
+        add(commands)
+    return parser
+
+
+def _command(commands: Commands, name: str, text: str, note: str = "") -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=note
+    )
+    _add_logging(command, default=argparse.SUPPRESS)  # keeps what stood before the command's name
+    return command
+
+
+def _demo(commands: Commands) -> None:
+    demo = _command(commands, "demo", "edit the reference model and measure everything")
+    demo.add_argument("--edits", type=int, default=256, help="facts to edit (default 256)")
+    demo.add_argument("--seed", type=int, default=0, help="draws the facts (default 0)")
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("meg-demo"),
+        help="folder of the report, the picture and the edited model (default ./meg-demo)",
+    )
+    demo.add_argument("--preset", choices=_PRESETS, help="only this one (default both)")
+    demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default auto)")
+
+
+def _edit(commands: Commands) -> None:
+    note = f"{SETTINGS_NOTE} Several processes: accelerate launch -m meg_editor edit …"
+    edit = _command(commands, "edit", "edit a model with the facts of a file", note)
+    _add_model(edit)
+    edit.add_argument("--edits", type=Path, required=True, help="facts as JSON, JSONL or CSV")
+    edit.add_argument("--pseudo", type=Path, help="facts with rephrases for tuning the encoder")
+    edit.add_argument(
+        "--calibration", type=Path, help="held-out facts for choosing the gate's threshold"
+    )
+    edit.add_argument("--out", type=Path, required=True, help="folder of the edited model")
+    edit.add_argument("--save-base", action="store_true", help="store the base model in --out too")
+
+
+def _ask(commands: Commands) -> None:
+    ask = _command(commands, "ask", "ask an edited model")
+    ask.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
+    ask.add_argument("question", nargs="?", help="without one: a prompt, line by line")
+    ask.add_argument("--base", action="store_true", help="show the unedited answer beside it")
+    ask.add_argument("--max-new-tokens", type=int, default=32, help="of an answer (default 32)")
+    ask.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default auto)")
+
+
+def _layers(commands: Commands) -> None:
+    text = "find the best layer for the neuron (figures 5-7), or settings in one --layer"
+    layers = _command(commands, "layers", text, SETTINGS_NOTE)
+    _add_model(layers)
+    layers.add_argument("--edits", type=Path, help="facts to try (default: the reference world's)")
+    _add_data(layers, f"try calibration facts of {_DATA_HELP}")
+    layers.add_argument("--count", type=int, default=64, help="facts without --edits (default 64)")
+
+
+def _benchmark(commands: Commands) -> None:
+    bench = _command(
+        commands, "benchmark", "compare methods side by side on a data set", SETTINGS_NOTE
+    )
+    _add_model(bench)
+    bench.add_argument("--paper-hparams", type=Path, help="YAML file for meg-paper")
+    _add_data(bench, _DATA_HELP, required=True)
+    _add_output(bench)
+    bench.add_argument(
+        "--methods", default="unedited,meg,meg-paper", help="comma-separated, or all"
+    )
+    bench.add_argument("--seeds", type=int, default=3, help="runs with other facts (default 3)")
+    bench.add_argument("--ask", type=int, help="evaluate about so many edits only (default: all)")
+    bench.add_argument("--trials", type=int, default=8, help="settings tried per baseline")
+    bench.add_argument("--trial-edits", type=int, default=64, help="calibration facts per trial")
+    bench.add_argument(
+        "--settings-from", type=Path, help="an earlier report.json: its baselines are not searched"
+    )
+
+
+def _tables(commands: Commands) -> None:
+    tables = _command(commands, "tables", "run the paper's ablations on one model", SETTINGS_NOTE)
+    _add_model(tables, preset="paper")
+    _add_data(tables, _DATA_HELP, required=True)
+    _add_output(tables)
+    tables.add_argument("--unke", type=Path, help="UnKE's file, for table 17")
+    tables.add_argument("--mquake", type=Path, help="MQuAKE's file, for table 18")
+    tables.add_argument("--long-answers", type=int, default=100, help="facts of table 17")
+    tables.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers of tables")
+
+
+def _settings(commands: Commands) -> None:
+    settings = _command(commands, "settings", "list every setting with its default and meaning")
+    settings.add_argument(
+        "--preset", choices=_PRESETS, help="the values of this preset instead of the defaults"
+    )
+    settings.add_argument("words", nargs="*", help="only settings whose name or help has a word")
+
+
+def _add_logging(parser: argparse.ArgumentParser, default: bool | str) -> None:
+    group = parser.add_argument_group("messages")
+    group.add_argument("--verbose", action="store_true", default=default, help="log what is done")
+    group.add_argument(
+        "--debug", action="store_true", default=default, help="log more; errors with traceback"
+    )
+
+
+def _add_data(command: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+    command.add_argument("--data", required=required, help=text)
+    command.add_argument("--path", type=Path, help="the file of the data set")
+    command.add_argument("--training-path", type=Path, help="facts of the fitting stages (ZsRE)")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--edits", type=int, nargs="+", default=[1024], help="default 1024")
+    command.add_argument("--out", type=Path, required=True, help="folder of cells and reports")
+    command.add_argument("--plots", action="store_true", help="draw PNG files too")
+
+
+def _add_model(command: argparse.ArgumentParser, preset: str = "default") -> None:
+    group = command.add_argument_group("model and settings")
+    group.add_argument("--model", help="hub id or directory (default: the reference model)")
+    group.add_argument("--encoder", help="hub id or directory (default: the preset's)")
+    group.add_argument("--hparams", type=Path, help="YAML file of settings (default: --preset)")
+    group.add_argument("--preset", choices=_PRESETS, default=preset, help=f"default: {preset}")
+    group.add_argument("--layer", type=int, help="decoder layer of the neuron, from 0")
+    group.add_argument("--device", help="auto, cpu, cuda, cuda:1 …")
+    group.add_argument("--seed", type=int, help="seed of every random choice")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting, as often as needed: numbers, true, null, [1] as in YAML, text as it is;"
+        " list the names with `meg-editor settings`",
+    )

@@ -1,0 +1,16 @@
+"""`meg-editor tables`: the paper's ablations on one model."""
+
+from __future__ import annotations
+
+import argparse
+
+from meg_editor.cli.hparams import read_hparams
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run, or resume, the tables and print them."""
+    hparams = read_hparams(options)
+
+    from meg_editor.benchmark.commands import tables_command
+
+    tables_command(options, hparams)
