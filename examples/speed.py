@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -43,8 +42,7 @@ from meg_editor.collection.collect import Collection, collect
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases, pseudo_requests
 from meg_editor.evaluation.cost import peak_memory, reset_peak_memory
-from meg_editor.generators import DiTGenerator
-from meg_editor.generators.recall import Recall
+from meg_editor.generators import DiTGenerator, NeuronBank, WeightGenerator
 from meg_editor.lm.loading import resolve_device
 from meg_editor.lm.tokens import by_length, encode_example, left_padded
 from meg_editor.runtime.text_files import write_json
@@ -53,16 +51,18 @@ TOKENS = 20  # of an answer
 Row = dict[str, Any]
 
 
-def answer_times(meg: Any, asked: dict[str, list[list[str]]], rounds: int) -> dict[str, list[Any]]:
-    """For each kind of batches, asked in turn, milliseconds (answer without MeG, plan, answer).
+def answer_times(
+    meg: Any, batches_by_kind: dict[str, list[list[str]]], rounds: int
+) -> dict[str, list[Any]]:
+    """For each kind of batches, in turn, milliseconds (unedited answer, decision, answer).
 
-    A plan is routing and generation, an answer has TOKENS tokens. What drifts hits all alike.
-    Neurons come from the cache only where a kind is asked "again", right after the first time.
+    A decision is routing and generation, an answer has TOKENS tokens. What drifts hits all alike.
+    Neurons come from the cache only for kinds that end in "again", right after the first time.
     """
-    found: dict[str, list[Any]] = {kind: [] for kind in asked}
+    times: dict[str, list[Any]] = {kind: [] for kind in batches_by_kind}
     settings = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS, "do_sample": False}
     for turn in range(rounds + 1):
-        for kind, batches in asked.items():
+        for kind, batches in batches_by_kind.items():
             queries, taken = batches[turn % len(batches)], []
             batch = left_padded(meg.tokenizer, queries, meg.device)
             own, base = (partial(s.generate, **batch, **settings) for s in (meg, meg.base))
@@ -72,8 +72,8 @@ def answer_times(meg: Any, asked: dict[str, list[list[str]]], rounds: int) -> di
                 start = clock(meg.device)
                 run()
                 taken.append(1000 * (clock(meg.device) - start))
-            found[kind] += [taken] if turn else []  # the first round is a rehearsal
-    return found
+            times[kind] += [taken] if turn else []  # the first round warms up
+    return times
 
 
 def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, list[str]]]:
@@ -139,19 +139,27 @@ def compare_collection(
         "batched, upper blocks: MeG": lambda: [ours(edits, h)],
     }
     for way, run in ways.items():
-        found, taken = timed(way, run)
-        told = torch.cat([part.success for part in found]).float()
-        steps = float(torch.cat([part.steps for part in found]).float().mean())
+        results, taken = timed(way, run)
+        success = torch.cat([part.success for part in results]).float()
+        steps = float(torch.cat([part.steps for part in results]).float().mean())
         passes = steps + 1  # the last one sees that a fact is finished
-        each, whole = taken / len(told), way.endswith("model")
+        each, whole = taken / len(success), way.endswith("model")
         every = [operations(model, h.layer, fact, whole) for fact in facts]
         below, *rest = (mean(row[part] for row in every) / machine.rate for part in PARTS)
         floor = passes * sum(rest) + below * (passes if whole else 1)
         rows.append(
-            (way, len(told), 100 * float(told.mean()), steps, each, each / passes, floor / passes)
+            (
+                way,
+                len(success),
+                100 * float(success.mean()),
+                steps,
+                each,
+                each / passes,
+                floor / passes,
+            )
         )
     columns = "way, facts, success %, steps, ms/fact, ms/pass, floor/pass"
-    return table(columns, rows), found[0]
+    return table(columns, rows), results[0]
 
 
 def shares_of_collection(setup: Setup, ours: Row) -> list[Row]:
@@ -166,38 +174,28 @@ def shares_of_collection(setup: Setup, ours: Row) -> list[Row]:
     return table("part, ms/fact, %", ((k, ms, 100 * ms / total) for k, ms in where.items()))
 
 
-def generation_times(meg: Any, machine: Machine) -> list[Row]:
-    """Of what is recalled, and of a DiT which refines it, by steps and batch."""
-    z, h, rows = meg.anchors[:1].float(), meg.hparams, []
-    for steps, batch in itertools.product((0, 1, 2, 4, 10), (1, 8, 64)):
-        settings = dataclasses.replace(h, generator_refine=steps > 0, sampling_steps=max(1, steps))
-        made = DiTGenerator.build(settings, z.shape[1], meg.spec.size, len(meg.edits)).to(z.device)
+def generation_times(
+    meg: Any, h: MeGHyperParams, machine: Machine, steps: Sequence[int]
+) -> list[Row]:
+    """Of stored neurons, and of a DiT by sampling steps; by batch."""
+    z, rows = meg.anchors[:1].float(), []
+    sizes = (z.shape[1], meg.spec.size, len(meg.edits))
+    generators: dict[str, WeightGenerator] = {"stored": NeuronBank.build(h, *sizes)}
+    for count in steps:
+        settings = h.changed(
+            generator="dit", generator_conditioning="patches", sampling_steps=count
+        )
+        generators[f"DiT, {count} steps"] = DiTGenerator.build(settings, *sizes)
+    for (name, generator), batch in itertools.product(generators.items(), (1, 8, 64)):
+        generator.to(z.device)
         counter = FlopCounterMode(display=False)
         with counter:
-            made.generate(z)
-        moved = made.stored_bytes / machine.moved
-        taken = milliseconds(z.device, partial(made.generate, z.repeat(batch, 1)))
+            generator.generate(z)
+        moved = generator.stored_bytes / machine.moved
+        taken = milliseconds(z.device, partial(generator.generate, z.repeat(batch, 1)))
         floor = max(counter.get_total_flops() * batch / machine.rate32, moved)
-        rows.append((f"DiT, {steps} steps" if steps else "recalled", batch, taken, floor))
+        rows.append((name, batch, taken, floor))
     return table("generator, batch, ms, floor", rows)
-
-
-def solving_times(meg: Any, machine: Machine, timed: Any) -> list[Row]:
-    """Of the recall of 2,000 facts, and by operations of 10,000."""
-    dimension, size, few = meg.anchors.shape[1], meg.spec.size, 2000
-    with torch.device(meg.device):
-        recall = Recall(dimension, size, few, meg.hparams.generator_features)
-        queries, neurons = torch.randn(few, dimension), torch.randn(few, size)
-    queries = torch.nn.functional.normalize(queries, dim=1)
-
-    def work(count: int) -> float:
-        features = min(meg.hparams.generator_features, math.ceil(1.25 * count))
-        least = min(count, features)
-        return 2 * count * features * (least + size + 3 * dimension) + least**3 / 3
-
-    _, taken = timed("recall", partial(recall.solve, queries, neurons))
-    rows = ((n, taken * work(n) / work(few), work(n) / machine.rate32) for n in (few, 10000))
-    return table("facts, ms, floor", rows)
 
 
 def compare_answers(
@@ -211,14 +209,17 @@ def compare_answers(
     moved = sum(p.nbytes for p in weights) / machine.moved
     worked = 2 * sum(p.numel() for p in weights) / machine.rate
     for kind, runs in answer_times(meg, batches, rounds).items():
-        base, plans, own = zip(*runs, strict=True)
+        base, decisions, own = zip(*runs, strict=True)
         times, count = (median(base), median(own)), len(batches[kind][0])
-        cuts = quantiles(plans, n=20, method="inclusive")
+        cuts = quantiles(decisions, n=20, method="inclusive")
         overhead = 100 * median(mine - plain for plain, _, mine in runs) / times[0]
         tokens = (1000 * count * TOKENS / time for time in times)
         floor = TOKENS * max(moved, count * worked)
         rows.append((kind, cuts[9], cuts[18], *times, floor, overhead, *tokens))
-    columns = "query, plan p50, plan p95, base ms, MeG ms, floor, overhead %, base tok/s, MeG tok/s"
+    columns = (
+        "query, decision p50, decision p95, base ms, MeG ms, floor, overhead %, base tok/s, "
+        "MeG tok/s"
+    )
     return table(columns, rows)
 
 
@@ -238,17 +239,16 @@ def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
         memory.append((f"peak: {stage}", peak_memory(model.device) / 1e9))
         return result, taken
 
-    ways, found = compare_collection(setup, machine, min(options.one_at_a_time, count), timed)
+    ways, collection = compare_collection(setup, machine, min(options.one_at_a_time, count), timed)
     slow, ours = ways[0], ways[-1]
-    known = dict(zip(edits, found.neurons, strict=True))
+    known = dict(zip(edits, collection.neurons, strict=True))
     run = partial(fit, model, setup.tokenizer, edits, h, earlier=known)
     run = partial(run, pseudo=pseudo_requests(count=64), calibration=[])
     (meg, report), taken = timed("fit", run)
-    solving = solving_times(meg, machine, timed)
     for kind, texts in kinds.items():
-        asked = texts[: 4 * options.queries]
-        edited = meg.route(asked).is_edit.tolist()
-        kinds[kind] = [text for text, edit in zip(asked, edited, strict=True) if not edit]
+        some = texts[: 4 * options.queries]
+        edited = meg.route(some).is_edit.tolist()
+        kinds[kind] = [text for text, edit in zip(some, edited, strict=True) if not edit]
     kinds = {"edited": [edit.prompt for edit in edits], **kinds}
     answers, _ = timed("answers", lambda: compare_answers(meg, machine, kinds, options.queries))
 
@@ -258,22 +258,20 @@ def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
         "generator": training / count,
         "index, known answers, checks": (taken - training) / count,
     }
-    many = 10000 * (sum(stages.values()) - stages["generator"]) + solving[-1]["ms"]
     ratios = {
         "collection, times faster, at equal steps": slow["ms/pass"] / ours["ms/pass"],
         "the same by operations alone": slow["floor/pass"] / ours["floor/pass"],
         "the same per fact, with the steps of these facts": slow["ms/fact"] / ours["ms/fact"],
         **{f"overhead, % of {TOKENS} tokens: {r['query']}": r["overhead %"] for r in answers},
-        "routing and generation, ms, p50": answers[0]["plan p50"],
-        "10,000 edits, minutes, without tuning and calibration": many / 60000,
+        "routing and generation, ms, p50": answers[0]["decision p50"],
+        "10,000 edits, minutes, without tuning and calibration": sum(stages.values()) / 6,
     }
     return {
         "ratios": table("ratio, value", ratios.items()),
         "collection": ways,
         "where the time of MeG's collection goes": shares_of_collection(setup, ours),
         "fit": table("stage, ms/edit", stages.items()),
-        "solving the recall": solving,
-        "generation": generation_times(meg, machine),
+        "generation": generation_times(meg, h, machine, options.dit_steps),
         f"answers of {TOKENS} tokens": answers,
         "stored": table("bytes/edit, floor", [(meg.stored_bytes / count, 2 * setup.spec.size)]),
         "memory": table("what, GB", memory),
@@ -293,7 +291,8 @@ def show(report: dict[str, list[Row]]) -> None:
             print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of `measure`, by default those of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -305,12 +304,17 @@ def main() -> None:
     add("--edits", type=int, default=256)
     add("--queries", type=int, default=20)
     add("--one-at-a-time", type=int, default=4, help="so many facts")
+    add("--dit-steps", type=int, nargs="+", default=[1, 2, 4, 10, 50], help="of sampling")
     add("--device", default="auto")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--compile", action="store_true", help="compile the generator")
     add("--seed", type=int, default=0)
     add("--json", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     report = measure(options)
     show(report)
     if options.json:
