@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from meg_editor.baselines.core.token_gradients import TokenGradientHyperParams
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark import resolve_method
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.settings import HParamsError
 
 FOLDER = Path(__file__).parents[1] / "hparams"
 METHODS = {
@@ -101,3 +103,95 @@ def test_a_file_makes_a_method_of_the_benchmark() -> None:
     method = resolve_method(f"memit={FOLDER}/MEMIT/phi-2.yaml", preset, preset)
     assert method.name == "memit" and method.hparams == load("MEMIT/phi-2")
     assert set(ARCHITECTURES) >= {name.partition("/")[2] for name in FILES}
+
+
+# What EasyEdit's own files hold beside the settings that we read.
+_MODULES = {
+    "layer_module_tmp": "model.layers.{}",
+    "mlp_module_tmp": "model.layers.{}.mlp",
+    "attn_module_tmp": "model.layers.{}.self_attn",
+    "ln_f_module": "model.norm",
+    "lm_head_module": "lm_head",
+    "model_parallel": False,
+    "batch_size": 1,
+    "max_length": 40,
+}
+_LOCATE = {
+    **_MODULES,
+    "stats_dir": "./data/stats",
+    "layer_selection": "all",
+    "mom2_adjustment": True,
+    "mom2_dataset": "wikipedia",
+    "mom2_n_samples": 100000,
+    "mom2_dtype": "float32",
+    "mom2_update_weight": 15000,
+}
+_TRAINED = {
+    "model_class": "AutoModelForCausalLM",
+    "class_name": "AutoModelForCausalLM",
+    "tokenizer_class": "AutoTokenizer",
+    "tokenizer_name": "x",
+    "dropout": 0.0,
+    "no_grad_layers": None,
+    "silent": False,
+    "half": True,
+    "results_dir": "./results",
+}
+EASYEDIT: dict[str, dict[str, Any]] = {
+    "ft": {
+        **_MODULES,
+        "kl_factor": 0,
+        "norm_constraint": False,
+        "objective_optimization": "target_new",
+        "lr": "5e-4",
+    },
+    "memit": _LOCATE,
+    "pmet": {**_LOCATE, "rewrite_module_tmps": ["model.layers.{}.mlp.down_proj"]},
+    "alphaedit": {**_LOCATE, "P_loc": "./null_space_project.pt", "L2": 1},
+    "ultraedit": _TRAINED,
+    "malmen": {**_TRAINED, "archive": "x", "val_steps": 200, "early_stop_key": "ES_val"},
+}
+
+
+@pytest.mark.parametrize("name", EASYEDIT)
+def test_easyedits_extra_keys_are_accepted_and_dropped(name: str, tmp_path: Path) -> None:
+    settings, path = BASELINES[name].settings, tmp_path / "file.yaml"
+    path.write_text(yaml.safe_dump({"layers": [4], "evaluation_type": None, **EASYEDIT[name]}))
+    read: Any = settings.from_hparams(path)
+    assert read.layers == [4] and settings.from_dict(read.to_dict()) == read
+    shown = {entry.name for entry in dataclasses.fields(settings)}
+    assert not shown & {*_MODULES, *_TRAINED, "archive", "P_loc", "stats_dir"} - {
+        "model_parallel",
+        "max_length",
+    }
+    if name == "pmet":
+        assert read.rewrite_module_tmp == "model.layers.{}.mlp.down_proj"
+    if name == "ft":
+        assert read.norm_constraint is None
+
+
+def test_keys_that_no_method_knows_are_refused_with_the_nearest_name() -> None:
+    for name, baseline in BASELINES.items():
+        with pytest.raises(HParamsError, match="'promt_template'; did you mean 'prompt_template'"):
+            baseline.settings.from_dict({"promt_template": "{}"})
+        with pytest.raises(TypeError):
+            baseline.settings(stats_dir="x")  # in files only
+        assert len(dataclasses.fields(baseline.settings)) <= 28, name
+    memit, ft = BASELINES["memit"].settings, BASELINES["ft"].settings
+    with pytest.raises(HParamsError, match="layer_selection: expected 'all' .* got 'random'"):
+        memit.from_dict({"layer_selection": "random"})
+    with pytest.raises(HParamsError, match="objective_optimization: expected 'target_new'"):
+        ft.from_dict({"objective_optimization": "prompt_last"})
+    with pytest.raises(HParamsError, match="told is called context_template now"):
+        BASELINES["retrieval"].settings.from_dict({"told": "{prompt} {target} "})
+
+
+def test_settings_of_an_earlier_report_are_read_under_their_new_names() -> None:
+    read: Any = BASELINES["retrieval"].hparams({"told": "New: {prompt} {target}", "threshold": 0.6})
+    assert (read.context_template, read.threshold) == ("New: {prompt} {target}", 0.6)
+
+
+def test_no_setting_is_shown_that_its_method_does_not_need() -> None:
+    for baseline in BASELINES.values():
+        helps = [entry.metadata["help"] for entry in dataclasses.fields(baseline.settings)]
+        assert not any("not needed" in text.lower() for text in helps)

@@ -234,7 +234,7 @@ def test_scen_says_the_targets(reference: Reference) -> None:
 
 @pytest.fixture(scope="module")
 def told(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any) -> Any:
-    hparams = RetrievalHyperParams(threshold=0.9999, told="Know: {prompt} {target}. ")
+    hparams = RetrievalHyperParams(threshold=0.9999, context_template="Know: {prompt} {target}. ")
     return apply_retrieval_to_model(
         tiny_llama, tiny_tokenizer, EDITS, hparams, encoder=tiny_encoder
     )[0]
@@ -289,8 +289,8 @@ def test_every_returned_sequence_keeps_its_question(told: Any, tiny_tokenizer: A
 
 
 def test_what_to_tell_names_prompt_and_target() -> None:
-    with pytest.raises(HParamsError, match="told: expected {prompt} and {target}"):
-        RetrievalHyperParams(told="{prompt}")
+    with pytest.raises(HParamsError, match="context_template: expected {prompt} and {target}"):
+        RetrievalHyperParams(context_template="{prompt}")
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,13 @@ from test_neuron import tiny as family_model
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from meg_editor.baselines import covariance, memit, pmet, target_values
+from meg_editor.baselines import memit, pmet
 from meg_editor.baselines.alphaedit import (
     AlphaEditHyperParams,
     apply_alphaedit_to_model,
     null_space,
 )
+from meg_editor.baselines.core import covariance, target_values
 from meg_editor.baselines.core.activations import activations_at
 from meg_editor.baselines.core.fact_tokens import FactTokens, fact_tokens, lookup
 from meg_editor.baselines.core.locate import value_settings
@@ -99,7 +100,7 @@ def edit(
         model,
         tokenizer(kind),
         requests,
-        hparams(**settings),
+        hparams.from_dict(settings),
         return_orig_weights=True,
         **{**MATERIAL, **(material or {})},
     )
@@ -617,7 +618,7 @@ def test_subjects_which_cannot_be_found_are_named(
 
 
 def test_without_subjects_the_last_token_serves() -> None:
-    hparams = LocateHyperParams(**{**LOCATE, "fact_token": "last"})
+    hparams = LocateHyperParams.from_dict({**LOCATE, "fact_token": "last"})
     edits = [EditRequest("The capital of Atlantis is", "Rome")]
     (fact,) = fact_tokens(tokenizer("llama"), edits, tiny.PREFIXES, hparams)
     assert fact.essence is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from meg_editor import MeGHyperParams, load_model
-from meg_editor.baselines.core.settings import BaselineHyperParams
+from meg_editor.baselines.core.settings import FittingHyperParams
 from meg_editor.baselines.registry import BASELINES, Baseline
 from meg_editor.benchmark.search import Trial, best_of, proposal, search
 from meg_editor.cli.main import main
@@ -26,7 +26,7 @@ WEIGHT = "model.norm.weight"
 
 
 @dataclasses.dataclass
-class ScaleHyperParams(BaselineHyperParams):
+class ScaleHyperParams(FittingHyperParams):
     """Of a method which multiplies a weight: 1 keeps every answer, -1 breaks all."""
 
     alg_name: str = setting("Scale", "Always Scale.")

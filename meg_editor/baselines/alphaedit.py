@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from meg_editor.baselines.core.locate import Locate, locate_then_edit, value_settings
-from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.settings import CovarianceHyperParams
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import block_name
@@ -19,15 +19,16 @@ from meg_editor.runtime.artifacts import ArtifactStore
 
 
 @dataclass
-class AlphaEditHyperParams(LocateHyperParams):
-    """Hyper-parameters of AlphaEdit."""
+class AlphaEditHyperParams(CovarianceHyperParams):
+    """Hyper-parameters of AlphaEdit. The projection is computed: EasyEdit's P_loc is ignored."""
+
+    ignored: ClassVar[tuple[str, ...]] = ("P_loc",)
 
     alg_name: str = setting("AlphaEdit", "Always AlphaEdit.")
     nullspace_threshold: float = setting(
         2e-2, "Directions with less than this second moment are free.", ge=0
     )
     L2: float = setting(10, "Weight of the identity in the solve.", ge=0)
-    P_loc: str | None = setting(None, "Not needed: the projection is computed.")
 
 
 def apply_alphaedit_to_model(

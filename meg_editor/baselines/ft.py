@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from meg_editor.baselines.core.settings import LayerHyperParams
+from meg_editor.baselines.core.settings import FittingHyperParams, WriteHyperParams
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights, restored
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
@@ -23,24 +23,23 @@ from meg_editor.runtime.progress import progress_bar
 
 
 @dataclass
-class FTHyperParams(LayerHyperParams):
+class FTHyperParams(WriteHyperParams, FittingHyperParams):
     """Hyper-parameters of fine-tuning.
 
     Every epoch goes over all edits (breadth first). With `rewrite_module_tmp` all parameters whose
     names contain it are tuned, as in EasyEdit; without it the linear layers of the FFN.
     """
 
+    ignored: ClassVar[tuple[str, ...]] = ("kl_factor",)  # EasyEdit does not use it either
+    fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {"objective_optimization": ("target_new",)}
+
     alg_name: str = setting("FT", "Always FT.")
     optimizer: Literal["adam", "sgd"] = setting("adam", "A.12: SGD.")
     num_steps: int = setting(25, "Epochs, at most.", ge=1)
     lr: float = setting(5e-4, "Learning rate.", ge=0)
     weight_decay: float = setting(0.0, "Of the optimiser.", ge=0)
-    kl_factor: float = setting(0.0, "Not used, as in EasyEdit.")
     norm_constraint: float | None = setting(
         None, "No weight moves further than this; null: any.", ge=0
-    )
-    objective_optimization: Literal["target_new"] = setting(
-        "target_new", "The likelihood of the whole target."
     )
     train_batch_size: int = setting(100, "Edits per step.", ge=1)
     tuned: Literal["ffn", "down"] = setting("ffn", "All of the FFN, or its last linear layer.")
@@ -48,6 +47,13 @@ class FTHyperParams(LayerHyperParams):
     early_stop_loss: float = setting(
         1e-2, "No step below this loss, and the end where an epoch's mean is below it.", ge=0
     )
+
+    @classmethod
+    def translated(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`values` with null for the `norm_constraint: false` of EasyEdit's files."""
+        if values.get("norm_constraint") is False:
+            return {**values, "norm_constraint": None}
+        return values
 
 
 def apply_ft_to_model(

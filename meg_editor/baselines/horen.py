@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from meg_editor.baselines.core.activations import first
 from meg_editor.baselines.core.fact_tokens import FactTokens
-from meg_editor.baselines.core.settings import LayerHyperParams
+from meg_editor.baselines.core.settings import FittingHyperParams, WriteHyperParams
 from meg_editor.baselines.core.target_values import ValueSettings, optimise_values
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
@@ -30,7 +30,7 @@ from meg_editor.requests.request import only_edits
 
 
 @dataclass
-class HoReNHyperParams(LayerHyperParams):
+class HoReNHyperParams(WriteHyperParams, FittingHyperParams):
     """Hyper-parameters of HoReN, as its authors spell them: one layer."""
 
     one_layer: ClassVar[bool] = True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,21 +30,26 @@ from meg_editor.runtime.progress import progress_bar
 class MALMENHyperParams(HyperNetworkHyperParams):
     """Hyper-parameters of MALMEN; the defaults are those of the authors' code."""
 
+    ignored: ClassVar[tuple[str, ...]] = (
+        "archive",
+        "train_base",
+        "log_interval",
+        "eval_log_interval",
+        "final_eval",
+        "val_interval",
+        "val_batch_size",
+        "val_steps",
+        "early_stop_patience",
+        "early_stop_key",
+        "eval_only",
+        "debug",
+        "save",
+        "model_save_pt",
+        "max_epochs",
+    )
+
     alg_name: str = setting("MALMEN", "Always MALMEN.")
     max_iters: int = setting(500, "Steps of training.", ge=0)
-    archive: str | None = setting(None, "Not needed: pass a store.")
-    train_base: bool = setting(False, "Not needed.")
-    log_interval: int = setting(100, "Not needed.")
-    eval_log_interval: int = setting(100, "Not needed.")
-    final_eval: bool = setting(True, "Not needed.")
-    val_interval: int = setting(100, "Not needed.")
-    val_batch_size: int = setting(1, "Not needed.")
-    val_steps: int = setting(200, "Not needed.")
-    early_stop_patience: int = setting(1000, "Not needed.")
-    early_stop_key: str | None = setting(None, "Not needed.")
-    eval_only: bool = setting(False, "Not needed.")
-    debug: bool = setting(False, "Not needed.")
-    save: bool = setting(False, "Not needed.")
 
 
 def apply_malmen_to_model(

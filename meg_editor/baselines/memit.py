@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meg_editor.baselines.core.locate import Locate, locate_then_edit, value_settings
-from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.settings import CovarianceHyperParams
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import block_name
@@ -19,10 +19,13 @@ from meg_editor.runtime.artifacts import ArtifactStore
 
 
 @dataclass
-class MEMITHyperParams(LocateHyperParams):
+class MEMITHyperParams(CovarianceHyperParams):
     """Hyper-parameters of MEMIT."""
 
     alg_name: str = setting("MEMIT", "Always MEMIT.")
+    mom2_update_weight: float = setting(
+        15000, "Weight λ of the covariance: higher preserves more and edits less.", ge=0
+    )
 
 
 def apply_memit_to_model(

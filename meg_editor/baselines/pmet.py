@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from meg_editor.baselines.core.locate import Locate, locate_then_edit, value_settings
-from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.settings import CovarianceHyperParams
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.baselines.memit import least_squares
 from meg_editor.config.settings import HParamsError, setting
@@ -20,22 +20,30 @@ from meg_editor.runtime.artifacts import ArtifactStore
 
 
 @dataclass
-class PMETHyperParams(LocateHyperParams):
+class PMETHyperParams(CovarianceHyperParams):
     """Hyper-parameters of PMET."""
 
     alg_name: str = setting("PMET", "Always PMET.")
     nll_loss_factor: float = setting(1.0, "Weight of the target's likelihood.", ge=0)
-    rewrite_module_tmps: list[str] = setting([], "As rewrite_module_tmp, in a list of one.")
+    mom2_update_weight: float = setting(
+        15000, "Weight λ of the covariance: higher preserves more and edits less.", ge=0
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.rewrite_module_tmps) > 1:
+    @classmethod
+    def translated(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`values` with the one entry of EasyEdit's `rewrite_module_tmps` as `rewrite_module_tmp`.
+
+        Raises:
+            HParamsError: several entries.
+        """
+        templates = values.get("rewrite_module_tmps") or []
+        if len(templates) > 1:
             raise HParamsError(
                 "rewrite_module_tmps: expected the FFN's last linear layer alone (PMET writes the "
-                f"FFN), got {self.rewrite_module_tmps}"
+                f"FFN), got {templates}"
             )
-        if self.rewrite_module_tmps:
-            self.rewrite_module_tmp = self.rewrite_module_tmps[0]
+        rest = {name: value for name, value in values.items() if name != "rewrite_module_tmps"}
+        return {**rest, "rewrite_module_tmp": templates[0]} if templates else rest
 
 
 def apply_pmet_to_model(

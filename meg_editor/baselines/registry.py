@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,10 @@ class Baseline:
 
     def hparams(self, values: Mapping[str, Any]) -> BaselineHyperParams:
         """From the fixed settings and those of `values` which the method has."""
-        known = self.settings.__dataclass_fields__
-        chosen = {**self.fixed, **values}
+        renamed = self.settings.renamed  # reports written before have the old names
+        chosen = {renamed.get(name, name): value for name, value in values.items()}
+        chosen = {**self.fixed, **chosen}
+        known = [entry.name for entry in dataclasses.fields(self.settings)]
         return self.settings(**{name: chosen[name] for name in known if name in chosen})
 
 
@@ -155,7 +158,7 @@ BASELINES: dict[str, Baseline] = {
         RetrievalHyperParams,
         lambda depth: {
             "threshold": [0.5, 0.6, 0.7, 0.8, 0.9],
-            "told": ["{prompt} {target}. ", "New fact: {prompt} {target}\n"],
+            "context_template": ["{prompt} {target}. ", "New fact: {prompt} {target}\n"],
         },
         {},
     ),

@@ -6,10 +6,10 @@ No weight and no state changes; how well it does hangs on whether the LLM reads 
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,18 +28,23 @@ from meg_editor.routing.encoder import TextEncoder
 class RetrievalHyperParams(BaselineHyperParams):
     """Hyper-parameters of retrieval in the prompt."""
 
+    ignored: ClassVar[tuple[str, ...]] = ("target_end",)
+    renamed: ClassVar[Mapping[str, str]] = {"told": "context_template"}
+
     alg_name: str = setting("Retrieval", "Always Retrieval.")
     encoder_name: str = setting("bert-base-uncased", "Hub id or directory of the text encoder.")
-    encoder_pooling: Literal["cls", "mean"] | None = setting(
-        None, "Sentence embedding; null: the encoder's own."
-    )
     threshold: float = setting(0.7, "Least cosine to the nearest edit.")
-    told: str = setting("{prompt} {target}. ", "What is put before the question.")
+    context_template: str = setting(
+        "{prompt} {target}. ", "Text put before the question: {prompt} and {target} of the edit."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "{prompt}" not in self.told or "{target}" not in self.told:
-            raise HParamsError(f"told: expected {{prompt}} and {{target}} in it, got {self.told!r}")
+        if "{prompt}" not in self.context_template or "{target}" not in self.context_template:
+            raise HParamsError(
+                "context_template: expected {prompt} and {target} in it, got "
+                f"{self.context_template!r}"
+            )
 
 
 class RetrievalModel(RoutedModel):
@@ -74,7 +79,9 @@ class RetrievalModel(RoutedModel):
         told = []
         for score, edit in zip(best.tolist(), index.tolist(), strict=True):
             request = self.edits[edit]
-            text = self.hparams.told.format(prompt=request.prompt, target=request.target_new)
+            text = self.hparams.context_template.format(
+                prompt=request.prompt, target=request.target_new
+            )
             told.append(text if score >= self.hparams.threshold else "")
         return told
 
@@ -195,7 +202,7 @@ def apply_retrieval_to_model(
         model = copying.deepcopy(model)
     if encoder is None:
         name = resolve_model_name(hparams.encoder_name)
-        encoder = TextEncoder.from_pretrained(name, hparams.encoder_pooling).to(model.device)
+        encoder = TextEncoder.from_pretrained(name).to(model.device)
     with torch.no_grad():
         anchors = encoder.encode([edit.prompt for edit in edits])
     return RetrievalModel(model, tok, hparams, encoder, edits, anchors), {}

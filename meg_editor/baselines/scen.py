@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meg_editor.baselines.core.activations import activations_at
-from meg_editor.baselines.core.settings import LayerHyperParams
+from meg_editor.baselines.core.settings import FittingHyperParams, LayerHyperParams
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.collection.collect import collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import setting
 from meg_editor.data.world.requests import pseudo_requests
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest, only_edits
 
@@ -31,7 +32,7 @@ _NEGATIVES = 512  # states of other queries in one step
 
 
 @dataclass
-class SCENHyperParams(LayerHyperParams):
+class SCENHyperParams(LayerHyperParams, FittingHyperParams):
     """Hyper-parameters of SCEN: one layer."""
 
     one_layer: ClassVar[bool] = True

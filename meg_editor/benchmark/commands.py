@@ -100,7 +100,6 @@ def _choose(
         "model_name": hparams.model_name,
         "prompt_template": hparams.prompt_template,
         "encoder_name": hparams.encoder_name,
-        "encoder_pooling": hparams.encoder_pooling,
     }
     searches = recorded(options.settings_from, baselines) if options.settings_from else {}
     if new := [name for name in baselines if name not in searches]:

@@ -86,7 +86,7 @@ class Benchmark:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """B texts -> unit vectors (B, E), by the encoder as it is before any tuning."""
         name = resolve_model_name(self.hparams.encoder_name)
-        return TextEncoder.from_pretrained(name, self.hparams.encoder_pooling).encode(texts)
+        return TextEncoder.from_pretrained(name).encode(texts)
 
 
 def run_benchmark(

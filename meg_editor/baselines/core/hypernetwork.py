@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from meg_editor.baselines.core.settings import FittingHyperParams
 from meg_editor.baselines.core.token_gradients import (
     NormalEquation,
     TokenGradientHyperParams,
@@ -183,7 +184,7 @@ class HyperNetwork(nn.Module):
 
 
 @dataclass
-class HyperNetworkHyperParams(TokenGradientHyperParams):
+class HyperNetworkHyperParams(TokenGradientHyperParams, FittingHyperParams):
     """Of methods whose hypernetwork is trained on facts which are not edited.
 
     `batch_size_once` is the authors' `data.batch_size`, `editor_batch_size` their

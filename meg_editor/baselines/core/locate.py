@@ -16,7 +16,7 @@ from meg_editor.baselines.core.activations import activations_at
 from meg_editor.baselines.core.contexts import context_prefixes
 from meg_editor.baselines.core.covariance import second_moments
 from meg_editor.baselines.core.fact_tokens import FactTokens, fact_tokens
-from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.settings import CovarianceHyperParams, LocateHyperParams
 from meg_editor.baselines.core.target_values import TargetValues, ValueSettings, optimise_values
 from meg_editor.baselines.core.weights import Updates, add, oriented, restored
 from meg_editor.data.world.requests import reference_texts
@@ -55,7 +55,7 @@ class Locate:
             prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
         return fact_tokens(tok, edits, prefixes, hparams)
 
-    def moments(self, model: Any, tok: Any, hparams: LocateHyperParams) -> dict[str, Tensor]:
+    def moments(self, model: Any, tok: Any, hparams: CovarianceHyperParams) -> dict[str, Tensor]:
         """Second moments of the keys, by module."""
         names = hparams.down_projections(model)
         if set(names) <= set(self.known):
@@ -88,7 +88,7 @@ def locate_then_edit(
     model: Any,
     tok: Any,
     edits: Sequence[EditRequest],
-    hparams: LocateHyperParams,
+    hparams: CovarianceHyperParams,
     material: Locate,
     modules: Sequence[str],
     settings: ValueSettings,

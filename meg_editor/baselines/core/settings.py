@@ -1,66 +1,135 @@
-"""What the hyper-parameters of the baselines have in common, in EasyEdit's spelling."""
+"""What the hyper-parameters of the baselines have in common, in EasyEdit's spelling.
+
+    BaselineHyperParams -> LayerHyperParams -> WriteHyperParams -> LocateHyperParams ->
+    CovarianceHyperParams; FittingHyperParams is mixed in
+
+A class shows the settings that its method reads and no others.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from meg_editor.config.settings import FlatHyperParams, HParamsError, setting
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
+from meg_editor.lm.protocols import CausalLM
+
+Params = TypeVar("Params", bound="BaselineHyperParams")
 
 
 @dataclass
 class BaselineHyperParams(FlatHyperParams):
-    """What every baseline is told.
+    """Settings of every baseline. A subclass names itself by the default of `alg_name`.
 
-    A subclass names itself by the default of `alg_name`.
+    EasyEdit's files also hold keys that do not matter here. Each class declares its own; those of
+    its base classes are added.
+
+    Attributes:
+        ignored: keys which `from_dict` and `from_hparams` drop, whatever their value.
+        fixed: keys which they accept with these values only, and drop.
+        renamed: old name -> the name it has now.
+
+    Example:
+        >>> from meg_editor.baselines import MEMITHyperParams
+        >>> MEMITHyperParams.from_dict({"layers": [4, 5], "stats_dir": "./data/stats"}).layers
+        [4, 5]
     """
+
+    ignored: ClassVar[tuple[str, ...]] = (
+        "batch_size",
+        "max_length",
+        "evaluation_type",
+        "api_key",
+        "use_chat_template",
+        "save_path",
+        "rows_at_once",  # ours, of most methods: the benchmark sets them for all alike
+        "seed",
+    )
+    fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     model_name: str = setting("", "Hub id or local directory of the causal LM.")
     alg_name: str = setting("", "The method's name.")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, or a CUDA index.")
     fp16: bool = setting(False, "Load the LM in float16.")
     model_parallel: bool = setting(False, "Spread the LM over all GPUs (device_map='auto').")
-    batch_size: int = setting(1024, "Facts EasyEdit passes to one call.", ge=1)
-    max_length: int = setting(128, "Longest text in tokens while fitting.", ge=1)
-    prompt_template: str = setting("{}", "What the LM sees of a query; {} is the query.")
-    target_end: bool = setting(
-        True, "Whether the end of text is part of a target; without it answers may run on."
-    )
-    rows_at_once: int = setting(64, "Sequences in one forward pass.", ge=1)
-    seed: int = setting(0, "Seed of every random choice.")
+    prompt_template: str = setting("{}", "The LM's input for a query; {} is the query.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = type(self).__dataclass_fields__["alg_name"].default
-        if self.alg_name != own:
-            raise HParamsError(f"alg_name: expected {own!r}, got {self.alg_name!r}")
+        name = type(self).__dataclass_fields__["alg_name"].default
+        if self.alg_name != name:
+            raise HParamsError(f"alg_name: expected {name!r}, got {self.alg_name!r}")
         if self.prompt_template.count("{}") != 1:
             raise HParamsError(
                 f"prompt_template: expected exactly one {{}}, got {self.prompt_template!r}"
             )
 
+    @classmethod
+    def from_dict(cls: type[Params], values: Mapping[str, Any]) -> Params:
+        """Build from a mapping, without the keys of EasyEdit which do not matter here.
+
+        Raises:
+            HParamsError: an unknown key, with the nearest valid name; a renamed one, with its new
+                name; a key of `fixed` with another value.
+        """
+        fields = {entry.name for entry in dataclasses.fields(cls)}
+        ignored: set[str] = set()
+        fixed: dict[str, tuple[Any, ...]] = {}
+        for base in cls.__mro__:
+            ignored.update(vars(base).get("ignored", ()))
+            fixed = {**vars(base).get("fixed", {}), **fixed}
+        chosen = {}
+        for key, value in cls.translated(values).items():
+            if key in fields or key not in ignored | fixed.keys():
+                if key in cls.renamed:
+                    raise HParamsError(f"{key} is called {cls.renamed[key]} now")
+                chosen[key] = value
+            elif key in fixed and value not in fixed[key]:
+                expected = " or ".join(map(repr, fixed[key]))
+                raise HParamsError(
+                    f"{key}: expected {expected} (nothing else is implemented), got {value!r}"
+                )
+        return super().from_dict(chosen)
+
+    @classmethod
+    def translated(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`values` with EasyEdit's spelling turned into ours, where the two differ."""
+        return values
+
+
+@dataclass
+class FittingHyperParams(BaselineHyperParams):
+    """Settings of methods which optimise something or draw at random."""
+
+    rows_at_once: int = setting(
+        64, "Sequences per forward pass: lower it if memory runs out; results are the same.", ge=1
+    )
+    seed: int = setting(0, "Seed of every random choice.")
+
 
 @dataclass
 class LayerHyperParams(BaselineHyperParams):
-    """Of a method which works at the FFN of certain layers.
+    """Settings of methods which work at the FFN of certain decoder layers.
 
-    Module templates but `rewrite_module_tmp` are read for EasyEdit's sake alone: where things are
-    is found by the structure of the model.
+    EasyEdit's module templates are ignored: modules are found by the structure of the model.
     """
 
+    ignored: ClassVar[tuple[str, ...]] = (
+        "layer_module_tmp",
+        "mlp_module_tmp",
+        "attn_module_tmp",
+        "ln_f_module",
+        "lm_head_module",
+        "stats_dir",
+        "rewrite_module_tmp",
+    )
     one_layer: ClassVar[bool] = False  # of methods which work in one layer alone
 
     layers: list[int] = setting([0], "Decoder layers, 0-based, in ascending order.")
-    rewrite_module_tmp: str | None = setting(
-        None, "The FFN's last linear layer with {} for the layer; null: found."
-    )
-    layer_module_tmp: str | None = setting(None, "Not needed.")
-    mlp_module_tmp: str | None = setting(None, "Not needed.")
-    attn_module_tmp: str | None = setting(None, "Not needed.")
-    ln_f_module: str | None = setting(None, "Not needed.")
-    lm_head_module: str | None = setting(None, "Not needed.")
-    stats_dir: str | None = setting(None, "Not needed: pass a store.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +138,27 @@ class LayerHyperParams(BaselineHyperParams):
         if self.one_layer and len(self.layers) != 1:
             raise HParamsError(f"layers: expected one layer such as [7], got {self.layers}")
 
-    def down_projections(self, model: Any) -> list[str]:
+    def down_projections(self, model: CausalLM) -> list[str]:
+        """The dotted name of the FFN's last linear layer, for each of `layers`.
+
+        Raises:
+            ValueError: a layer does not exist or has no usable FFN.
+        """
+        return [find_ffn(model, layer).down for layer in self.layers]
+
+
+@dataclass
+class WriteHyperParams(LayerHyperParams):
+    """Settings of methods which fit a layer's output or weights to target answers."""
+
+    rewrite_module_tmp: str | None = setting(
+        None, "The FFN's last linear layer with {} for the layer; null: found."
+    )
+    target_end: bool = setting(
+        True, "End targets with the end-of-text token; false: answers may run on."
+    )
+
+    def down_projections(self, model: CausalLM) -> list[str]:
         """The dotted name of the FFN's last linear layer, for each of `layers`.
 
         Raises:
@@ -77,7 +166,7 @@ class LayerHyperParams(BaselineHyperParams):
         """
         template = self.rewrite_module_tmp
         if template is None:
-            return [find_ffn(model, layer).down for layer in self.layers]
+            return super().down_projections(model)
         names = [template.format(layer).removesuffix(".weight") for layer in self.layers]
         modules = dict(model.named_modules())
         for layer, name in zip(self.layers, names, strict=True):
@@ -90,29 +179,34 @@ class LayerHyperParams(BaselineHyperParams):
 
 
 @dataclass
-class LocateHyperParams(LayerHyperParams):
-    """Of methods which find a key and a new value for each subject (ROME and its heirs)."""
+class LocateHyperParams(WriteHyperParams, FittingHyperParams):
+    """Settings of methods that find a key and a new value for each subject, as ROME does."""
 
-    layer_selection: Literal["all"] = setting("all", "Always all.")
+    ignored: ClassVar[tuple[str, ...]] = (
+        "mom2_dataset",
+        "mom2_n_samples",
+        "mom2_dtype",
+        "mom2_update_weight",
+    )
+    fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "layer_selection": ("all",),
+        "mom2_adjustment": (True,),
+    }
+
     fact_token: Literal["last", "subject_first", "subject_last", "subject_first_after_last"] = (
         setting("subject_last", "The token at which a fact is looked up.")
     )
     context_prefixes: int = setting(
-        5, "Texts of the model's own which keys and values are averaged over.", ge=0
+        5, "Sampled texts put before a prompt; keys and values are averaged over them.", ge=0
     )
-    v_num_grad_steps: int = setting(25, "Steps of Adam on a value.", ge=1)
-    v_lr: float = setting(0.5, "Rate of Adam.", ge=0)
-    v_loss_layer: int | None = setting(None, "Always the last one; null: the last one.")
+    v_num_grad_steps: int = setting(25, "Adam steps on a value.", ge=1)
+    v_lr: float = setting(0.5, "Adam's learning rate.", ge=0)
+    v_loss_layer: int | None = setting(None, "The last layer; null: the last layer.")
     v_weight_decay: float = setting(1e-3, "Weight of |shift| / |value|².", ge=0)
-    clamp_norm_factor: float = setting(4, "A shift has at most this norm, in values.", ge=0)
+    clamp_norm_factor: float = setting(4, "Maximum norm of a shift, in norms of the value.", ge=0)
     kl_factor: float = setting(0.0625, "Weight of the KL divergence on '{subject} is a'.", ge=0)
-    mom2_adjustment: bool = setting(True, "Always true.")
-    mom2_update_weight: float = setting(15000, "Weight λ of the covariance.", ge=0)
-    mom2_dataset: str = setting("", "Not needed: pass texts.")
-    mom2_n_samples: int = setting(100000, "Texts for the covariance, at most.", ge=1)
-    mom2_dtype: Literal["float32", "float64"] = setting("float32", "Precision of its sums.")
 
-    def check(self, model: Any) -> None:
+    def check(self, model: CausalLM) -> None:
         """Refuse a loss in a layer which is not the last one.
 
         Raises:
@@ -123,3 +217,12 @@ class LocateHyperParams(LayerHyperParams):
             raise HParamsError(
                 f"v_loss_layer: expected {last} (the last layer) or null, got {self.v_loss_layer}"
             )
+
+
+@dataclass
+class CovarianceHyperParams(LocateHyperParams):
+    """Settings of methods which preserve answers by a covariance of keys (MEMIT, eq. 15)."""
+
+    mom2_n_samples: int = setting(100000, "Maximum number of texts for the covariance.", ge=1)
+    mom2_dtype: Literal["float32", "float64"] = setting("float32", "Precision of its sums.")
+    max_length: int = setting(128, "Maximum length of such a text, in tokens.", ge=1)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meg_editor.baselines.core.settings import LayerHyperParams
+from meg_editor.baselines.core.settings import WriteHyperParams
 from meg_editor.baselines.core.weights import oriented
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import find_ffn
@@ -27,13 +27,25 @@ _EPSILON = torch.finfo(torch.float32).eps  # added to standard deviations, as in
 
 
 @dataclass
-class TokenGradientHyperParams(LayerHyperParams):
+class TokenGradientHyperParams(WriteHyperParams):
     """Of methods which make updates of keys and gradients.
 
     `batch_size_once` is not about memory alone: the loss is the mean over all target tokens of
     such a batch of edits, in the order of the requests, so that a batch with fewer target tokens
     has larger gradients.
     """
+
+    ignored: ClassVar[tuple[str, ...]] = (
+        "half",
+        "model_class",
+        "class_name",
+        "tokenizer_class",
+        "tokenizer_name",
+        "dropout",
+        "no_grad_layers",
+        "silent",
+        "results_dir",
+    )
 
     inner_params: list[str] = setting(
         [], "Linear layers by name; empty: rewrite_module_tmp, else all of the FFNs of `layers`."
@@ -45,15 +57,6 @@ class TokenGradientHyperParams(LayerHyperParams):
     editor_batch_size: int = setting(
         1024, "Tokens computed with at once; the results are the same.", ge=1
     )
-    half: bool = setting(False, "Not needed: fp16.")
-    model_class: str | None = setting(None, "Not needed.")
-    class_name: str | None = setting(None, "Not needed.")
-    tokenizer_class: str | None = setting(None, "Not needed.")
-    tokenizer_name: str | None = setting(None, "Not needed.")
-    dropout: float = setting(0.0, "Not needed.")
-    no_grad_layers: list[int] | None = setting(None, "Not needed.")
-    silent: bool = setting(False, "Not needed.")
-    results_dir: str | None = setting(None, "Not needed.")
 
     def example(self, tok: Any, prompt: str, target: str) -> Example:
         """A prompt in the template and its target as tokens."""

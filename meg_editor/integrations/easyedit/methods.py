@@ -35,6 +35,23 @@ _PLACES = {
     "ultraedit": ("ultraedit", "ultraedit_main", "UltraEditRewriteExecutor"),
 }
 NAMES = tuple(_PLACES)
+# Keys that EasyEdit's dataclasses need and ours ignore.
+_UNUSED: dict[str, Any] = {
+    "kl_factor": 0.0,
+    "objective_optimization": "target_new",
+    "layer_selection": "all",
+    "mom2_adjustment": True,
+    "mom2_update_weight": 15000,
+    "max_length": 128,
+    "dropout": 0.0,
+    "half": False,
+    "silent": False,
+    "no_grad_layers": None,
+    "results_dir": None,
+    "model_class": None,
+    "tokenizer_class": None,
+    "tokenizer_name": None,
+}
 
 
 def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
@@ -100,6 +117,7 @@ def _settings(module: Any, model: Any, hparams: Any, edits: int) -> Any:
     parts = model.get_decoder().children()
     norms = [part for part in parts if "norm" in type(part).__name__.lower()]
     values = {
+        **_UNUSED,
         **hparams.to_dict(),
         "device": str(model.device),
         # Quirk: AlphaEdit asks the model's name which side of a weight is the FFN's width.
