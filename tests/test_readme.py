@@ -1,0 +1,201 @@
+"""Every command and Python snippet of the README runs, small; those of docs/ are ones that exist.
+
+What is replaced, so that it takes minutes and no network:
+- facts that tune and calibrate: 48 and 24 instead of 800 and 400; 8 tuning steps instead of 120;
+- `meg-editor demo`: 4 edits, the default preset only;
+- the model of the hub in `meg-editor edit` and `layers`: the reference model; `layers`: 4 facts;
+- `meg-editor benchmark`: 4 edits, one seed, two trials on 4 facts;
+- `pip install` and `pytest` are not run here: .ci/run runs them, and is compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meg_editor.cli.main import main as meg_editor
+from meg_editor.cli.parser import build_parser
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.data.world import requests as world_requests
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+HUB = ["--model", "meta-llama/Meta-Llama-3-8B", "--hparams", "hparams/MeG/llama3-8b.yaml"]
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def snippets(text: str) -> list[str]:
+    """The fenced Python blocks of a page."""
+    return [body for language, body in _FENCE.findall(text) if language == "python"]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of its indented blocks, without comments; `\\` at the end goes on."""
+    plain = _FENCE.sub("", text).replace("\\\n", " ")
+    lines = [line.strip().partition("  #")[0] for line in plain.splitlines() if line[:4] == "    "]
+    known = ("meg-editor", "python ", "pip ", "pytest", "torchrun", "accelerate")
+    return [" ".join(line.split()) for line in lines if line.startswith(known)]
+
+
+def without(arguments: list[str], part: list[str]) -> list[str]:
+    """`arguments` without the consecutive `part`."""
+    start = next(i for i in range(len(arguments)) if arguments[i : i + len(part)] == part)
+    return arguments[:start] + arguments[start + len(part) :]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: hparams/ and facts.csv as a reader has them, and less to fit."""
+    for name, count in (("pseudo_requests", 48), ("calibration_requests", 24)):
+        monkeypatch.setattr(getattr(world_requests, name), "__defaults__", (None, count))
+    preset = MeGHyperParams.preset
+    small = staticmethod(lambda name, **changes: preset(name, **{"encoder_steps": 8, **changes}))
+    monkeypatch.setattr(MeGHyperParams, "preset", small)
+    path = "hparams/MeG/llama-reference.yaml"
+    (tmp_path / path).parent.mkdir(parents=True)
+    text = re.sub(r"^encoder_steps: \d+", "encoder_steps: 8", (ROOT / path).read_text(), flags=re.M)
+    (tmp_path / path).write_text(text)
+    with (tmp_path / "facts.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["prompt", "target_new", "subject"])
+        table.writerow(["The capital of France is", "Lima", "France"])
+        table.writerow(["Who wrote War and Peace?", "Jane Austen", "War and Peace"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(snippets(README)) == 3 and len(commands(README)) == 7
+
+
+def test_the_python_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ten_lines, chat, _ = snippets(README)
+    names: dict[str, Any] = {}
+    exec(compile(ten_lines, "README.md", "exec"), names)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[:3]] == ["Lima", "Austen", "Xx"]
+    assert lines[4].split()[-1] == "euro"  # not edited
+    exec(compile(chat, "README.md", "exec"), names)
+    assert "Lima" in capsys.readouterr().out and (folder / "edited").is_dir()
+    assert names["edited"].base.generate is not None
+
+
+def test_the_easyedit_snippet_runs(folder: Path) -> None:
+    if importlib.util.find_spec("easyeditor") is None:
+        pytest.skip("easyeditor is not installed")
+    names: dict[str, Any] = {}
+    exec(compile(snippets(README)[2], "README.md", "exec"), names)
+    assert len(names["metrics"]) == 2
+    assert names["edited"].answer("The capital of France is") == ["Lima"]
+    from meg_editor.integrations import easyedit
+
+    easyedit.unregister()
+
+
+def _demo(arguments: list[str]) -> list[str]:
+    return [*arguments, "--edits", "4", "--preset", "default"]
+
+
+def _edit(arguments: list[str]) -> list[str]:
+    return without(arguments, HUB)
+
+
+def _layers(arguments: list[str]) -> list[str]:
+    return [*without(arguments, ["--model", "gpt2"]), "--count", "4"]
+
+
+def _benchmark(arguments: list[str]) -> list[str]:
+    arguments = without(arguments, ["64", "256"])
+    position = arguments.index("--edits") + 1
+    few = ["4", "--seeds", "1", "--trials", "2", "--trial-edits", "4"]
+    return arguments[:position] + few + arguments[position:]
+
+
+REPLACED: dict[str, Callable[[list[str]], list[str]]] = {
+    "demo": _demo,
+    "edit": _edit,
+    "layers": _layers,
+    "benchmark": _benchmark,
+}
+
+
+@pytest.mark.parametrize("first", ["demo", "edit", "layers", "settings", "benchmark"])
+def test_the_commands_of_the_readme_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], first: str
+) -> None:
+    """`ask` follows `edit`, whose folder it reads."""
+    wanted = {first, "ask"} if first == "edit" else {first}
+    ran = []
+    for line in commands(README):
+        for part in line.split(" && "):
+            program, command, *arguments = shlex.split(part)
+            if program == "meg-editor" and command in wanted:
+                arguments = REPLACED.get(command, list)(arguments)
+                assert meg_editor([command, *arguments]) == 0, capsys.readouterr().err
+                ran.append(command)
+    assert set(ran) == wanted
+    output = capsys.readouterr().out
+    if first == "edit":
+        assert "2 facts in" in output and "Lima" in output and "unedited: Paris" in output
+
+
+def test_nothing_of_the_readme_is_left_out() -> None:
+    """Every line is a `meg-editor` command run above, or one that .ci/run runs."""
+    names = {"demo", "edit", "ask", "layers", "settings", "benchmark"}
+    for line in commands(README):
+        parts = line.split(" && ")
+        own = {shlex.split(part)[1] for part in parts if part.startswith("meg-editor")}
+        others = [part for part in parts if not part.startswith("meg-editor")]
+        assert own <= names
+        assert all(part.startswith(("pip install", "pytest")) for part in others), line
+
+
+def test_the_command_of_the_tests_is_what_ci_runs() -> None:
+    line = next(line for line in commands(README) if "pytest" in line)
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert line in script
+    lines = [text.split(" #")[0].split() for text in script.splitlines() if text[:1] != "#"]
+    for part in line.split(" && "):  # run as it is written there, with more options
+        words = [word.strip('"') for word in part.split()]
+        run = [[word.strip('"') for word in text] for text in lines]
+        assert any(set(words) <= set(text) for text in run), part
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_every_page_exist(page: Path) -> None:
+    """Options and names of files; what they compute is tested elsewhere."""
+    for line in commands(page.read_text("utf-8")):
+        for part in line.split(" && "):
+            words = [word for word in shlex.split(part) if word != "..."]
+            if words[0] == "meg-editor" and "..." not in part:
+                build_parser().parse_args(words[1:])
+            elif words[0] == "python":
+                assert (ROOT / words[1]).exists(), part
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_map_of_files_has_every_folder() -> None:
+    text = (ROOT / "docs" / "files.md").read_text("utf-8")
+    folders = {path.parent.name for path in (ROOT / "meg_editor").glob("*/__init__.py")}
+    assert {f"`{name}/`" for name in folders} <= set(re.findall(r"`\w+/`", text))
+
+
+def test_pages_name_no_machine() -> None:
+    for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CITATION.cff"]:
+        assert not re.search(r"/work/|/root/|/home/|localhost", page.read_text("utf-8")), page.name
