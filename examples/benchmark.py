@@ -44,12 +44,12 @@ def collection(options: argparse.Namespace) -> None:
     for title, rows in (("batched", hparams.collection_batch_size), ("one at a time", 1)):
         settings = dataclasses.replace(hparams, collection_batch_size=rows)
         start = time.perf_counter()
-        found = collect(model, tokenizer, spec, requests, settings)
+        result = collect(model, tokenizer, spec, requests, settings)
         seconds[title] = time.perf_counter() - start
         print(
             f"{title:14} {1000 * seconds[title] / len(requests):8.1f} ms per fact   "
-            f"success {100 * float(found.success.float().mean()):.2f} %   "
-            f"mean steps {float(found.steps.float().mean()):.1f}"
+            f"success {100 * float(result.success.float().mean()):.2f} %   "
+            f"mean steps {float(result.steps.float().mean()):.1f}"
         )
     ratio = seconds["one at a time"] / seconds["batched"]
     print(f"batched is {ratio:.1f} times faster ({len(requests)} facts)")
@@ -57,9 +57,10 @@ def collection(options: argparse.Namespace) -> None:
 
 def sampling(options: argparse.Namespace) -> None:
     """One fitted DiT, sampled in 50, 10, 4, 2 and 1 steps."""
-    # Where neurons are recalled in closed form no DiT is left to take steps.
-    trained = {"generator_conditioning": "patches"} if options.preset == "default" else {}
-    hparams = MeGHyperParams.preset(options.preset, seed=options.seed, **trained)
+    changes: dict[str, Any] = {"generator": "dit"}
+    if options.preset == "default":
+        changes["generator_conditioning"] = "patches"
+    hparams = MeGHyperParams.preset(options.preset, seed=options.seed, **changes)
     model, tokenizer = load_model(hparams)
     cases = edit_cases(load_world(), options.edits[0], options.seed)
     meg, _ = fit(model, tokenizer, [c.request for c in cases], hparams, store=_store(options))
@@ -70,12 +71,11 @@ def sampling(options: argparse.Namespace) -> None:
 
 
 def generators(options: argparse.Namespace) -> None:
-    """DiT with and without recall, MLP and bank on the same neurons behind the same gate."""
+    """Neuron bank, MLP and DiT on the same neurons behind the same gate."""
     ways: dict[str, dict[str, Any]] = {
-        "dit": {},
-        "trained": {"generator_conditioning": "patches"},
-        "mlp": {"generator": "mlp"},
         "bank": {"generator": "bank"},
+        "mlp": {"generator": "mlp"},
+        "dit": {"generator": "dit", "generator_conditioning": "patches"},
     }
     hparams = MeGHyperParams.preset("default", seed=options.seed)
     model, tokenizer = load_model(hparams)
@@ -83,8 +83,8 @@ def generators(options: argparse.Namespace) -> None:
     for edits in options.edits:
         cases = edit_cases(load_world(), edits, options.seed)
         store = _store(options)
-        for name, own in ways.items():
-            settings = dataclasses.replace(hparams, **own)
+        for name, changes in ways.items():
+            settings = dataclasses.replace(hparams, **changes)
             meg, report = fit(
                 model, tokenizer, [case.request for case in cases], settings, store=store
             )
@@ -115,9 +115,9 @@ def baselines(options: argparse.Namespace) -> None:
         "ultraedit": {"layers": [1, 2], "lr": 1e-3},
     }
     print(_header("method") + "  ms/edit")
-    for name, own in settings.items():
+    for name, changes in settings.items():
         seconds = {}
-        chosen = BASELINES[name].settings(**own)
+        chosen = BASELINES[name].settings(**changes)
         ways = {"": BASELINES[name].apply, "easyedit:": easyedit_method(name)}
         if isinstance(chosen, LocateHyperParams):
             Locate(store=store).moments(model, tokenizer, chosen)
@@ -136,8 +136,8 @@ def scale(options: argparse.Namespace) -> None:
 
     Quality is that of 1,000 of the edits, drawn at random, while all are in place.
     """
-    own = {"generator": options.generator} if options.generator else {}
-    hparams = MeGHyperParams.preset(options.preset, seed=options.seed, **own)
+    changes = {"generator": options.generator} if options.generator else {}
+    hparams = MeGHyperParams.preset(options.preset, seed=options.seed, **changes)
     model, tokenizer = load_model(hparams)
     print(f"{_header('edits')}   fit s  ms/edit  peak GB  seconds by stage")
     for edits in options.edits:
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, nargs="+")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--generator", choices=GENERATORS, help="of scale, if not the preset's")
+    parser.add_argument("--generator", choices=GENERATORS, help="of scale (default: the preset's)")
     parser.add_argument("--stages", type=Path, help="keep finished stages in this folder")
     options = parser.parse_args()
     run, edits = commands[options.what]

@@ -1,4 +1,4 @@
-"""How many edits can be looked up? The index of synthetic ones: build time, memory, latency.
+"""Build time, memory and latency of the index of edited queries, with synthetic edits.
 
     python examples/benchmark_index.py                      # 100,000 and 1,000,000 edits
     python examples/benchmark_index.py --edits 10000 --device cuda
@@ -34,8 +34,8 @@ class Synthetic:
     Attributes:
         keys: (N, E) unit vectors in float16.
         names: N of them.
-        queries, texts: (64, E) unit vectors, and what is asked.
-        rows: (64,) the edits which are meant.
+        queries, texts: (64, E) unit vectors, and the texts of the queries.
+        rows: (64,) the edit of each query.
     """
 
     keys: Tensor
@@ -125,10 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'edits':>9} {'index':<16} build s      MB  1 query ms  64 queries ms  found %")
     for edits in options.edits:
         data = Synthetic.of(edits, options.dimension, options.seed)
-        found = [partial(ours, data, options.device)]
+        builds = [partial(ours, data, options.device)]
         if importlib.util.find_spec("faiss"):
-            found.append(partial(faiss_graph, data))
-        for build in found:
+            builds.append(partial(faiss_graph, data))
+        for build in builds:
             built = build()
             one, many = (milliseconds(partial(built.search, count)) for count in (1, 64))
             right = 100 * float((built.search(64) == data.rows).float().mean())

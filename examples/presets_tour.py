@@ -29,4 +29,4 @@ for title, hparams in (("default", default), ("paper", paper)):
         verdict = "edit " if routing.is_edit[0] else "other"
         score = f"{float(routing.score[0]):6.3f}"
         print(f"   {verdict} {score}  {question:60} {edited.answer(question)[0]}")
-    print(f"\n   wanted: {case.request.target_new}; before the edit: {case.truth}")
+    print(f"\n   target: {case.request.target_new}; before the edit: {case.truth}")

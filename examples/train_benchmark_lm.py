@@ -128,8 +128,8 @@ def train(
             )
             batch = Batch.of([examples[row] for row in chunk], model.device)
             with bfloat16(model.device):
-                logits, wanted, owner = target_logits(model, batch)
-            loss = F.cross_entropy(logits.float(), wanted)
+                logits, targets, owner = target_logits(model, batch)
+            loss = F.cross_entropy(logits.float(), targets)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -137,7 +137,7 @@ def train(
             step += 1
             total += loss.item() * len(chunk)
             missed = torch.zeros(len(chunk)).index_add_(
-                0, owner.cpu(), (logits.argmax(-1) != wanted).float().cpu()
+                0, owner.cpu(), (logits.argmax(-1) != targets).float().cpu()
             )
             right += float((missed == 0).sum())
             answers += len(chunk)

@@ -63,17 +63,17 @@ def train_lm(world: World, out: Path, args: argparse.Namespace) -> LlamaForCausa
             optimizer.param_groups[0]["lr"] = args.lr * min(1, (step + 1) / 200) * cosine(progress)
             with bfloat16("cpu"):
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-                wanted = labels[:, 1:] != -100
-                logits = model.lm_head(hidden[wanted])
-            loss = F.cross_entropy(logits.float(), labels[:, 1:][wanted])
+                is_target = labels[:, 1:] != -100
+                logits = model.lm_head(hidden[is_target])
+            loss = F.cross_entropy(logits.float(), labels[:, 1:][is_target])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
             losses.append(loss.item())
-            missed = torch.zeros_like(wanted)
-            missed[wanted] = logits.argmax(-1) != labels[:, 1:][wanted]
+            missed = torch.zeros_like(is_target)
+            missed[is_target] = logits.argmax(-1) != labels[:, 1:][is_target]
             for row, wrong in zip(group, missed.any(1).tolist(), strict=True):
                 (known.difference_update if wrong else known.update)(row.facts)
             if progress >= 1:

@@ -13,13 +13,13 @@ from meg_editor.data.world.facts import GROUPS, World
 def write_card(world: World, out: Path, accuracy: dict[str, float]) -> None:
     """MODEL_CARD.md: what the models are and the figures measured on them."""
     llama, bert = out / "llama-reference", out / "bert-reference"
-    found = retrieval(world, bert)
+    accuracy = retrieval(world, bert)
     size = sum(file.stat().st_size for file in out.rglob("*.safetensors")) / 1e6
     known = [fact for fact in world.facts if fact.relation != "birth_country"]
     made_up = sum(fact.made_up for fact in known)
     config = LlamaConfig.from_pretrained(llama)
     rows = "\n".join(f"| {group.upper()} phrasings | {accuracy[group]} % |" for group in GROUPS)
-    cells = "\n".join(f"| {name} phrasing | {value} % |" for name, value in found.items())
+    cells = "\n".join(f"| {name} phrasing | {value} % |" for name, value in accuracy.items())
     (out / "MODEL_CARD.md").write_text(
         f"""# The reference models of meg_editor
 

@@ -19,7 +19,7 @@ from meg_editor.runtime.precision import bfloat16
 
 
 def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.Namespace) -> None:
-    """A BERT trained to tell apart who and what a sentence asks about, however it is worded.
+    """A BERT trained to tell apart who and what a sentence asks about, whatever the phrasing.
 
     Contrastive pairs: two phrasings of one relation around one subject (EDIT, those PSEUDO ones
     that do not calibrate thresholds, and the many of paraphrases.yaml), against the same subject
@@ -71,8 +71,8 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
 
     def say(template: str, name: list[list[str]]) -> str:
         """A sentence, now and then without some of its words: tests are worded differently."""
-        kept = [w for w in template.split() if "{}" in w or rng.random() > 0.08]
-        return " ".join(kept).format(" ".join("".join(word) for word in name))
+        remaining = [w for w in template.split() if "{}" in w or rng.random() > 0.08]
+        return " ".join(remaining).format(" ".join("".join(word) for word in name))
 
     def encode(texts: list[str]) -> torch.Tensor:
         batch = tokenizer(texts, padding=True, return_tensors="pt")
@@ -88,8 +88,8 @@ def train_encoder(world: World, tokenizer_dir: Path, out: Path, args: argparse.N
         for _ in range(48):
             name = subject()
             relation, other, third = rng.sample(relations, 3)
-            asked = ((name, relation), (name, other), (name, third), (similar(name), relation))
-            for who, what in asked:
+            pairs = ((name, relation), (name, other), (name, third), (similar(name), relation))
+            for who, what in pairs:
                 first, second = (rng.choice(rng.choice(ways[what])) for _ in range(2))
                 anchors.append(say(first, who))
                 positives.append(say(second, who))
@@ -114,7 +114,7 @@ def paraphrases(world: World) -> dict[str, list[str]]:
     """Relation -> further templates, from paraphrases.yaml; none is a TEST phrasing."""
     parts = yaml.safe_load(Path(__file__).with_name("paraphrases.yaml").read_text("utf-8"))
     tested = {t.lower() for groups in world.phrasings.values() for t in groups["test"]}
-    found: dict[str, list[str]] = {}
+    phrasings: dict[str, list[str]] = {}
     for relation, words in parts["relations"].items():
         templates = [
             frame.format(**{kind.removesuffix("s"): word})
@@ -122,8 +122,8 @@ def paraphrases(world: World) -> dict[str, list[str]]:
             for word in words.get(kind, [])
             for frame in frames
         ]
-        found[relation] = [t for t in templates if t.lower() not in tested]
-    return found
+        phrasings[relation] = [t for t in templates if t.lower() not in tested]
+    return phrasings
 
 
 def encoder_tokenizer(tokenizer_dir: Path, out: Path) -> PreTrainedTokenizerFast:
