@@ -8,8 +8,9 @@ is near enough, adds its value at the last token of the prompt. No weight change
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meg_editor.baselines.core.activations import first
+from meg_editor.baselines.core.call_hooks import CallHooks
 from meg_editor.baselines.core.fact_tokens import FactTokens
 from meg_editor.baselines.core.settings import FittingHyperParams, WriteHyperParams
 from meg_editor.baselines.core.target_values import ValueSettings, optimise_values
@@ -73,49 +75,34 @@ class HoReNModel(RoutedModel):
         self.hparams, self.module = hparams, module
         self.register_buffer("keys", keys)
         self.register_buffer("values", values)
+        self._hooks = CallHooks()
+        self._hooks.before(base.get_decoder(), _find_ends)
+        self._hooks.after(base.get_submodule(module), _add_values)
 
     def decide(self, queries: Sequence[str]) -> Tensor:
-        """(B,) the tokens of each prompt: its query is read, and its value added, at their end."""
+        """(B,) number of tokens of each prompt: its value is added at the last one."""
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
-        return torch.tensor([len(row) for row in self.tokenizer(prompts)["input_ids"]])
+        return torch.tensor([len(row) for row in self._tokenizer(prompts)["input_ids"]])
 
-    @contextmanager
-    def _apply_decision(self, decision: Tensor) -> Iterator[None]:
-        ends: Tensor | None = None  # of the forward pass under way; None while decoding
+    def _apply_decision(self, decision: Tensor) -> AbstractContextManager[None]:
+        return self._hooks.active(_Call(decision, self.keys, self.values, self.hparams))
 
-        def find_ends(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal ends
-            past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-            ids = args[0] if args else kwargs["input_ids"]
-            ends = None
-            if past is None or past.get_seq_length() == 0:
-                ends = decision.to(ids.device).repeat_interleave(len(ids) // len(decision)) - 1
-                if mask is not None and mask.dim() == 2:
-                    ends = ends + (mask.cumsum(1) == 0).sum(1)  # padding on the left
 
-        def add_values(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if ends is None:
-                return None
-            length = decision.to(ends.device).repeat_interleave(len(ends) // len(decision))
-            leaving = first(output)
-            shape = (len(ends), -1)
-            entering = args[0].reshape(*shape, args[0].shape[-1])
-            added = self._lookup(mean_of_last(entering, ends, length, self.hparams.query_share))
-            flat = leaving.reshape(*shape, leaving.shape[-1])
-            at = torch.arange(len(ends), device=flat.device), ends
-            return flat.index_put(at, added.to(flat), accumulate=True).reshape(leaving.shape)
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a HoReNModel.
 
-        handles = [
-            self.base.get_decoder().register_forward_pre_hook(find_ends, with_kwargs=True),
-            self.base.get_submodule(self.module).register_forward_hook(add_values),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    Attributes:
+        lengths: (B,) tokens of the prompts.
+        keys, values: the codebook.
+    """
 
-    def _lookup(self, queries: Tensor) -> Tensor:
+    lengths: Tensor
+    keys: Tensor
+    values: Tensor
+    hparams: HoReNHyperParams
+
+    def lookup(self, queries: Tensor) -> Tensor:
         """(B, K) -> the values (B, D) to add, zero where no key is near enough."""
         h = self.hparams
         refined = hopfield(
@@ -127,6 +114,39 @@ class HoReNModel(RoutedModel):
         )
         best, index = (refined @ self.keys.T).max(-1)
         return self.values[index] * (best > h.hopfield_key_match_threshold).unsqueeze(-1)
+
+
+# The last token (rows,) of each prompt in the forward pass under way; None while decoding.
+_ENDS: ContextVar[tuple[_Call, Tensor | None] | None] = ContextVar("horen_ends", default=None)
+
+
+def _find_ends(call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before the decoder, which alone knows the cache and the padding."""
+    past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    ids = args[0] if args else kwargs["input_ids"]
+    ends = None
+    if past is None or past.get_seq_length() == 0:
+        ends = call.lengths.to(ids.device).repeat_interleave(len(ids) // len(call.lengths)) - 1
+        if mask is not None and mask.dim() == 2:
+            ends = ends + (mask.cumsum(1) == 0).sum(1)  # padding on the left
+    _ENDS.set((call, ends))
+
+
+def _add_values(call: _Call, args: tuple[Any, ...], _: dict[str, Any], output: Any) -> Any:
+    """After the FFN's last linear layer."""
+    noted = _ENDS.get()
+    if noted is None or noted[0] is not call or noted[1] is None:
+        return None
+    ends = noted[1]
+    lengths = call.lengths.to(ends.device).repeat_interleave(len(ends) // len(call.lengths))
+    leaving = first(output)
+    shape = (len(ends), -1)
+    entering = args[0].reshape(*shape, args[0].shape[-1])
+    share = call.hparams.query_share
+    values = call.lookup(mean_of_last(entering, ends, lengths, share))
+    flat = leaving.reshape(*shape, leaving.shape[-1])
+    at = torch.arange(len(ends), device=flat.device), ends
+    return flat.index_put(at, values.to(flat), accumulate=True).reshape(leaving.shape)
 
 
 def hopfield(queries: Tensor, keys: Tensor, alpha: float, beta: float, steps: int) -> Tensor:

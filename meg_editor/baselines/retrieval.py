@@ -1,13 +1,13 @@
-"""Retrieval in the prompt: the nearest edit is told before the question is asked.
+"""Retrieval in the prompt: the nearest edit is put before the question, as in-context editing.
 
-No weight and no state changes; how well it does hangs on whether the LLM reads what it is told.
+No weight and no hidden state changes; how well it does depends on how well the LLM reads.
 """
 
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import HParamsError, setting
+from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.lm.tokens import pad_token
 from meg_editor.model.routed_model import RoutedModel
@@ -48,7 +49,7 @@ class RetrievalHyperParams(BaselineHyperParams):
 
 
 class RetrievalModel(RoutedModel):
-    """A causal LM which is told an edit before it answers.
+    """A causal LM which reads the nearest edit before it answers.
 
     Args:
         base: the unedited model.
@@ -69,36 +70,31 @@ class RetrievalModel(RoutedModel):
         super().__init__(base, tokenizer, hparams.prompt_template)
         self.hparams, self.encoder, self.edits = hparams, encoder, tuple(edits)
         self.register_buffer("anchors", anchors)
-        self._told: list[list[int]] | None = None  # token ids for each row while attached
+        self._call = object()  # for which the contexts of a call are in effect
 
     @torch.no_grad()
     def decide(self, queries: Sequence[str]) -> list[str]:
-        """B texts to be told, empty where no edit is near enough."""
+        """B texts to put before the questions, empty where no edit is near enough."""
         questions = [self.reader.candidates(query)[0] for query in queries]
         best, index = (self.encoder.encode(questions) @ self.anchors.T).max(-1)
-        told = []
+        contexts = []
         for score, edit in zip(best.tolist(), index.tolist(), strict=True):
             request = self.edits[edit]
             text = self.hparams.context_template.format(
                 prompt=request.prompt, target=request.target_new
             )
-            told.append(text if score >= self.hparams.threshold else "")
-        return told
+            contexts.append(text if score >= self.hparams.threshold else "")
+        return contexts
 
-    @contextmanager
-    def _apply_decision(self, decision: Sequence[str]) -> Iterator[None]:
-        before = self._told
-        self._told = [
-            list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    def _apply_decision(self, decision: Sequence[str]) -> AbstractContextManager[None]:
+        contexts = [
+            list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
             for text in decision
         ]
-        try:
-            yield
-        finally:
-            self._told = before
+        return in_effect(self._call, contexts)
 
     def get_decoder(self) -> Any:
-        """The base model's decoder, which is told the edits too."""
+        """The base model's decoder, with the retrieved edits before its inputs."""
         return self._decode
 
     def _decode(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
@@ -108,7 +104,7 @@ class RetrievalModel(RoutedModel):
         return output
 
     def _forward(self, **kwargs: Any) -> Any:
-        """Without a cache: what was told would have to be in it.
+        """Without a cache, which would have to hold the retrieved edit.
 
         Raises:
             ValueError: a filled cache is given.
@@ -116,8 +112,8 @@ class RetrievalModel(RoutedModel):
         past = kwargs.get("past_key_values")
         if past is not None and past.get_seq_length():
             raise ValueError(
-                "past_key_values: expected none, since what is told stands before the prompt; use "
-                "generate"
+                "past_key_values: expected none, since the retrieved edit stands before the "
+                "prompt; use generate"
             )
         inputs, places = self._insert(kwargs["input_ids"], kwargs.get("attention_mask"))
         output = self.base(**inputs)
@@ -128,27 +124,27 @@ class RetrievalModel(RoutedModel):
         ids = kwargs.pop("inputs", None)
         ids = kwargs.pop("input_ids") if ids is None else ids
         inputs, _ = self._insert(ids, kwargs.pop("attention_mask", None))
-        told = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        output = self.base.generate(**kwargs, **told)
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        output = self.base.generate(**kwargs, **given)
         sequences = output if isinstance(output, Tensor) else output.sequences
-        asked = ids.repeat_interleave(len(sequences) // len(ids), dim=0)
-        sequences = torch.cat([asked, sequences[:, told["input_ids"].shape[1] :]], dim=1)
+        prompts = ids.repeat_interleave(len(sequences) // len(ids), dim=0)
+        sequences = torch.cat([prompts, sequences[:, given["input_ids"].shape[1] :]], dim=1)
         if isinstance(output, Tensor):
             return sequences
         output.sequences = sequences
         return output
 
     def _insert(self, ids: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor]:
-        """Put what is to be told into rows of tokens, after their beginning of text.
+        """Put the contexts in effect into rows of tokens, after their beginning of text.
 
         Returns:
             The inputs, padded on the left, and (B, T) where each token of `ids` is in them.
         """
-        told = self._told or [[]]
+        contexts: list[list[int]] = value_of(self._call) or [[]]
         bos = self.tokenizer.bos_token_id
         rows, moved = [], []
         for row, tokens in enumerate(ids.tolist()):
-            extra = told[row * len(told) // len(ids)]
+            extra = contexts[row * len(contexts) // len(ids)]
             pads = 0 if mask is None else int((mask[row].cumsum(0) == 0).sum())
             start = pads + (tokens[pads : pads + 1] == [bos])
             rows.append(tokens[pads:start] + extra + tokens[start:])
@@ -186,7 +182,7 @@ def apply_retrieval_to_model(
     encoder: TextEncoder | None = None,
     **kwargs: Any,
 ) -> tuple[RetrievalModel, dict[str, Tensor]]:
-    """Edit by telling, with the signature of EasyEdit's methods.
+    """Edit by retrieval in the prompt, with the signature of EasyEdit's methods.
 
     Args:
         encoder: instead of the one of the hyper-parameters.

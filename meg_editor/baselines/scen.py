@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meg_editor.baselines.core.activations import activations_at
+from meg_editor.baselines.core.activations import LastTokenReader
 from meg_editor.baselines.core.settings import FittingHyperParams, LayerHyperParams
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.collection.collect import collect
@@ -77,12 +77,14 @@ class SCENModel(RoutedModel):
         ):
             self.register_buffer(name, value.to(base.device))
         self.hook = NeuronHook(base, spec)
+        self.states = LastTokenReader(base, spec.read)
 
     @torch.no_grad()
     def decide(self, queries: Sequence[str]) -> Tensor:
         """(B, P) the experts, zero where no index neuron is active enough."""
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
-        states = _states(self.base, self.tokenizer, prompts, self.spec, self.hparams.rows_at_once)
+        rows = self._tokenizer(prompts)["input_ids"]
+        states = self.states.read(rows, self.hparams.rows_at_once)
         logits = (states - self.scale[0]) / self.scale[1] @ self.weights.T + self.biases
         best, index = logits.sigmoid().max(-1)
         return self.experts[index] * (best > self.hparams.theta).unsqueeze(-1)
@@ -133,10 +135,13 @@ def apply_scen_to_model(
     others = pseudo_requests() if pseudo is None else pseudo
     texts = [text for fact in others for text in (fact.prompt, *fact.locality_prompts)]
     wrapped = [
-        [hparams.prompt_template.replace("{}", text) for text in some]
-        for some in ([edit.prompt for edit in edits], texts)
+        [hparams.prompt_template.replace("{}", text) for text in group]
+        for group in ([edit.prompt for edit in edits], texts)
     ]
-    mine, rest = (_states(model, tok, some, spec, hparams.rows_at_once) for some in wrapped)
+    reader = LastTokenReader(model, spec.read)
+    mine, rest = (
+        reader.read(tok(prompts)["input_ids"], hparams.rows_at_once) for prompts in wrapped
+    )
     scale = torch.stack([mine.mean(0), mine.std(0, correction=0).clamp(min=1e-6)])
     index = train_index((mine - scale[0]) / scale[1], (rest - scale[0]) / scale[1], hparams)
     return SCENModel(model, tok, hparams, spec, experts, index, scale), {}
@@ -169,12 +174,3 @@ def train_index(mine: Tensor, rest: Tensor, hparams: SCENHyperParams) -> tuple[T
         (F.softplus(-own).sum() + count * silent).backward()
         optimiser.step()
     return weights.detach(), biases.detach()
-
-
-def _states(
-    model: Any, tok: Any, prompts: Sequence[str], spec: NeuronSpec, rows_at_once: int
-) -> Tensor:
-    """(B, D) what enters the FFN at the last token of each prompt."""
-    rows = [list(row) for row in tok(list(prompts))["input_ids"]]
-    ends = [len(row) - 1 for row in rows]
-    return activations_at(model, rows, ends, [spec.read], rows_at_once)[spec.read].inputs.float()

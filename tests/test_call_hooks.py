@@ -1,0 +1,141 @@
+"""Gated baselines under threads, copies and garbage collection: state belongs to its call."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from conftest import OTHERS, PROMPTS
+
+from meg_editor.baselines.core.activations import LastTokenReader, activations_at
+from meg_editor.baselines.core.call_hooks import CallHooks
+from meg_editor.baselines.horen import HoReNHyperParams, apply_horen_to_model
+from meg_editor.baselines.neuraldb import NeuralDBHyperParams, apply_neuraldb_to_model
+from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
+from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.requests.request import EditRequest
+
+EDITS = [
+    EditRequest(prompt, target, prompt.split()[-2])
+    for prompt, target in zip(
+        PROMPTS[:4], ("tea", "two rivers", "ore", "salt and tea"), strict=True
+    )
+]
+QUERIES = [
+    text for edit, other in zip(EDITS, OTHERS, strict=False) for text in (edit.prompt, other)
+]
+Editor = Callable[[], Any]
+
+
+@pytest.fixture
+def editors(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any) -> dict[str, Editor]:
+    """Method -> a function that edits the tiny model by it."""
+    pseudo = [EditRequest(text, "x") for text in [*OTHERS, *PROMPTS[8:]]]
+    material = (tiny_llama, tiny_tokenizer, EDITS)
+    horen = HoReNHyperParams(layers=[1], edit_lr=0.3, hopfield_key_match_threshold=0.97)
+    scen = SCENHyperParams(layers=[1], index_steps=400, theta=0.6)
+    neuraldb = NeuralDBHyperParams(layers=[1], gate_threshold=0.9, fact_token="last")
+    retrieval = RetrievalHyperParams(threshold=0.9999)
+    return {
+        "horen": lambda: apply_horen_to_model(*material, horen)[0],
+        "scen": lambda: apply_scen_to_model(*material, scen, pseudo=pseudo)[0],
+        "neuraldb": lambda: apply_neuraldb_to_model(*material, neuraldb)[0],
+        "retrieval": lambda: apply_retrieval_to_model(*material, retrieval, encoder=tiny_encoder)[
+            0
+        ],
+    }
+
+
+@pytest.fixture
+def _switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def hooks_on(model: Any) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.usefixtures("_switching_often")
+@pytest.mark.parametrize("name", ["horen", "scen", "neuraldb", "retrieval"])
+def test_four_threads_are_answered_as_one(
+    name: str, editors: dict[str, Editor], tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    model = editors[name]()
+
+    def answer(prompt: str) -> str:
+        return greedy_answers(model, tiny_tokenizer, [prompt], 6)[0]
+
+    alone = {prompt: answer(prompt) for prompt in QUERIES}
+    unedited = {p: greedy_answers(tiny_llama, tiny_tokenizer, [p], 6)[0] for p in QUERIES}
+    assert alone != unedited
+    prompts = [QUERIES[(3 * row) % len(QUERIES)] for row in range(48)]
+    with ThreadPoolExecutor(5) as pool:
+        base = [
+            pool.submit(greedy_answers, tiny_llama, tiny_tokenizer, [p], 6) for p in prompts[::4]
+        ]
+        together = list(pool.map(answer, prompts))
+        assert [f.result()[0] for f in base] == [unedited[p] for p in prompts[::4]]
+    assert together == [alone[prompt] for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ["horen", "scen", "neuraldb", "retrieval"])
+def test_no_hook_stays_on_the_base_of_a_deleted_model(
+    name: str, editors: dict[str, Editor], tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    gc.collect()
+    before = hooks_on(tiny_llama)
+    model = editors[name]()
+    registered = hooks_on(tiny_llama)
+    greedy_answers(model, tiny_tokenizer, QUERIES[:2], 2)
+    assert hooks_on(tiny_llama) == registered  # none comes with a call
+    del model
+    gc.collect()
+    assert hooks_on(tiny_llama) == before
+
+
+def test_a_copy_of_the_base_has_no_hooks_and_a_copy_of_the_model_answers_as_it(
+    editors: dict[str, Editor], tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    before, model = hooks_on(tiny_llama), editors["horen"]()
+    assert hooks_on(tiny_llama) > before
+    other = copy.deepcopy(tiny_llama)
+    gc.collect()
+    assert hooks_on(other) == before
+    twin = copy.deepcopy(model)
+    alone = greedy_answers(model, tiny_tokenizer, QUERIES, 6)
+    del model
+    gc.collect()
+    assert hooks_on(tiny_llama) == before < hooks_on(twin.base)
+    assert greedy_answers(twin, tiny_tokenizer, QUERIES, 6) == alone
+    assert greedy_answers(other, tiny_tokenizer, QUERIES, 6) != alone
+
+
+def test_hooks_act_within_active_alone_and_nest() -> None:
+    layer, hooks = torch.nn.Linear(2, 2, bias=False), CallHooks()
+    hooks.before(layer, lambda call, args, kwargs: ((args[0] * call,), kwargs))
+    x = torch.tensor([[1.0, 2.0]])
+    plain = layer(x)
+    with hooks.active(2.0):
+        torch.testing.assert_close(layer(x), 2 * plain)
+        with hooks.active(3.0):
+            torch.testing.assert_close(layer(x), 3 * plain)
+        torch.testing.assert_close(layer(x), 2 * plain)
+    torch.testing.assert_close(layer(x), plain)
+
+
+def test_the_reader_gives_the_input_at_the_last_token(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    rows = tiny_tokenizer(QUERIES)["input_ids"]
+    name = "model.layers.1.mlp"
+    found = LastTokenReader(tiny_llama, name).read(rows, rows_at_once=3)
+    ends = [len(row) - 1 for row in rows]
+    torch.testing.assert_close(found, activations_at(tiny_llama, rows, ends, [name])[name].inputs)
