@@ -121,7 +121,7 @@ class _Facts:
     ) -> None:
         self.model, self.examples = model, examples
         self.upper = None if lowest is None else LayersFrom(model, lowest)
-        self.streams = self.upper.streams(examples, rows_at_once) if self.upper else []
+        self.streams = self.upper.residual_streams(examples, rows_at_once) if self.upper else []
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """The mean over facts of the mean over their target tokens."""
@@ -129,7 +129,7 @@ class _Facts:
         known: AbstractContextManager[None] = nullcontext()
         if self.upper:
             streams = [self.streams[row] for row in rows]
-            known = self.upper.fed(pad_sequence(streams, batch_first=True))
+            known = self.upper.injected(pad_sequence(streams, batch_first=True))
         with known:
             logits, wanted, row = target_logits(self.model, batch)
         loss = F.cross_entropy(logits, wanted, reduction="none")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 
-from meg_editor.cli.hparams import read_hparams
+from meg_editor.cli.hparams import read_hparams, read_runtime
 
 _LOG = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> None:
     """Check everything first, then fit, save, and say what was learned."""
-    hparams = read_hparams(options)  # a bad setting is refused before torch is imported
+    hparams, runtime = read_hparams(options), read_runtime(options)  # refused before torch is there
 
     from meg_editor.fitting.pipeline import fit
     from meg_editor.lm.loading import load_model
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
         calibration=calibration,
         store=ArtifactStore(out.with_name(f"{out.name}.stages")),
         processes=processes,
+        runtime=runtime,
     )
     if not processes.is_main:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -12,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 
 _SAVED = "meg_config.json"  # meg_editor.model.manifest.CONFIG, which would import torch
 
@@ -25,6 +27,16 @@ def read_hparams(options: argparse.Namespace) -> MeGHyperParams:
         FileNotFoundError: no file at --hparams.
     """
     return _merged(options, options.hparams, options.preset, options.set)
+
+
+def read_runtime(options: argparse.Namespace) -> RuntimeConfig:
+    """The run-time choices among --set.
+
+    Raises:
+        HParamsError: a bad value.
+    """
+    changes = [item for item in options.set if _is_runtime(item)]
+    return RuntimeConfig.from_dict(parse_changes(changes, get_type_hints(RuntimeConfig)))
 
 
 def read_paper_hparams(options: argparse.Namespace) -> MeGHyperParams:
@@ -42,7 +54,8 @@ def _merged(
         values = MeGHyperParams.preset(preset).to_dict()
         if options.model:  # the reference encoder only knows the reference world
             values["encoder_name"] = "bert-base-uncased"
-    values |= parse_changes(changes, get_type_hints(MeGHyperParams))
+    own = [item for item in changes if not _is_runtime(item)]
+    values |= parse_changes(own, get_type_hints(MeGHyperParams))
     named = {
         "model_name": options.model,
         "encoder_name": options.encoder,
@@ -78,6 +91,10 @@ def parse_changes(changes: Sequence[str], hints: dict[str, Any]) -> dict[str, An
         except yaml.YAMLError as error:
             raise ValueError(f"--set {name}: cannot read the value {text!r}: {error}") from error
     return values
+
+
+def _is_runtime(item: str) -> bool:
+    return item.partition("=")[0] in {entry.name for entry in fields(RuntimeConfig)}
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

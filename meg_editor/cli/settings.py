@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 
 _WIDTH = 90
+_RUNTIME = "Run-time choices (RuntimeConfig in Python; they change no result)"
 # Title -> beginnings of names; what fits none comes under the first.
 _GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (),
@@ -19,6 +21,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "Gate (stage 2)": ("gate", "familiarity_"),
     "Collection of neurons (stage 3)": ("neuron_", "collection_"),
     "Weight generator (stage 4)": ("generator", "diffusion_", "sampl"),
+    "Read by EasyEdit alone": ("alg_name", "batch_size", "evaluation_type", "api_key", "use_chat"),
 }
 
 
@@ -36,29 +39,32 @@ def run(options: argparse.Namespace) -> None:
 
 
 def grouped_settings() -> dict[str, list[dataclasses.Field[Any]]]:
-    """Title -> fields of MeGHyperParams, by stage."""
+    """Title -> fields of MeGHyperParams by stage, then those of RuntimeConfig."""
     groups: dict[str, list[dataclasses.Field[Any]]] = {title: [] for title in _GROUPS}
     for entry in dataclasses.fields(MeGHyperParams):
         fitting = (title for title, names in _GROUPS.items() if entry.name.startswith(names))
         groups[next(fitting, "Model")].append(entry)
-    return groups
+    return groups | {_RUNTIME: list(dataclasses.fields(RuntimeConfig))}
 
 
 def settings_text(
     groups: Mapping[str, list[dataclasses.Field[Any]]], values: Mapping[str, Any] | None = None
 ) -> str:
     """The listing: a line NAME = VALUE (choices) per setting, and its help below it."""
-    hints = get_type_hints(MeGHyperParams)
+    hints = get_type_hints(MeGHyperParams) | get_type_hints(RuntimeConfig)
     lines: list[str] = []
     for title, entries in groups.items():
         lines += [f"{title}", ""]
         for entry in entries:
-            value = _default(entry) if values is None else values[entry.name]
+            value = (values or {}).get(entry.name, _default(entry))
             lines.append(f"  {entry.name} = {json.dumps(value)}{_choices(hints[entry.name])}")
-            text = textwrap.fill(entry.metadata["help"], _WIDTH)
+            text = textwrap.fill(entry.metadata["help"], _WIDTH, break_on_hyphens=False)
             lines.append(textwrap.indent(text, " " * 6))
         lines.append("")
-    lines.append("Set them with --set NAME=VALUE, or in a YAML file for --hparams.")
+    lines.append(
+        "Set them with --set NAME=VALUE; all but the run-time choices also in a YAML file for "
+        "--hparams."
+    )
     return "\n".join(lines)
 
 

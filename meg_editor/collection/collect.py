@@ -6,16 +6,18 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
-from meg_editor.collection.optimizer import Rows, descend, row_losses
+from meg_editor.collection.optimizer import Rows, optimise, row_losses
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.lm.layers_from import LayersFrom
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, batched_answers, encode_example
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
@@ -23,7 +25,8 @@ from meg_editor.runtime.memory import free_bytes, rows_within
 from meg_editor.runtime.progress import progress_bar
 
 _ENOUGH = {"cpu": 48}  # rows: more are no faster there
-_MOST = 4096
+_MAX_ROWS = 4096
+RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -68,23 +71,30 @@ def shared_start(spec: NeuronSpec, seed: int) -> Tensor:
 
 
 def collect(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     spec: NeuronSpec,
     requests: Sequence[EditRequest],
     hparams: MeGHyperParams,
+    runtime: RuntimeConfig | None = None,
+    *,
+    retries: int = RETRIES,
 ) -> Collection:
     """Optimise one neuron per fact on the frozen model.
 
     Facts are independent: their rows share a batch, never a parameter. Each fact is shown in
     `collection_contexts` contexts, bare and after random beginnings of other prompts, so that its
-    neuron does not hang on the first position. A fact is finished once every context has the
-    target as its greedy answer with a loss below `collection_loss_threshold`. Facts which fail
-    are tried again, from the start with half the rate and twice the steps.
+    neuron does not hang on the first position. A fact has converged once every context has the
+    target as its greedy answer with a loss below `collection_loss_threshold`. Facts that fail are
+    tried again, from the start with half the rate and twice the steps.
+
+    Args:
+        retries: most further rounds.
 
     Raises:
-        FloatingPointError: every attempt at some fact ended in a loss that is not finite.
+        FloatingPointError: no fact has a finite loss.
     """
+    runtime = runtime or RuntimeConfig()
     reader = PromptReader(tokenizer, hparams.prompt_template)
     contexts = _contexts(requests, hparams.collection_contexts, hparams.seed)
     examples = [
@@ -100,40 +110,49 @@ def collect(
     steps = torch.zeros(len(requests), dtype=torch.long)
     longest = max(len(row.target) for rows in examples for row in rows)
     prompts = [reader.wrap(request.prompt) for request in requests]
-    open_facts = list(range(len(requests)))
+    unlearned = list(range(len(requests)))
+    any_finite = False
     with NeuronHook(model, spec) as hook:
-        rows = _rows_at_once(model, hook, start, examples, hparams)
+        rows = _rows_at_once(model, hook, start, examples, runtime)
         # Should they not fit all the same, it begins again with fewer.
-        fitting_descent = find_executable_batch_size(descend, starting_batch_size=rows)
-        for attempt in range(1 + hparams.collection_retries):
-            with progress_bar(range(len(open_facts)), "neurons", "fact") as bar:
-                found, learned, taken = fitting_descent(
+        fitting = find_executable_batch_size(optimise, starting_batch_size=rows)
+        for attempt in range(1 + retries):
+            with progress_bar(range(len(unlearned)), "collection", "fact") as bar:
+                descent = fitting(
                     model,
                     hook,
                     start,
-                    [examples[fact] for fact in open_facts],
+                    [examples[fact] for fact in unlearned],
                     hparams.collection_lr / 2**attempt,
                     hparams.collection_steps * 2**attempt,
                     hparams,
+                    runtime.collection_bfloat16,
                     bar.update,
                 )
-            finite = found.isfinite().all(1)
-            # A greedy answer is its likeliest tokens: only a fact which is not learned is asked.
+            finite = descent.neurons.isfinite().all(1)
+            any_finite = any_finite or bool(finite.any())
+            learned = descent.converged & finite
+            # The answer of a converged fact is the target: only the others are asked.
             unsure = (finite & ~learned).nonzero().flatten().tolist()
-            facts = [open_facts[place] for place in unsure]
-            told = answers_with(
-                model, tokenizer, spec, found[unsure], [prompts[fact] for fact in facts], longest
+            facts = [unlearned[place] for place in unsure]
+            answers = answers_with(
+                model,
+                tokenizer,
+                spec,
+                descent.neurons[unsure],
+                [prompts[fact] for fact in facts],
+                longest,
             )
-            for place, fact, answer in zip(unsure, facts, told, strict=True):
+            for place, fact, answer in zip(unsure, facts, answers, strict=True):
                 learned[place] = answer == requests[fact].target_new
-            places = torch.tensor(open_facts)
-            steps[places] += taken
-            neurons[places[finite]] = found[finite]
-            success[places] = learned & finite
-            open_facts = [fact for fact in open_facts if not success[fact]]
-            if not open_facts:
+            places = torch.tensor(unlearned)
+            steps[places] += descent.steps
+            neurons[places[finite]] = descent.neurons[finite]
+            success[places] = learned
+            unlearned = [fact for fact in unlearned if not success[fact]]
+            if not unlearned:
                 break
-    if torch.equal(neurons, start.repeat(len(requests), 1)):
+    if requests and not any_finite:
         raise FloatingPointError(
             "collection: no neuron has a finite loss; lower collection_lr "
             f"({hparams.collection_lr})"
@@ -142,50 +161,49 @@ def collect(
 
 
 def _rows_at_once(
-    model: Any,
+    model: CausalLM,
     hook: NeuronHook,
     start: Tensor,
     examples: Sequence[Sequence[Example]],
-    hparams: MeGHyperParams,
+    runtime: RuntimeConfig,
 ) -> int:
     """The given batch size, or as many rows of the longest fact as fit into memory."""
-    if hparams.collection_batch_size is not None:
-        return hparams.collection_batch_size
+    if runtime.collection_batch_size is not None:
+        return runtime.collection_batch_size
     device = model.device
     longest = max(examples, key=lambda rows: max(map(len, rows)))
     batch = Batch.of(longest, device)
-    upper = LayersFrom(model, hook.spec.layer)
+    layers = LayersFrom(model, hook.spec.layer)
     owner = torch.zeros(len(longest), dtype=torch.long, device=device)
-    rows = Rows(batch, upper.stream(batch.ids), owner)
+    rows = Rows(batch, layers.residual_stream(batch.ids), owner)
     neuron = start[None].to(device).requires_grad_(True)
 
     def forward() -> Tensor:
-        half = hparams.collection_bfloat16
-        return row_losses(model, hook, upper, rows, neuron, half)[0]
+        return row_losses(model, hook, layers, rows, neuron, runtime.collection_bfloat16)[0]
 
-    budget = hparams.collection_memory * free_bytes(device)
+    budget = runtime.collection_memory * free_bytes(device)
     fitting = rows_within(budget, forward, len(longest), model.parameters())
-    return min(fitting, _ENOUGH.get(device.type, _MOST))
+    return min(fitting, _ENOUGH.get(device.type, _MAX_ROWS))
 
 
 def answers_with(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     spec: NeuronSpec,
     neurons: Tensor,
     prompts: Sequence[str],
     max_new_tokens: int,
     rows: int = 256,
 ) -> list[str]:
-    """Greedy answers to B prompts, the row of each with its own of the neurons (B, P)."""
-    own = neurons.to(model.device)
+    """Greedy answers to B prompts, each row with its own of the neurons (B, P)."""
+    neurons = neurons.to(model.device)
     with NeuronHook(model, spec) as hook:
         return batched_answers(
             model,
             tokenizer,
             prompts,
             max_new_tokens,
-            lambda chunk: hook.attached(own[chunk]),
+            lambda chunk: hook.attached(neurons[chunk]),
             rows,
         )
 

@@ -1,4 +1,4 @@
-"""Which layer should get the neuron, found how? Collect in each and see (A.4, figures 5 to 7)."""
+"""Which layer should get the neuron? Collect in each and compare (A.4, figures 5 to 7)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from torch import Tensor
 
 from meg_editor.collection.collect import answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.neuron import NeuronSpec, count_layers
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
@@ -23,8 +25,8 @@ class LayerResult:
     Attributes:
         reliability: edited prompts answered with the target.
         generality: paraphrases answered with it under the same neuron; None without paraphrases.
-        steps: descent took, mean of the facts.
-        milliseconds: collection took, per fact.
+        steps: SGD steps, mean of the facts.
+        milliseconds: of collection, per fact.
     """
 
     layer: int
@@ -35,8 +37,8 @@ class LayerResult:
 
 
 def layer_sweep(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     requests: Sequence[EditRequest],
     hparams: MeGHyperParams,
     layers: Sequence[int] | None = None,
@@ -47,17 +49,17 @@ def layer_sweep(
     """
     results = []
     for layer in range(count_layers(model)) if layers is None else layers:
-        settings = dataclasses.replace(hparams, layers=[layer], collection_retries=0)
+        settings = dataclasses.replace(hparams, layers=[layer])
         spec = NeuronSpec.from_hparams(model, settings)
         start = time.perf_counter()
-        found = collect(model, tokenizer, spec, requests, settings)
+        collected = collect(model, tokenizer, spec, requests, settings, retries=0)
         taken = 1000 * (time.perf_counter() - start) / len(requests)
         results.append(
             LayerResult(
                 layer,
-                100 * float(found.success.float().mean()),
-                _generality(model, tokenizer, spec, requests, found.neurons, settings),
-                float(found.steps.float().mean()),
+                100 * float(collected.success.float().mean()),
+                _generality(model, tokenizer, spec, requests, collected.neurons, settings),
+                float(collected.steps.float().mean()),
                 taken,
             )
         )
@@ -65,23 +67,23 @@ def layer_sweep(
 
 
 def _generality(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     spec: NeuronSpec,
     requests: Sequence[EditRequest],
-    neurons: Any,
+    neurons: Tensor,
     hparams: MeGHyperParams,
 ) -> float | None:
     reader = PromptReader(tokenizer, hparams.prompt_template)
-    asked = [(index, p) for index, request in enumerate(requests) for p in request.rephrases]
-    if not asked:
+    paraphrases = [(index, p) for index, request in enumerate(requests) for p in request.rephrases]
+    if not paraphrases:
         return None
-    own = neurons[[index for index, _ in asked]]
-    prompts = [reader.wrap(prompt) for _, prompt in asked]
+    neurons = neurons[[index for index, _ in paraphrases]]
+    prompts = [reader.wrap(prompt) for _, prompt in paraphrases]
     longest = max_target_length(tokenizer, requests)
-    answers = answers_with(model, tokenizer, spec, own, prompts, longest)
+    answers = answers_with(model, tokenizer, spec, neurons, prompts, longest)
     right = sum(
         answer == requests[index].target_new
-        for answer, (index, _) in zip(answers, asked, strict=True)
+        for answer, (index, _) in zip(answers, paraphrases, strict=True)
     )
-    return 100 * right / len(asked)
+    return 100 * right / len(paraphrases)

@@ -12,21 +12,23 @@ import torch
 
 from meg_editor.collection.collect import Collection, collect
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import ArtifactStore, Stage, Tensors, digest
+from meg_editor.runtime.artifacts import Artifact, ArtifactStore, Tensors, digest
 from meg_editor.runtime.processes import Processes
 
 
 @dataclass(frozen=True)
 class Shards:
-    """What `collect_in_shards` found.
+    """Outcome of `collect_in_shards`.
 
     Attributes:
         collection: of all facts, in their order.
         key: a digest of everything it was made from.
-        seconds: that the longest-working process took.
-        resumed: whether every shard was found instead of computed.
+        seconds: of the process that worked longest.
+        resumed: whether every shard was loaded instead of computed.
     """
 
     collection: Collection
@@ -36,11 +38,12 @@ class Shards:
 
 
 def collect_in_shards(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     spec: NeuronSpec,
     requests: Sequence[EditRequest],
     hparams: MeGHyperParams,
+    runtime: RuntimeConfig,
     inputs: Sequence[Any],
     store: ArtifactStore,
     processes: Processes,
@@ -55,27 +58,27 @@ def collect_in_shards(
     Raises:
         What `collect` raises, in all processes.
     """
-    count = math.ceil(len(requests) / hparams.collection_shard_size)
+    count = math.ceil(len(requests) / runtime.collection_shard_size)
     parts = [
         requests[len(requests) * shard // count : len(requests) * (shard + 1) // count]
         for shard in range(count)
     ]
 
     def compute(part: Sequence[EditRequest]) -> Tensors:
-        return dict(vars(collect(model, tokenizer, spec, part, hparams)))
+        return dict(vars(collect(model, tokenizer, spec, part, hparams, runtime)))
 
-    def own() -> list[tuple[int, Stage]]:
+    def shards_of_this_process() -> list[tuple[int, Artifact]]:
         return [
             (shard, store.run("collection", [*inputs, _texts(part)], partial(compute, part)))
             for shard, part in list(enumerate(parts))[processes.rank :: processes.count]
         ]
 
-    gathered = processes.each(own)
-    stages = [stage for _, stage in sorted(gathered, key=lambda item: item[0])]
-    worked = [0.0] * processes.count
-    for shard, stage in gathered:
-        worked[shard % processes.count] += stage.seconds
-    tensors = [stage.tensors for stage in stages]
+    gathered = processes.each(shards_of_this_process)
+    artifacts = [artifact for _, artifact in sorted(gathered, key=lambda item: item[0])]
+    seconds = [0.0] * processes.count
+    for shard, artifact in gathered:
+        seconds[shard % processes.count] += artifact.seconds
+    tensors = [artifact.tensors for artifact in artifacts]
     collection = Collection(
         *(
             torch.cat([shard[name] for shard in tensors]) if tensors else empty
@@ -84,9 +87,9 @@ def collect_in_shards(
     )
     return Shards(
         collection,
-        digest([stage.key for stage in stages]),
-        max(worked),
-        bool(stages) and all(stage.resumed for stage in stages),
+        digest([artifact.key for artifact in artifacts]),
+        max(seconds),
+        bool(artifacts) and all(artifact.resumed for artifact in artifacts),
     )
 
 

@@ -1,166 +1,201 @@
-"""Every setting of MeG in one flat dataclass, in EasyEdit's spelling."""
+"""Every setting of MeG in one flat dataclass, in EasyEdit's spelling, grouped by stage."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
-from meg_editor.config.settings import FlatHyperParams, HParamsError, setting
+from meg_editor.config.base_editor import BaseEditorFields
+from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.config.settings import HParamsError, setting
+
+_FOUND = "it is gone: found from the model's FFN"
+_FIXED = "it is gone: {} always"
+_RIDGE = "it is gone with the ridge memory; generator: auto stores neurons, or trains a DiT"
 
 
 @dataclass
-class MeGHyperParams(FlatHyperParams):
-    """Hyper-parameters of the four stages. Defaults are the `default` preset for real models.
+class MeGHyperParams(BaseEditorFields):
+    """Hyper-parameters of the four stages; defaults are for real models.
 
     Raises:
         HParamsError: on construction, for a value of the wrong type or out of its range.
+
+    Example:
+        >>> hparams = MeGHyperParams.preset("default", collection_steps=30)
+        >>> hparams.gate, hparams.generator, hparams.collection_steps
+        ('similarity', 'auto', 30)
+        >>> MeGHyperParams.explain("collection_margin")
+        'it is collection_loss_threshold now'
     """
 
-    # EasyEdit's own
-    model_name: str = setting("", "Hub id or local directory of the causal LM.")
-    alg_name: str = setting("MeG", "Always MeG.")
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, or a CUDA index.")
-    fp16: bool = setting(False, "Load the LM in float16.")
-    model_parallel: bool = setting(False, "Spread the LM over all GPUs (device_map='auto').")
-    batch_size: int = setting(1024, "Facts EasyEdit passes to one call.", ge=1)
-    max_length: int = setting(128, "Longest prompt + target in tokens while fitting.", ge=1)
-    layers: list[int] = setting([0], "The decoder layer which gets the neuron: one 0-based index.")
-    mlp_module_tmp: str | None = setting(None, "FFN module with {} for the layer; null: found.")
-    prompt_template: str = setting("{}", "What the LM sees of a query; {} is the query.")
-    seed: int = setting(0, "Seed of every random choice.")
-    evaluation_type: Literal["traditional", "LLM-judge", "generate-text"] | None = setting(
-        None, "How EasyEdit's BaseEditor evaluates."
+    # The LM and the place of the neuron
+    layers: list[int] = setting(
+        [0],
+        "The decoder layer that gets the neuron: one 0-based index. `meg-editor layers` measures "
+        "which is best (paper: 29 Phi-2, 9 GPT-J, 14 Llama-3).",
     )
-    api_key: str | None = setting(None, "Of EasyEdit's LLM judge; null: exact match.")
-    use_chat_template: bool = setting(False, "Whether EasyEdit evaluates in chat turns.")
+    mlp_module_tmp: str | None = setting(
+        None, "Name of the FFN module with {} for the layer; null: found. Set it if that fails."
+    )
+    prompt_template: str = setting(
+        "{}", "Text around every query before the LM sees it; {} is the query."
+    )
+    seed: int = setting(0, "Seed of every random choice.")
 
     # Stage 1, text encoder (section 4.1 a)
-    encoder_name: str = setting("bert-base-uncased", "Hub id or directory of the text encoder.")
-    encoder_pooling: Literal["cls", "mean"] | None = setting(
-        None, "Sentence embedding (paper: cls); null: the encoder's own, cls if it names none."
+    encoder_name: str = setting(
+        "bert-base-uncased",
+        "Hub id or directory of the text encoder. A sentence encoder such as "
+        "sentence-transformers/all-MiniLM-L6-v2 needs less tuning (paper: bert-base-uncased).",
     )
     encoder_tuning: Literal["infonce", "mse", "frozen"] = setting(
-        "infonce", "How the encoder is tuned on pseudo-knowledge (table 4)."
+        "infonce", "Objective which tunes the encoder on paraphrases (paper: infonce; table 4)."
     )
-    encoder_tuned_layers: Literal["last", "all"] = setting("all", "Paper: the last layer only.")
-    encoder_hard_negatives: bool = setting(True, "Use locality prompts as extra negatives.")
-    encoder_steps: int = setting(100, "Tuning steps.", ge=0)
-    encoder_batch_size: int = setting(64, "Pseudo facts per step.", ge=1)
-    encoder_lr: float = setting(1e-4, "AdamW learning rate.", ge=0)
-    encoder_temperature: float = setting(0.05, "InfoNCE temperature τ (eq. 5).", ge=1e-3)
+    encoder_tuned_layers: Literal["last", "all"] = setting(
+        "all", "Layers of the encoder that are tuned (paper: last)."
+    )
+    encoder_hard_negatives: bool = setting(
+        True, "Whether locality prompts are negatives beside the batch's own (paper: false)."
+    )
+    encoder_steps: int = setting(
+        100, "Tuning steps of 64 facts. 0 keeps the encoder as it is.", ge=0
+    )
+    encoder_lr: float = setting(1e-4, "AdamW learning rate of tuning (paper: 1e-4).", ge=0)
 
     # Stage 2, gate (section 4.1 b)
-    gate: Literal["similarity", "familiarity"] = setting("similarity", "Is a query an edit?")
+    gate: Literal["similarity", "familiarity"] = setting(
+        "similarity",
+        "How a query is recognised as an edit: by its similarity to an edited query, or by the "
+        "entropy of the Familiarity Network (paper).",
+    )
     gate_threshold: float | None = setting(
-        None, "Least similarity, or entropy ε (eq. 10); null: calibrated on facts set aside for it."
+        None,
+        "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); "
+        "null: calibrated on held-out facts. Raise a similarity if other questions get edited "
+        "answers.",
     )
     gate_name_weight: float = setting(
-        0.2, "Weight of the subject's name in the similarity (paper: 0).", ge=0, lt=1
+        0.2,
+        "Weight of the subject's name in the similarity, 0 to below 1 (paper: 0).",
+        ge=0,
+        lt=1,
     )
     gate_state_weight: float | None = setting(
         None,
-        "Weight of the LM's own state in the similarity (paper: 0), the rest is the cosine; null: "
+        "Weight of the LM's hidden states in the similarity, 0 to below 1 (paper: 0); null: "
         "calibrated with the threshold, 0 if that is given.",
         ge=0,
         lt=1,
     )
-    familiarity_classes: int = setting(10, "K random labels.", ge=1)
-    familiarity_blocks: int = setting(5, "Residual FFN blocks.", ge=1)
-    familiarity_dropout: float = setting(0.1, "Dropout in the blocks.", ge=0, lt=1)
-    familiarity_lr: float = setting(1e-3, "AdamW learning rate.", ge=0)
-    familiarity_epochs: int = setting(2000, "At most; training stops at convergence.", ge=0)
+    familiarity_epochs: int = setting(
+        2000, "Most epochs of the Familiarity Network (paper: thousands, to convergence).", ge=0
+    )
 
     # Stage 3, collection (section 4.1 c.1)
-    neuron_activation: str | None = setting(None, "Activation of the neuron; null: found.")
-    neuron_bias: bool | None = setting(None, "Whether the neuron has a bias; null: found.")
-    collection_lr: float = setting(1.0, "SGD learning rate.", ge=0)
-    collection_steps: int = setting(60, "SGD steps at most.", ge=1)
-    collection_clip: float | None = setting(
-        None,
-        "Longest gradient of a fact, which longer ones are shortened to; a fact whose loss rises"
-        " slows down. null: plain SGD.",
+    collection_lr: float = setting(
+        1.0,
+        "SGD learning rate of the neurons. Depends on the LM: `meg-editor layers` tries one "
+        "(paper: 0.01 Phi-2, 0.07 GPT-J, 0.02 Llama-3).",
         ge=0,
     )
-    collection_schedule: Literal["constant", "cosine"] = setting("constant", "Of the rate.")
+    collection_steps: int = setting(
+        60, "Most SGD steps for a fact (paper: 80 Phi-2, 500 GPT-J, 50 Llama-3).", ge=1
+    )
+    collection_clip: float | None = setting(
+        None,
+        "Per-fact gradient-norm clip, with a step size per fact that falls when its loss rises; "
+        "null: plain SGD (paper). Set it for high learning rates.",
+        ge=0,
+    )
+    collection_schedule: Literal["constant", "cosine"] = setting(
+        "constant", "Learning-rate schedule of collection (paper: cosine for GPT-J)."
+    )
     collection_contexts: int = setting(
-        2, "Contexts per fact: the bare prompt and random others.", ge=1
+        2,
+        "Contexts each fact is fitted in: the bare prompt and random others. More generalise "
+        "better and take longer (paper: 1).",
+        ge=1,
     )
     collection_loss_threshold: float = setting(
-        0.01, "A fact is finished below this loss (nats).", ge=0
-    )
-    collection_batch_size: int | None = setting(
-        None, "Rows optimised at once, facts times contexts; null: as many as fit.", ge=1
-    )
-    collection_memory: float = setting(
-        0.5, "Share of the free memory which they may take.", ge=0.01, lt=1
-    )
-    collection_shard_size: int = setting(
-        1024, "Facts after which what was found is stored; a crash loses no more.", ge=1
-    )
-    collection_bfloat16: bool = setting(
-        False, "Optimise under bfloat16 autocast, where the hardware knows it."
-    )
-    collection_retries: int = setting(
-        2, "More rounds for facts that failed, at half the rate.", ge=0
+        0.01, "Mean loss in nats below which a fact has converged.", ge=0
     )
 
     # Stage 4, weight generator (section 4.1 c.2)
-    generator: Literal["dit", "mlp", "bank"] = setting("dit", "What produces the neuron.")
-    generator_anchored: bool = setting(True, "Snap a query to the nearest edited query first.")
-    generator_width: int = setting(384, "Hidden width.", ge=1)
-    generator_depth: int = setting(6, "Blocks.", ge=1)
-    generator_conditioning: Literal["time", "patches", "recall"] | None = setting(
+    generator: Literal["auto", "bank", "mlp", "dit"] = setting(
+        "auto",
+        "What produces a neuron: bank stores it, mlp and dit (paper) generate it; auto: bank while "
+        "it is the smaller one, then dit if it gives the same answers.",
+    )
+    generator_anchored: bool = setting(
+        True,
+        "Whether a query is snapped to the nearest edited query before generation (paper: false).",
+    )
+    generator_conditioning: Literal["time", "patches"] = setting(
+        "patches",
+        "How the query enters the DiT: added to the time step (paper), or to every patch too, "
+        "which learns faster.",
+    )
+    generator_width: int = setting(768, "Hidden width, in steps of 64 (paper: 768).", ge=1)
+    generator_depth: int = setting(12, "Blocks (paper: 12).", ge=1)
+    generator_patch_size: int = setting(
+        100, "Neuron weights in a patch of the DiT (paper: 100).", ge=1
+    )
+    generator_dropout: float = setting(0.0, "Dropout in training (paper: 0.2).", ge=0, lt=1)
+    generator_scale: float | None = setting(
         None,
-        "How z enters the DiT: with the time step (paper), at every patch too, or as the neuron "
-        "recalled in closed form, of which it refines the rest; null: recall if anchored and "
-        "trained on nothing but the edits, else patches.",
+        "Divisor of the neurons in training (paper: 0.01); null: whitened over the edits.",
+        ge=1e-12,
     )
-    generator_features: int = setting(
-        16384, "Random features which recall, at most; 1.25 per edit are made.", ge=1
+    generator_epochs: int = setting(
+        200, "Most passes over the edits (paper: tens of thousands).", ge=1
     )
-    generator_refine: bool | None = setting(
-        None, "Whether a DiT refines what is recalled; null: where that misses the tolerance."
+    generator_steps: int = setting(
+        500, "Fewest training steps: few edits have few batches in an epoch.", ge=1
     )
-    generator_heads: int = setting(6, "Attention heads of the DiT.", ge=1)
-    generator_patch_size: int = setting(100, "Neuron values per DiT token.", ge=1)
-    generator_dropout: float = setting(0.0, "Dropout.", ge=0, lt=1)
-    generator_scaling: Literal["constant", "whiten"] = setting(
-        "whiten", "Targets divided by generator_scale (paper), or whitened over the edits."
-    )
-    generator_scale: float = setting(0.01, "Divisor of the targets: their typical size.", ge=1e-12)
-    generator_epochs: int = setting(200, "Passes over the edits, at most.", ge=1)
-    generator_steps: int = setting(500, "At least so many steps, for few edits.", ge=1)
-    generator_tolerance: float = setting(
-        0.1,
-        "Training ends early at this error, in standard deviations of the scaled neurons.",
-        ge=0,
-    )
-    generator_batch_size: int = setting(256, "Facts per training step.", ge=1)
-    generator_lr: float = setting(1e-3, "AdamW learning rate.", ge=0)
+    generator_lr: float = setting(1e-3, "AdamW learning rate of training (paper: 1e-4).", ge=0)
     generator_ema: float = setting(
-        0.99, "Decay of the averaged weights; 0: no average.", ge=0, lt=1
-    )
-    generator_condition_noise: float = setting(
-        0.0, "Noise on z while training, in units of |z|.", ge=0
+        0.99, "Decay of the averaged weights; 0: no average (paper).", ge=0, lt=1
     )
     generator_zero_augmentation: float = setting(
         0.0,
-        "Share of pseudo-irrelevant queries taught to give the zero neuron (DA, A.3).",
+        "Share of other queries in a batch, which get the zero neuron (DA, A.3; paper: table 15).",
         ge=0,
     )
-    diffusion_prediction: Literal["v_prediction", "sample"] = setting("sample", "Eq. 7, or x0.")
-    diffusion_train_timesteps: int = setting(1000, "Length of the noise schedule.", ge=21)
-    sampler: Literal["ddim", "dpm"] = setting("ddim", "Deterministic sampler.")
-    sampling_steps: int = setting(4, "Sampling steps (paper: 50).", ge=1)
-    generator_compile: bool = setting(
-        False, "Compile the DiT for answering (on a GPU with CUDA graphs); the first answer waits."
+    diffusion_prediction: Literal["v_prediction", "sample"] = setting(
+        "sample", "What the DiT predicts: the velocity (paper, eq. 7) or the clean neuron."
     )
-    neuron_cache: int = setting(
-        1024, "Generated neurons kept, those used last; needs generator_anchored.", ge=0
+    sampling_steps: int = setting(
+        4, "Deterministic sampling steps of the DiT, at most 1000 (paper: 50).", ge=1, lt=1001
     )
+
+    former: ClassVar[Mapping[str, str]] = {
+        "collection_margin": "it is collection_loss_threshold now",
+        "generator_condition": "it is generator_conditioning now: time or patches",
+        "generator_scaling": "it is generator_scale now: a divisor, or null for whitened neurons",
+        "generator_features": _RIDGE,
+        "generator_refine": _RIDGE,
+        "generator_heads": _FIXED.format("generator_width / 64 heads"),
+        "generator_batch_size": _FIXED.format("256 facts in a training step"),
+        "generator_tolerance": _FIXED.format("training ends at 0.1 standard deviations"),
+        "generator_condition_noise": "it is gone: anchored queries need no noise",
+        "diffusion_train_timesteps": _FIXED.format("1000 time steps"),
+        "sampler": _FIXED.format("DDIM"),
+        "encoder_pooling": "it is gone: read from the encoder's own files, else CLS",
+        "encoder_batch_size": _FIXED.format("64 facts in a step"),
+        "encoder_temperature": _FIXED.format("a temperature of 0.05"),
+        "familiarity_classes": _FIXED.format("K = 10 classes (paper)"),
+        "familiarity_blocks": _FIXED.format("5 blocks (paper)"),
+        "familiarity_dropout": _FIXED.format("0.1 (paper)"),
+        "familiarity_lr": _FIXED.format("1e-3 (paper)"),
+        "neuron_activation": _FOUND,
+        "neuron_bias": _FOUND,
+        "collection_retries": _FIXED.format("2 retries at half the rate"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,34 +215,28 @@ class MeGHyperParams(FlatHyperParams):
                 f"gate_name_weight + gate_state_weight: expected less than 1, got "
                 f"{self.gate_name_weight} + {self.gate_state_weight}"
             )
-        if self.generator_conditioning == "recall" and not self.generator_anchored:
+        if self.generator_width > 64 and self.generator_width % 64:
             raise HParamsError(
-                "generator_conditioning: recall knows the very embeddings of the edits only: set "
-                "generator_anchored: true, or generator_conditioning: patches"
+                f"generator_width: expected a multiple of 64 (the width of a head), got "
+                f"{self.generator_width}"
             )
-        if self.generator_refine is False and self.conditioning != "recall":
+        if self.generator == "auto" and not self.generator_anchored:
             raise HParamsError(
-                f"generator_refine: false leaves nothing to generate with under "
-                f"generator_conditioning: {self.conditioning}; expected recall"
-            )
-        if self.sampling_steps > self.diffusion_train_timesteps:
-            raise HParamsError(
-                f"sampling_steps: expected at most diffusion_train_timesteps "
-                f"({self.diffusion_train_timesteps}), got {self.sampling_steps}"
+                "generator: auto needs generator_anchored: true, since stored neurons are those of "
+                "the edited queries; set generator: dit, mlp or bank"
             )
 
     @property
     def layer(self) -> int:
-        """The 0-based decoder layer which gets the neuron."""
+        """The 0-based decoder layer that gets the neuron."""
         return self.layers[0]
 
-    @property
-    def conditioning(self) -> Literal["time", "patches", "recall"]:
-        """`generator_conditioning`, or what null stands for."""
-        if self.generator_conditioning is not None:
-            return self.generator_conditioning
-        augmented = self.generator_zero_augmentation or self.generator_condition_noise
-        return "recall" if self.generator_anchored and not augmented else "patches"
+    @classmethod
+    def explain(cls, key: str) -> str | None:
+        """What became of a setting that is no longer here; None for one that never was."""
+        if key in {entry.name for entry in fields(RuntimeConfig)}:
+            return f"it is a run-time choice now: pass runtime=RuntimeConfig({key}=...)"
+        return cls.former.get(key)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MeGHyperParams:

@@ -52,10 +52,17 @@ class FlatHyperParams:
         known = [entry.name for entry in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
+                if former := cls.explain(str(key)):
+                    raise HParamsError(f"{key!r}: {former}")
                 close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
                 raise HParamsError(f"unknown hyper-parameter {key!r}{hint}")
         return cls(**dict(values))
+
+    @classmethod
+    def explain(cls, key: str) -> str | None:
+        """What became of a setting that is no longer here; None for one that never was."""
+        return None
 
     @classmethod
     def from_hparams(cls: type[Settings], path: str | Path) -> Settings:

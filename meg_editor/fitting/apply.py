@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.pipeline import fit
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, only_edits
@@ -17,7 +18,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import ArtifactStore
 
 # A neuron serves in the place it was collected for; facts are collected anew for another.
-_PLACE = ("layers", "mlp_module_tmp", "neuron_activation", "neuron_bias", "prompt_template")
+_PLACE = ("layers", "mlp_module_tmp", "prompt_template")
 
 
 def apply_meg_to_model(
@@ -33,6 +34,7 @@ def apply_meg_to_model(
     calibration: Sequence[EditRequest] | None = None,
     encoder: TextEncoder | None = None,
     store: ArtifactStore | None = None,
+    runtime: RuntimeConfig | None = None,
     **kwargs: Any,
 ) -> tuple[MeGModel, dict[str, Tensor]]:
     """Edit `model`, an unedited one or one edited by MeG before.
@@ -46,7 +48,7 @@ def apply_meg_to_model(
         copy: leave the base model alone even for the hook, by editing a copy of it.
         return_orig_weights, keep_original_weight: accepted for EasyEdit's sake; no weight of the
             model is ever changed.
-        pseudo, calibration, encoder, store: see `meg_editor.fitting.pipeline.fit`.
+        pseudo, calibration, encoder, store, runtime: see `meg_editor.fitting.pipeline.fit`.
         kwargs: what EasyEdit passes to methods which need it (train_ds); ignored.
 
     Returns:
@@ -78,10 +80,7 @@ def apply_meg_to_model(
                 neurons = model.generator.generate(model.anchors).cpu()
             known = dict(zip(model.edits, neurons, strict=True))
             earlier = {edit: known[edit] for edit in kept}
-    if copy and isinstance(model, MeGModel):
-        base, hook = copying.deepcopy((base, model.hook))
-        hook.remove()  # the copy's, which came with the base
-    elif copy:
+    if copy:
         base = copying.deepcopy(base)
     edited, _ = fit(
         base,
@@ -93,6 +92,7 @@ def apply_meg_to_model(
         encoder=encoder,
         earlier=earlier,
         store=store,
+        runtime=runtime,
     )
     return edited, {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -57,11 +56,6 @@ class WeightGenerator(nn.Module, ABC):
     @abstractmethod
     def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
         """(B, E) -> (B, P), deterministic; `steps` overrides the sampling steps, where any."""
-
-    @classmethod
-    def settled(cls, hparams: MeGHyperParams, state: Mapping[str, Tensor]) -> MeGHyperParams:
-        """The settings by which `build` makes room for this state of a fitted generator."""
-        return hparams
 
     @property
     def stored_bytes(self) -> int:

@@ -1,7 +1,8 @@
-"""The neurons of the edits asked for lately, so that they need not be generated again."""
+"""A least-recently-used cache of generated neurons."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -13,30 +14,42 @@ class NeuronCache:
     """Keeps the neurons (P,) of the `size` edits used last; they stay on their device.
 
     Valid where a neuron depends on the edit alone (`generator_anchored`), and as long as the
-    generator is not trained further; `clear` it then.
+    generator is not trained further; `clear` it then. Threads may share it.
+
+    Example:
+        >>> cache = NeuronCache(2)
+        >>> cache.get([3, 3], lambda edits: torch.ones(len(edits), 4)).shape
+        torch.Size([2, 4])
+        >>> len(cache)
+        1
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._neurons: OrderedDict[int, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._neurons)
 
     def get(self, edits: Sequence[int], generate: Callable[[list[int]], Tensor]) -> Tensor:
-        """Neurons (B, P) of B edits; `generate` gives those (M, P) of the M which are not here."""
-        missing = [edit for edit in dict.fromkeys(edits) if edit not in self._neurons]
+        """Neurons (B, P) of B edits; `generate` gives those (M, P) of the M that are not here."""
+        with self._lock:
+            neurons = {edit: self._neurons[edit] for edit in edits if edit in self._neurons}
+        missing = [edit for edit in dict.fromkeys(edits) if edit not in neurons]
         if missing:
             # Clones: a row of a batch would keep the whole batch in memory.
             new = [row.clone() for row in generate(missing)]
-            self._neurons.update(zip(missing, new, strict=True))
-        found = torch.stack([self._neurons[edit] for edit in edits])
-        for edit in edits:
-            self._neurons.move_to_end(edit)
-        while len(self._neurons) > self.size:
-            self._neurons.popitem(last=False)
-        return found
+            neurons.update(zip(missing, new, strict=True))
+        with self._lock:
+            for edit in edits:
+                self._neurons[edit] = neurons[edit]
+                self._neurons.move_to_end(edit)
+            while len(self._neurons) > self.size:
+                self._neurons.popitem(last=False)
+        return torch.stack([neurons[edit] for edit in edits])
 
     def clear(self) -> None:
-        """Forget all of them."""
-        self._neurons.clear()
+        """Drop all of them."""
+        with self._lock:
+            self._neurons.clear()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 Prediction = Literal["v_prediction", "sample"]
@@ -68,16 +68,12 @@ class Diffusion:
         condition: Tensor,
         start: Tensor,
         steps: int,
-        sampler: Literal["ddim", "dpm"] = "ddim",
     ) -> Tensor:
         """Generate (B, P) under conditions (B, E) in `steps` steps from the noise `start` (P,).
 
         Every row starts at the same noise, so an answer does not depend on its batch.
         """
-        if sampler == "ddim":
-            scheduler = DDIMScheduler(**self._config, clip_sample=False)
-        else:
-            scheduler = DPMSolverMultistepScheduler(**self._config)
+        scheduler = DDIMScheduler(**self._config, clip_sample=False)
         scheduler.set_timesteps(steps)  # on the CPU: a scheduler reads its tables there
         x = start.expand(len(condition), -1)
         for t in scheduler.timesteps:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators.trainer import LearnedGenerator
+from meg_editor.runtime.randomness import seeded
 
 
 class MLPGenerator(LearnedGenerator):
@@ -33,8 +33,7 @@ class MLPGenerator(LearnedGenerator):
 
     @classmethod
     def build(cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int) -> MLPGenerator:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hparams.seed)
+        with seeded(hparams.seed):
             return cls(hparams, dimension, size)
 
     def predict(self, conditions: Tensor, steps: int | None = None) -> Tensor:

@@ -17,10 +17,13 @@ from meg_editor.generators.base import NeuronScaling, WeightGenerator
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.processes import Processes
 from meg_editor.runtime.progress import progress_bar
+from meg_editor.runtime.randomness import seeded
 
 _LOG = logging.getLogger(__name__)
-_POOR = 0.7  # from this error on there is more noise than signal, and answers suffer
-_MOST = 5.0  # times which what is generated is stretched at most
+_BATCH = 256  # facts in a training step
+_TOLERANCE = 0.1  # of the error in standard deviations, at which training ends
+_POOR = 0.7  # from this error on there is more noise than signal
+_MAX_STRETCH = 5.0
 
 
 class LearnedGenerator(WeightGenerator):
@@ -32,24 +35,13 @@ class LearnedGenerator(WeightGenerator):
         self.mean: Tensor
         self.scale: Tensor
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.full((size,), hparams.generator_scale))
+        self.register_buffer("scale", torch.full((size,), hparams.generator_scale or 1.0))
         self.stretch: Tensor
         self.register_buffer("stretch", torch.ones(()))
 
     @property
     def scaling(self) -> NeuronScaling:
         return NeuronScaling(self.mean, self.scale)
-
-    @property
-    def optional(self) -> bool:
-        """Whether the network may be left out (`do_without`) where it would learn nothing."""
-        return False
-
-    def do_without(self) -> None:
-        """Leave the network out."""
-
-    def prepare(self, conditions: Tensor, targets: Tensor) -> None:
-        """What is known in closed form of the pairs (N, E) -> (N, P), before the descent."""
 
     def draw(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """What the loss of scaled neurons (B, P) takes from chance, row by row: (B, ...) each."""
@@ -76,7 +68,7 @@ class LearnedGenerator(WeightGenerator):
         processes: Processes | None = None,
     ) -> list[float]:
         h = self.hparams
-        if h.generator_scaling == "whiten":
+        if h.generator_scale is None:
             # All neurons start at one point: what they have in common need not be learned.
             self.mean.copy_(neurons.mean(0))
             spread = neurons.std(0, correction=0)
@@ -92,7 +84,7 @@ class LearnedGenerator(WeightGenerator):
         }
 
         def batch() -> tuple[Tensor, Tensor]:
-            count = min(h.generator_batch_size, len(neurons))
+            count = min(_BATCH, len(neurons))
             rows = torch.randperm(len(neurons), **chance)[:count]
             z, w = conditions[rows], targets[rows]
             if irrelevant is not None and len(irrelevant):
@@ -100,10 +92,6 @@ class LearnedGenerator(WeightGenerator):
                 others = torch.randint(len(irrelevant), (extra,), **chance)
                 z = torch.cat([z, irrelevant[others]])
                 w = torch.cat([w, zero.expand(extra, -1)])
-            if h.generator_condition_noise:
-                noise = torch.randn(z.shape, **chance)
-                z = z + h.generator_condition_noise / math.sqrt(self.dimension) * noise
-                z = nn.functional.normalize(z, dim=-1)
             return z, w
 
         def loss() -> Tensor:
@@ -120,30 +108,24 @@ class LearnedGenerator(WeightGenerator):
         probe = slice(0, 64)  # enough to judge by; sampling is most of the cost of a look
         steps = max(
             h.generator_steps,
-            h.generator_epochs * math.ceil(len(neurons) / h.generator_batch_size),
+            h.generator_epochs * math.ceil(len(neurons) / _BATCH),
         )
 
         def error() -> float:
             return processes.once(lambda: self.error(conditions[probe], neurons[probe]))
 
         self.stretch.fill_(1.0)
-        self.prepare(conditions, targets)
         losses: list[float] = []
-        before = left = error()
-        if not before < h.generator_tolerance and any(True for _ in self.parameters()):  # NaN too
-            worth = before if self.optional else math.inf
-            losses = self._descend(steps, loss, error, worth, seed, processes)
+        if not (left := error()) < _TOLERANCE:  # NaN too
+            losses = self._train(steps, loss, error, seed, processes)
             left = error()
-        if self.optional and (not losses or left >= before):
-            self.do_without()
-            left = before
-        if h.generator_scaling == "whiten":
+        if h.generator_scale is None:
             self.stretch.copy_(self._shrinkage(conditions, targets).reciprocal())
         if processes.is_main and left > _POOR:
             _LOG.warning(
-                "the generator recalls its neurons to %.2f standard deviations only (expected below"
-                " %.2f): %d edits need more generator_features, a wider generator (generator_width)"
-                " trained for more generator_epochs, or generator: bank",
+                "the generator meets its neurons to %.2f standard deviations (below %.2f is good): "
+                "some answers may fail. %d edits need a wider generator (generator_width), more "
+                "generator_epochs, or generator: auto",
                 *(left, _POOR, len(neurons)),
             )
         return losses
@@ -155,9 +137,9 @@ class LearnedGenerator(WeightGenerator):
         does not fire; one of the right length in a somewhat wrong direction does.
         """
         rows = sample(len(targets))
-        made, wanted = self.predict(conditions[rows]), targets[rows]
-        slope = ((made * wanted).sum() + 1e-12) / (wanted.square().sum() + 1e-12)
-        return slope.clamp(1 / _MOST, 1.0)
+        generated, expected = self.predict(conditions[rows]), targets[rows]
+        slope = ((generated * expected).sum() + 1e-12) / (expected.square().sum() + 1e-12)
+        return slope.clamp(1 / _MAX_STRETCH, 1.0)
 
     @torch.no_grad()
     def error(self, conditions: Tensor, neurons: Tensor) -> float:
@@ -165,24 +147,22 @@ class LearnedGenerator(WeightGenerator):
 
         Before they are stretched.
         """
-        made = self.scaling.inverse(self.predict(conditions))
-        distance = self.scaling.forward(made) - self.scaling.forward(neurons)
+        generated = self.scaling.inverse(self.predict(conditions))
+        distance = self.scaling.forward(generated) - self.scaling.forward(neurons)
         relative = distance.norm(dim=1) / math.sqrt(self.size)
         return float(relative.mean() + relative.std(correction=0))
 
-    def _descend(
+    def _train(
         self,
         steps: int,
         next_loss: Callable[[], Tensor],
         error: Callable[[], float],
-        worth: float,
         seed: int,
         processes: Processes,
     ) -> list[float]:
         """AdamW with a short warm-up and a cosine decay; the average of the weights is kept.
 
-        Ends early when the average generates its neurons within `generator_tolerance`, or after
-        `generator_steps` when their error is not below `worth`.
+        Ends early when the average generates its neurons within `_TOLERANCE`.
         """
         h = self.hparams
         network = list(self.parameters())
@@ -191,8 +171,7 @@ class LearnedGenerator(WeightGenerator):
         losses: list[Tensor] = []
         checks = {1, 25, 50, 100, *range(200, steps, 200)}
         self.train().requires_grad_(True)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(seed)  # dropout
+        with seeded(seed, network[0].device), torch.enable_grad():  # dropout
             for step in progress_bar(range(steps), "generator"):
                 progress = step / steps
                 rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -212,18 +191,17 @@ class LearnedGenerator(WeightGenerator):
                 # Few edits are learned in a moment: look soon, then ever more rarely.
                 if step + 1 in checks:
                     if not bool(losses[-1].isfinite()):
-                        break  # told below
+                        break  # raised below
                     with _swapped(network, average):
                         self.eval()
                         left = error()
                         self.train()
-                    hopeless = step + 1 >= h.generator_steps and left >= worth
-                    if left < h.generator_tolerance or hopeless:
+                    if left < _TOLERANCE:
                         break
-        told = _check_finite(losses, h.generator_lr)
+        values = _check_finite(losses, h.generator_lr)
         torch._foreach_copy_([p.data for p in network], average)
         self.eval().requires_grad_(False)
-        return told
+        return values
 
 
 def sample(count: int) -> slice:
@@ -233,13 +211,13 @@ def sample(count: int) -> slice:
 
 def _check_finite(losses: Sequence[Tensor], rate: float) -> list[float]:
     """The losses as numbers. Only at the end: it waits for the device."""
-    told: list[float] = torch.stack(list(losses)).tolist()
-    for step, loss in enumerate(told):
+    values: list[float] = torch.stack(list(losses)).tolist()
+    for step, loss in enumerate(values):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"generator: loss is {loss} at step {step}; lower generator_lr ({rate})"
             )
-    return told
+    return values
 
 
 @contextmanager

@@ -1,26 +1,31 @@
-"""Tell two models apart by a sample of their weights, whatever precision they are loaded in."""
+"""Tell two models apart by a sample of every parameter."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-_SAMPLES = 4
+_VALUES = 4  # kept as they are
+_SUMMED = 512  # most further values, of which the sum is kept
 
 
 def fingerprint(model: nn.Module) -> dict[str, list[float]]:
-    """Parameter name -> a few of its values: the first, middle and last of up to 16 parameters."""
-    names = [name for name, _ in model.named_parameters()]
-    stride = max(1, len(names) // 16)
+    """Parameter name -> four of its values and the sum of up to 512, evenly spread.
+
+    A merged LoRA, a MEMIT edit or one fine-tuned matrix changes it.
+    """
     sample = {}
-    for name, parameter in present_parameters(model, names[::stride]):
+    for name, parameter in present_parameters(model, [n for n, _ in model.named_parameters()]):
         flat = parameter.detach().flatten()
+        spread = flat[:: max(1, flat.numel() // _SUMMED)][:_SUMMED]
         # In integers: as float32, the last place of GPT-2's embeddings is one too far.
-        places = [(flat.numel() - 1) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
-        sample[name] = [float(value) for value in flat[places]]
+        places = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
+        # fsum: the same on every device and processor.
+        sample[name] = [*flat[places].double().tolist(), math.fsum(spread.double().tolist())]
     return sample
 
 
@@ -32,11 +37,26 @@ def present_parameters(model: nn.Module, names: Iterable[str]) -> Iterator[tuple
             yield name, model.get_parameter(name)
 
 
-def same_model(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> bool:
-    """Whether two fingerprints are of the same weights, up to rounding to half precision."""
+def same_model(
+    ours: dict[str, list[float]], theirs: dict[str, list[float]], *, exact: bool = True
+) -> bool:
+    """Whether two fingerprints are of the same weights.
+
+    Args:
+        exact: False for weights of another precision: equal up to rounding to bfloat16.
+    """
     if ours.keys() != theirs.keys():
         return False
+    if exact:
+        return all(ours[name] == theirs[name] for name in ours)
     return all(
-        torch.allclose(torch.tensor(ours[name]), torch.tensor(theirs[name]), rtol=2e-2, atol=1e-4)
+        len(ours[name]) == len(theirs[name])
+        and torch.allclose(
+            # Rounding errors of a sum do not cancel to the precision of a value.
+            torch.tensor(ours[name][:_VALUES]),
+            torch.tensor(theirs[name][:_VALUES]),
+            rtol=2**-7,
+            atol=1e-5,
+        )
         for name in ours
     )

@@ -1,6 +1,6 @@
 """How a base model is referred to, so that it is found and recognised again elsewhere.
 
-The reference models shipped in meg_editor/assets have names of their own,
+The reference models shipped in meg_editor/lm/assets have names of their own,
 "meg_editor:llama-reference" and "meg_editor:bert-reference", because their path is another one in
 every installation.
 """
@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from meg_editor.lm.fingerprint import fingerprint, same_model
+from meg_editor.lm.protocols import CausalLM
 
 ASSETS = Path(__file__).parent / "assets"
 _PREFIX, _LLAMA, _BERT = "meg_editor:", "llama-reference", "bert-reference"
@@ -82,7 +83,7 @@ class ModelReference:
         """The reference to a transformers model."""
         name = portable_model_name(model.config.name_or_path or default_name)
         revision = getattr(model.config, "_commit_hash", None)
-        return cls(name, revision, str(model.dtype).replace("torch.", ""), fingerprint(model))
+        return cls(name, revision, _dtype_name(model), fingerprint(model))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: the arguments of the constructor."""
@@ -121,16 +122,21 @@ class ModelReference:
 
     def check(self, model: Any) -> None:
         """Raises WrongModelError if `model` has other weights than those of this reference."""
-        told, found = self.fingerprint, fingerprint(model)
-        for name in sorted({*told, *found}):
-            ours, theirs = told.get(name, []), found.get(name, [])
-            if len(ours) != len(theirs) or not same_model({name: ours}, {name: theirs}):
+        expected, found = self.fingerprint, fingerprint(model)
+        exact = self.dtype == _dtype_name(model)
+        for name in sorted({*expected, *found}):
+            ours, theirs = expected.get(name, []), found.get(name, [])
+            if not same_model({name: ours}, {name: theirs}, exact=exact):
                 given = getattr(model, "name_or_path", "") or f"a {type(model).__name__}"
                 raise WrongModelError(
                     f"expected the base model {self.name or '(without a name)'} which the edits "
                     f"were made for, got {given}: values of {name} are {theirs or 'absent'}, "
                     f"expected {ours or 'absent'}; pass the right model as base="
                 )
+
+
+def _dtype_name(model: CausalLM) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _installed(name: str) -> Path:

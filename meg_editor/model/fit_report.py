@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from meg_editor.collection.collect import Collection
 from meg_editor.routing.gates import Calibration
 
+_SHOWN = 3  # prompts in a line
 
-@dataclass
+
+class _Timed(Protocol):
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def resumed(self) -> bool: ...
+
+
+Result = TypeVar("Result", bound=_Timed)
+
+
+@dataclass(repr=False)
 class FitReport:
-    """What happened while fitting.
+    """What happened while fitting; printed as a short table.
 
     Attributes:
         edits: N, after merging `duplicates` repeated rows.
         already_correct: prompts whose target was the model's answer before any edit.
         not_collected: prompts whose neuron does not give the target; see `collection`.
         seconds: per stage.
-        resumed: stages that were read from disk instead of run.
+        resumed: stages that were loaded from disk instead of run.
     """
 
     edits: int
@@ -32,3 +45,32 @@ class FitReport:
     @property
     def seconds_per_edit(self) -> float:
         return sum(self.seconds.values()) / self.edits
+
+    def note(self, stage: str, result: Result) -> Result:
+        """Record a stage; returns its result."""
+        self.seconds[stage] = result.seconds
+        if result.resumed:
+            self.resumed.append(stage)
+        return result
+
+    def __repr__(self) -> str:
+        stages = ", ".join(
+            f"{stage} {seconds:.1f} s{' (resumed)' if stage in self.resumed else ''}"
+            for stage, seconds in self.seconds.items()
+        )
+        lines = [f"{self.edits} edits in {sum(self.seconds.values()):.1f} s: {stages}"]
+        if self.duplicates:
+            lines.append(f"{self.duplicates} repeated rows were merged")
+        for label, prompts in (
+            ("already the model's answer", self.already_correct),
+            ("not learned", self.not_collected),
+        ):
+            if prompts:
+                shown = "; ".join(prompts[:_SHOWN]) + ("; ..." if len(prompts) > _SHOWN else "")
+                lines.append(f"{label}: {len(prompts)} ({shown})")
+        if self.calibration:
+            lines.append(
+                f"gate threshold {self.calibration.threshold:.3f}, "
+                f"{100 * self.calibration.balance:.1f} % right on held-out facts"
+            )
+        return "\n".join(lines)

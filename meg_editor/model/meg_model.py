@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.generators import WeightGenerator
 from meg_editor.generators.cache import NeuronCache
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.generators.dit import DiTGenerator
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest
@@ -24,24 +32,36 @@ from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.router import Router, Routing
 
 
-class MeGModel(RoutedModel):
+class MeGModel(RoutedModel, ModelHubMixin):
     """A causal LM with edits: used like the transformers model it wraps.
 
-    `generate` takes the prompt as the query: each row is routed once, before the first token, and
-    keeps its neuron to the last. Where the query is not the whole input (teacher forcing, an
-    answer already begun), name it: `with model.routed(queries): model(...)`.
+    See `RoutedModel` for how a query is found; several threads may ask one model at once.
 
     Attributes:
         base: the unedited model. Its weights are never touched and it answers as before.
         edits: the N facts, in the order of the index.
         index: the edited queries, in which every query is looked up.
         fitted: what happened in the fit; None after loading.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, fit, load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu", encoder_steps=0,
+        ...                                 gate_threshold=0.8)
+        >>> model, tokenizer = load_model(hparams)
+        >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
+        >>> edited, _ = fit(model, tokenizer, facts, hparams)
+        >>> edited.route("The capital of France is")[0].is_edit
+        True
+        >>> edited.answer(["The capital of France is", "The currency of France is"])
+        ['Lima', 'the euro']
     """
+
+    _hub_mixin_config = {}  # noqa: RUF012 - of ModelHubMixin: our own config file is enough
 
     def __init__(
         self,
-        base: Any,
-        tokenizer: Any,
+        base: CausalLM,
+        tokenizer: Tokenizer,
         hparams: MeGHyperParams,
         spec: NeuronSpec,
         encoder: TextEncoder,
@@ -49,6 +69,7 @@ class MeGModel(RoutedModel):
         generator: WeightGenerator,
         index: QueryIndex,
         edits: Sequence[EditRequest],
+        runtime: RuntimeConfig | None = None,
     ) -> None:
         super().__init__(base, tokenizer, hparams.prompt_template)
         if len(index.anchors) != len(edits):
@@ -56,17 +77,22 @@ class MeGModel(RoutedModel):
                 f"expected an index of {len(edits)} edits, got one of {len(index.anchors)}"
             )
         self.hparams, self.spec = hparams, spec
+        self.runtime = runtime or RuntimeConfig()
         self.encoder, self.gate, self.generator = encoder, gate, generator
         self.index = index
         self.edits = tuple(edits)
         self.fitted: FitReport | None = None
-        self.states = HiddenStateReader(base, tokenizer, spec, self.reader)
-        self.cache = NeuronCache(hparams.neuron_cache)
+        self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
+        self.router = Router(encoder, gate, index, self.states)
+        self.cache = NeuronCache(self.runtime.neuron_cache)
         self.hook = NeuronHook(base, spec)
+        if isinstance(generator, DiTGenerator):
+            generator.compile_network = self.runtime.generator_compile
         weakref.finalize(self, self.hook.remove)  # the base model may outlive many wrappers
         for part in (encoder, gate, generator, self.index):
             part.to(base.device)
         self.eval()
+        _let_pipelines_be_quiet()
 
     @property
     def anchors(self) -> Tensor:
@@ -89,35 +115,53 @@ class MeGModel(RoutedModel):
             needed += self.index.state_dict().values()
         return sum(value.numel() * value.element_size() for value in needed)
 
+    def __repr__(self) -> str:
+        return (
+            f"MeGModel({self.name_or_path or type(self.base).__name__}, {len(self.edits)} edits, "
+            f"layer {self.spec.layer}, gate {self.hparams.gate}, "
+            f"generator {self.hparams.generator})"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        own = {name: v for name, v in self.__dict__.items() if name not in ("hook", "cache")}
+        copied.__dict__.update(copy.deepcopy(own, memo))
+        copied.cache, copied.hook = NeuronCache(self.cache.size), NeuronHook(copied.base, self.spec)
+        weakref.finalize(copied, copied.hook.remove)
+        return copied
+
     # ------------------------------------------------------------------ routing
 
     def route(self, queries: str | Sequence[str]) -> Routing:
-        """Which of B queries are edits, of which fact, and with what score."""
+        """Which of B queries are edits, of which fact, and with what score.
+
+        What is in effect around the call (`routed`) makes no difference.
+        """
         texts = [queries] if isinstance(queries, str) else list(queries)
-        router = Router(self.encoder, self.gate, self.index, self.states)
-        return router.route([self.reader.candidates(text) for text in texts])
+        return self.router.route([self.reader.candidates(text) for text in texts])
 
     def neurons(self, routing: Routing, steps: int | None = None) -> Tensor | None:
         """Neurons (B, P) for a routing, zero where a query is not an edit; None if none is.
 
-        Those asked for lately are taken from the cache (`neuron_cache`).
+        Recent ones are taken from the cache (`RuntimeConfig.neuron_cache`).
 
         Args:
             steps: sampling steps, if not those of the hyper-parameters.
         """
         # Which rows need a neuron is all that ever comes back from the device: B numbers.
-        wanted = torch.where(routing.is_edit, routing.nearest, -1).tolist()
-        rows = [row for row, edit in enumerate(wanted) if edit >= 0]
+        edits = torch.where(routing.is_edit, routing.nearest, -1).tolist()
+        rows = [row for row, edit in enumerate(edits) if edit >= 0]
         if not rows:
             return None
         place = torch.tensor(rows).to(routing.nearest.device, non_blocking=True)
         if not self.hparams.generator_anchored:
             generated = self.generator.generate(routing.embeddings[place], steps)
         elif steps is None and self.cache.size:
-            generated = self.cache.get([wanted[row] for row in rows], self._of_edits)
+            generated = self.cache.get([edits[row] for row in rows], self._of_edits)
         else:
             generated = self.generator.generate(self.anchors[routing.nearest[place]].float(), steps)
-        neurons = generated.new_zeros(len(wanted), self.spec.size)
+        neurons = generated.new_zeros(len(edits), self.spec.size)
         neurons[place] = generated
         return neurons
 
@@ -136,7 +180,7 @@ class MeGModel(RoutedModel):
         The rows of their inputs must be the B queries, or each of them the same number of times.
         """
         routing = self.route(queries)
-        with self.applied(self.neurons(routing)):
+        with self.in_effect(self.neurons(routing)):
             yield routing
 
     def decide(self, queries: Sequence[str]) -> Tensor | None:
@@ -146,17 +190,72 @@ class MeGModel(RoutedModel):
     def _apply_decision(self, decision: Tensor | None) -> AbstractContextManager[None]:
         return self.hook.attached(decision)
 
+    def _generate(self, **kwargs: Any) -> Any:
+        output = super()._generate(**kwargs)
+        self.hook.check()
+        return output
+
+    def _forward(self, **kwargs: Any) -> Any:
+        output = super()._forward(**kwargs)
+        self.hook.check()
+        return output
+
     # -------------------------------------------------------------------- files
 
-    def save_pretrained(self, folder: Any, **kwargs: Any) -> None:
-        """Write the edits to `folder`; see `meg_editor.model.saving.save_pretrained`."""
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        save_base: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: Any = None,
+        model_card_kwargs: Any = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write the edits to a folder; see `meg_editor.model.saving.save_pretrained`.
+
+        Args:
+            push_to_hub: upload them too, to `repo_id` (default: the folder's name).
+            config, model_card_kwargs: of ModelHubMixin; not used.
+
+        Returns:
+            The address of the commit, if they were uploaded.
+        """
         from meg_editor.model.saving import save_pretrained
 
-        save_pretrained(self, folder, **kwargs)
+        save_pretrained(self, save_directory, save_base=save_base)
+        if not push_to_hub:
+            return None
+        url: str = self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+        return url
 
     @classmethod
-    def from_pretrained(cls, folder: Any, **kwargs: Any) -> MeGModel:
-        """Read what `save_pretrained` wrote; see `meg_editor.model.saving.from_pretrained`."""
-        from meg_editor.model.saving import from_pretrained
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> MeGModel:
+        """Read what `save_pretrained` wrote, from a folder or a repository of the hub.
 
-        return from_pretrained(folder, **kwargs)
+        Args:
+            kwargs: `base`, `tokenizer`, `device` and `runtime` of
+                `meg_editor.model.loading.from_pretrained`; `revision`, `token`, `cache_dir`,
+                `force_download` and `local_files_only` of the hub.
+        """
+        from meg_editor.model.loading import from_pretrained, local_folder
+
+        hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        options = {name: kwargs.pop(name) for name in hub if name in kwargs}
+        return from_pretrained(local_folder(pretrained_model_name_or_path, **options), **kwargs)
+
+
+class _NotAboutUs(logging.Filter):
+    """Drops transformers' list of all its models, which it logs for any class that is no own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "The model 'MeGModel' is not supported" not in record.getMessage()
+
+
+def _let_pipelines_be_quiet() -> None:
+    logger = logging.getLogger("transformers.pipelines.base")
+    if not any(isinstance(present, _NotAboutUs) for present in logger.filters):
+        logger.addFilter(_NotAboutUs())

@@ -1,13 +1,4 @@
-"""Edits on disk: one folder of JSON and safetensors, written whole or not at all.
-
-meg_config.json         settings, the base model, and sha256 and size of every other file
-edits.jsonl             one EditRequest per line
-index.safetensors       anchors (N, E) as they are in memory: rounded ones could route differently
-                        after a reload; states (N, D) of the LLM in float16
-gate.safetensors, generator.safetensors
-encoder/, tokenizer/    as transformers saves them; the tokenizer is the LM's
-base/                   the LM and its tokenizer, with `save_base` only
-"""
+"""Write an edited model to its folder, whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,28 +14,23 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import AutoTokenizer
+from safetensors.torch import save_file
 
-from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.generators import GENERATORS
-from meg_editor.lm.loading import resolve_device
-from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.lm.reference import ModelReference, WrongModelError
-from meg_editor.model.manifest import CONFIG, SavedModelError, manifest_of, reading, some_of, verify
+from meg_editor import __version__
+from meg_editor.lm.reference import ModelReference
+from meg_editor.model.folder import (
+    EDITS,
+    FILES,
+    FOLDERS,
+    GATE,
+    GENERATOR,
+    INDEX,
+    blanks,
+    differences,
+)
+from meg_editor.model.manifest import CONFIG, manifest_of, some_of
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.model.schema import FORMAT_VERSION, format_edits, parse_config, parse_edits
-from meg_editor.routing.encoder import TextEncoder, load_network
-from meg_editor.routing.gates import GATES
-from meg_editor.routing.index import QueryIndex
-
-__all__ = ["SavedModelError", "check_destination", "from_pretrained", "save_pretrained"]
-
-_EDITS, _INDEX = "edits.jsonl", "index.safetensors"
-_GATE, _GENERATOR = "gate.safetensors", "generator.safetensors"
-_FILES, _FOLDERS = (_EDITS, _INDEX, _GATE, _GENERATOR), ("encoder", "tokenizer", "base")
-_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+from meg_editor.model.schema import FORMAT_VERSION, format_edits
 
 
 def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = False) -> None:
@@ -57,9 +43,9 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
         OSError: `check_destination` refuses, or writing failed; what was at `folder` before is
             still there, whole.
     """
-    blanks = _blanks(model.hparams, model.encoder.dimension, model.spec.size, len(model.edits))
-    for part, blank in zip((model.gate, model.generator), blanks, strict=True):
-        wrong = _differences(part.state_dict(), blank.state_dict())
+    expected = blanks(model.hparams, model.encoder.dimension, model.spec.size, len(model.edits))
+    for part, blank in zip((model.gate, model.generator), expected, strict=True):
+        wrong = differences(part.state_dict(), blank.state_dict())
         if wrong or type(part) is not type(blank):
             raise ValueError(
                 f"expected the {type(blank).__name__} which model.hparams describe, got a "
@@ -93,7 +79,7 @@ def check_destination(folder: str | Path) -> Path:
     """
     folder = Path(folder).expanduser().resolve()
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    strange = names - {CONFIG, *_FILES, *_FOLDERS} if CONFIG in names else names
+    strange = names - {CONFIG, *FILES, *FOLDERS} if CONFIG in names else names
     if strange or folder.is_file():
         raise FileExistsError(
             f"{folder} holds something other than saved edits ({some_of(strange or [folder.name])})"
@@ -115,87 +101,18 @@ def _not_saved(folder: Path, error: Exception, code: int | None) -> OSError:
     return OSError(code or errno.EIO, f"{problem}; free space or use another folder")
 
 
-def from_pretrained(
-    folder: str | Path, *, base: Any = None, tokenizer: Any = None, device: str | None = None
-) -> MeGModel:
-    """Read what `save_pretrained` wrote; it answers token for token as the saved model did.
-
-    Args:
-        base: the unedited model, or where it is now (hub id or local folder). Default: the one in
-            the folder, if it was saved with it, else the one the edits were made for, by name.
-        tokenizer: of the base model. Default: the one in the folder.
-        device: for the base model. Default: where a given model is, else the GPU if there is one.
-            A model which is spread over several GPUs must be loaded first and given.
-
-    Raises:
-        FileNotFoundError: there are no saved edits at `folder`.
-        SavedModelError: damaged or foreign files, or another format version.
-        WrongModelError: the given or loaded base model has other weights.
-        OSError: the base model cannot be loaded.
-    """
-    folder = Path(folder).expanduser()
-    if not (folder / CONFIG).is_file():
-        found = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"no edits saved by save_pretrained at {folder}: {found}")
-    with reading(folder / CONFIG):
-        config = parse_config((folder / CONFIG).read_text("utf-8"))
-        hparams = MeGHyperParams.from_dict(config["hparams"])
-        spec = NeuronSpec.from_dict(config["neuron"])
-    verify(folder, config["files"], _FILES, _FOLDERS, unread=() if base is None else ("base",))
-    with reading(folder / _EDITS):
-        edits = parse_edits((folder / _EDITS).read_text("utf-8"), config["edits"])
-    with reading(folder / "encoder"):
-        encoder = _encoder(folder / "encoder", config["encoder_pooling"])
-    if tokenizer is None:
-        with reading(folder / "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", **_LOCAL)
-    gate, generator = _blanks(hparams, encoder.dimension, spec.size, len(edits))
-    index = QueryIndex(
-        torch.empty(len(edits), encoder.dimension),
-        [edit.subject for edit in edits],
-        torch.empty(len(edits), spec.hidden_size),
-        name_weight=hparams.gate_name_weight,
-        state_weight=hparams.gate_state_weight or 0.0,
-    )
-    for file, part in ((_GATE, gate), (_GENERATOR, generator), (_INDEX, index)):
-        with reading(folder / file):
-            tensors = load_file(folder / file)
-            if wrong := _differences(tensors, part.state_dict()):
-                raise ValueError(f"{wrong}, by the settings in {CONFIG}")
-            part.load_state_dict(tensors)
-            part.requires_grad_(False)
-    reference = ModelReference(**config["base"])
-    if not isinstance(base, nn.Module):
-        copied = base is None and "base/config.json" in config["files"]
-        base = reference.load(folder / "base" if copied else base, copied)
-        device = device or "auto"
-    if isinstance(base, MeGModel):
-        raise WrongModelError("expected an unedited base model, got a MeGModel: pass its .base")
-    reference.check(base)
-    base = base if device is None else base.to(resolve_device(device))
-    return MeGModel(base, tokenizer, hparams, spec, encoder, gate, generator, index, edits)
-
-
-def _blanks(hparams: MeGHyperParams, dimension: int, size: int, edits: int) -> tuple[Any, Any]:
-    """The unfitted gate and generator of these hyper-parameters, for E, P and N."""
-    gate = GATES[hparams.gate].build(hparams, dimension)
-    return gate, GENERATORS[hparams.generator].build(hparams, dimension, size, edits)
-
-
 def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
-    from meg_editor import __version__  # here, because the package imports its modules
-
     base = model.base
     if save_base:
         base.save_pretrained(folder / "base")
         _save_tokenizer(model.tokenizer, folder / "base")
     _save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.encoder.save_pretrained(folder / "encoder")
-    (folder / _EDITS).write_text(format_edits(model.edits), "utf-8", newline="\n")
+    (folder / EDITS).write_text(format_edits(model.edits), "utf-8", newline="\n")
     for file, part in (
-        (_GATE, model.gate),
-        (_GENERATOR, model.generator),
-        (_INDEX, model.index),
+        (GATE, model.gate),
+        (GENERATOR, model.generator),
+        (INDEX, model.index),
     ):
         tensors = {name: value.cpu().contiguous() for name, value in part.state_dict().items()}
         save_file(tensors, folder / file)
@@ -233,32 +150,3 @@ def _swap(new: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _encoder(folder: Path, pooling: Any) -> TextEncoder:
-    # In the precision it had. TextEncoder.from_pretrained would also change the truncation side.
-    options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
-    network, info = load_network(folder, **options, **_LOCAL)
-    # A pooler is not read here: to lose it changes nothing.
-    keys = {key for key in info["missing_keys"] | info["unexpected_keys"] if "pooler" not in key}
-    if keys:
-        raise ValueError(f"missing or unexpected tensors {some_of(keys)}")
-    return TextEncoder(network, AutoTokenizer.from_pretrained(folder, **_LOCAL), pooling)
-
-
-def _differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
-    """What tensors are missing, unexpected or of another shape or type; empty if none."""
-    ours, theirs = (
-        {name: f"{tuple(value.shape)} {value.dtype}" for name, value in tensors.items()}
-        for tensors in (found, expected)
-    )
-    wrong = {
-        "missing tensors": theirs.keys() - ours,
-        "unexpected tensors": ours.keys() - theirs,
-        "tensors of another shape or type": {
-            f"{k} {ours[k]} (expected {theirs[k]})"
-            for k in ours.keys() & theirs
-            if ours[k] != theirs[k]
-        },
-    }
-    return "; ".join(f"{what} {some_of(names)}" for what, names in wrong.items() if names)

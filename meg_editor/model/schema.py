@@ -9,7 +9,7 @@ from typing import Any
 
 from meg_editor.requests.request import EditRequest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # What JSON must hold: a type or types, one of a set, [of each item], {key: ...}; "*" is any key.
 _OPTIONAL, _FLOATS = (str, type(None)), [(float, int)]
@@ -22,7 +22,7 @@ _SCHEMA = {
     "neuron": {**_SPEC, "bias": bool},
     "base": {**_BASE, "dtype": {"float32", "bfloat16", "float16", "float64"}},
     "edits": int,
-    "encoder_pooling": {"cls", "mean"},
+    "encoder_pooling": str,
     "files": {"*": {"sha256": str, "size": int}},
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,37 +12,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils.hub import cached_file
 
 from meg_editor.requests.request import EditRequest
+from meg_editor.routing.pooling import check_pooling, own_pooling, pool
 from meg_editor.runtime.progress import progress_bar
 
 _CHUNK = 256
-_OPTIONAL: dict[str, Any] = {
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_connection_errors": False,
-}  # a file which may be missing
+_BATCH = 64  # facts in a tuning step
+_TEMPERATURE = 0.05  # τ of InfoNCE (eq. 5)
 
 
 class TextEncoder(nn.Module):
-    """A BERT-type encoder with CLS or mean pooling.
+    """A text encoder of transformers with a sentence pooling.
+
+    Args:
+        pooling: see `meg_editor.routing.pooling`.
 
     Attributes:
         dimension: E, the size of an embedding.
+
+    Example:
+        >>> from meg_editor.lm.reference import reference_encoder_path
+        >>> encoder = TextEncoder.from_pretrained(reference_encoder_path())
+        >>> tuple(encoder.encode(["The capital of France is"]).shape) == (1, encoder.dimension)
+        True
     """
 
-    def __init__(self, model: Any, tokenizer: Any, pooling: Literal["cls", "mean"] = "cls") -> None:
+    def __init__(self, model: Any, tokenizer: Any, pooling: str = "cls") -> None:
         super().__init__()
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.pooling = pooling
-        self.dimension = int(model.config.hidden_size)
+        self.pooling = check_pooling(pooling)
+        self.dimension = int(model.config.hidden_size) * len(pooling.split("+"))
         limit = getattr(model.config, "max_position_embeddings", None) or 512
         self._max_length = min(int(limit), tokenizer.model_max_length, 512)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, pooling: Literal["cls", "mean"] | None = None, device: str = "cpu"
+        cls, name: str | Path, pooling: str | None = None, device: str = "cpu"
     ) -> TextEncoder:
         """Load any transformers encoder by hub id or local directory, in float32.
 
@@ -52,7 +58,7 @@ class TextEncoder(nn.Module):
         # Questions end with what they ask: a long text keeps its end.
         tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
         network = load_network(name, dtype=torch.float32)
-        return cls(network, tokenizer, pooling or _own_pooling(name)).to(device)
+        return cls(network, tokenizer, pooling or own_pooling(name)).to(device)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights (safetensors), config and tokenizer to `folder`."""
@@ -61,6 +67,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Embed texts with gradients: list of B strings -> (B, E), L2-normalised."""
+        # Always with the same options: changing them is what threads cannot do at once.
         batch = self.tokenizer(
             list(texts),
             padding=True,
@@ -73,12 +80,7 @@ class TextEncoder(nn.Module):
         batch = batch.to(next(self.parameters()).device, non_blocking=True)
         mask = batch["attention_mask"]
         output = self.model(input_ids=batch["input_ids"], attention_mask=mask if padded else None)
-        states = output.last_hidden_state
-        if self.pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1)
+        pooled = pool(output.last_hidden_state, mask, self.pooling)
         return F.normalize(pooled.float(), dim=-1)
 
     @torch.no_grad()
@@ -93,15 +95,6 @@ class TextEncoder(nn.Module):
         inverse = torch.empty(len(order), dtype=torch.long)
         inverse[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(parts)[inverse.to(parts[0].device, non_blocking=True)]
-
-
-def _own_pooling(name: str | Path) -> Literal["cls", "mean"]:
-    """What sentence-transformers keeps beside a model: the paper's CLS where there is nothing."""
-    found = cached_file(str(name), "1_Pooling/config.json", **_OPTIONAL)
-    if found is None:
-        return "cls"
-    settings = json.loads(Path(found).read_text("utf-8"))
-    return "mean" if settings.get("pooling_mode_mean_tokens") else "cls"
 
 
 def load_network(name: str | Path, **options: Any) -> Any:
@@ -120,9 +113,7 @@ def tune_encoder(
     tuned_layers: Literal["last", "all"] = "last",
     hard_negatives: bool = False,
     steps: int = 100,
-    batch_size: int = 64,
     lr: float = 1e-4,
-    temperature: float = 0.05,
     seed: int = 0,
 ) -> list[float]:
     """Pull paraphrases of pseudo-knowledge together, in place; returns the loss of each step.
@@ -156,8 +147,8 @@ def tune_encoder(
             # A short warm-up and a linear decay, as is usual for fine-tuning BERT.
             scale = min(1.0, (step + 1) / (0.1 * steps + 1), (steps - step) / (0.5 * steps))
             optimizer.param_groups[0]["lr"] = lr * scale
-            facts = rng.sample(usable, min(batch_size, len(usable)))
-            loss = loss_of(encoder, facts, rng, temperature, hard_negatives)
+            facts = rng.sample(usable, min(_BATCH, len(usable)))
+            loss = loss_of(encoder, facts, rng, hard_negatives)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"encoder tuning: loss is {loss.item()} at step {step}; lower encoder_lr ({lr})"
@@ -179,14 +170,13 @@ def _infonce(
     encoder: TextEncoder,
     facts: Sequence[EditRequest],
     rng: random.Random,
-    temperature: float,
     hard_negatives: bool,
 ) -> Tensor:
     queries = encoder([rng.choice(fact.rephrases) for fact in facts])
     candidates = [fact.prompt for fact in facts]
     if hard_negatives:
         candidates += [rng.choice(f.locality_prompts) for f in facts if f.locality_prompts]
-    logits = queries @ encoder(candidates).T / temperature
+    logits = queries @ encoder(candidates).T / _TEMPERATURE
     return F.cross_entropy(logits, torch.arange(len(facts), device=logits.device))
 
 
@@ -198,7 +188,6 @@ def _mse(encoder: TextEncoder) -> Callable[..., Tensor]:
         encoder: TextEncoder,
         facts: Sequence[EditRequest],
         rng: random.Random,
-        temperature: float,
         hard_negatives: bool,
     ) -> Tensor:
         new = [fact.prompt for fact in facts if fact.prompt not in cache]

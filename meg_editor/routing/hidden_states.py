@@ -1,4 +1,4 @@
-"""What the frozen LLM itself makes of a query: its state where the neuron would be added."""
+"""Hidden-state features of queries: the FFN input at the last token, (B, D)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
+from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.partial_forward import capture_input
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, right_padded
 from meg_editor.requests.prompts import PromptReader
 
@@ -19,29 +21,36 @@ from meg_editor.requests.prompts import PromptReader
 class HiddenStateReader:
     """Reads the input of an FFN at the last token of a query.
 
-    There the LLM has gathered what it will answer from, so that two wordings of one question end
-    in close states, whatever words they use. It is the FFN of the neuron's layer, or that of the
-    middle one where the neuron is lower: the first layers have not gathered anything yet. Only the
-    layers up to there are run.
+    There the LM has gathered what it will answer from, so that two phrasings of one question end
+    in close states, whatever words they use. It is the FFN of the neuron's layer, or of the middle
+    layer where the neuron is lower: the first layers have not gathered anything yet. Only the
+    layers up to there are run, and always those of the unedited model.
+
+    Attributes:
+        module: dotted name of that FFN.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, spec: NeuronSpec, reader: PromptReader) -> None:
+    def __init__(
+        self, model: CausalLM, tokenizer: Tokenizer, spec: NeuronSpec, reader: PromptReader
+    ) -> None:
         self.model, self.tokenizer, self.spec, self.reader = model, tokenizer, spec, reader
         middle = len(decoder_blocks(model)[1]) // 2
-        self.place = spec.read if spec.layer >= middle else find_ffn(model, middle).read
+        self.module = spec.read if spec.layer >= middle else find_ffn(model, middle).read
 
     @torch.no_grad()
     def read(self, queries: Sequence[str], rows: int = 256) -> Tensor:
-        """B bare queries -> states (B, D), float32, on the model's device."""
-        model = self.model
+        """B bare queries -> features (B, D), float32, on the model's device."""
+        model: Any = self.model
         ids = self.tokenizer([self.reader.wrap(query) for query in queries])["input_ids"]
-        states = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
-        module = model.get_submodule(self.place)
-        for chunk in by_length([len(row) for row in ids], rows):
-            tokens = right_padded([ids[index] for index in chunk]).to(model.device)
-            found = capture_input(module, partial(model, input_ids=tokens, use_cache=False))
-            found = found.reshape(*tokens.shape, -1)  # OPT flattens rows
-            last = torch.tensor([len(ids[index]) - 1 for index in chunk])
-            here = torch.arange(len(chunk), device=found.device)
-            states[torch.tensor(chunk)] = found[here, last.to(found.device)].to(states)
-        return states
+        features = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
+        module = model.get_submodule(self.module)
+        with nothing_in_effect():
+            for chunk in by_length([len(row) for row in ids], rows):
+                tokens = right_padded([ids[index] for index in chunk]).to(model.device)
+                entering = capture_input(module, partial(model, input_ids=tokens, use_cache=False))
+                entering = entering.reshape(*tokens.shape, -1)  # OPT flattens rows
+                last = torch.tensor([len(ids[index]) - 1 for index in chunk])
+                here = torch.arange(len(chunk), device=entering.device)
+                at_last = entering[here, last.to(entering.device)]
+                features[torch.tensor(chunk)] = at_last.to(features)
+        return features

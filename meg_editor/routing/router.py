@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,41 +16,90 @@ from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import QueryIndex
 
+_SHOWN = 8  # queries in a repr
+
 
 @dataclass(frozen=True)
-class Routing:
-    """Where B queries go. Everything stays on the device until it is asked for.
+class RoutedQuery:
+    """The routing decision for one query.
 
     Attributes:
-        options: the possible questions in each query.
-        choice: (B,) which of its options was understood as the question.
+        question: the part of the query that was understood as the question.
+        is_edit: whether it is answered with an edit.
+        edit: index of the best-matching edited query, whether the query is an edit or not.
+        score: of the gate.
+        threshold: lowest score of an edit.
+    """
+
+    question: str
+    is_edit: bool
+    edit: int
+    score: float
+    threshold: float
+
+    def __str__(self) -> str:
+        what = f"edit {self.edit}" if self.is_edit else f"no edit (nearest {self.edit})"
+        sign = ">=" if self.is_edit else "<"
+        return f"{self.question!r}: {what}, score {self.score:.3f} {sign} {self.threshold:.3f}"
+
+
+@dataclass(frozen=True, repr=False)
+class Routing:
+    """Where B queries go; a sequence of `RoutedQuery`.
+
+    The tensors stay on the device until they are asked for.
+
+    Attributes:
+        candidates: the candidate question spans of each query.
+        choice: (B,) which of its candidates was understood as the question.
         embeddings: (B, E) unit vectors of these.
         is_edit: (B,) bool.
-        score: (B,) of the gate, to compare with `limit`.
-        limit: () the least score of an edit.
-        nearest: (B,) index of the nearest edited query, whether the query is an edit or not.
+        score: (B,) of the gate, to compare with `min_score`.
+        min_score: () lowest score of an edit.
+        nearest: (B,) index of the best-matching edited query, whether the query is an edit or not.
         cosine: (B,) of the embeddings of these two, whatever the names.
     """
 
-    options: Sequence[Sequence[str]]
+    candidates: Sequence[Sequence[str]]
     choice: Tensor
     embeddings: Tensor
     is_edit: Tensor
     score: Tensor
-    limit: Tensor
+    min_score: Tensor
     nearest: Tensor
     cosine: Tensor
 
     @property
-    def readings(self) -> list[str]:
+    def questions(self) -> list[str]:
         """The part of each query that was understood as the question."""
-        chosen = zip(self.options, self.choice.tolist(), strict=True)
-        return [options[place] for options, place in chosen]
+        chosen = zip(self.candidates, self.choice.tolist(), strict=True)
+        return [spans[place] for spans, place in chosen]
 
     @property
     def threshold(self) -> float:
-        """The least score of an edit."""
-        return float(self.limit)
+        """Lowest score of an edit."""
+        return float(self.min_score)
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __getitem__(self, row: int) -> RoutedQuery:
+        return RoutedQuery(
+            self.questions[row],
+            bool(self.is_edit[row]),
+            int(self.nearest[row]),
+            float(self.score[row]),
+            self.threshold,
+        )
+
+    def __iter__(self) -> Iterator[RoutedQuery]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        lines = [str(self[row]) for row in range(min(len(self), _SHOWN))]
+        if len(self) > _SHOWN:
+            lines.append(f"and {len(self) - _SHOWN} more")
+        return "\n".join([f"Routing of {len(self)} queries:", *(f"  {line}" for line in lines)])
 
 
 def build_index(
@@ -60,24 +109,26 @@ def build_index(
     background: Sequence[str],
     hparams: MeGHyperParams,
 ) -> QueryIndex:
-    """Index the queries of `edits`; `background` are queries which are not edited.
+    """Index of the queries of N edits.
 
-    A `gate_state_weight` that is not known yet counts as 0.
+    Args:
+        background: queries which are not edited, for the usual hidden state.
+        hparams: a `gate_state_weight` that is not known yet counts as 0.
     """
     queries = [edit.prompt for edit in edits]
-    heeded = hparams.gate_state_weight or 0.0
+    state_weight = hparams.gate_state_weight or 0.0
     return QueryIndex(
         encoder.encode(queries),
         [edit.subject for edit in edits],
-        states.read(queries) if heeded else None,
-        states.read(background) if heeded and background else None,
+        states.read(queries) if state_weight else None,
+        states.read(background) if state_weight and background else None,
         name_weight=hparams.gate_name_weight,
-        state_weight=heeded,
+        state_weight=state_weight,
     )
 
 
 class Router:
-    """Encoder, gate, the index of the edited queries, and the LLM's states for it."""
+    """Encoder, gate, the index of the edited queries, and hidden states for it."""
 
     def __init__(
         self, encoder: TextEncoder, gate: Gate, index: QueryIndex, states: HiddenStateReader
@@ -85,37 +136,40 @@ class Router:
         self.encoder, self.gate, self.index, self.states = encoder, gate, index, states
 
     @torch.no_grad()
-    def route(self, readings: Sequence[Sequence[str]]) -> Routing:
-        """Route B queries, each given by its possible readings; the highest score counts.
+    def route(self, candidates: Sequence[Sequence[str]]) -> Routing:
+        """Route B queries, each given by its candidate question spans; the highest score counts.
 
-        A query without any reading is read as the empty text.
+        A query without any candidate is read as the empty text.
         """
-        options = [list(given) or [""] for given in readings]
-        flat = [reading for given in options for reading in given]
+        spans = [list(given) or [""] for given in candidates]
+        flat = [span for given in spans for span in given]
         embeddings = self.encoder.encode(flat)
-        limit = self.gate.threshold
+        min_score = self.gate.threshold
         match = self.index.search(
-            embeddings, flat, lambda rows: self.states.read([flat[row] for row in rows]), limit
+            embeddings,
+            flat,
+            lambda rows: self.states.read([flat[row] for row in rows]),
+            min_score,
         )
-        score = self.gate.score(embeddings, match.similarity)
-        # (B, most options) places in `flat`; who has fewer options has the first one repeated.
-        width = max(map(len, options), default=1)
-        starts = accumulate(map(len, options), initial=0)
+        score = self.gate.score(embeddings, match.score)
+        # (B, most candidates) places in `flat`; who has fewer has the first one repeated.
+        width = max(map(len, spans), default=1)
+        starts = accumulate(map(len, spans), initial=0)
         table = [
             [start + (n if n < len(given) else 0) for n in range(width)]
-            for start, given in zip(starts, options, strict=False)
+            for start, given in zip(starts, spans, strict=False)
         ]
-        places = torch.tensor(table, dtype=torch.long).reshape(len(options), width)
+        places = torch.tensor(table, dtype=torch.long).reshape(len(spans), width)
         places = places.to(score.device, non_blocking=True)
         best = score[places].argmax(1, keepdim=True)
         rows = places.gather(1, best)[:, 0]
         return Routing(
-            options,
+            spans,
             rows - places[:, 0],
             embeddings[rows],
-            score[rows] >= limit,
+            score[rows] >= min_score,
             score[rows],
-            limit,
+            min_score,
             match.index[rows],
             match.cosine[rows],
         )

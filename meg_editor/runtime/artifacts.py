@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from meg_editor import __version__
+
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The result of a stage.
+class Artifact:
+    """The stored result of a artifact.
 
     Attributes:
         tensors: everything the stage produced.
         key: a digest of everything it was made from.
-        seconds: how long it took when it ran.
-        resumed: whether it was found instead of run.
+        seconds: how long the stage ran.
+        resumed: whether it was loaded instead of run.
     """
 
     tensors: Tensors
@@ -40,56 +43,80 @@ class ArtifactStore:
     """Runs each stage at most once for the same inputs.
 
     Args:
-        folder: where results are kept as safetensors; None keeps them in memory only.
-        recent: how many results, the latest used ones, stay in memory where there is no folder.
+        folder: where results are kept as safetensors; None keeps them in memory.
+        max_bytes: most bytes in memory where there is no folder; the least recently used go first.
+
+    Attributes:
+        seconds_saved: of the stages that were loaded instead of run.
+
+    Example:
+        >>> store = ArtifactStore()
+        >>> one = store.run("count", [3], lambda: {"n": torch.arange(3)})
+        >>> two = store.run("count", [3], lambda: {"n": torch.arange(9)})
+        >>> two.tensors["n"].tolist(), one.key == two.key
+        ([0, 1, 2], True)
     """
 
-    def __init__(self, folder: Path | None = None, recent: int = 32) -> None:
-        self.folder, self.recent = folder, recent
-        self.seconds_saved = 0.0  # what the stages took that were found instead of run
-        self._memory: dict[str, Stage] = {}
-        self._found: set[str] = set()
+    def __init__(self, folder: Path | None = None, max_bytes: int = 2**28) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self.seconds_saved = 0.0
+        self._memory: dict[str, Artifact] = {}
+        self._counted: set[str] = set()
 
-    def run(self, name: str, inputs: Any, compute: Callable[[], Tensors]) -> Stage:
+    def run(self, name: str, inputs: Any, compute: Callable[[], Tensors]) -> Artifact:
         """`compute()`, or its result from an earlier run with equal `inputs` (JSON types)."""
         start = time.perf_counter()
         return self.find(name, inputs) or self.keep(name, inputs, compute(), start)
 
-    def find(self, name: str, inputs: Any) -> Stage | None:
+    def find(self, name: str, inputs: Any) -> Artifact | None:
         """The result of an earlier run, if there is one."""
-        key = digest([name, inputs])
+        key = digest([name, __version__, inputs])
         path = self._path(name, key)
         if path is None:
-            stage = self._memory.get(key)
-            return stage and self._remember(stage)
+            artifact = self._memory.get(key)
+            return artifact and self._remember(artifact)
         if not path.exists():
             return None
-        stage = _read(path, key)
-        if key not in self._found:
-            self._found.add(key)
-            self.seconds_saved += stage.seconds
-        return stage
+        artifact = _read(path, key)
+        if key not in self._counted:
+            self._counted.add(key)
+            self.seconds_saved += artifact.seconds
+        return artifact
 
-    def keep(self, name: str, inputs: Any, tensors: Tensors, start: float) -> Stage:
-        """Keep what was computed since `start`, a time of `time.perf_counter`."""
-        key = digest([name, inputs])
+    def keep(self, name: str, inputs: Any, tensors: Tensors, start: float) -> Artifact:
+        """Store what was computed since `start`, a time of `time.perf_counter`."""
+        key = digest([name, __version__, inputs])
         tensors = {entry: value.cpu().contiguous() for entry, value in tensors.items()}
-        stage = Stage(tensors, key, time.perf_counter() - start, resumed=False)
+        artifact = Artifact(tensors, key, time.perf_counter() - start, resumed=False)
         if path := self._path(name, key):
-            _write(path, stage)
-            self._found.add(key)
-            return stage
-        return self._remember(stage)
+            _write(path, artifact)
+            self._counted.add(key)
+            return artifact
+        return self._remember(artifact)
+
+    def clear(self) -> None:
+        """Delete what was stored; a folder that holds nothing else goes too."""
+        self._memory.clear()
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for path in self.folder.glob("*-*.safetensors"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: something in it is not ours
+            self.folder.rmdir()
 
     def _path(self, name: str, key: str) -> Path | None:
         return self.folder / f"{name}-{key}.safetensors" if self.folder else None
 
-    def _remember(self, stage: Stage) -> Stage:
-        self._memory.pop(stage.key, None)
-        self._memory[stage.key] = stage
-        while len(self._memory) > self.recent:
+    def _remember(self, artifact: Artifact) -> Artifact:
+        self._memory.pop(artifact.key, None)
+        self._memory[artifact.key] = artifact
+        while sum(map(_bytes, self._memory.values())) > self.max_bytes and len(self._memory) > 1:
             del self._memory[next(iter(self._memory))]
-        return stage
+        return artifact
+
+
+def _bytes(artifact: Artifact) -> int:
+    return sum(value.numel() * value.element_size() for value in artifact.tensors.values())
 
 
 def digest(parts: Any) -> str:
@@ -107,26 +134,26 @@ def _checksum(tensors: Tensors) -> str:
     return whole.hexdigest()
 
 
-def _read(path: Path, key: str) -> Stage:
+def _read(path: Path, key: str) -> Artifact:
     try:
         with safe_open(path, "pt") as file:
             tensors = {entry: file.get_tensor(entry) for entry in file.keys()}
-            told = file.metadata()
+            metadata = file.metadata()
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}; delete it to run its stage again") from error
-    if told.get("sha256") != _checksum(tensors):
+    if metadata.get("sha256") != _checksum(tensors):
         raise ValueError(
             f"{path} is damaged: its checksum is another one; delete it to run its stage again"
         )
-    return Stage(tensors, key, float(told["seconds"]), resumed=True)
+    return Artifact(tensors, key, float(metadata["seconds"]), resumed=True)
 
 
-def _write(path: Path, stage: Stage) -> None:
+def _write(path: Path, artifact: Artifact) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     try:
-        told = {"seconds": str(stage.seconds), "sha256": _checksum(stage.tensors)}
-        save_file(stage.tensors, unfinished, told)
+        metadata = {"seconds": str(artifact.seconds), "sha256": _checksum(artifact.tensors)}
+        save_file(artifact.tensors, unfinished, metadata)
         os.replace(unfinished, path)  # all or nothing: Ctrl-C leaves no half-written stage
     except SafetensorError as error:
         raise OSError(f"cannot keep a finished stage at {path}: {error}; free space") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=7)
 
 
 class Processes:
@@ -31,7 +33,8 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
         cpu = device == "cpu" or not torch.cuda.is_available()
-        state = PartialState(cpu=cpu)
+        # The others wait while one calibrates: NCCL's 10 minutes would end the work.
+        state = PartialState(cpu=cpu, timeout=_PATIENCE)
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -43,16 +46,16 @@ class Processes:
         """`compute()` in the main process; all get its result, or its error."""
         if self.count == 1:
             return compute()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # result, error
         if self.is_main:
             try:
-                told[0] = compute()
+                outcome[0] = compute()
             except Exception as error:
-                told[1] = error
-        broadcast_object_list(told)
-        if told[1] is not None:
-            raise told[1]
-        result: T = told[0]
+                outcome[1] = error
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
         return result
 
     def each(self, compute: Callable[[], Sequence[T]]) -> list[T]:
@@ -62,12 +65,12 @@ class Processes:
         """
         if self.count == 1:
             return list(compute())
-        mine: list[Any]
+        results: list[Any]
         try:
-            mine = list(compute())
+            results = list(compute())
         except Exception as error:
-            mine = [error]
-        gathered = gather_object(mine)
+            results = [error]
+        gathered = gather_object(results)
         for item in gathered:
             if isinstance(item, Exception):
                 raise item

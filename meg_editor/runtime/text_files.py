@@ -1,4 +1,4 @@
-"""Text files which are written whole or not at all."""
+"""Atomic writes of text and JSON files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NUMBERS = re.compile(r"\[\n[-+\d\s.,eE]+\]")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, making the folders above; an interruption leaves no half file."""
+    """Write `text` as UTF-8, making parent folders; an interruption leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(text, "utf-8")
@@ -20,17 +20,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people to read: an entry per line, but lists of numbers on one."""
+    """Write JSON for people to read: an entry per line, but lists of numbers on one.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "scores.json"
+        >>> write_json(path, {"scores": [1, 2, 3]})
+        >>> print(path.read_text(), end="")
+        {
+         "scores": [1, 2, 3]
+        }
+    """
     text = json.dumps(value, indent=1)
-    text = _NUMBERS.sub(lambda found: f"[{' '.join(found.group()[1:-1].split())}]", text)
+    text = _NUMBERS.sub(lambda match: f"[{' '.join(match.group()[1:-1].split())}]", text)
     write_text(path, f"{text}\n")
 
 
 def read_json(path: Path, again: str) -> Any:
-    """What `write_json` wrote, or None where there is no file.
+    """The value of a JSON file, or None where there is no file.
+
+    Args:
+        again: a verb for the error, what deleting the file makes the program do again: "run".
 
     Raises:
-        ValueError: the file is damaged; to delete it makes the caller do `again` what it is of.
+        ValueError: the file is damaged.
     """
     if not path.exists():
         return None

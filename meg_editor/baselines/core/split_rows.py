@@ -47,11 +47,11 @@ class SplitRows:
                     past_key_values=self._cache,
                     use_cache=True,
                 )
-        self._stream = self.upper.stream(**self._inputs())
+        self._stream = self.upper.residual_stream(**self._inputs())
 
     def hidden(self) -> Tensor:
         """(B, S, D) the decoder's last hidden states at the tails."""
-        with self.upper.fed(self._stream):
+        with self.upper.injected(self._stream):
             last: Tensor = self.model.get_decoder()(**self._inputs()).last_hidden_state
         return last
 

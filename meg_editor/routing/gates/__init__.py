@@ -1,9 +1,9 @@
-"""Is this query an edit? One file per answer to that question."""
+"""Gates: is this query an edit?"""
 
 from meg_editor.routing.gates.base import Gate
-from meg_editor.routing.gates.calibration import Calibration, Trial, calibrate
 from meg_editor.routing.gates.familiarity import FamiliarityGate
 from meg_editor.routing.gates.similarity import SimilarityGate
+from meg_editor.routing.gates.threshold import Calibration, GateOutcomes, calibrate
 
 GATES: dict[str, type[Gate]] = {"similarity": SimilarityGate, "familiarity": FamiliarityGate}
 
@@ -12,7 +12,7 @@ __all__ = [
     "Calibration",
     "FamiliarityGate",
     "Gate",
+    "GateOutcomes",
     "SimilarityGate",
-    "Trial",
     "calibrate",
 ]

@@ -10,7 +10,7 @@ from meg_editor.config.hparams import MeGHyperParams
 
 
 class Gate(nn.Module, ABC):
-    """Scores query embeddings (B, E): the higher, the more they look like an edited query.
+    """Scores query embeddings (B, E): the higher, the more like an edited query.
 
     A query is an edit if its score is at least `threshold`. A gate is fitted on the embeddings of
     the edited queries alone. Its whole state, the threshold too, is in `state_dict()`.
@@ -28,5 +28,5 @@ class Gate(nn.Module, ABC):
         """Learn the edited queries, (N, E)."""
 
     @abstractmethod
-    def score(self, queries: Tensor, similarity: Tensor) -> Tensor:
-        """(B, E) and the similarity (B,) to the best edited query, of `QueryIndex` -> (B,)."""
+    def score(self, queries: Tensor, match: Tensor) -> Tensor:
+        """Scores (B,) of queries (B, E) with the scores (B,) of their `Match` in the index."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.routing.gates.base import Gate
 from meg_editor.runtime.progress import progress_bar
+from meg_editor.runtime.randomness import seeded
 
 
 class FamiliarityGate(Gate):
@@ -49,17 +50,8 @@ class FamiliarityGate(Gate):
 
     @classmethod
     def build(cls, hparams: MeGHyperParams, dimension: int) -> FamiliarityGate:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(hparams.seed)  # the initial weights
-            return cls(
-                dimension,
-                hparams.familiarity_classes,
-                hparams.familiarity_blocks,
-                hparams.familiarity_dropout,
-                hparams.familiarity_lr,
-                hparams.familiarity_epochs,
-                hparams.gate_threshold,
-            )
+        with seeded(hparams.seed):  # the initial weights
+            return cls(dimension, epochs=hparams.familiarity_epochs, epsilon=hparams.gate_threshold)
 
     def logits(self, queries: Tensor) -> Tensor:
         """(B, E) unit vectors -> (B, K)."""
@@ -80,9 +72,7 @@ class FamiliarityGate(Gate):
         labels = torch.randint(self.classes, (len(edited),), generator=generator).to(edited.device)
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         self.train()
-        devices = [edited.device] if edited.is_cuda else []
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            torch.manual_seed(seed)  # dropout
+        with seeded(seed, edited.device), torch.enable_grad():  # dropout
             for epoch in progress_bar(range(self.epochs), "gate", "epoch"):
                 order = torch.randperm(len(edited), generator=generator).to(edited.device)
                 total = 0.0
@@ -94,14 +84,14 @@ class FamiliarityGate(Gate):
                     total += float(loss.detach()) * len(batch)
                 if not math.isfinite(total):
                     raise FloatingPointError(
-                        f"familiarity network: loss is {total} in epoch {epoch}; lower "
-                        f"familiarity_lr ({self.lr})"
+                        f"familiarity network: loss is {total} in epoch {epoch} at learning "
+                        f"rate {self.lr}: are the embeddings finite?"
                     )
                 if total / len(edited) < 1e-3:
                     break
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def score(self, queries: Tensor, similarity: Tensor) -> Tensor:
+    def score(self, queries: Tensor, match: Tensor) -> Tensor:
         log_probabilities = F.log_softmax(self.logits(queries).float(), dim=-1)
         return (log_probabilities.exp() * log_probabilities).sum(-1)

@@ -10,10 +10,10 @@ from meg_editor.routing.gates.base import Gate
 
 
 class SimilarityGate(Gate):
-    """The score is the similarity to the best edited query, in [-1, 1].
+    """The score is that of the best-matching edited query, in [-1, 1].
 
-    Not in the paper. With an encoder tuned against hard negatives and an index that heeds names
-    it separates paraphrases from neighbours far better than entropy does.
+    Not in the paper. With an encoder tuned against hard negatives and an index of names it
+    separates paraphrases from neighbours far better than entropy does.
     """
 
     def __init__(self, threshold: float | None = None) -> None:
@@ -26,7 +26,7 @@ class SimilarityGate(Gate):
         return cls(hparams.gate_threshold)
 
     def fit(self, edited: Tensor, seed: int = 0) -> None:
-        """Nothing to learn: the index knows the edited queries already."""
+        """Nothing to learn: the index has the edited queries."""
 
-    def score(self, queries: Tensor, similarity: Tensor) -> Tensor:
-        return similarity
+    def score(self, queries: Tensor, match: Tensor) -> Tensor:
+        return match

@@ -12,8 +12,8 @@ _AWAY = (0, 0.01, 0.03, 0.1, 0.2, 0.4)  # rows of the table: shares of the sweep
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Gate scores of M queries, and what answers would become of them.
+class GateOutcomes:
+    """Gate scores of M queries, and whether either decision gives the right answer.
 
     Attributes:
         score: (M,) of the gate.
@@ -27,11 +27,11 @@ class Trial:
 
     def right(self, thresholds: Tensor) -> Tensor:
         """The share of right answers, in [0, 1], at each of S thresholds: (S,)."""
-        taken = self.score[None] >= thresholds[:, None]
-        return torch.where(taken, self.accepted[None], self.rejected[None]).float().mean(1)
+        accept = self.score[None] >= thresholds[:, None]
+        return torch.where(accept, self.accepted[None], self.rejected[None]).float().mean(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """The sweep of table 16 and the threshold it leads to.
 
@@ -40,7 +40,7 @@ class Calibration:
         generality: (S,) share of paraphrases answered with the edit, in [0, 1].
         locality: (S,) share of other queries answered as before, in [0, 1].
         threshold: the chosen one.
-        state_weight: of the LLM's states in the similarity that was swept.
+        state_weight: of the hidden states in the score that was swept.
     """
 
     thresholds: Tensor
@@ -106,13 +106,19 @@ class Calibration:
         lines.append(f"chosen {self.threshold:.3f}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return (
+            f"Calibration(threshold={self.threshold:.3f}, balance={self.balance:.3f}, "
+            f"state_weight={self.state_weight})"
+        )
+
 
 def calibrate(
-    paraphrases: Trial, others: Trial, steps: int = 201, tolerance: float = 0.0125
+    paraphrases: GateOutcomes, others: GateOutcomes, steps: int = 201, tolerance: float = 0.0125
 ) -> Calibration:
     """Sweep the threshold and take the lowest of those nearly as good as the best.
 
-    The lowest, because users word questions in more ways than any calibration set does; nearly as
+    The lowest, because users phrase questions in more ways than any calibration set does; nearly as
     good in the mean of Generality and Locality, both of which count answers: a neuron which does
     not fire on a query is no harm to it, however it was routed.
 

@@ -1,0 +1,53 @@
+"""Run-time choices: where the work is done and how fast, never what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meg_editor.config.settings import FlatHyperParams, setting
+
+
+@dataclass
+class RuntimeConfig(FlatHyperParams):
+    """Memory, batch and cache sizes. No stage key holds them: results agree up to rounding.
+
+    Raises:
+        HParamsError: a value of the wrong type or out of its range.
+
+    Example:
+        >>> RuntimeConfig(collection_batch_size=16).collection_batch_size
+        16
+    """
+
+    collection_batch_size: int | None = setting(
+        None,
+        "Rows (facts times contexts) optimised at once; null: as many as fit into memory. Set it "
+        "when another program will need the memory later.",
+        ge=1,
+    )
+    collection_memory: float = setting(
+        0.5,
+        "Share of the free memory which collection may take, above 0 and below 1. Lower it when "
+        "the machine is shared.",
+        ge=0.01,
+        lt=1,
+    )
+    collection_shard_size: int = setting(
+        1024,
+        "Facts after which neurons are stored; an interruption loses no more. Several processes "
+        "share the work shard by shard.",
+        ge=1,
+    )
+    collection_bfloat16: bool = setting(
+        False,
+        "Optimise neurons under bfloat16 autocast where the hardware has it: faster, with more "
+        "rounding.",
+    )
+    neuron_cache: int = setting(
+        1024, "Generated neurons that stay in memory, least recently used ones go first.", ge=0
+    )
+    generator_compile: bool = setting(
+        False,
+        "Compile the diffusion transformer for answering (on a GPU with CUDA graphs). The first "
+        "answer waits for it.",
+    )

@@ -1,0 +1,56 @@
+"""What is looked at before a fit begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.fingerprint import present_parameters
+from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.tokens import batched_answers, encode_example, max_target_length
+from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.request import EditRequest, RequestError
+
+
+def check_model(model: CausalLM) -> None:
+    """Raises ValueError for a model that is edited already, or weights that are not finite."""
+    if isinstance(model, RoutedModel):
+        kind = type(model).__name__
+        raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
+    names = [name for name, _ in model.named_parameters()]
+    for name, parameter in present_parameters(cast(Any, model), names):
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(f"the model's weight {name} holds NaN or infinity: load it again")
+
+
+def check_lengths(
+    model: CausalLM, tokenizer: Tokenizer, edits: Sequence[EditRequest], hparams: MeGHyperParams
+) -> None:
+    """Raises RequestError for a prompt with a target that is too long for the model."""
+    context = getattr(model.config, "max_position_embeddings", None) or hparams.max_length
+    limit = min(hparams.max_length, context)
+    reader = PromptReader(tokenizer, hparams.prompt_template)
+    for row, edit in enumerate(edits):
+        length = len(encode_example(tokenizer, reader.wrap(edit.prompt), edit.target_new))
+        if length > limit:
+            raise RequestError(
+                f"request {row} ({edit.prompt[:40]!r}...): prompt and target take {length} tokens, "
+                f"more than {limit} (the lesser of max_length {hparams.max_length} and the model's "
+                f"context {context}); shorten it or raise max_length"
+            )
+
+
+def already_correct(
+    model: CausalLM, tokenizer: Tokenizer, edits: Sequence[EditRequest], hparams: MeGHyperParams
+) -> list[str]:
+    """Prompts whose target is the model's answer anyway: allowed, but worth knowing."""
+    reader = PromptReader(tokenizer, hparams.prompt_template)
+    prompts = [reader.wrap(edit.prompt) for edit in edits]
+    answers = batched_answers(model, tokenizer, prompts, max_target_length(tokenizer, edits))
+    return [
+        edit.prompt
+        for edit, answer in zip(edits, answers, strict=True)
+        if answer == edit.target_new
+    ]

@@ -1,0 +1,235 @@
+"""Adds one neuron per batch row to an FFN: `ffn(x) += act(k·x + b) · v` (eq. 10-12).
+
+Shapes: B queries, T tokens, D hidden size, P neuron size. No parameter of the model is changed:
+where no neurons are in effect it is the unedited model. Which neurons are in effect is known to
+the calling thread or asyncio task alone (`in_effect`), so that many can use one model at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from meg_editor.lm.in_effect import in_effect, value_of
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.protocols import CausalLM
+
+
+class EditIgnoredError(RuntimeError):
+    """The model ran without the hook of its neuron: the edit would have been ignored in silence."""
+
+
+@dataclass
+class _Attached:
+    """Neurons in effect for one call.
+
+    Attributes:
+        neurons: (B, P).
+        ran: whether the hook added them to a forward pass.
+    """
+
+    neurons: Tensor
+    ran: bool = False
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass between `read` and `write`: the FFN's input and the batch size."""
+
+    batch: int | None
+    input: Tensor | None = None
+
+
+_NO_PASS: Mapping[int, _Pass] = MappingProxyType({})
+_PASSES: ContextVar[Mapping[int, _Pass]] = ContextVar("meg_editor_passes", default=_NO_PASS)
+
+
+class NeuronHook:
+    """Adds one neuron per batch row to the FFN within `attached`; does nothing otherwise.
+
+    Forward passes may have more rows than there are neurons (beams, num_return_sequences): each
+    neuron then serves as many consecutive rows. The hooks come off the model with `remove`, on
+    leaving the `with`, or when this object is garbage-collected; copies of the model have none.
+
+    Raises:
+        ValueError: the model has no such modules.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> from meg_editor.lm.neuron import NeuronSpec
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> spec = NeuronSpec.from_model(model, 2)
+        >>> batch = tokenizer("The capital of France is", return_tensors="pt")
+        >>> before = model(**batch).logits
+        >>> with NeuronHook(model, spec) as hook, hook.attached(torch.ones(1, spec.size)):
+        ...     changed = not torch.equal(model(**batch).logits, before)
+        >>> changed, torch.equal(model(**batch).logits, before)
+        (True, True)
+    """
+
+    def __init__(self, model: CausalLM, spec: NeuronSpec) -> None:
+        self.spec = spec
+        self._activation = ACT2FN[spec.activation]
+        modules = dict(model.named_modules())
+        if absent := {spec.read, spec.write} - set(modules):
+            raise ValueError(
+                f"{type(model).__name__} has no module {' or '.join(map(repr, absent))}"
+            )
+        block = modules[spec.read.rpartition(".")[0]]
+        before = {"with_kwargs": True}
+        self._handles = [
+            block.register_forward_pre_hook(_WeakHook(self, "_note_batch"), **before),
+            modules[spec.read].register_forward_pre_hook(_WeakHook(self, "_note_input"), **before),
+            modules[spec.write].register_forward_hook(_WeakHook(self, "_add_neurons")),
+        ]
+        weakref.finalize(self, _remove, self._handles)
+        if _is_compiled(model):
+            torch.compiler.reset()  # what was traced so far knows nothing of the new hooks
+
+    @contextmanager
+    def attached(self, neurons: Tensor | None) -> Iterator[None]:
+        """Within the block, rows get their neurons (B, P), in this thread or task alone.
+
+        None attaches nothing. Blocks nest; leaving one restores what was attached before it.
+        Gradients flow to `neurons`; under gradient checkpointing the backward pass belongs inside
+        the block too.
+
+        Raises:
+            ValueError: another shape or a removed hook; in the forward pass, a batch whose rows
+                are not a multiple of B.
+            EditIgnoredError: see `checked`.
+        """
+        if not self._handles:
+            raise ValueError("this NeuronHook was removed: it cannot attach neurons")
+        attached = None
+        if neurons is not None:
+            shape = tuple(neurons.shape)
+            if len(shape) != 2 or shape[0] == 0 or shape[1] != self.spec.size:
+                raise ValueError(f"expected neurons of shape (B, {self.spec.size}), got {shape}")
+            attached = _Attached(neurons)
+        token = _PASSES.set(_NO_PASS)
+        try:
+            with in_effect(self, attached):
+                yield
+        finally:
+            _PASSES.reset(token)
+
+    def check(self) -> None:
+        """To be called after a forward pass within `attached`.
+
+        Raises:
+            EditIgnoredError: neurons are attached, but the model ran without this hook.
+        """
+        attached: _Attached | None = value_of(self)
+        if attached is not None and not attached.ran:
+            raise EditIgnoredError(
+                "the model ran without the edit: it was compiled and traced before it was edited. "
+                "Call torch.compiler.reset() after editing, or compile the edited model"
+            )
+
+    def remove(self) -> None:
+        """Takes the hooks out of the model; a second call does nothing."""
+        _remove(self._handles)
+
+    def __enter__(self) -> NeuronHook:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def _note_batch(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # OPT flattens to (B*T, D) before its FFN: only the block still knows B.
+        if value_of(self) is not None:
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            self._note(_Pass(None if hidden is None else hidden.shape[0]))
+
+    def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if value_of(self) is not None:
+            noted = _PASSES.get().get(id(self))
+            entering = args[0] if args else next(iter(kwargs.values()))
+            self._note(_Pass(noted.batch if noted else None, entering))
+
+    def _add_neurons(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        attached: _Attached | None = value_of(self)
+        noted = _PASSES.get().get(id(self))
+        if attached is None or noted is None or noted.input is None:
+            return None  # PyTorch keeps the output as it is
+        # The input is let go. Under gradient checkpointing the block itself does not run again.
+        self._note(_Pass(noted.batch))
+        attached.ran = True
+        first = output[0] if isinstance(output, tuple) else output
+        addition = self._addition(noted.input, noted.batch, attached.neurons)
+        first = first + addition.reshape(first.shape).to(first)
+        return (first, *output[1:]) if isinstance(output, tuple) else first
+
+    def _note(self, forward_pass: _Pass) -> None:
+        _PASSES.set({**_PASSES.get(), id(self): forward_pass})
+
+    def _addition(self, x: Tensor, batch: int | None, neurons: Tensor) -> Tensor:
+        """act(k·x + b) · v for FFN inputs x (B, T, D) or (B*T, D): (B, T, D), at least float32."""
+        rows, size = neurons.shape[0], self.spec.hidden_size
+        batch = x.shape[0] if batch is None else batch
+        if x.shape[-1] != size:
+            raise ValueError(f"expected FFN inputs (B, T, {size}), got {tuple(x.shape)}")
+        if batch % rows:
+            raise ValueError(
+                f"{rows} neurons are attached: expected {rows} rows in the batch or a multiple of "
+                f"that, got {batch} (packed and paged batches are not supported)"
+            )
+        # Half precision would round the sum over D. A product and a sum, not a matmul: autocast
+        # and TF32 leave them in float32, and one neuron per row is too little work to gain.
+        x = x.reshape(batch, -1, size).to(torch.promote_types(x.dtype, torch.float32))
+        k, b, v = self.spec.split(neurons.to(x).repeat_interleave(batch // rows, dim=0))
+        key = (x * k.unsqueeze(1)).sum(dim=-1)  # (B, T)
+        value = self._activation(key if b is None else key + b.unsqueeze(1))
+        addition: Tensor = value.unsqueeze(-1) * v.unsqueeze(1)
+        return addition
+
+
+class _WeakHook:
+    """Calls a method of its owner as a hook; once the owner is gone, takes itself off its module.
+
+    A deep copy has no owner: a copied model is never changed by the neurons of the original.
+    """
+
+    def __init__(self, owner: object, method: str) -> None:
+        self._owner, self._method = weakref.ref(owner), method
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _WeakHook:
+        nobody = _WeakHook(NeuronHook, self._method)
+        nobody._owner = lambda: None  # type: ignore[assignment]
+        return nobody
+
+    # Not traced by torch.compile, which would bake in the neurons of the call it traces.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, module: nn.Module, *arguments: Any) -> Any:
+        owner = self._owner()
+        if owner is None:
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, hook in hooks.items() if hook is self]:
+                    del hooks[key]
+            return None
+        return getattr(owner, self._method)(module, *arguments)
+
+
+def _is_compiled(model: CausalLM) -> bool:
+    return any(
+        vars(module).get("_compiled_call_impl") is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        or "_orig_mod" in dict(module.named_children())
+        for module in model.modules()
+    )
+
+
+def _remove(handles: list[Any]) -> None:
+    while handles:
+        handles.pop().remove()
