@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.generators import GENERATORS, NeuronBank
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.model.meg_model import MeGModel
@@ -113,16 +114,18 @@ def make_meg_model(
     """
 
     def make(
-        generator: str = "bank", gate: str = "similarity", n: int = 6, **changes: Any
+        generator: str = "bank",
+        gate: str = "similarity",
+        n: int = 6,
+        runtime: RuntimeConfig | None = None,
+        **changes: Any,
     ) -> MeGModel:
         settings = {
             "layers": [1],
             "gate_state_weight": 0.5,
-            "familiarity_blocks": 1,
             "familiarity_epochs": 200,
             "generator_width": 16,
             "generator_depth": 2,
-            "generator_heads": 2,
             "generator_patch_size": 10,
         }
         hparams = MeGHyperParams(**{**settings, **changes}, generator=generator, gate=gate)
@@ -152,11 +155,22 @@ def make_meg_model(
         def score(texts: list[str]) -> Tensor:
             z = encoder.encode(texts)
             match = index.search(z, texts, lambda rows: states.read([texts[r] for r in rows]))
-            return decide.score(z, match.similarity)
+            return decide.score(z, match.score)
 
         inside, outside = score(PROMPTS[:n]), score(OTHERS)
         lowest = inside.min()
         decide.threshold.fill_(float(lowest + outside[outside < lowest].max()) / 2)
-        return MeGModel(base, tiny_tokenizer, hparams, spec, encoder, decide, source, index, edits)
+        return MeGModel(
+            base,
+            tiny_tokenizer,
+            hparams,
+            spec,
+            encoder,
+            decide,
+            source,
+            index,
+            edits,
+            runtime,
+        )
 
     return make

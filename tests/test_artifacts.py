@@ -94,3 +94,27 @@ def test_the_time_of_what_was_found_is_known(tmp_path: Path) -> None:
     assert store.seconds_saved == first.seconds > 0
     store.run("gate", [1], Work())  # counted once
     assert store.seconds_saved == first.seconds
+
+
+def test_memory_is_bounded_in_bytes() -> None:
+    store, work = ArtifactStore(max_bytes=2000), Work()
+    for number in range(5):
+        store.run("gate", [number], lambda: {"a": torch.zeros(200)})  # 800 bytes
+    store.run("gate", [4], work)
+    store.run("gate", [3], work)
+    assert work.runs == 0
+    store.run("gate", [0], work)
+    assert work.runs == 1
+
+
+def test_clear_deletes_what_was_stored_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "stages"
+    store = ArtifactStore(folder)
+    store.run("gate", [1], Work())
+    (folder / "mine.txt").write_text("x")
+    store.clear()
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+    (folder / "mine.txt").unlink()
+    store.clear()
+    assert not folder.exists()
+    ArtifactStore().clear()

@@ -18,10 +18,12 @@ import pytest
 import torch
 
 import meg_editor.collection.shards
-import meg_editor.fitting.pipeline
+import meg_editor.fitting.encoder_stage
+import meg_editor.fitting.gate_stage
 from meg_editor.cli import main as cli
 from meg_editor.cli.hparams import parse_changes
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.routing.encoder import TextEncoder
 
@@ -42,7 +44,6 @@ FACTS = [
 ]
 SETTINGS = (
     "encoder_steps=2",
-    "encoder_batch_size=2",
     "collection_lr=0.5",
     "collection_steps=80",
     "collection_contexts=1",
@@ -198,7 +199,7 @@ def test_a_rerun_resumes_and_gives_the_same(
     calls: list[str] = []
     for module, name in (
         (meg_editor.collection.shards, "collect"),
-        (meg_editor.fitting.pipeline, "tune_encoder"),
+        (meg_editor.fitting.encoder_stage, "tune_encoder"),
     ):
         original = getattr(module, name)
 
@@ -282,6 +283,21 @@ def test_the_text_of_a_string_setting_is_taken_as_it_is() -> None:
         parse_changes(["nonsense=[a"], hints)
 
 
+def test_run_time_choices_are_set_like_settings(
+    edit: Command, facts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stop(*_: Any, **options: Any) -> None:
+        seen.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("meg_editor.fitting.pipeline.fit", stop)
+    refused(edit(facts, "--set", "neuron_cache=7", "--set", "seed=1"), "enough")
+    assert seen["runtime"] == RuntimeConfig(neuron_cache=7)
+    refused(edit(facts, "--set", "collection_memory=2"), "collection_memory", "less than 1")
+
+
 def test_newlines_of_a_prompt_template_reach_the_model(
     edit: Command, facts: Path, tmp_path: Path
 ) -> None:
@@ -293,13 +309,13 @@ def test_newlines_of_a_prompt_template_reach_the_model(
 def test_every_setting_is_listed_with_its_default_and_help(run: Command) -> None:
     status, out, err = run("settings")
     assert (status, err) == (0, "")
-    for entry in dataclasses.fields(MeGHyperParams):
+    for entry in (*dataclasses.fields(MeGHyperParams), *dataclasses.fields(RuntimeConfig)):
         assert f"\n  {entry.name} = " in out
         assert entry.metadata["help"].split()[0] in out
     assert "Text encoder (stage 1)" in out and "(similarity | familiarity)" in out
     assert "sampling_steps = 50" in run("settings", "--preset", "paper")[1]
-    _, out, _ = run("settings", "encoder_lr", "temperature")
-    assert "encoder_lr" in out and "encoder_temperature" in out and "layers" not in out
+    _, out, _ = run("settings", "encoder_lr", "schedule")
+    assert "encoder_lr" in out and "collection_schedule" in out and "layers" not in out
     refused(run("settings", "colour"), "'colour'")
 
 
@@ -375,6 +391,8 @@ def test_bad_rows_are_named(edit: Command, tmp_path: Path) -> None:
         ("collection_lr", ["NAME=VALUE", "'collection_lr'"]),
         ("layers=[1", ["--set layers", "'[1'"]),
         ("gate=none", ["gate", "familiarity"]),
+        ("neuron_cach=3", ["'neuron_cach'", "did you mean 'neuron_cache'", "meg-editor settings"]),
+        ("collection_retries=3", ["'collection_retries'", "is gone"]),
     ],
 )
 def test_bad_settings_are_refused(
@@ -463,7 +481,7 @@ def test_an_interrupt_keeps_finished_stages_and_nothing_half_written(
 ) -> None:
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patched:
-        patched.setattr(meg_editor.fitting.pipeline, "rehearse", _interrupt)
+        patched.setattr(meg_editor.fitting.gate_stage, "calibrate_on_held_out", _interrupt)
         status, out, err = edit(facts)
     assert (status, out) == (130, "")
     assert "interrupted" in err and "the same command resumes" in err

@@ -15,7 +15,8 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.lm.loading import load_model
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import Batch, encode_example, greedy_answers, target_logits
 from meg_editor.requests.request import EditRequest
 

@@ -17,7 +17,8 @@ from meg_editor import collection, memory
 from meg_editor.collection.collect import collect, shared_start
 from meg_editor.collection.optimizer import descend
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import Example, encode_example
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.memory import rows_within, saved_bytes

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from meg_editor.lm.neuron import NeuronHook
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.model.meg_model import MeGModel
 
 # Of one length: of padded ones transformers asks whether their mask hides anything.

@@ -13,7 +13,8 @@ from meg_editor.collection.collect import collect
 from meg_editor.collection.layer_sweep import layer_sweep
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases, reference_split, sweep_requests
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import greedy_answers
 
 HPARAMS = MeGHyperParams.preset("default", device="cpu")

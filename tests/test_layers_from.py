@@ -11,7 +11,7 @@ from test_neuron import LAYER, LAYERS, all_families, random_neurons, random_toke
 
 from meg_editor.lm.ffn import decoder_blocks
 from meg_editor.lm.layers_from import LayersFrom
-from meg_editor.lm.neuron import NeuronHook
+from meg_editor.lm.neuron_hook import NeuronHook
 
 
 def run(model: Any, neurons: torch.Tensor, hook: NeuronHook, ids: torch.Tensor) -> Any:
@@ -30,7 +30,7 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(family: str, layer: 
     spec = spec_of(family)
     neurons = random_neurons(spec, 3)
     upper = LayersFrom(model, layer)
-    stream = upper.stream(ids)
+    stream = upper.residual_stream(ids)
     ran: list[int] = []
     blocks = decoder_blocks(model)[1]
     handles = [
@@ -42,7 +42,7 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(family: str, layer: 
         expected = run(model, neurons, hook, ids)
         assert set(ran) == set(range(LAYERS))
         ran.clear()
-        with upper.fed(stream):
+        with upper.injected(stream):
             found = run(model, neurons, hook, ids)
     for handle in handles:
         handle.remove()
@@ -55,8 +55,8 @@ def test_rows_of_a_stream_may_be_left_out_and_cut() -> None:
     model, ids = tiny("llama"), random_tokens(4, 9)
     upper = LayersFrom(model, LAYER)
     kept = torch.tensor([0, 3])
-    stream = upper.stream(ids)[kept, :6]
-    with torch.no_grad(), upper.fed(stream):
+    stream = upper.residual_stream(ids)[kept, :6]
+    with torch.no_grad(), upper.injected(stream):
         found = model(input_ids=ids[kept, :6]).logits
     with torch.no_grad():
         torch.testing.assert_close(found, model(input_ids=ids[kept, :6]).logits)
@@ -76,8 +76,8 @@ def test_the_model_is_as_before_whatever_happens() -> None:
     with torch.no_grad():
         expected = model(input_ids=ids).logits
     upper = LayersFrom(model, LAYERS - 1)
-    stream = upper.stream(ids)
-    with pytest.raises(ZeroDivisionError), upper.fed(stream):
+    stream = upper.residual_stream(ids)
+    with pytest.raises(ZeroDivisionError), upper.injected(stream):
         1 / 0  # noqa: B018
     assert blocks[0].forward is hooked and "forward" not in vars(blocks[1])
     assert not any(block._forward_pre_hooks or block._forward_hooks for block in blocks)

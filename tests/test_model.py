@@ -130,7 +130,7 @@ def test_a_fact_asked_at_the_end_of_a_long_context(model: MeGModel) -> None:
     context = "\n".join([*OTHERS, *OTHERS])
     routing = model.route([f"{context}\n{EDITED}", f"{context}\n{OTHER}"])
     assert routing.is_edit.tolist() == [True, False]
-    assert routing.readings[0] == EDITED
+    assert routing.questions[0] == EDITED
 
 
 def test_a_chat_is_routed_by_its_last_user_turn(make_meg_model: Callable[..., MeGModel]) -> None:
@@ -153,7 +153,7 @@ def test_a_chat_is_routed_by_its_last_user_turn(make_meg_model: Callable[..., Me
             turns, tokenize=False, add_generation_prompt=True
         )
         routing = chat.route([text])
-        assert routing.readings == [EDITED] and routing.is_edit.tolist() == [True]
+        assert routing.questions == [EDITED] and routing.is_edit.tolist() == [True]
     finally:
         model.tokenizer.chat_template = None
 

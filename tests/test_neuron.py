@@ -13,7 +13,8 @@ import transformers as tf
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec, count_layers
+from meg_editor.lm.neuron import NeuronSpec, count_layers
+from meg_editor.lm.neuron_hook import NeuronHook
 
 D, LAYERS, LAYER, VOCAB, PAD = 32, 3, 1, 61, 0
 

@@ -9,6 +9,7 @@ import torch
 from conftest import OTHERS, PROMPTS
 from torch import Tensor
 
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.generators.cache import NeuronCache
 from meg_editor.model.meg_model import MeGModel
 
@@ -62,7 +63,7 @@ def test_answers_from_the_cache_are_the_same(
     make_meg_model: Callable[..., MeGModel], generator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_meg_model(generator)
-    other = make_meg_model(generator, neuron_cache=0)
+    other = make_meg_model(generator, runtime=RuntimeConfig(neuron_cache=0))
     queries = [PROMPTS[3], OTHERS[0], PROMPTS[1]]
     routing = model.route(queries)
     first = model.neurons(routing)

@@ -42,7 +42,7 @@ processes.sum_(parts)
 assert parts[0].tolist() == [[3.0] * 3] * 2 and float(parts[1]) == 1.0
 
 hparams = MeGHyperParams(
-    generator_width=16, generator_depth=1, generator_heads=2, generator_patch_size=5,
+    generator_width=16, generator_depth=1, generator_patch_size=5,
     generator_steps=30, generator_tolerance=0.0, generator_batch_size=7, generator_epochs=1,
     generator_condition_noise=0.1, generator_zero_augmentation=0.3,
 )

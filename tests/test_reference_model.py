@@ -27,7 +27,12 @@ def reference() -> Any:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    return run_demo(64, 3, tmp_path_factory.mktemp("demo"), ("default",), say=lambda _: None)
+    out = tmp_path_factory.mktemp("demo")
+    said: list[str] = []
+    demo = run_demo(64, 3, out, ("default",), say=said.append)
+    assert "about 2 minutes" in said[0]  # before anything is done
+    assert {"report.json", "scores.png", "model"} <= {path.name for path in out.iterdir()}
+    return demo
 
 
 def test_weights_are_small_and_safetensors() -> None:
@@ -67,8 +72,8 @@ def test_the_report_and_the_saved_model_agree_with_the_run(demo: Demo, capsys: A
     folder = demo.models["default"].config.name_or_path  # the base model stays where it is
     assert "llama-reference" in folder
     entry = demo.report.to_dict()["methods"]["meg-default"]
-    wanted = {"reliability", "generality", "locality", "score", "oracle_generality", "gate"}
-    assert wanted | {"seconds", "seconds_per_edit"} <= set(entry)
+    metrics = {"reliability", "generality", "locality", "score", "oracle_generality", "gate"}
+    assert metrics | {"seconds", "seconds_per_edit"} <= set(entry)
     assert json.loads(json.dumps(demo.report.to_dict())) == demo.report.to_dict()
     assert "meg-default" in demo.report.table()
 
@@ -80,9 +85,9 @@ def test_ask_answers_from_the_folder_of_the_demo(
     demo.models["default"].save_pretrained(folder)
     case = demo.cases[0]
     assert main(["ask", str(folder), case.request.prompt, "--base"]) == 0
-    told = capsys.readouterr().out
-    assert told.splitlines()[0] == case.request.target_new
-    assert "an edit" in told and f"unedited: {case.truth}" in told
+    output = capsys.readouterr().out
+    assert output.splitlines()[0] == case.request.target_new
+    assert "an edit" in output and f"unedited: {case.truth}" in output
 
 
 def test_the_last_turn_of_a_chat_and_a_long_context_are_routed(demo: Demo) -> None:
@@ -101,6 +106,6 @@ def test_the_last_turn_of_a_chat_and_a_long_context_are_routed(demo: Demo) -> No
 
 def test_the_quickstart_runs(capsys: Any) -> None:
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "quickstart.py"))
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in told[:3]] == ["Lima", "Austen", "Xx"]
-    assert told[3].split()[-1] == "Lima" and told[4].split()[-1] == "euro"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[:3]] == ["Lima", "Austen", "Xx"]
+    assert lines[3].split()[-1] == "Lima" and lines[4].split()[-1] == "euro"

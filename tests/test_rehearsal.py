@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from meg_editor.fitting.held_out import _pretend, rehearse, settled, state_weights
 
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.collection.collect import collect
 from meg_editor.data.world.requests import calibration_requests, pseudo_requests, sweep_requests
-from meg_editor.fitting.held_out import _pretend, rehearse, settled, state_weights
 from meg_editor.generators import NeuronBank
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.reference import resolve_model_name

@@ -30,7 +30,7 @@ def router(tiny_encoder: TextEncoder, tiny_llama: Any, tiny_tokenizer: Any) -> R
 
 def test_the_reading_with_the_highest_score_counts(router: Router) -> None:
     routing = router.route([["Hello.", EDITED[2]], [EDITED[0], "Hello."], ["Hello."]])
-    assert routing.readings == [EDITED[2], EDITED[0], "Hello."]
+    assert routing.questions == [EDITED[2], EDITED[0], "Hello."]
     assert routing.is_edit.tolist() == [True, True, False]
     assert routing.nearest.tolist()[:2] == [2, 0]
     assert torch.equal(routing.score, routing.cosine)
@@ -39,10 +39,10 @@ def test_the_reading_with_the_highest_score_counts(router: Router) -> None:
 
 def test_a_query_without_readings_does_not_take_another_ones(router: Router) -> None:
     routing = router.route([[EDITED[0]], [], [EDITED[1]], []])
-    assert routing.readings == [EDITED[0], "", EDITED[1], ""]
+    assert routing.questions == [EDITED[0], "", EDITED[1], ""]
     assert routing.is_edit.tolist() == [True, False, True, False]
 
 
 def test_no_queries(router: Router) -> None:
     routing = router.route([])
-    assert routing.readings == [] and routing.is_edit.shape == (0,)
+    assert routing.questions == [] and routing.is_edit.shape == (0,)

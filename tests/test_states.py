@@ -9,7 +9,8 @@ import torch
 from test_neuron import FAMILIES, LAYER, LAYERS, random_neurons, spec_of, tiny
 from torch import Tensor
 
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.hidden_states import HiddenStateReader
 
@@ -60,7 +61,7 @@ def test_below_the_middle_nothing_is_read(family: str) -> None:
     reader = PromptReader(tokenizer)
     specs = [NeuronSpec.from_model(tiny(family), layer) for layer in range(LAYERS)]
     readers = [HiddenStateReader(tiny(family), tokenizer, spec, reader) for spec in specs]
-    assert [states.place for states in readers] == [specs[n].read for n in (1, 1, 2)]
+    assert [states.module for states in readers] == [specs[n].read for n in (1, 1, 2)]
     lowest = readers[0].read(QUERIES)
     assert torch.equal(lowest, readers[1].read(QUERIES))
     assert not torch.allclose(lowest, readers[2].read(QUERIES), atol=1e-2)

@@ -28,7 +28,6 @@ SETTINGS = MeGHyperParams(
     collection_retries=0,
     generator_width=32,
     generator_depth=1,
-    generator_heads=2,
     generator_steps=30,
     generator_epochs=1,
 )
