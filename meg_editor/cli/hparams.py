@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ import yaml
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.config.settings import HParamsError
 
 _SAVED = "meg_config.json"  # meg_editor.model.manifest.CONFIG, which would import torch
 
@@ -94,7 +96,20 @@ def parse_changes(changes: Sequence[str], hints: dict[str, Any]) -> dict[str, An
 
 
 def _is_runtime(item: str) -> bool:
-    return item.partition("=")[0] in {entry.name for entry in fields(RuntimeConfig)}
+    """Whether NAME=VALUE is a run-time choice.
+
+    Raises:
+        HParamsError: no setting has that name, and none had.
+    """
+    name = item.partition("=")[0]
+    runtime, own = ([f.name for f in fields(kind)] for kind in (RuntimeConfig, MeGHyperParams))
+    if name not in (*runtime, *own) and MeGHyperParams.explain(name) is None:
+        close = get_close_matches(name, [*own, *runtime], n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise HParamsError(
+            f"--set: unknown setting {name!r}; {hint}`meg-editor settings` lists all"
+        )
+    return name in runtime
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

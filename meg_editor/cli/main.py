@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     _set_up_logging(options)
+    _hide_loading_bars()
     try:
         command = import_module(f"meg_editor.cli.{options.command}")
-        _hide_loading_bars()
         command.run(options)
     except KeyboardInterrupt:
         print("\ninterrupted; finished stages are kept, the same command resumes", file=sys.stderr)
@@ -63,7 +63,8 @@ def _set_up_logging(options: argparse.Namespace) -> None:
 
 
 def _hide_loading_bars() -> None:
-    """Hide the bars of transformers: ours have a stage and a time left."""
+    """Hide the bars of transformers, imported or not yet: ours have a stage and a time left."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if (transformers := sys.modules.get("transformers")) is not None:
         transformers.utils.logging.disable_progress_bar()
 
