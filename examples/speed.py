@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from meg_editor import MeGHyperParams, fit, load_model
 from meg_editor.collection.collect import Collection, collect
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases, pseudo_requests
 from meg_editor.evaluation.cost import peak_memory, reset_peak_memory
@@ -99,19 +100,17 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, list[str]]]:
         encoder_tuning="frozen",
         layers=[layer if options.layer is None else options.layer],
         collection_lr=options.rate or rate,
-        collection_retries=0,
         collection_clip=None,  # the rate is that of this model
-        neuron_activation=None if options.model else "linear",
         gate_threshold=0.9,
         gate_state_weight=0.25,  # the middle one of those which calibration tries
-        generator_compile=options.compile,
     )
     kinds = {"close to an edit": "same_subject", "unrelated": "unrelated"}
     others = {
         kind: [probe.prompt for case in cases for probe in case.locality.get(source, ())]
         for kind, source in kinds.items()
     }
-    return Setup(model.to(dtype), tokenizer, hparams, edits), others
+    activation = None if options.model else "linear"
+    return Setup(model.to(dtype), tokenizer, hparams, edits, activation), others
 
 
 def table(columns: str, rows: Iterable[Sequence[Any]]) -> list[Row]:
@@ -124,8 +123,8 @@ def compare_collection(
     """The paper's way, each of MeG's two differences alone, and MeG's with what it found."""
     model, edits, facts, h = setup.model, setup.edits, setup.facts(), setup.hparams
     some = min(len(edits), 32 if model.device.type == "cpu" else 128)
-    ours, rows = partial(collect, model, setup.tokenizer, setup.spec), []
-    single = dataclasses.replace(h, collection_batch_size=h.collection_contexts)
+    ours = partial(collect, model, setup.tokenizer, setup.spec, hparams=h, retries=0)
+    rows, single = [], RuntimeConfig(collection_batch_size=h.collection_contexts)
     alike = by_length([max(map(len, fact)) for fact in facts[:some]], max(1, some // 4))
 
     def plainly(groups: Iterable[list[int]]) -> list[Collection]:
@@ -135,8 +134,8 @@ def compare_collection(
     ways: dict[str, Callable[[], list[Collection]]] = {
         "one at a time, whole model": lambda: plainly([i] for i in range(few)),
         "batched, whole model": lambda: plainly(alike),
-        "one at a time, upper blocks": lambda: [ours(edits[:few], single)],
-        "batched, upper blocks: MeG": lambda: [ours(edits, h)],
+        "one at a time, upper blocks": lambda: [ours(edits[:few], runtime=single)],
+        "batched, upper blocks: MeG": lambda: [ours(edits)],
     }
     for way, run in ways.items():
         results, taken = timed(way, run)
@@ -242,7 +241,8 @@ def measure(options: argparse.Namespace) -> dict[str, list[Row]]:
     ways, collection = compare_collection(setup, machine, min(options.one_at_a_time, count), timed)
     slow, ours = ways[0], ways[-1]
     known = dict(zip(edits, collection.neurons, strict=True))
-    run = partial(fit, model, setup.tokenizer, edits, h, earlier=known)
+    runtime = RuntimeConfig(generator_compile=options.compile)
+    run = partial(fit, model, setup.tokenizer, edits, h, earlier=known, runtime=runtime)
     run = partial(run, pseudo=pseudo_requests(count=64), calibration=[])
     (meg, report), taken = timed("fit", run)
     for kind, texts in kinds.items():

@@ -20,7 +20,8 @@ from meg_editor import MeGHyperParams
 from meg_editor.collection.collect import Collection, answers_with, shared_start
 from meg_editor.lm.ffn import decoder_blocks
 from meg_editor.lm.layers_from import LayersFrom
-from meg_editor.lm.neuron import NeuronHook, NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import Batch, Example, encode_example, logits_of
 from meg_editor.requests.request import EditRequest
 
@@ -48,10 +49,12 @@ class Setup:
     tokenizer: Any
     hparams: MeGHyperParams
     edits: Sequence[EditRequest]
+    activation: str | None = None  # of the neuron; None: the FFN's own
 
     @property
     def spec(self) -> NeuronSpec:
-        return NeuronSpec.from_hparams(self.model, self.hparams)
+        spec = NeuronSpec.from_hparams(self.model, self.hparams)
+        return dataclasses.replace(spec, activation=self.activation or spec.activation)
 
     def facts(self) -> Facts:
         """Each fact bare and after beginnings of other prompts, drawn as `collect` draws them."""
@@ -89,7 +92,7 @@ def random_rate(model: Any) -> float:
 
 
 def clock(device: Any) -> float:
-    """Seconds: when a GPU has done all it was told; of this process where it has but one thread."""
+    """Seconds, after the GPU has finished; CPU time of this process where it has one thread."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     elif torch.get_num_threads() == 1:
@@ -155,14 +158,16 @@ def collect_plainly(setup: Setup, facts: Facts, edits: Sequence[EditRequest]) ->
     with NeuronHook(model, setup.spec) as hook:
         for _ in range(h.collection_steps):
             batch = batch or Batch.of([row for f in active for row in facts[f]], model.device)
-            own = neurons[active].requires_grad_(True)
-            with hook.attached(own.repeat_interleave(len(facts[0]), dim=0)):
+            current = neurons[active].requires_grad_(True)
+            with hook.attached(current.repeat_interleave(len(facts[0]), dim=0)):
                 logits = model(input_ids=batch.ids, use_cache=False).logits.float()
-            wanted = batch.labels != -100
+            is_target = batch.labels != -100
             loss = cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none")
-            loss = (loss.sum(1) / wanted.sum(1)).reshape(len(active), -1).mean(1)
-            (gradient,) = grad(loss.sum(), own)
-            wrong = (wanted & (logits.argmax(-1) != batch.labels)).reshape(len(active), -1).any(1)
+            loss = (loss.sum(1) / is_target.sum(1)).reshape(len(active), -1).mean(1)
+            (gradient,) = grad(loss.sum(), current)
+            wrong = (
+                (is_target & (logits.argmax(-1) != batch.labels)).reshape(len(active), -1).any(1)
+            )
             going = (wrong | (loss >= h.collection_loss_threshold)).nonzero().flatten().tolist()
             if len(going) < len(active):
                 active, batch = [active[place] for place in going], None
@@ -170,12 +175,12 @@ def collect_plainly(setup: Setup, facts: Facts, edits: Sequence[EditRequest]) ->
                 break
             neurons[active] -= h.collection_lr * gradient[going]
             taken[active] += 1
-    # Who ran out of steps may have learned all the same: only the answers tell.
+    # A fact that ran out of steps may have been learned all the same: compare the answers.
     length = max(len(row.target) for fact in facts for row in fact)
     prompts = [edits[fact].prompt for fact in active]
-    told = answers_with(model, setup.tokenizer, setup.spec, neurons[active], prompts, length)
+    answers = answers_with(model, setup.tokenizer, setup.spec, neurons[active], prompts, length)
     success = torch.ones(len(facts), dtype=torch.bool)
-    for fact, answer in zip(active, told, strict=True):
+    for fact, answer in zip(active, answers, strict=True):
         success[fact] = answer == edits[fact].target_new
     return Collection(neurons.cpu(), success, taken)
 
@@ -184,24 +189,24 @@ def parts_of_a_step(setup: Setup, facts: Facts) -> dict[str, float]:
     """Milliseconds per token of each part of a batched step; facts of like length are best."""
     model, spec, timed = setup.model, setup.spec, partial(milliseconds, setup.model.device)
     batch = Batch.of([row for fact in facts for row in fact], model.device)
-    upper, wanted = LayersFrom(model, spec.layer), batch.labels != -100
-    own = shared_start(spec, 0).repeat(len(facts), 1).to(model.device).requires_grad_(True)
+    upper, is_target = LayersFrom(model, spec.layer), batch.labels != -100
+    neurons = shared_start(spec, 0).repeat(len(facts), 1).to(model.device).requires_grad_(True)
     run = partial(model.get_decoder(), input_ids=batch.ids, use_cache=False)
-    below, stream = partial(upper.stream, batch.ids), upper.stream(batch.ids)
-    attached = own.repeat_interleave(len(facts[0]), dim=0)
-    with NeuronHook(model, spec) as hook, hook.attached(attached), upper.fed(stream):
+    below, stream = partial(upper.residual_stream, batch.ids), upper.residual_stream(batch.ids)
+    attached = neurons.repeat_interleave(len(facts[0]), dim=0)
+    with NeuronHook(model, spec) as hook, hook.attached(attached), upper.injected(stream):
         hidden, forward = run().last_hidden_state, timed(run)
 
     def head() -> torch.Tensor:
-        return cross_entropy(logits_of(model, hidden[wanted]), batch.labels[wanted])
+        return cross_entropy(logits_of(model, hidden[is_target]), batch.labels[is_target])
 
     loss = head()
     (back,) = grad(loss, hidden, retain_graph=True)
-    found = (
+    times = (
         timed(below),
         forward,
         timed(head),
         timed(lambda: grad(loss, hidden, retain_graph=True)),
-        timed(lambda: grad(hidden, own, back, retain_graph=True)),
+        timed(lambda: grad(hidden, neurons, back, retain_graph=True)),
     )
-    return {part: taken / batch.ids.numel() for part, taken in zip(PARTS, found, strict=True)}
+    return {part: taken / batch.ids.numel() for part, taken in zip(PARTS, times, strict=True)}

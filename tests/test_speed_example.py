@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from meg_editor.collection.collect import collect, shared_start
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import Batch, Example, target_logits
@@ -44,9 +45,7 @@ def speed() -> Any:
 def setup(speed: Any, tiny_llama: Any, tiny_tokenizer: Any) -> Any:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.eos_token = None  # as the program has it for random weights
-    hparams = MeGHyperParams(
-        layers=[1], collection_lr=0.3, collection_loss_threshold=0.5, collection_retries=0
-    )
+    hparams = MeGHyperParams(layers=[1], collection_lr=0.3, collection_loss_threshold=0.5)
     return speed.Setup(tiny_llama, tokenizer, hparams, EDITS)
 
 
@@ -68,8 +67,9 @@ def test_shapes_have_the_size_of_the_models_they_stand_for(
 
 
 def test_the_plain_way_finds_what_collection_finds(speed: Any, setup: Any) -> None:
-    hparams = dataclasses.replace(setup.hparams, collection_batch_size=1)
-    ours = collect(setup.model, setup.tokenizer, setup.spec, EDITS, hparams)
+    hparams, runtime = setup.hparams, RuntimeConfig(collection_batch_size=1)
+    model = (setup.model, setup.tokenizer, setup.spec)
+    ours = collect(*model, EDITS, hparams, runtime, retries=0)
     assert ours.success.all() and len(ours.steps.unique()) > 2  # there is something to compare
     facts = setup.facts()
     together = [speed.collect_plainly(setup, facts, EDITS)]
