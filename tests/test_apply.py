@@ -13,7 +13,7 @@ import torch
 from conftest import OTHERS, PROMPTS, build_tiny_llama
 from torch import Tensor, nn
 
-from meg_editor import shards
+from meg_editor.collection import shards
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.model.meg_model import MeGModel
@@ -24,9 +24,8 @@ from meg_editor.runtime.artifacts import ArtifactStore
 SETTINGS = MeGHyperParams(
     layers=[1],
     encoder_steps=2,
-    gate_threshold=0.99,  # given: no rehearsal
+    gate_threshold=0.99,  # given: no calibration
     collection_steps=10,
-    collection_retries=0,
     generator="bank",
 )
 FIRST = [{"prompt": prompt, "target_new": "Paris"} for prompt in PROMPTS[:3]]
@@ -66,9 +65,9 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     prompts: list[str] = []
     real = shards.collect
 
-    def collect(model: Any, tokenizer: Any, spec: Any, requests: Any, hparams: Any) -> Any:
+    def collect(model: Any, tokenizer: Any, spec: Any, requests: Any, *settings: Any) -> Any:
         prompts.extend(request.prompt for request in requests)
-        return real(model, tokenizer, spec, requests, hparams)
+        return real(model, tokenizer, spec, requests, *settings)
 
     monkeypatch.setattr(shards, "collect", collect)
     return prompts

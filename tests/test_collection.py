@@ -12,6 +12,7 @@ from conftest import PROMPTS
 
 from meg_editor.collection.collect import collect, shared_start
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.lm.loading import load_model
@@ -23,9 +24,7 @@ from meg_editor.requests.request import EditRequest
 REQUESTS = [EditRequest(prompt, target) for prompt, target in zip(
     PROMPTS[:6], ["Paris", "Lima", "the sea", "Oslo", "a cat", "Paris"], strict=True
 )]  # fmt: skip
-SETTINGS = MeGHyperParams(
-    layers=[1], collection_lr=0.3, collection_steps=40, collection_contexts=2, collection_retries=1
-)
+SETTINGS = MeGHyperParams(layers=[1], collection_lr=0.3, collection_steps=40, collection_contexts=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +36,8 @@ def test_one_step_is_sgd_on_the_mean_loss_of_a_fact(
     tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
 ) -> None:
     """Against a fact on its own, through the model's own forward pass."""
-    settings = dataclasses.replace(
-        SETTINGS, collection_steps=1, collection_contexts=1, collection_retries=0
-    )
-    found = collect(tiny_llama, tiny_tokenizer, spec, REQUESTS, settings)
+    settings = dataclasses.replace(SETTINGS, collection_steps=1, collection_contexts=1)
+    found = collect(tiny_llama, tiny_tokenizer, spec, REQUESTS, settings, retries=0)
     start = shared_start(spec, settings.seed)
     for request, neuron in zip(REQUESTS, found.neurons, strict=True):
         example = encode_example(tiny_tokenizer, request.prompt, request.target_new)
@@ -63,7 +60,8 @@ def test_a_batch_gives_what_one_fact_at_a_time_gives(
         tiny_tokenizer,
         spec,
         REQUESTS,
-        dataclasses.replace(SETTINGS, collection_batch_size=1),
+        SETTINGS,
+        RuntimeConfig(collection_batch_size=1),
     )
     assert torch.equal(together.success, alone.success)
     assert torch.allclose(together.neurons, alone.neurons, atol=1e-2)
@@ -74,14 +72,13 @@ def test_bfloat16_finds_neurons_that_answer_in_full_precision(
 ) -> None:
     """Also on a CPU which only imitates it, slowly: hence few facts."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    hparams = MeGHyperParams.preset("default", collection_bfloat16=True)
+    hparams = MeGHyperParams.preset("default")
     model, tokenizer = load_model(hparams)
     requests = [case.request for case in edit_cases(load_world(), 4, 9)]
     own = NeuronSpec.from_model(model, hparams.layer)
-    rounded = collect(model, tokenizer, own, requests, hparams)
-    exact = collect(
-        model, tokenizer, own, requests, dataclasses.replace(hparams, collection_bfloat16=False)
-    )
+    half = RuntimeConfig(collection_bfloat16=True)
+    rounded = collect(model, tokenizer, own, requests, hparams, half)
+    exact = collect(model, tokenizer, own, requests, hparams)
     assert rounded.neurons.dtype == torch.float32
     assert not torch.equal(rounded.neurons, exact.neurons)
     assert bool(rounded.success.all())
@@ -89,11 +86,11 @@ def test_bfloat16_finds_neurons_that_answer_in_full_precision(
 
 def test_success_is_what_generation_says_and_retries_help() -> None:
     """On the reference model; a random one can hardly be taught anything."""
-    hparams = MeGHyperParams.preset("default", collection_steps=6, collection_retries=0)
+    hparams = MeGHyperParams.preset("default", collection_steps=6)
     model, tokenizer = load_model(hparams)
     requests = [case.request for case in edit_cases(load_world(), 24, 9)]
     own = NeuronSpec.from_model(model, hparams.layer)
-    short = collect(model, tokenizer, own, requests, hparams)
+    short = collect(model, tokenizer, own, requests, hparams, retries=0)
     assert not short.success.all()
     found = collect(model, tokenizer, own, requests, MeGHyperParams.preset("default"))
     assert found.success.float().mean() >= 0.95
@@ -103,8 +100,7 @@ def test_success_is_what_generation_says_and_retries_help() -> None:
             answers = greedy_answers(model, tokenizer, prompts, 12)
         told = [answer == r.target_new for answer, r in zip(answers, requests, strict=True)]
         assert told == collection.success.tolist()
-    settings = dataclasses.replace(hparams, collection_retries=2)
-    again = collect(model, tokenizer, own, requests, settings)
+    again = collect(model, tokenizer, own, requests, hparams)
     assert again.success.sum() > short.success.sum()
 
 
@@ -125,7 +121,7 @@ def test_the_model_is_left_without_hooks_and_unchanged(
 def test_a_rate_that_explodes_is_named(
     tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
 ) -> None:
-    settings = dataclasses.replace(SETTINGS, collection_lr=1e30, collection_retries=0)
+    settings = dataclasses.replace(SETTINGS, collection_lr=1e30)
     with pytest.raises(FloatingPointError, match="collection_lr"):
         collect(tiny_llama, tiny_tokenizer, spec, REQUESTS[:2], settings)
 
@@ -150,3 +146,15 @@ def test_targets_end_the_text(tiny_tokenizer: Any) -> None:
     assert example.target[-1] == tiny_tokenizer.eos_token_id
     text = tiny_tokenizer.decode(example.prompt + example.target, skip_special_tokens=True)
     assert text == "The capital of Atlantis is Lima"
+
+
+def test_facts_the_model_knows_already_are_no_failure() -> None:
+    """Their neurons need no step; at rate 0 none is taken either."""
+    hparams = MeGHyperParams.preset("default", collection_lr=0.0, collection_steps=1)
+    model, tokenizer = load_model(hparams)
+    own = NeuronSpec.from_model(model, hparams.layer)
+    prompts = ["The capital of France is", "The capital of Japan is"]
+    known = greedy_answers(model, tokenizer, prompts, 12)
+    requests = [EditRequest(p, answer) for p, answer in zip(prompts, known, strict=True)]
+    collection = collect(model, tokenizer, own, requests, hparams)
+    assert torch.equal(collection.neurons, shared_start(own, 0).repeat(2, 1))

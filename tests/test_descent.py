@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -13,14 +12,16 @@ import torch.nn.functional as F
 from conftest import PROMPTS
 from torch import Tensor
 
-from meg_editor import collection, memory
+from meg_editor.collection import collect as collection
 from meg_editor.collection.collect import collect, shared_start
-from meg_editor.collection.optimizer import descend
+from meg_editor.collection.optimizer import optimise
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import Example, encode_example
 from meg_editor.requests.request import EditRequest
+from meg_editor.runtime import memory
 from meg_editor.runtime.memory import rows_within, saved_bytes
 
 RATE, BUDGET = 0.3, 7
@@ -93,7 +94,7 @@ def test_every_fact_finds_what_it_finds_alone(
     )
     told: list[int] = []
     with NeuronHook(tiny_llama, spec) as hook:
-        neurons, learned, taken = descend(
+        descent = optimise(
             rows,
             tiny_llama,
             hook,
@@ -102,14 +103,14 @@ def test_every_fact_finds_what_it_finds_alone(
             RATE,
             BUDGET,
             settings,
-            told.append,
+            progress=told.append,
         )
     assert sum(told) == len(facts)
     for fact, contexts in enumerate(facts):
         neuron, steps = alone(tiny_llama, spec, contexts, margin, schedule == "cosine")
-        assert int(taken[fact]) == steps, fact
-        assert bool(learned[fact]) == (steps < BUDGET), fact
-        torch.testing.assert_close(neurons[fact], neuron, atol=2e-4, rtol=1e-3)
+        assert int(descent.steps[fact]) == steps, fact
+        assert bool(descent.converged[fact]) == (steps < BUDGET), fact
+        torch.testing.assert_close(descent.neurons[fact], neuron, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rate", [RATE, 100 * RATE])
@@ -127,11 +128,11 @@ def test_long_gradients_are_shortened_and_a_loss_which_rises_slows_its_fact_down
     settings = MeGHyperParams(layers=[1], collection_loss_threshold=0.0, collection_clip=longest)
     with NeuronHook(tiny_llama, spec) as hook:
         start = shared_start(spec, 0)
-        neurons, _, _ = descend(4, tiny_llama, hook, start, facts, rate, BUDGET, settings)
+        descent = optimise(4, tiny_llama, hook, start, facts, rate, BUDGET, settings)
     shortened = slowed = 0
     for fact, contexts in enumerate(facts):
         neuron = found(contexts, longest)
-        torch.testing.assert_close(neurons[fact], neuron, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(descent.neurons[fact], neuron, atol=2e-4, rtol=1e-3)
         shortened += not torch.allclose(neuron, found(contexts, math.inf), atol=1e-3)
         slowed += not torch.allclose(neuron, found(contexts, longest, paces=(1, 1)), atol=1e-3)
     assert shortened and (slowed or rate == RATE)
@@ -139,10 +140,11 @@ def test_long_gradients_are_shortened_and_a_loss_which_rises_slows_its_fact_down
 
 def test_no_facts(tiny_llama: Any, spec: NeuronSpec) -> None:
     with NeuronHook(tiny_llama, spec) as hook:
-        neurons, learned, taken = descend(
+        descent = optimise(
             4, tiny_llama, hook, shared_start(spec, 0), [], RATE, BUDGET, MeGHyperParams(layers=[1])
         )
-    assert neurons.shape == (0, spec.size) and learned.shape == taken.shape == (0,)
+    assert descent.neurons.shape == (0, spec.size)
+    assert descent.converged.shape == descent.steps.shape == (0,)
 
 
 # ---------------------------------------------------------------------------------- memory
@@ -167,23 +169,23 @@ def test_less_free_memory_means_fewer_rows_and_the_same_neurons(
     tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [EditRequest(p, t) for p, t in zip(PROMPTS, TARGETS, strict=False)]
-    settings = MeGHyperParams(layers=[1], collection_steps=3, collection_retries=0)
+    settings = MeGHyperParams(layers=[1], collection_steps=3)
     asked: list[int] = []
-    real = collection.descend
+    real = collection.optimise
 
     @functools.wraps(real)
     def counted(rows: int, *arguments: Any) -> Any:
         asked.append(rows)
         return real(rows, *arguments)
 
-    monkeypatch.setattr(collection, "descend", counted)
-    plenty = collect(tiny_llama, tiny_tokenizer, spec, requests, settings)
+    monkeypatch.setattr(collection, "optimise", counted)
+    plenty = collect(tiny_llama, tiny_tokenizer, spec, requests, settings, retries=0)
     monkeypatch.setattr(collection, "free_bytes", lambda _: 1_000_000)
-    little = collect(tiny_llama, tiny_tokenizer, spec, requests, settings)
+    little = collect(tiny_llama, tiny_tokenizer, spec, requests, settings, retries=0)
     assert asked[1] < asked[0] == collection._ENOUGH["cpu"]
     torch.testing.assert_close(plenty.neurons, little.neurons, atol=1e-3, rtol=1e-3)
-    given = dataclasses.replace(settings, collection_batch_size=3)
-    collect(tiny_llama, tiny_tokenizer, spec, requests, given)
+    given = RuntimeConfig(collection_batch_size=3)
+    collect(tiny_llama, tiny_tokenizer, spec, requests, settings, given, retries=0)
     assert asked[2] == 3
 
 
@@ -192,7 +194,7 @@ def test_what_does_not_fit_is_tried_again_with_fewer_rows(
 ) -> None:
     requests = [EditRequest(p, t) for p, t in zip(PROMPTS[:3], TARGETS, strict=False)]
     asked: list[int] = []
-    real = collection.descend
+    real = collection.optimise
 
     @functools.wraps(real)
     def small(rows: int, *arguments: Any) -> Any:
@@ -201,7 +203,7 @@ def test_what_does_not_fit_is_tried_again_with_fewer_rows(
             raise RuntimeError("CUDA out of memory. Tried to allocate everything")
         return real(rows, *arguments)
 
-    monkeypatch.setattr(collection, "descend", small)
+    monkeypatch.setattr(collection, "optimise", small)
     settings = MeGHyperParams(layers=[1], collection_steps=2, collection_batch_size=16)
     found = collect(tiny_llama, tiny_tokenizer, spec, requests, settings)
     assert asked[0] == 16 and asked[-1] <= 10 and len(found.neurons) == 3

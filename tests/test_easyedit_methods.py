@@ -13,7 +13,7 @@ import pytest
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark import Method, edited
-from meg_editor.benchmark.methods import checksums
+from meg_editor.benchmark.weights import checksums
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases

@@ -26,7 +26,7 @@ from meg_editor.baselines.neuraldb import (
 )
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model, train_index
-from meg_editor.benchmark.methods import checksums
+from meg_editor.benchmark.weights import checksums
 from meg_editor.config.settings import HParamsError
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
@@ -187,8 +187,8 @@ def test_horen_adds_its_value_at_the_end_of_the_prompt_alone(
     handle = horen.base.model.layers[1].mlp.down_proj.register_forward_hook(by_hand)
     wanted = target_logits(horen.base, batch)[0]
     handle.remove()
-    with horen.routed([edit.prompt] * 2):
-        torch.testing.assert_close(target_logits(horen, batch)[0], wanted)
+    with horen.applied(horen.decide([edit.prompt] * 2)):
+        torch.testing.assert_close(target_logits(horen.base, batch)[0], wanted)
     unedited = target_logits(horen.base, batch)[0]
     assert (wanted - unedited).abs().max() > 0.1
 
@@ -271,7 +271,7 @@ def test_logits_are_those_of_the_told_prompt(told: Any, tiny_tokenizer: Any) -> 
         cached = told.base(input_ids=torch.tensor([row]), use_cache=True).past_key_values
         with pytest.raises(ValueError, match="past_key_values: expected none"):
             told(input_ids=torch.tensor([[5]]), past_key_values=cached)
-    with told.routed([query]):
+    with told.applied(told.decide([query])):
         forced_ids = Batch.of([encode_example(tiny_tokenizer, query, target)], "cpu")
         start = len(tiny_tokenizer(query)["input_ids"])
         torch.testing.assert_close(

@@ -16,8 +16,8 @@ from meg_editor.routing.gates import (
     GATES,
     Calibration,
     FamiliarityGate,
+    GateOutcomes,
     SimilarityGate,
-    Trial,
     calibrate,
 )
 
@@ -40,7 +40,7 @@ def near(vectors: Tensor, noise: float = 0.01, seed: int = 9) -> Tensor:
 
 
 def build(kind: str, **settings: Any) -> Any:
-    values = {"gate": kind, "familiarity_epochs": 300, "familiarity_blocks": 2, **settings}
+    values = {"gate": kind, "familiarity_epochs": 300, **settings}
     return GATES[kind].build(MeGHyperParams.from_dict(values), E)
 
 
@@ -53,7 +53,9 @@ def sweep(yes: Tensor, no: Tensor, **settings: Any) -> Calibration:
     """Calibrate where answers are right exactly if the routing is."""
     right, wrong = (lambda x: torch.ones(len(x)).bool()), (lambda x: torch.zeros(len(x)).bool())
     return calibrate(
-        Trial(yes, right(yes), wrong(yes)), Trial(no, wrong(no), right(no)), **settings
+        GateOutcomes(yes, right(yes), wrong(yes)),
+        GateOutcomes(no, wrong(no), right(no)),
+        **settings,
     )
 
 
@@ -165,7 +167,7 @@ def test_labels_are_random_and_learned(familiarity: FamiliarityGate) -> None:
 
 def test_convergence_ends_the_training() -> None:
     """It trains until the loss is below 1e-3, far from the limit on epochs."""
-    gate = build("familiarity", familiarity_epochs=100_000, familiarity_dropout=0.0)
+    gate = build("familiarity", familiarity_epochs=100_000)
     edited = unit(N, E)
     gate.fit(edited, seed=1)
     labels = torch.randint(10, (N,), generator=torch.Generator().manual_seed(1))
@@ -205,7 +207,7 @@ def test_building_and_fitting_leave_the_global_random_state() -> None:
 def test_embeddings_which_are_not_finite_stop_the_training(bad: float) -> None:
     edited = unit(N, E)
     edited[3, 4] = bad
-    with pytest.raises(FloatingPointError, match="familiarity network.*epoch 0.*familiarity_lr"):
+    with pytest.raises(FloatingPointError, match="familiarity network.*epoch 0.*finite"):
         build("familiarity").fit(edited)
 
 
@@ -250,12 +252,12 @@ def test_scores_which_are_all_equal_give_a_threshold() -> None:
 
 def test_what_is_answered_right_anyway_does_not_count_against_a_threshold() -> None:
     """Half of the others fall among the paraphrases, but their answers stay the same."""
-    yes = Trial(torch.linspace(0.5, 1, 100), torch.ones(100).bool(), torch.zeros(100).bool())
+    yes = GateOutcomes(torch.linspace(0.5, 1, 100), torch.ones(100).bool(), torch.zeros(100).bool())
     scores = torch.linspace(0.0, 0.95, 100)
-    harmless = Trial(scores, torch.ones(100).bool(), torch.ones(100).bool())
+    harmless = GateOutcomes(scores, torch.ones(100).bool(), torch.ones(100).bool())
     found = calibrate(yes, harmless, tolerance=0.0)
     assert found.threshold <= 0.5 and found.balance == 1.0
-    harmed = Trial(scores, scores < 0.7, torch.ones(100).bool())
+    harmed = GateOutcomes(scores, scores < 0.7, torch.ones(100).bool())
     found = calibrate(yes, harmed, tolerance=0.0)
     # From 0.7 on every other query is harmed, every hundredth part as well as a paraphrase won.
     for t, generality, locality in zip(
@@ -269,8 +271,8 @@ def test_what_is_answered_right_anyway_does_not_count_against_a_threshold() -> N
 def test_a_paraphrase_whose_neuron_fails_is_lost_at_every_threshold() -> None:
     scores = torch.linspace(0.5, 1, 10)
     works = torch.arange(10) % 2 == 0
-    yes = Trial(scores, works, torch.zeros(10).bool())
-    no = Trial(torch.zeros(4), torch.zeros(4).bool(), torch.ones(4).bool())
+    yes = GateOutcomes(scores, works, torch.zeros(10).bool())
+    no = GateOutcomes(torch.zeros(4), torch.zeros(4).bool(), torch.ones(4).bool())
     found = calibrate(yes, no)
     assert float(found.generality.max()) == 0.5 and found.threshold <= 0.5
 

@@ -31,10 +31,10 @@ def test_counts_are_those_of_single_facts(loaded: tuple[Any, Any]) -> None:
     same = (facts[0].prompt,)
     facts[0] = dataclasses.replace(facts[0], target_new=LONG, rephrases=same)
     (found,) = layer_sweep(*loaded, facts, HPARAMS, [1])
-    settings = dataclasses.replace(HPARAMS, layers=[1], collection_retries=0)
+    settings = dataclasses.replace(HPARAMS, layers=[1])
     spec = NeuronSpec.from_hparams(loaded[0], settings)
     told: dict[str, list[bool]] = {"prompt": [], "rephrases": []}
-    neurons = collect(*loaded, spec, facts, settings)
+    neurons = collect(*loaded, spec, facts, settings, retries=0)
     with NeuronHook(loaded[0], spec) as hook:
         for fact, neuron in zip(facts, neurons.neurons, strict=True):
             for kind, prompts in (("prompt", [fact.prompt]), ("rephrases", fact.rephrases)):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-from meg_editor.runtime.progress import ProgressLines, duration, progress_bar
+from meg_editor.runtime.progress import ProgressLines, duration, progress_bar, progress_stage
 
 
 class Clock:
@@ -66,6 +66,21 @@ def test_updates_by_hand_count_as_many_as_they_say(clock: Clock) -> None:
         bar.update(28)
         bar.update(1)
     assert lines == ["collection: 128/1024 facts, 56 s left"]
+
+
+def test_short_loops_of_a_long_stage_are_heard_of(clock: Clock) -> None:
+    lines: list[str] = []
+    with progress_stage("calibration", clock):
+        for _ in range(4):
+            for _ in ProgressLines(range(4), "answers", "batch", write=lines.append, clock=clock):
+                clock.now += 1  # four seconds each
+    assert lines == [
+        "calibration: answers 1/4 batches, 3 s left",  # after five seconds
+        "calibration: answers 2/4 batches, 2 s left",
+        "calibration: answers 3/4 batches, 1 s left",
+    ]
+    list(ProgressLines(range(4), "answers", write=lines.append, clock=clock))
+    assert len(lines) == 3  # outside
 
 
 def test_errors_pass_through(clock: Clock) -> None:

@@ -10,18 +10,18 @@ import pytest
 import torch
 from conftest import PROMPTS
 
-from meg_editor import shards
+from meg_editor.collection import shards
 from meg_editor.collection.collect import collect
 from meg_editor.collection.shards import collect_in_shards
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.processes import Processes
 
-SETTINGS = MeGHyperParams(
-    layers=[1], collection_steps=3, collection_retries=0, collection_shard_size=3
-)
+SETTINGS = MeGHyperParams(layers=[1], collection_steps=3)
+RUNTIME = RuntimeConfig(collection_shard_size=3)
 FACTS = [EditRequest(prompt, "Lima") for prompt in PROMPTS[:7]]
 
 
@@ -36,6 +36,7 @@ def run(tiny_llama: Any, tiny_tokenizer: Any) -> Any:
             spec,
             facts,
             dataclasses.replace(SETTINGS, **changes),
+            RUNTIME,
             ["inputs"],
             store or ArtifactStore(),
             processes or Processes(),

@@ -11,8 +11,9 @@ import torch
 from accelerate import dispatch_model
 from conftest import OTHERS, PROMPTS
 
-from meg_editor import shards, training
+from meg_editor.collection import shards
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.fitting.generator_stage import GeneratorStage
 from meg_editor.fitting.pipeline import fit
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.meg_model import MeGModel
@@ -25,7 +26,7 @@ SETTINGS = MeGHyperParams(
     encoder_steps=3,
     familiarity_epochs=20,
     collection_steps=20,
-    collection_retries=0,
+    generator="dit",
     generator_width=32,
     generator_depth=1,
     generator_steps=30,
@@ -82,15 +83,14 @@ def test_stages_run_once_for_the_same_inputs(run: Any, tmp_path: Path, monkeypat
 def test_an_interrupted_run_resumes_after_its_last_stage(
     run: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    real = training._fit_generator
-
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_fit_generator", interrupt)
+    real = GeneratorStage.compute
+    monkeypatch.setattr(GeneratorStage, "compute", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(store=ArtifactStore(tmp_path))
-    monkeypatch.setattr(training, "_fit_generator", real)
+    monkeypatch.setattr(GeneratorStage, "compute", real)
     _, report = run(store=ArtifactStore(tmp_path))
     assert report.resumed == ["encoder", "collection", "gate"]
 
