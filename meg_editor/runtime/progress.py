@@ -6,6 +6,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,6 +16,17 @@ from tqdm.auto import tqdm
 
 Item = TypeVar("Item")
 _EVERY = 5.0  # seconds between two lines
+
+
+@dataclass
+class _Stage:
+    """Work of several loops; `last` is when it began or printed its last line."""
+
+    label: str
+    last: float
+
+
+_STAGE: ContextVar[_Stage | None] = ContextVar("meg_editor_stage", default=None)
 
 
 class Progress(Protocol[Item]):
@@ -52,6 +66,24 @@ def progress_bar(items: Iterable[Item], label: str, unit: str = "step") -> Progr
     return ProgressLines(items, label, unit)
 
 
+@contextmanager
+def progress_stage(label: str, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Within the block, short loops print too where the last line of the block is long ago.
+
+    Their lines begin with the stage: `calibration: answers 3/8 batches, 2 s left`.
+
+    Example:
+        >>> with progress_stage("calibration"):
+        ...     for chunk in progress_bar(range(8), "answers", "batch"):
+        ...         pass
+    """
+    token = _STAGE.set(_Stage(label, clock()))
+    try:
+        yield
+    finally:
+        _STAGE.reset(token)
+
+
 class ProgressLines(Generic[Item]):
     """Prints `collection: 128/1024 facts, 12 s left` every few seconds.
 
@@ -71,14 +103,19 @@ class ProgressLines(Generic[Item]):
         clock: Callable[[], float] = time.monotonic,
         every: float = _EVERY,
     ) -> None:
-        self.items, self.label, self.unit = items, label, unit
+        stage = _STAGE.get()
+        self.label = f"{label}:"
+        if stage and stage.label != label:
+            self.label = f"{stage.label}: {label}"
+        self.items, self.unit = items, unit
         self.total = len(items) if isinstance(items, Sized) else None
         self.done = 0
         self._write, self._clock, self._every = write or _to_stderr, clock, every
-        self._start = self._last = clock()
+        self._start = clock()
+        self._stage = stage or _Stage(label, self._start)  # alone it is a stage of its own
 
     def __iter__(self) -> Iterator[Item]:
-        self._start = self._last = self._clock()
+        self._start = self._clock()
         for item in self.items:
             yield item
             self.update()
@@ -98,16 +135,16 @@ class ProgressLines(Generic[Item]):
         """`n` more items are done; prints a line if the last one is long ago."""
         self.done += n
         now = self._clock()
-        if now - self._last >= self._every and self.done != self.total:
-            self._last = now
+        if now - self._stage.last >= self._every and self.done != self.total:
+            self._stage.last = now
             self._write(self._line(now - self._start))
 
     def _line(self, elapsed: float) -> str:
         units = f"{self.unit}es" if self.unit.endswith("ch") else f"{self.unit}s"
         if self.total is None:
-            return f"{self.label}: {self.done} {units} in {duration(elapsed)}"
+            return f"{self.label} {self.done} {units} in {duration(elapsed)}"
         left = elapsed / max(1, self.done) * (self.total - self.done)
-        return f"{self.label}: {self.done}/{self.total} {units}, {duration(left)} left"
+        return f"{self.label} {self.done}/{self.total} {units}, {duration(left)} left"
 
 
 def duration(seconds: float) -> str:
