@@ -13,9 +13,10 @@ import torch
 
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.benchmark import Benchmark, Method, edited, resolve_method, run_benchmark
-from meg_editor.benchmark.methods import checksums
-from meg_editor.benchmark.runner import only_wrong, without_nan
+from meg_editor.benchmark.cell import Cell, ThresholdSweep, read_cells, without_nan
+from meg_editor.benchmark.runner import only_wrong
 from meg_editor.benchmark.tables import markdown
+from meg_editor.benchmark.weights import WeightSnapshot, checksums
 from meg_editor.cli.main import main
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.relations import Relations
@@ -92,19 +93,47 @@ def test_weights_are_restored_bit_for_bit(
     assert checksums(loaded[0]) == before
 
 
+def failing(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+    """Changes two weights, asks for gradients and fails half-way."""
+    for name in (HEAD, "model.layers.0.mlp.down_proj.weight"):
+        weight = model.get_parameter(name).requires_grad_(True)
+        with torch.no_grad():
+            weight.add_(1)
+    raise FloatingPointError("half-way")
+
+
+def test_weights_are_restored_where_apply_fails_half_way(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase]
+) -> None:
+    before = checksums(loaded[0])
+    with (
+        pytest.raises(FloatingPointError, match="half-way"),
+        edited(Method("failing", failing), *loaded, cases),
+    ):
+        raise AssertionError("not reached")
+    assert checksums(loaded[0]) == before
+    assert not any(parameter.requires_grad for parameter in loaded[0].parameters())
+
+
+def test_a_snapshot_sees_and_restores_every_bit(tiny_llama: Any) -> None:
+    snapshot, before = WeightSnapshot(tiny_llama), checksums(tiny_llama)
+    name, weight = next(iter(tiny_llama.named_parameters()))
+    with torch.no_grad():
+        weight[1, 0], weight[1, 1] = weight[1, 1].clone(), weight[1, 0].clone()  # the same sum
+    assert checksums(tiny_llama) == before and snapshot.changed() == [name]
+    assert snapshot.restore() == [name] and snapshot.changed() == []
+
+
 def test_weights_which_are_not_handed_back_are_noticed(
     loaded: tuple[Any, Any], cases: list[EvaluationCase]
 ) -> None:
     old = loaded[0].get_parameter(HEAD).detach().clone()
-    try:
-        with (
-            pytest.raises(RuntimeError, match=f"noisy left 1 weights .* such as {HEAD}"),
-            edited(Method("noisy", noisy, "forgetful"), *loaded, cases),
-        ):
-            pass
-    finally:
-        with torch.no_grad():
-            loaded[0].get_parameter(HEAD).copy_(old)
+    with (
+        pytest.raises(RuntimeError, match=f"noisy left 1 weights .* such as {HEAD}"),
+        edited(Method("noisy", noisy, "forgetful"), *loaded, cases),
+    ):
+        pass
+    assert torch.equal(loaded[0].get_parameter(HEAD), old)
 
 
 def test_checksums_see_a_single_bit(tiny_llama: Any) -> None:
@@ -179,50 +208,114 @@ def benchmark(cases: list[EvaluationCase], hparams: MeGHyperParams) -> Benchmark
 @pytest.fixture(scope="module")
 def cells(
     benchmark: Benchmark, loaded: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[dict[str, Any]], Path]:
+) -> tuple[list[Cell], Path]:
     out = tmp_path_factory.mktemp("benchmark")
-    return run_benchmark(benchmark, *loaded, out, say=lambda _: None), out
+    return run_benchmark(benchmark, *loaded, out, report=lambda _: None), out
 
 
 def test_every_method_answers_the_same_questions(cells: Any) -> None:
-    found = {(cell["method"], cell["seed"]): cell for cell in cells[0]}
+    found = {(cell.method, cell.seed): cell for cell in cells[0]}
     assert set(found) == {(m, s) for m in ("unedited", "meg", "noisy") for s in (0, 1)}
     for seed in (0, 1):
         unedited, meg, broken = (found[name, seed] for name in ("unedited", "meg", "noisy"))
-        assert unedited["reliability"]["ag"] == 0 and unedited["locality"]["ag"] == 100
-        assert meg["reliability"]["ag"] == 100 and meg["oracle_generality"] > 80
-        assert meg["intervals"]["reliability.ag"] == [100, 100]
-        assert broken["locality"]["ag"] < 50 and broken["score"] == 0
-        assert set(unedited["retained_by_kind"].values()) == {100.0}
-        assert max(broken["retained_by_kind"].values()) < 50
-        assert meg["bytes_per_edit"] > 0 == broken["bytes_per_edit"]
-        assert meg["near_duplicates"]["contradictory"] <= meg["near_duplicates"]["pairs"]
-        assert sum(meg["gate_scores"]["reliability"]) == 8 and "gate_scores" not in unedited
+        assert unedited.reliability.ag == 0 and unedited.locality.ag == 100
+        assert meg.reliability.ag == 100 and meg.oracle_generality > 80
+        assert meg.intervals["reliability.ag"] == (100, 100)
+        assert broken.locality.ag < 50 and broken.score == 0
+        assert set(unedited.retained_by_kind.values()) == {100.0}
+        assert max(broken.retained_by_kind.values()) < 50
+        assert meg.bytes_per_edit > 0 == broken.bytes_per_edit
+        assert meg.near_duplicates.contradictory <= meg.near_duplicates.pairs
+        assert sum(meg.gate_scores.reliability) == 8 and unedited.gate_scores is None
         # Where a question names the target, even the unedited model may repeat it.
-        traps = unedited["trapped_by_kind"]
+        traps = unedited.trapped_by_kind
         assert set(traps) == {"counter-asked", "negated", "same subject"}
         assert traps["negated"] == traps["same subject"] == 0
-        assert meg["trapped_by_kind"]["negated"] > 0  # accepted: they differ by one word
-        assert meg["trapped_by_kind"]["same subject"] < 100
-        assert unedited["perplexity"] <= meg["perplexity"] < broken["perplexity"]
-        assert unedited["fluency"] > 0 and "long_answers" not in meg and "multi_hop" not in meg
-        assert meg["settings"]["generator"] == "bank" and "api_key" not in meg["settings"]
+        assert meg.trapped_by_kind["negated"] > 0  # accepted: they differ by one word
+        assert meg.trapped_by_kind["same subject"] < 100
+        assert unedited.perplexity <= meg.perplexity < broken.perplexity
+        assert unedited.fluency > 0 and meg.long_answers is None and meg.multi_hop is None
+        assert meg.settings["generator"] == "bank" and "api_key" not in meg.settings
         for cell in (unedited, meg, broken):
-            assert cell["latency"]["edited"]["p95"] >= cell["latency"]["edited"]["p50"] > 0
+            assert cell.latency["edited"].p95 >= cell.latency["edited"].p50 > 0
 
 
 def test_a_rerun_measures_nothing_again(
-    cells: Any, benchmark: Benchmark, loaded: tuple[Any, Any]
+    cells: Any, benchmark: Benchmark, loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("measured again")
 
-    methods = [dataclasses.replace(method, apply=never) for method in benchmark.methods]
-    again = dataclasses.replace(benchmark, methods=methods)
-    assert run_benchmark(again, *loaded, cells[1], say=lambda _: None) == cells[0]
+    monkeypatch.setattr("meg_editor.benchmark.runner.edited", never)
+    again = dataclasses.replace(benchmark)
+    assert run_benchmark(again, *loaded, cells[1], report=lambda _: None) == cells[0]
     other = dataclasses.replace(again, edits=(7,))
     with pytest.raises(AssertionError, match="measured again"):
-        run_benchmark(other, *loaded, cells[1], say=lambda _: None)
+        run_benchmark(other, *loaded, cells[1], report=lambda _: None)
+
+
+def own_method(path: Path, scale: float) -> Method:
+    path.write_text(
+        "def apply_to_model(model, tok, requests, hparams, **kwargs):\n"
+        f"    weight = model.get_parameter({HEAD!r})\n"
+        "    old = weight.detach().clone()\n"
+        f"    weight.data.mul_({scale})\n"
+        f"    return model, {{{HEAD!r}: old}}\n"
+    )
+    preset = MeGHyperParams.preset("default", device="cpu")
+    return resolve_method(f"mine={path}", preset, preset)
+
+
+def test_an_edited_method_is_measured_anew(
+    benchmark: Benchmark, loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """An own_method.py with the same name and settings but other code."""
+    path, cells = tmp_path / "own.py", []
+    for scale in (1.0, -1.0, 1.0):
+        one = dataclasses.replace(benchmark, methods=[own_method(path, scale)], seeds=1)
+        cells += run_benchmark(one, *loaded, tmp_path, report=lambda _: None)
+    same, broken, again = cells
+    assert same.locality.ag == 100 > broken.locality.ag
+    assert same.key == again.key != broken.key
+
+
+def test_another_model_of_the_same_name_is_measured_anew(
+    benchmark: Benchmark, loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    one = dataclasses.replace(benchmark, methods=benchmark.methods[:1], seeds=1)
+    (before,) = run_benchmark(one, *loaded, tmp_path, report=lambda _: None)
+    weight = loaded[0].get_parameter(HEAD)
+    snapshot = WeightSnapshot(loaded[0])
+    with torch.no_grad():
+        weight.mul_(1.5)
+    try:
+        (after,) = run_benchmark(one, *loaded, tmp_path, report=lambda _: None)
+    finally:
+        assert snapshot.restore() == [HEAD]
+    assert before.key != after.key and before.perplexity != after.perplexity
+
+
+RESULTS = sorted((Path(__file__).parents[1] / "examples" / "results").glob("*/report.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_saved_reports_are_read_and_written_as_they_are(path: Path) -> None:
+    stored = json.loads(path.read_text("utf-8"))["cells"]
+    cells = read_cells(path)
+    assert len(cells) == len(stored) > 0 and "| Method |" in markdown(cells)
+    for cell, values in zip(cells, stored, strict=True):
+        values["already_correct"] = values.pop("already_answered", values.get("already_correct"))
+        written = cell.to_dict()
+        assert all(written.get(name) == value for name, value in values.items())
+        assert Cell.from_dict(written) == cell
+
+
+def test_a_cell_names_what_is_missing_or_unknown(cells: Any) -> None:
+    values = cells[0][0].to_dict()
+    with pytest.raises(ValueError, match=r"missing \['score'\], unknown \['scores'\]"):
+        Cell.from_dict({("scores" if k == "score" else k): v for k, v in values.items()})
+    with pytest.raises(ValueError, match="expected the report.json of a benchmark"):
+        read_cells(Path(__file__).with_name("nowhere.json"))
 
 
 def test_some_of_the_edits_are_asked_while_all_are_in_place(
@@ -239,15 +332,16 @@ def test_some_of_the_edits_are_asked_while_all_are_in_place(
     assert some == [q for q in every if q.edit in {1, 6}] and {q.edit for q in some} == {1, 6}
 
     few = dataclasses.replace(benchmark, asked=3, seeds=1, methods=benchmark.methods[1:2])
-    (cell,) = run_benchmark(few, *loaded, tmp_path, say=lambda _: None)
-    assert (cell["edits"], cell["asked"], sum(cell["gate_scores"]["reliability"])) == (8, 3, 3)
-    assert cell["reliability"]["ag"] == 100 and cell["gate"]["misrouted"] == 0
+    (cell,) = run_benchmark(few, *loaded, tmp_path, report=lambda _: None)
+    assert cell.gate_scores and cell.gate
+    assert (cell.edits, cell.asked, sum(cell.gate_scores.reliability)) == (8, 3, 3)
+    assert cell.reliability.ag == 100 and cell.gate.misrouted == 0
     assert "8 edits, 3 of them asked, 1 seeds" in markdown([cell])
-    whole = next(c for c in cells[0] if (c["method"], c["seed"]) == ("meg", 0))
-    assert whole["asked"] == 8 and whole["key"] != cell["key"]
+    whole = next(c for c in cells[0] if (c.method, c.seed) == ("meg", 0))
+    assert whole.asked == 8 and whole.key != cell.key
     many = dataclasses.replace(few, asked=99)
-    (cell,) = run_benchmark(many, *loaded, tmp_path, say=lambda _: None)
-    assert cell["key"] == whole["key"] and "of them asked" not in markdown([cell])
+    (cell,) = run_benchmark(many, *loaded, tmp_path, report=lambda _: None)
+    assert cell.key == whole.key and "of them asked" not in markdown([cell])
     with pytest.raises(ValueError, match="at least 1 edit to ask about, got 0"):
         run_benchmark(dataclasses.replace(few, asked=0), *loaded, tmp_path)
 
@@ -291,11 +385,11 @@ def test_tables_give_mean_and_spread(cells: Any) -> None:
 
 
 def test_the_overview_puts_the_best_at_the_most_edits_first(cells: Any) -> None:
-    def cell(method: str, edits: int, score: float | None) -> Any:
-        return {**cells[0][0], "method": method, "edits": edits, "score": score}
+    def cell(method: str, edits: int, score: float) -> Cell:
+        return dataclasses.replace(cells[0][0], method=method, edits=edits, score=score)
 
     more = [cell("a", 1024, 70.0), cell("b", 64, 90.0), cell("a", 64, 99.0), cell("b", 1024, 80.0)]
-    more += [cell("a", 1024, 72.0), cell("c", 64, 75.0), cell("d", 64, None)]
+    more += [cell("a", 1024, 72.0), cell("c", 64, 75.0), cell("d", 64, float("nan"))]
     lines = markdown(more).splitlines()
     assert lines[0] == "### reference, Score over the number of edits (percent)"
     assert lines[2:8] == [
@@ -311,18 +405,18 @@ def test_the_overview_puts_the_best_at_the_most_edits_first(cells: Any) -> None:
 
 def test_plots_are_drawn(cells: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from meg_editor.benchmark.plots import draw
+    from meg_editor.benchmark.plots import plot_benchmark
 
-    more = [{**cell, "edits": 64} for cell in cells[0]]
-    drawn = draw([*cells[0], *more], tmp_path)
+    more = [dataclasses.replace(cell, edits=64) for cell in cells[0]]
+    drawn = plot_benchmark([*cells[0], *more], tmp_path)
     assert [path.name for path in drawn] == [
         "score-over-edits.png",
         "generality-locality.png",
         "gate-scores-meg.png",
     ]
-    sweep = {"thresholds": [0.1, 0.5], "generality": [99.0, 90.0], "locality": [80.0, 99.0]}
-    swept = [{**cell, "calibration": {"threshold": 0.4, **sweep}} for cell in cells[0]]
-    assert "calibration-meg.png" in {path.name for path in draw(swept, tmp_path)}
+    sweep = ThresholdSweep(0.4, 90.0, 0.0, [0.1, 0.5], [99.0, 90.0], [80.0, 99.0])
+    swept = [dataclasses.replace(cell, calibration=sweep) for cell in cells[0]]
+    assert "calibration-meg.png" in {path.name for path in plot_benchmark(swept, tmp_path)}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 

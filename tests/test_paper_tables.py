@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from meg_editor.data.cases import Dataset, MultiHopCase, Probe
 from meg_editor.data.splits import split_cases
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
+from meg_editor.evaluation.metrics import Pair
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.reference import resolve_model_name
@@ -74,16 +76,14 @@ def test_equal_settings_are_run_once_whatever_the_table() -> None:
     assert variant(paper, tables[7].variants["mlp"]).name == "meg generator=mlp"
 
 
-def cell(**values: float) -> dict[str, Any]:
-    """A cell with these numbers, each ± 3."""
+def cell(**values: float) -> Any:
+    """What a finding reads of a cell with these numbers, each ± 3."""
     names = {"r": "reliability", "g": "generality", "l": "locality"}
-    found: dict[str, Any] = {"score": values.get("s", 0.0), "intervals": {}}
-    for short, name in names.items():
-        value = values.get(short, 0.0)
-        found[name] = {"ag": value}
-        found["intervals"][f"{name}.ag"] = [value - 3, value + 3]
-    found["intervals"]["score"] = [found["score"] - 3, found["score"] + 3]
-    return found
+    pairs = {name: Pair(values.get(short, 0.0), 0.0) for short, name in names.items()}
+    score = values.get("s", 0.0)
+    intervals = {f"{name}.ag": (pair.ag - 3, pair.ag + 3) for name, pair in pairs.items()}
+    intervals["score"] = (score - 3, score + 3)
+    return SimpleNamespace(score=score, intervals=intervals, metric=pairs.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_tables_are_run_and_written(loaded: tuple[Any, Any], tmp_path: Path) -> 
     benchmark = Benchmark("reference", split, (), (6, 12), hparams=HPARAMS, timed=2)
     told: list[str] = []
     sections = run_tables(
-        benchmark, *loaded, tmp_path, only=(5, 6, 16), plots=True, say=told.append
+        benchmark, *loaded, tmp_path, only=(5, 6, 16), plots=True, report=told.append
     )
     assert [section.title.partition(":")[0] for section in sections] == [
         "Table 5",
@@ -176,7 +176,7 @@ def test_chains_are_asked_when_every_fact_of_them_is_edited(
     split = split_cases(cases)
     benchmark = Benchmark("reference", split, (), (12,), hparams=HPARAMS, timed=2)
     (section,) = run_tables(
-        benchmark, *loaded, tmp_path, mquake=mquake, only=(18,), say=lambda _: None
+        benchmark, *loaded, tmp_path, mquake=mquake, only=(18,), report=lambda _: None
     )
     hundred = {"edit_wise": 100.0, "instance_wise": 100.0, "multi_hop": 100.0}
     assert section.data["meg"] == {"chains": 2, **hundred}
@@ -196,7 +196,7 @@ def test_capacity_is_what_the_fitted_neurons_answer(loaded: tuple[Any, Any]) -> 
     right = [a == fact.target_new for a, fact in zip(told, facts, strict=True)]
     assert found.reproduced == 100 * sum(right) / len(right) == 100
     assert found.fine_tuning_accuracy == 100 and found.similarity == pytest.approx(100, abs=0.01)
-    hard = dataclasses.replace(HPARAMS, collection_steps=1, collection_retries=0)
+    hard = dataclasses.replace(HPARAMS, collection_steps=1)
     assert capacity(*loaded, facts, hard, encode).fine_tuning_accuracy < 100
     with pytest.raises(ValueError, match="no prompt with its target fits"):
         capacity(*loaded, [too_long], HPARAMS, encode)

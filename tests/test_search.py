@@ -14,7 +14,7 @@ import torch
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.baselines.core.settings import FittingHyperParams
 from meg_editor.baselines.registry import BASELINES, Baseline
-from meg_editor.benchmark.search import Trial, best_of, proposal, search
+from meg_editor.benchmark.search import SearchMaterial, Trial, best_of, proposal, search
 from meg_editor.cli.main import main
 from meg_editor.config.settings import setting
 from meg_editor.data.cases import EvaluationCase
@@ -55,7 +55,9 @@ def material() -> tuple[Any, ...]:
 
 
 def run(baseline: Baseline, material: tuple[Any, ...], out: Path, said: list[str]) -> Any:
-    trials = search("scale", baseline, *material, {"seed": 3}, 3, out, {}, said.append)
+    trials = search(
+        "scale", baseline, SearchMaterial(*material, {"seed": 3}, {}), 3, out, said.append
+    )
     return best_of("scale", baseline, trials, {"seed": 3}), trials
 
 

@@ -21,6 +21,7 @@ from meg_editor.baselines.core.settings import FittingHyperParams, LayerHyperPar
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.collection.collect import collect
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import setting
 from meg_editor.data.world.requests import pseudo_requests
 from meg_editor.lm.neuron import NeuronSpec
@@ -121,17 +122,17 @@ def apply_scen_to_model(
     edits = only_edits(requests)
     if copy:
         model = copying.deepcopy(model)
-    own = MeGHyperParams(
+    settings = MeGHyperParams(
         layers=hparams.layers,
         prompt_template=hparams.prompt_template,
         seed=hparams.seed,
         collection_lr=hparams.expert_lr,
         collection_steps=hparams.expert_steps,
         collection_contexts=1,
-        collection_batch_size=hparams.rows_at_once,
     )
+    runtime = RuntimeConfig(collection_batch_size=hparams.rows_at_once)
     spec = NeuronSpec.from_model(model, hparams.layers[0])
-    experts = collect(model, tok, spec, edits, own).neurons
+    experts = collect(model, tok, spec, edits, settings, runtime).neurons
     others = pseudo_requests() if pseudo is None else pseudo
     texts = [text for fact in others for text in (fact.prompt, *fact.locality_prompts)]
     wrapped = [

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.methods import Method
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.apply import apply_meg_to_model
 
-Cell = Mapping[str, Any]
 # The cells of one table: (variant, edits) -> cell.
 Cells = Mapping[tuple[str, int], Cell]
 
@@ -41,38 +40,38 @@ class Entry:
         """The number, and half its confidence interval."""
         cell = cells[self.variant, edits[self.edits]]
         if self.metric == "score":
-            value, name = cell["score"], "score"
+            value, name = cell.score, "score"
         else:
-            value, name = cell[self.metric]["ag"], f"{self.metric}.ag"
-        low, high = cell["intervals"][name]
-        return float(value), (high - low) / 2
+            value, name = cell.metric(self.metric).ag, f"{self.metric}.ag"
+        low, high = cell.intervals[name]
+        return value, (high - low) / 2
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the paper says of two entries of a table: the first is higher.
+    """What the paper found about two entries of a table: the first is higher.
 
     Attributes:
         text: in words.
-        at_most: the first is not higher by more than this, "they are about equal"; None: it is.
+        max_gap: the first is not higher by more than this ("about equal"); None: it is higher.
     """
 
     text: str
     higher: Entry
     lower: Entry
-    at_most: float | None = None
+    max_gap: float | None = None
 
     def verdict(self, cells: Cells, edits: Sequence[int]) -> str:
-        """Whether our cells say the same, if their intervals allow to tell."""
+        """Whether our cells agree, as far as their confidence intervals allow to say."""
         (high, one), (low, other) = (e.read(cells, edits) for e in (self.higher, self.lower))
         gap, chance = high - low, math.hypot(one, other)
-        limit = self.at_most or 0.0
+        limit = self.max_gap or 0.0
         if abs(gap - limit) <= chance:
-            told = "within chance here"
+            verdict = "within chance here"
         else:
-            agrees = gap > limit if self.at_most is None else gap < limit
-            told = "as in the paper" if agrees else "AGAINST the paper"
-        return f"{told} ({gap:+.1f} ± {chance:.1f})"
+            agrees = gap > limit if self.max_gap is None else gap < limit
+            verdict = "as in the paper" if agrees else "AGAINST the paper"
+        return f"{verdict} ({gap:+.1f} ± {chance:.1f})"
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ class Ablation:
     Attributes:
         table: its number in the paper.
         title: what it shows.
-        variants: the rows' names -> changes of the hyper-parameters.
+        variants: name of a row -> changes of the hyper-parameters.
         findings: the paper's.
-        scaled: whether every number of edits is tried, or only the largest.
+        scaled: run every number of edits; false: only the largest.
     """
 
     table: int
@@ -95,7 +94,12 @@ class Ablation:
 
 
 def ablations(hparams: MeGHyperParams) -> list[Ablation]:
-    """Tables 4 to 8, 15 and 16, as changes of `hparams`."""
+    """Tables 4 to 8, 15 and 16, as changes of `hparams`.
+
+    Example:
+        >>> [ablation.table for ablation in ablations(MeGHyperParams.preset("paper"))]
+        [4, 5, 6, 7, 8, 15, 16]
+    """
     open_gate = {"gate_threshold": _ACCEPT_ALL[hparams.gate]}
     thresholds = _THRESHOLDS[hparams.gate]
     loosest, tightest = f"{thresholds[0]:g}", f"{thresholds[-1]:g}"
@@ -129,7 +133,7 @@ def ablations(hparams: MeGHyperParams) -> list[Ablation]:
                     "Locality falls by less than 5 points from the fewest to the most edits",
                     Entry("without gate", "locality", edits=0),
                     Entry("without gate", "locality"),
-                    at_most=5.0,
+                    max_gap=5.0,
                 ),
             ),
             scaled=True,
@@ -156,7 +160,7 @@ def ablations(hparams: MeGHyperParams) -> list[Ablation]:
                     "100 steps are no better than 50 by 2 points of Score",
                     Entry("100 steps", "score"),
                     Entry("50 steps", "score"),
-                    at_most=2.0,
+                    max_gap=2.0,
                 ),
                 _compare("reliability", "50 steps", "10 steps", "10 steps are too few"),
             ),
@@ -183,8 +187,8 @@ def ablations(hparams: MeGHyperParams) -> list[Ablation]:
 
 
 def variant(hparams: MeGHyperParams, changes: Mapping[str, Any]) -> Method:
-    """MeG with some settings changed; equal settings have equal names, in whichever table."""
-    settings = dataclasses.replace(hparams, **changes)
+    """MeG with some settings changed; equal settings have equal names in every table."""
+    settings = hparams.changed(**changes)
     before, after = hparams.to_dict(), settings.to_dict()
     changed = [f"{name}={after[name]}" for name in changes if after[name] != before[name]]
     return Method(" ".join(["meg", *changed]), apply_meg_to_model, settings)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import BASELINES
-from meg_editor.benchmark.methods import Method, resolve_method
+from meg_editor.benchmark.definition import Benchmark, FittingFacts
+from meg_editor.benchmark.method_spec import MethodSpec
 from meg_editor.benchmark.paper_tables import run_tables
 from meg_editor.benchmark.plots import check_matplotlib
 from meg_editor.benchmark.report import write_report
-from meg_editor.benchmark.runner import Benchmark, run_benchmark
-from meg_editor.benchmark.search import SearchError, Trial, best_of, recorded, search
+from meg_editor.benchmark.runner import run_benchmark
+from meg_editor.benchmark.search import (
+    SearchError,
+    SearchMaterial,
+    Trial,
+    best_of,
+    recorded,
+    search,
+)
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import Dataset, EvaluationCase, MultiHopCase
 from meg_editor.data.loaders.datasets import DATASETS
@@ -26,76 +33,65 @@ from meg_editor.data.splits import Split, split_cases, tuning_requests
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases, reference_split
 from meg_editor.evaluation import questions_of
-from meg_editor.integrations.easyedit.methods import NAMES as EASYEDIT
-from meg_editor.integrations.easyedit.methods import easyedit_method
 from meg_editor.lm.loading import load_model
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
 
-# Beside the baselines; the bank is the upper bound of what retrieved neurons can do.
-ALL = ("unedited", "meg", "meg-paper", "meg-bank")
-_LOCALITY = 10  # locality prompts of a fact in trials, at most: CounterFact has 24
+_LOCALITY = 10  # maximum number of locality prompts of a fact in trials: CounterFact has 24
 
 
 def benchmark_command(
     options: argparse.Namespace, hparams: MeGHyperParams, paper: MeGHyperParams
 ) -> None:
     """Methods side by side; prints the report."""
-    names: list[str] = []
-    for name in options.methods.split(","):
-        names += [*ALL, *BASELINES] if name == "all" else [name]
-    names = list(dict.fromkeys(names))
-    # Resolved first: a wrong name is told before an hour of trials.
-    resolved = {
-        name: resolve_method(name, hparams, paper) for name in names if _baseline(name) is None
-    }
-    benchmark = _benchmark(options, hparams)
-    benchmark = dataclasses.replace(benchmark, seeds=options.seeds, asked=options.ask)
+    specs = MethodSpec.parse_list(options.methods)
+    # Before hours of trials: a wrong name, a missing file.
+    given = {spec: spec.resolve(hparams, paper) for spec in specs if not spec.searched}
+    _prepare(options)
+    split, multi_hop = _split(options)
+    facts = FittingFacts.of(split)
     model, tokenizer = load_model(hparams)
-    baselines = dict.fromkeys(own for name in names if (own := _baseline(name)))
-    found, searches = _choose(list(baselines), benchmark, model, tokenizer, options)
-    methods = []
-    for name in names:
-        own = _baseline(name)
-        if own is None:
-            methods.append(resolved[name])
-        elif own in found:
-            apply = BASELINES[own].apply if name == own else easyedit_method(own)
-            methods.append(Method(name, apply, found[own]))
+    names = list(dict.fromkeys(spec.searched for spec in specs if spec.searched))
+    chosen, searches = _choose(names, facts, hparams, model, tokenizer, options)
+    methods = [
+        given[spec] if spec in given else spec.resolve(hparams, paper, chosen)
+        for spec in specs
+        if spec in given or spec.searched in chosen
+    ]
     if not methods:
-        raise ValueError("--methods: every trial of every method failed, as told above")
-    benchmark = dataclasses.replace(benchmark, methods=methods)
+        raise ValueError("--methods: every trial of every method failed, see the messages above")
+    benchmark = Benchmark(
+        options.data,
+        split,
+        methods,
+        options.edits,
+        options.seeds,
+        facts,
+        hparams,
+        multi_hop,
+        asked=options.ask,
+        sample=_sampler(options),
+    )
     cells = run_benchmark(benchmark, model, tokenizer, options.out)
     write_report(cells, options.out, searches, plots=options.plots)
     print((options.out / "report.md").read_text("utf-8"))
 
 
-def _baseline(name: str) -> str | None:
-    """The baseline whose settings a method has: "memit" and "easyedit:MEMIT" have those of memit.
-
-    Raises:
-        ValueError: EasyEdit's version of something which is not compared.
-    """
-    theirs, colon, own = name.partition(":")
-    if colon and theirs == "easyedit":
-        if own.lower() not in EASYEDIT:
-            raise ValueError(f"method: expected easyedit: and one of {EASYEDIT}, got {name!r}")
-        return own.lower()
-    return name if name in BASELINES else None
-
-
 def _choose(
     baselines: Sequence[str],
-    benchmark: Benchmark,
-    model: Any,
-    tokenizer: Any,
+    facts: FittingFacts,
+    hparams: MeGHyperParams,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     options: argparse.Namespace,
 ) -> tuple[dict[str, BaselineHyperParams], dict[str, list[Trial]]]:
-    """The settings of baselines, and the trials which they are the best of: those of an earlier
-    report, else new ones. A baseline all of whose trials fail is left out.
+    """Settings of baselines, and the trials which they are the best of.
+
+    Trials are those of an earlier report, else new ones. A baseline all of whose trials fail is
+    left out.
     """
-    hparams = benchmark.hparams
     common = {
         "model_name": hparams.model_name,
         "prompt_template": hparams.prompt_template,
@@ -103,24 +99,29 @@ def _choose(
     }
     searches = recorded(options.settings_from, baselines) if options.settings_from else {}
     if new := [name for name in baselines if name not in searches]:
-        facts = benchmark.options["calibration"][: options.trial_edits]
-        cases = [_trial_case(fact) for fact in facts]
+        cases = [_trial_case(fact) for fact in facts.calibration[: options.trial_edits]]
         reader = PromptReader(tokenizer, hparams.prompt_template)
-        questions = questions_of(model, tokenizer, cases, reader)  # the same for all trials of all
-        extra = {**benchmark.options, "store": ArtifactStore(options.out / "stages"), "seed": 0}
-        material = (model, tokenizer, cases, questions, common, options.trials, options.out, extra)
-        searches |= {name: search(name, BASELINES[name], *material) for name in new}
-    found = {}
+        material = SearchMaterial(
+            model,
+            tokenizer,
+            cases,
+            questions_of(model, tokenizer, cases, reader),  # the same for all trials of all
+            common,
+            {**vars(facts), "store": ArtifactStore(options.out / "stages"), "seed": 0},
+        )
+        for name in new:
+            searches[name] = search(name, BASELINES[name], material, options.trials, options.out)
+    chosen = {}
     for name, trials in searches.items():
         try:
-            found[name] = best_of(name, BASELINES[name], trials, common)
+            chosen[name] = best_of(name, BASELINES[name], trials, common)
         except SearchError as error:  # the others are worth their hours all the same
             print(f"left out: {error}", flush=True)
-    return found, searches
+    return chosen, searches
 
 
 def _trial_case(fact: EditRequest) -> EvaluationCase:
-    """A calibration fact as trials edit it; of its locality prompts some are drawn."""
+    """A calibration fact as trials edit it, with a sample of its locality prompts."""
     texts = fact.locality_prompts
     if len(texts) > _LOCALITY:
         texts = tuple(random.Random(fact.prompt).sample(texts, _LOCALITY))
@@ -131,7 +132,17 @@ def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None
     """The paper's tables and figures; prints them."""
     unke = DATASETS["unke"](options.unke) if options.unke else None
     mquake = DATASETS["mquake"](options.mquake) if options.mquake else None
-    benchmark = _benchmark(options, hparams)
+    _prepare(options)
+    split, multi_hop = _split(options)
+    benchmark = Benchmark(
+        options.data,
+        split,
+        (),
+        options.edits,
+        hparams=hparams,
+        multi_hop=multi_hop,
+        sample=_sampler(options),
+    )
     model, tokenizer = load_model(hparams)
     run_tables(
         benchmark,
@@ -148,24 +159,24 @@ def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None
 
 
 def calibration_facts(options: argparse.Namespace, count: int) -> list[EditRequest]:
-    """Up to `count` facts of a data set which no evaluation edits, with their paraphrases."""
+    """Up to `count` facts of a data set, with paraphrases, which no evaluation edits."""
     split, _ = _split(options)
     return tuning_requests(split.calibration, count, seed=0)
 
 
-def _benchmark(options: argparse.Namespace, hparams: MeGHyperParams) -> Benchmark:
+def _prepare(options: argparse.Namespace) -> None:
     if options.plots:
         check_matplotlib()  # not after an hour
     options.out.mkdir(parents=True, exist_ok=True)
-    split, multi_hop = _split(options)
-    draw = partial(edit_cases, load_world()) if options.data == "reference" else None
-    return Benchmark(
-        options.data, split, (), options.edits, hparams=hparams, multi_hop=multi_hop, draw=draw
-    )
+
+
+def _sampler(options: argparse.Namespace) -> Callable[[int, int], list[EvaluationCase]] | None:
+    """Edits of the reference world are sampled from the world itself."""
+    return partial(edit_cases, load_world()) if options.data == "reference" else None
 
 
 def _split(options: argparse.Namespace) -> tuple[Split, Sequence[MultiHopCase]]:
-    """The facts of --data by their use, and its chains of facts."""
+    """The split of --data, and its chains of facts."""
     if options.data == "reference":
         return reference_split(load_world()), ()
     data = _load(options.data, options.path)

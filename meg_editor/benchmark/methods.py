@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import importlib.util
+import hashlib
+import inspect
+import marshal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from meg_editor.baselines.registry import BASELINES
-from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.fitting.apply import apply_meg_to_model
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -31,73 +27,56 @@ class Method:
             `requests` are dicts with `prompt`, `target_new`, `subject` and `ground_truth`; by
             keyword come `pseudo` and `calibration`, facts which are not edited, and `seed`.
         hparams: whatever `apply` wants.
+        code: digest of the source file that defines `apply`, as it was when this was created: a
+            changed method is measured anew. What that file imports is not part of it.
+
+    Example:
+        >>> def apply(model, tok, requests, hparams, **kwargs):
+        ...     return model, {}
+        >>> Method("unedited", apply).name
+        'unedited'
     """
 
     name: str
     apply: Callable[..., tuple[Any, dict[str, Any]]]
     hparams: Any = None
+    code: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", _digest_of_code(self.apply))
 
 
-def resolve_method(name: str, hparams: MeGHyperParams, paper: MeGHyperParams) -> Method:
-    """A built-in method by name, a baseline with its settings as `memit=file.yaml`, or one of your
-    own as `name=file.py` or `name=package.module`.
-
-    Your module has a function `apply_to_model` with the signature above, and if it wants any, its
-    `hparams`.
-
-    Args:
-        hparams: of MeG's `default` preset, for the model in question.
-        paper: of the `paper` preset.
-
-    Raises:
-        ValueError: there is no such method, or the module lacks `apply_to_model`.
-    """
-    label, own, place = name.partition("=")
-    if own and label in BASELINES and place.endswith((".yaml", ".yml")):
-        baseline = BASELINES[label]
-        return Method(label, baseline.apply, baseline.settings.from_hparams(place))
-    if own:
-        module = _load(place)
-        if not callable(getattr(module, "apply_to_model", None)):
-            raise ValueError(
-                f"method {label!r}: {place} has no function apply_to_model(model, tok, requests, "
-                "hparams, **kwargs)"
-            )
-        return Method(label, module.apply_to_model, getattr(module, "hparams", None))
-    built_in = {
-        "unedited": Method("unedited", _leave_alone),
-        "meg": Method("meg", apply_meg_to_model, hparams),
-        "meg-paper": Method("meg-paper", apply_meg_to_model, paper),
-        **{
-            f"meg-{generator}": Method(
-                f"meg-{generator}",
-                apply_meg_to_model,
-                dataclasses.replace(hparams, generator=generator),
-            )
-            for generator in ("dit", "mlp", "bank")
-        },
-    }
-    if name not in built_in:
-        raise ValueError(
-            f"method: expected all, {', '.join([*built_in, *BASELINES])} or NAME=FILE.py (your "
-            f"own), got {name!r}"
-        )
-    return built_in[name]
+def _digest_of_code(function: Callable[..., Any]) -> str:
+    function = inspect.unwrap(function)
+    try:
+        source = Path(inspect.getsourcefile(function) or "").read_bytes()
+    except (TypeError, OSError):  # defined in a console, or a callable object
+        code = getattr(function, "__code__", None)
+        source = marshal.dumps(code) if code else repr(type(function)).encode()
+    return hashlib.sha256(source).hexdigest()[:24]
 
 
 @contextmanager
 def edited(
-    method: Method, model: Any, tokenizer: Any, cases: Sequence[EvaluationCase], **options: Any
+    method: Method,
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    cases: Sequence[EvaluationCase],
+    snapshot: WeightSnapshot | None = None,
+    **options: Any,
 ) -> Iterator[Any]:
     """Within the block, `model` edited by `method`; after it, `model` as it was, bit for bit.
 
+    The weights are restored however the block ends, also where the method itself fails.
+
     Args:
+        snapshot: the weights before, if there is one already; otherwise one is made.
         options: keywords for `method.apply`.
 
     Raises:
         RuntimeError: the method changed weights which it did not hand back.
     """
-    before = checksums(model)
+    snapshot = snapshot or WeightSnapshot(model)
     requests = [
         {
             "prompt": case.request.prompt,
@@ -107,54 +86,25 @@ def edited(
         }
         for case in cases
     ]
-    result, originals = method.apply(
-        model,
-        tokenizer,
-        requests,
-        method.hparams,
-        copy=False,
-        return_orig_weights=True,
-        keep_original_weight=False,
-        **options,
-    )
+    try:
+        result, originals = method.apply(
+            model,
+            tokenizer,
+            requests,
+            method.hparams,
+            copy=False,
+            return_orig_weights=True,
+            keep_original_weight=False,
+            **options,
+        )
+    except BaseException:
+        snapshot.restore()
+        raise
     try:
         yield result
     finally:
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in (originals or {}).items():
-                parameters[name].copy_(value)
-        after = checksums(model)
-        if changed := [name for name in before if after.get(name) != before[name]]:
+        if changed := snapshot.restore(originals):
             raise RuntimeError(
                 f"{method.name} left {len(changed)} weights of the model changed, such as "
                 f"{changed[0]}: apply must return their old values as its second result"
             )
-
-
-@torch.no_grad()
-def checksums(model: nn.Module) -> dict[str, int]:
-    """Parameter name -> the sum of its bits, read as integers."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return {
-        name: int(value.detach().contiguous().view(integers[value.element_size()]).sum())
-        for name, value in model.named_parameters()
-    }
-
-
-def _leave_alone(model: Any, *_: Any, **__: Any) -> tuple[Any, dict[str, Any]]:
-    return model, {}
-
-
-def _load(place: str) -> Any:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    path = Path(place)
-    if not path.exists():
-        raise ValueError(f"method: there is no file {place}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"method: {place} cannot be read as a module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

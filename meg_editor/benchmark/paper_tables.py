@@ -1,18 +1,20 @@
-"""The paper's tables on one model: run the variants, and say where we find something else."""
+"""The paper's tables on one model: its variants, and whether its findings hold here."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meg_editor.benchmark.ablations import Ablation, Cells, ablations, variant
 from meg_editor.benchmark.capacity import Capacity, capacity
-from meg_editor.benchmark.methods import resolve_method
-from meg_editor.benchmark.plots import draw_layers, draw_scores, draw_thresholds
-from meg_editor.benchmark.runner import Benchmark, only_wrong, run_benchmark
+from meg_editor.benchmark.cell import Cell
+from meg_editor.benchmark.definition import Benchmark
+from meg_editor.benchmark.method_spec import resolve_method
+from meg_editor.benchmark.plots import plot_layers, plot_score_histogram, plot_thresholds
+from meg_editor.benchmark.runner import only_wrong, run_benchmark
 from meg_editor.benchmark.tables import score_table
 from meg_editor.collection.layer_sweep import layer_sweep
 from meg_editor.config.hparams import MeGHyperParams
@@ -20,10 +22,11 @@ from meg_editor.data.cases import Dataset
 from meg_editor.data.preprocessing import without_conflicts
 from meg_editor.data.splits import split_cases, tuning_requests
 from meg_editor.evaluation.report import versions
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.runtime.text_files import write_json, write_text
 
 _LAYER_FACTS = 64
-Say = Callable[[str], None]
+ReportLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Section:
     Attributes:
         title: with the paper's number.
         body: Markdown.
-        findings: what the paper found, and whether it is found here.
+        findings: of the paper, and whether they hold here.
         data: for the JSON.
     """
 
@@ -45,8 +48,8 @@ class Section:
 
 def run_tables(
     benchmark: Benchmark,
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     out: Path,
     *,
     unke: Dataset | None = None,
@@ -54,7 +57,7 @@ def run_tables(
     only: Sequence[int] | None = None,
     long_answers: int = 100,
     plots: bool = False,
-    say: Say = print,
+    report: ReportLine = print,
 ) -> list[Section]:
     """Tables 4 to 8, 15 and 16 on `benchmark`, 17 on `unke`, 18 on `mquake`; figures 5 to 7.
 
@@ -62,30 +65,30 @@ def run_tables(
     variants which several tables share are run once.
 
     Args:
-        only: the numbers of the tables wanted.
+        only: numbers of the tables to run; None: all.
         long_answers: facts of table 17.
+        report: called with a line per cell.
     """
     edits = sorted(benchmark.edits)
     sections = []
-    wanted = [a for a in ablations(benchmark.hparams) if not only or a.table in only]
-    if wanted and not benchmark.whole_pool:  # once, not for every table
+    chosen = [a for a in ablations(benchmark.hparams) if not only or a.table in only]
+    if chosen and not benchmark.whole_pool:  # once, not for every table
         pool = only_wrong(benchmark.split.edited, model, tokenizer, benchmark.hparams)
         split = dataclasses.replace(benchmark.split, edited=tuple(pool))
         benchmark = dataclasses.replace(benchmark, split=split, whole_pool=True)
-    for ablation in wanted:
-        cells = _run(ablation, benchmark, edits, model, tokenizer, out, say)
+    for ablation in chosen:
+        cells = _run(ablation, benchmark, edits, model, tokenizer, out, report)
         sections.append(_section(ablation, cells, edits))
         if plots and ablation.table == 16:
-            draw_thresholds(cells, benchmark.hparams.gate, out / "thresholds.png")
+            plot_thresholds(cells, benchmark.hparams.gate, out / "thresholds.png")
         if plots and ("with gate", edits[-1]) in cells:
-            base = cells["with gate", edits[-1]]
-            draw_scores(base, out / "gate-scores.png")
+            plot_score_histogram(cells["with gate", edits[-1]], out / "gate-scores.png")
     if unke and (not only or 17 in only):
         facts = [case.request for case in unke.cases]
-        found = capacity(model, tokenizer, facts, benchmark.hparams, benchmark.encode, long_answers)
-        sections.append(_long_text(found))
+        held = capacity(model, tokenizer, facts, benchmark.hparams, benchmark.encode, long_answers)
+        sections.append(_long_text(held))
     if mquake and (not only or 18 in only):
-        sections.append(_multi_hop(benchmark, mquake, model, tokenizer, out, say))
+        sections.append(_multi_hop(benchmark, mquake, model, tokenizer, out, report))
     if not only:
         sections.append(_layers(benchmark, model, tokenizer, out if plots else None))
     _write(sections, benchmark, edits, out)
@@ -96,22 +99,22 @@ def _run(
     ablation: Ablation,
     benchmark: Benchmark,
     edits: Sequence[int],
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     out: Path,
-    say: Say,
-) -> dict[tuple[str, int], Mapping[str, Any]]:
+    report: ReportLine,
+) -> dict[tuple[str, int], Cell]:
     methods = {
         name: variant(benchmark.hparams, changes) for name, changes in ablation.variants.items()
     }
     counts = edits if ablation.scaled else edits[-1:]
-    asked = dataclasses.replace(benchmark, methods=list(methods.values()), edits=counts, seeds=1)
-    found = {
-        (cell["method"], cell["edits"]): cell
-        for cell in run_benchmark(asked, model, tokenizer, out, say)
+    variants = dataclasses.replace(benchmark, methods=list(methods.values()), edits=counts, seeds=1)
+    cells = {
+        (cell.method, cell.edits): cell
+        for cell in run_benchmark(variants, model, tokenizer, out, report)
     }
     return {
-        (name, count): found[method.name, count]
+        (name, count): cells[method.name, count]
         for count in counts
         for name, method in methods.items()
     }
@@ -121,49 +124,55 @@ def _section(ablation: Ablation, cells: Cells, edits: Sequence[int]) -> Section:
     counts = sorted({count for _, count in cells})
     parts = []
     for count in counts:
-        rows = {name: [dict(cell)] for (name, edited), cell in cells.items() if edited == count}
+        rows = {name: [cell] for (name, edited), cell in cells.items() if edited == count}
         heading = f"{count} edits\n\n" if len(counts) > 1 else ""
         parts.append(heading + score_table(rows))
     findings = tuple(
         f"{finding.text}: {finding.verdict(cells, edits)}" for finding in ablation.findings
     )
-    data = {f"{name}, {count} edits": dict(cell) for (name, count), cell in cells.items()}
+    data = {f"{name}, {count} edits": cell.to_dict() for (name, count), cell in cells.items()}
     title = f"Table {ablation.table}: {ablation.title}"
     return Section(title, "\n\n".join(parts), findings, data)
 
 
-def _long_text(found: Capacity) -> Section:
+def _long_text(held: Capacity) -> Section:
     body = (
         "| Facts | Tokens | FT_ACC | Word for word | Similarity |\n|--:|--:|--:|--:|--:|\n"
-        f"| {found.facts} | {found.tokens:.0f} | {found.fine_tuning_accuracy:.1f} "
-        f"| {found.reproduced:.1f} | {found.similarity:.1f} |"
+        f"| {held.facts} | {held.tokens:.0f} | {held.fine_tuning_accuracy:.1f} "
+        f"| {held.reproduced:.1f} | {held.similarity:.1f} |"
     )
-    agrees = found.fine_tuning_accuracy >= 98
+    agrees = held.fine_tuning_accuracy >= 98
     verdict = "as in the paper" if agrees else "AGAINST the paper"
     text = f"one neuron holds an answer of about 100 tokens (FT_ACC of at least 98): {verdict}"
-    return Section("Table 17: long answers", body, (text,), dataclasses.asdict(found))
+    return Section("Table 17: long answers", body, (text,), dataclasses.asdict(held))
 
 
 def _multi_hop(
-    benchmark: Benchmark, mquake: Dataset, model: Any, tokenizer: Any, out: Path, say: Say
+    benchmark: Benchmark,
+    mquake: Dataset,
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    out: Path,
+    report: ReportLine,
 ) -> Section:
     # Chains need several facts about one subject: no thinning here.
     split = split_cases(without_conflicts(mquake.cases))
     chained = {prompt for chain in mquake.multi_hop for prompt in chain.edits}
     pool = tuple(case for case in split.edited if case.request.prompt in chained)
     h = benchmark.hparams
-    asked = dataclasses.replace(
+    chained_facts = dataclasses.replace(
         benchmark,
         data=mquake.name,
         split=dataclasses.replace(split, edited=pool),
+        facts=None,
         methods=[resolve_method(name, h, h) for name in ("unedited", "meg")],
         edits=(min(max(benchmark.edits), len(pool)),),
         seeds=1,
         multi_hop=mquake.multi_hop,
         whole_pool=True,
     )
-    cells = {c["method"]: c for c in run_benchmark(asked, model, tokenizer, out, say)}
-    rows = {name: cell["multi_hop"] for name, cell in cells.items()}
+    cells = run_benchmark(chained_facts, model, tokenizer, out, report)
+    rows = {cell.method: cell.multi_hop for cell in cells if cell.multi_hop}
     lines = ["| Method | Chains | Edit-wise | Instance-wise | Multi-hop |", "|---|--:|--:|--:|--:|"]
     lines += [
         f"| {name} | {row['chains']} | {row['edit_wise']:.1f} | {row['instance_wise']:.1f} "
@@ -176,17 +185,19 @@ def _multi_hop(
     return Section("Table 18: questions of several hops", "\n".join(lines), (text,), rows)
 
 
-def _layers(benchmark: Benchmark, model: Any, tokenizer: Any, folder: Path | None) -> Section:
+def _layers(
+    benchmark: Benchmark, model: CausalLM, tokenizer: Tokenizer, folder: Path | None
+) -> Section:
     facts = tuning_requests(benchmark.split.calibration, _LAYER_FACTS, seed=0)
-    found = layer_sweep(model, tokenizer, facts, benchmark.hparams)
+    results = layer_sweep(model, tokenizer, facts, benchmark.hparams)
     if folder:
-        draw_layers(found, folder / "layers.png")
+        plot_layers(results, folder / "layers.png")
     lines = ["| Layer | Reliability AG | Generality AG |", "|--:|--:|--:|"]
-    for result in found:
+    for result in results:
         generality = "-" if result.generality is None else f"{result.generality:.1f}"
         lines.append(f"| {result.layer} | {result.reliability:.1f} | {generality} |")
     title = f"Figures 5 to 7: layers, {len(facts)} calibration facts with their own neurons"
-    data = [dataclasses.asdict(result) for result in found]
+    data = [dataclasses.asdict(result) for result in results]
     return Section(title, "\n".join(lines), (), data)
 
 
@@ -204,6 +215,5 @@ def _write(
             parts += ["The paper finds:\n", *(f"- {text}" for text in section.findings), ""]
     data = {section.title: section.data for section in sections}
     findings = {section.title: section.findings for section in sections}
-    report = {"versions": versions(), "findings": findings, "tables": data}
-    write_json(out / "tables.json", report)
+    write_json(out / "tables.json", {"versions": versions(), "findings": findings, "tables": data})
     write_text(out / "tables.md", "\n".join(parts))

@@ -7,55 +7,55 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.tables import scores_over_edits
 from meg_editor.collection.layer_sweep import LayerResult
 
-Cell = Mapping[str, Any]
 Cells = Mapping[tuple[str, int], Cell]  # (name of a row, edits) -> cell
 
 
-def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
-    """Write PNG files to `folder` and name them.
+def plot_benchmark(cells: Sequence[Cell], folder: Path) -> list[Path]:
+    """Paths of the PNG files which it writes to `folder`.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
     check_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = [_save(_trade_off, cells, folder / "generality-locality.png")]
-    if len({cell["edits"] for cell in cells}) > 1:
-        drawn.insert(0, _save(_score_over_edits, cells, folder / "score-over-edits.png"))
+    files = [_save(_trade_off, cells, folder / "generality-locality.png")]
+    if len({cell.edits for cell in cells}) > 1:
+        files.insert(0, _save(_score_over_edits, cells, folder / "score-over-edits.png"))
     for cell in _routed(cells):
-        name = cell["method"].replace(" ", "-").replace("/", "-")
-        drawn.append(_save(_histograms, [cell], folder / f"gate-scores-{name}.png"))
-        if "thresholds" in cell.get("calibration", {}):
-            drawn.append(_save(_calibration, [cell], folder / f"calibration-{name}.png"))
-    return drawn
+        name = cell.method.replace(" ", "-").replace("/", "-")
+        files.append(_save(_histograms, [cell], folder / f"gate-scores-{name}.png"))
+        if cell.calibration:
+            files.append(_save(_calibration, [cell], folder / f"calibration-{name}.png"))
+    return files
 
 
 def _routed(cells: Sequence[Cell]) -> list[Cell]:
     """Of each method with a gate the first seed at the most edits."""
-    most = max(cell["edits"] for cell in cells)
-    found: dict[str, Cell] = {}
+    most = max(cell.edits for cell in cells)
+    chosen: dict[str, Cell] = {}
     for cell in cells:
-        if cell["edits"] == most and "gate_scores" in cell:
-            found.setdefault(cell["method"], cell)
-    return list(found.values())
+        if cell.edits == most and cell.gate_scores:
+            chosen.setdefault(cell.method, cell)
+    return list(chosen.values())
 
 
-def draw_scores(cell: Cell, path: Path) -> None:
+def plot_score_histogram(cell: Cell, path: Path) -> None:
     """Histograms of the gate's scores over edits, paraphrases and other queries (A.5)."""
     _save(_histograms, [cell], path)
 
 
-def draw_thresholds(cells: Cells, gate: str, path: Path) -> None:
+def plot_thresholds(cells: Cells, gate: str, path: Path) -> None:
     """Table 16 as a picture; cells of (threshold, edits)."""
     _save(lambda axes, _: _thresholds(axes, cells, gate), [], path)
 
 
-def draw_layers(found: Sequence[LayerResult], path: Path) -> None:
+def plot_layers(results: Sequence[LayerResult], path: Path) -> None:
     """Figures 5 to 7."""
-    _save(lambda axes, _: _layers(axes, found), [], path)
+    _save(lambda axes, _: _layers(axes, results), [], path)
 
 
 def check_matplotlib() -> None:
@@ -104,24 +104,24 @@ def _score_over_edits(axes: Any, cells: Sequence[Cell]) -> None:
         if any(spread):
             color = styles[method]["color"]
             axes.errorbar([*scores], means, yerr=spread, fmt="none", capsize=3, color=color)
-    counts = sorted({cell["edits"] for cell in cells})
+    counts = sorted({cell.edits for cell in cells})
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.minorticks_off()
     axes.set_ylim(0, 102)
     axes.set_xlabel("edits")
     axes.set_ylabel("Score (%)")
-    axes.set_title(f"Score over the number of edits, {cells[0]['data']}")
+    axes.set_title(f"Score over the number of edits, {cells[0].data}")
     _legend(axes)
 
 
 def _trade_off(axes: Any, cells: Sequence[Cell]) -> None:
     for method, style in _styles(cells).items():
-        own = [cell for cell in cells if cell["method"] == method]
+        group = [cell for cell in cells if cell.method == method]
         axes.scatter(
-            [cell["locality"]["ag"] for cell in own],
-            [cell["generality"]["ag"] for cell in own],
-            s=[18 + 6 * cell["edits"] ** 0.3 for cell in own],
+            [cell.locality.ag for cell in group],
+            [cell.generality.ag for cell in group],
+            s=[18 + 6 * cell.edits**0.3 for cell in group],
             label=method,
             alpha=0.8,
             **style,
@@ -130,7 +130,7 @@ def _trade_off(axes: Any, cells: Sequence[Cell]) -> None:
     axes.set_ylim(-2, 102)
     axes.set_xlabel("Locality AG (%)")
     axes.set_ylabel("Generality AG (%)")
-    axes.set_title(f"Generality against Locality, {cells[0]['data']} (size: edits)")
+    axes.set_title(f"Generality against Locality, {cells[0].data} (size: edits)")
     _legend(axes)
 
 
@@ -144,11 +144,12 @@ def _sign(scores: Sequence[float]) -> int:
 
 def _histograms(axes: Any, cells: Sequence[Cell]) -> None:
     (cell,) = cells
-    scores = cell["gate_scores"]
-    sign = _sign(scores["edges"])
-    edges = [sign * edge for edge in scores["edges"]]
+    scores = cell.gate_scores
+    assert scores
+    sign = _sign(scores.edges)
+    edges = [sign * edge for edge in scores.edges]
     for name, label in _GROUPS.items():
-        counts = scores[name]
+        counts: list[int] = getattr(scores, name)
         total = max(sum(counts), 1)
         axes.stairs(
             [100 * count / total for count in counts][::sign],
@@ -157,14 +158,14 @@ def _histograms(axes: Any, cells: Sequence[Cell]) -> None:
             alpha=0.45,
             label=f"{label} ({sum(counts):,})",
         )
-    axes.axvline(sign * scores["threshold"], color="black", linestyle="--", linewidth=1)
-    place = (sign * scores["threshold"], 0.97)
+    axes.axvline(sign * scores.threshold, color="black", linestyle="--", linewidth=1)
+    place = (sign * scores.threshold, 0.97)
     axes.annotate(" threshold", place, xycoords=("data", "axes fraction"), va="top")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     axes.set_xlabel("entropy (nats)" if sign < 0 else "similarity to the nearest edit")
     axes.set_ylabel("queries (%)")
-    axes.set_title(f"What the gate sees, {cell['edits']:,} edits, {cell['data']}, {cell['method']}")
+    axes.set_title(f"Gate scores, {cell.edits:,} edits, {cell.data}, {cell.method}")
     axes.legend(frameon=False)
 
 
@@ -174,7 +175,7 @@ def _thresholds(axes: Any, cells: Cells, gate: str) -> None:
         for setting, style in (("ag", "o-"), ("tf", "s:")):
             axes.plot(
                 values,
-                [cell[metric][setting] for cell in cells.values()],
+                [getattr(cell.metric(metric), setting) for cell in cells.values()],
                 style,
                 color={"reliability": "C0", "generality": "C1", "locality": "C2"}[metric],
                 label=f"{metric.capitalize()} {setting.upper()}",
@@ -188,23 +189,24 @@ def _thresholds(axes: Any, cells: Cells, gate: str) -> None:
 def _calibration(axes: Any, cells: Sequence[Cell]) -> None:
     """Table 16 on the facts set aside for it, where the threshold is chosen."""
     (cell,) = cells
-    sweep = cell["calibration"]
-    sign = _sign(sweep["thresholds"])
-    thresholds = [sign * value for value in sweep["thresholds"]]
+    sweep = cell.calibration
+    assert sweep
+    sign = _sign(sweep.thresholds)
+    thresholds = [sign * value for value in sweep.thresholds]
     for metric, color in (("generality", "C1"), ("locality", "C2")):
-        axes.plot(thresholds, sweep[metric], color=color, label=metric.capitalize())
-    axes.axvline(sign * sweep["threshold"], color="black", linestyle="--", linewidth=1)
+        axes.plot(thresholds, getattr(sweep, metric), color=color, label=metric.capitalize())
+    axes.axvline(sign * sweep.threshold, color="black", linestyle="--", linewidth=1)
     axes.set_xlabel("entropy threshold ε" if sign < 0 else "similarity threshold")
-    axes.set_ylabel("answers as wanted (%)")
-    axes.set_title(f"Choosing the threshold, {cell['data']}, {cell['method']}")
+    axes.set_ylabel("answers as they should be (%)")
+    axes.set_title(f"Choosing the threshold, {cell.data}, {cell.method}")
     axes.legend(frameon=False)
 
 
-def _layers(axes: Any, found: Sequence[LayerResult]) -> None:
-    layers = [result.layer for result in found]
-    axes.plot(layers, [result.reliability for result in found], "o-", label="Reliability AG")
-    if all(result.generality is not None for result in found):
-        axes.plot(layers, [result.generality for result in found], "s-", label="Generality AG")
+def _layers(axes: Any, results: Sequence[LayerResult]) -> None:
+    layers = [result.layer for result in results]
+    axes.plot(layers, [result.reliability for result in results], "o-", label="Reliability AG")
+    if all(result.generality is not None for result in results):
+        axes.plot(layers, [result.generality for result in results], "s-", label="Generality AG")
     axes.set_xticks(layers)
     axes.set_xlabel("layer of the neuron")
     axes.set_ylabel("percent")

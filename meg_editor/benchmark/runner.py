@@ -8,145 +8,94 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from meg_editor import __version__
+from meg_editor.benchmark.cell import Cell
+from meg_editor.benchmark.definition import Benchmark
 from meg_editor.benchmark.diagnostics import diagnose
 from meg_editor.benchmark.methods import Method, edited
+from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import FlatHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
 from meg_editor.data.relations import Relations
-from meg_editor.data.splits import Split, choose, known_texts, tuning_requests
+from meg_editor.data.splits import choose
 from meg_editor.evaluation import Question, evaluate, questions_of
 from meg_editor.evaluation.cost import added_bytes, latency, peak_memory, reset_peak_memory
 from meg_editor.evaluation.metrics import normalise
 from meg_editor.evaluation.report import MethodReport
-from meg_editor.lm.reference import resolve_model_name
+from meg_editor.lm.fingerprint import fingerprint
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import batched_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
-from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import ArtifactStore, digest
 from meg_editor.runtime.text_files import read_json, write_json
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """What is measured.
-
-    Attributes:
-        data: the name of the data set.
-        split: its facts: those to edit, and those of the fitting stages.
-        methods: the rows of the tables.
-        edits: numbers of edits.
-        seeds: how many draws of the edits, 0, 1, ….
-        pseudo, calibration: how many facts the fitting stages may have.
-        hparams: what the questions are put with, and the encoder which compares long answers.
-        asked: ask about so many of the edits at most, drawn at random, while all are in place.
-        timed: so many edits, and so many other queries, are asked one by one for the latency.
-        whole_pool: edit facts too which the model knows that way already.
-        draw: (edits, seed) -> cases, where these are not chosen from `split.edited`.
-        multi_hop: chains of facts; those are asked of which every edit is made.
-    """
-
-    data: str
-    split: Split
-    methods: Sequence[Method]
-    edits: Sequence[int] = (1024,)
-    seeds: int = 3
-    pseudo: int = 2000
-    calibration: int = 400
-    hparams: MeGHyperParams = field(default_factory=lambda: MeGHyperParams.preset("default"))
-    multi_hop: Sequence[MultiHopCase] = ()
-    asked: int | None = None
-    timed: int = 20
-    whole_pool: bool = False
-    draw: Callable[[int, int], Sequence[EvaluationCase]] | None = None
-
-    @cached_property
-    def options(self) -> dict[str, Any]:
-        """What the fitting stages may see, as keywords of every method: facts, none of them edited
-        (`pseudo`, `calibration`), and texts which the model should go on knowing (`texts`).
-        """
-        pseudo, calibration = self.split.pseudo, self.split.calibration
-        wordings = Relations([*pseudo, *calibration])
-        return {
-            # What is asked takes an encoder many examples; a threshold is not about these alone.
-            "pseudo": tuning_requests(pseudo, self.pseudo, 0, wordings, others=16),
-            "calibration": tuning_requests(calibration, self.calibration, 0, wordings),
-            "texts": known_texts(self.split.pseudo),
-        }
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """B texts -> unit vectors (B, E), by the encoder as it is before any tuning."""
-        name = resolve_model_name(self.hparams.encoder_name)
-        return TextEncoder.from_pretrained(name).encode(texts)
-
-
 def run_benchmark(
     benchmark: Benchmark,
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     out: Path,
-    say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
+    report: Callable[[str], None] = print,
+) -> list[Cell]:
     """Measure every method at every number of edits with every seed.
 
-    Each cell is kept in `out`/cells as JSON and not run again while what it depends on is the same.
+    Each cell is kept in `out`/cells as JSON and not run again while all it depends on is the same:
+    weights, code and settings of the method, facts and questions. The weights of `model` are the
+    same again after each cell; a copy of them is held in host memory meanwhile.
 
-    Returns:
-        One entry per cell: `method`, `edits`, `asked` of them, `seed`, the entries of
-        `MethodReport.to_dict`, and `seconds_total`, `peak_memory`, `latency` of an edited and of an
-        unedited query.
+    Args:
+        report: called with a line per cell.
 
     Raises:
         ValueError: too few facts, or none to ask about.
         RuntimeError: a method leaves the model changed.
+
+    Example:
+        >>> benchmark = Benchmark("reference", split, methods, edits=(64, 256))  # doctest: +SKIP
+        >>> cells = run_benchmark(benchmark, model, tok, Path("out"))  # doctest: +SKIP
     """
     if benchmark.asked is not None and benchmark.asked < 1:
         raise ValueError(f"asked: expected at least 1 edit to ask about, got {benchmark.asked}")
     pool = list(benchmark.split.edited)
-    if benchmark.draw is None and not benchmark.whole_pool:
+    if benchmark.sample is None and not benchmark.whole_pool:
         pool = only_wrong(pool, model, tokenizer, benchmark.hparams)
-        say(f"{benchmark.data}: {len(pool)} facts which the model does not know that way")
+        report(f"{benchmark.data}: {len(pool)} facts whose target the model does not give yet")
+    before = _Before(model)
     cells = []
     for count in benchmark.edits:
         for seed in range(benchmark.seeds):
-            draw = benchmark.draw or partial(choose, pool)
-            run = _Draw(benchmark, model, tokenizer, list(draw(count, seed)), seed)
+            sample = benchmark.sample or partial(choose, pool)
+            run = _EditSet(benchmark, model, tokenizer, list(sample(count, seed)), seed, before)
             for method in benchmark.methods:
                 path = out / "cells" / f"{benchmark.data}-{method.name}-{count}-{seed}.json"
                 key = run.key(method)
-                cell = read_json(path, "measure it")
-                if cell is None or cell.get("key") != key:
-                    cell = without_nan({"key": key, **run.measure(method, out)})
-                    write_json(path, cell)
-                score = "-" if cell["score"] is None else f"{cell['score']:.1f}"
-                say(
+                stored = read_json(path, "measure it")
+                if stored is None or stored.get("key") != key:
+                    cell = dataclasses.replace(run.measure(method, out), key=key)
+                    write_json(path, cell.to_dict())
+                else:
+                    cell = Cell.from_dict(stored)
+                score = "-" if math.isnan(cell.score) else f"{cell.score:.1f}"
+                report(
                     f"{method.name:14} {count:6} edits, seed {seed}: Score {score} "
-                    f"({cell['seconds_total']:.0f} s)"
+                    f"({cell.seconds_total:.0f} s)"
                 )
                 cells.append(cell)
     return cells
 
 
-def without_nan(value: Any) -> Any:
-    """None for NaN, which is no JSON: a metric of which the data set asks nothing."""
-    if isinstance(value, dict):
-        return {key: without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def only_wrong(
-    cases: Sequence[EvaluationCase], model: Any, tokenizer: Any, hparams: MeGHyperParams
+    cases: Sequence[EvaluationCase],
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    hparams: MeGHyperParams,
 ) -> list[EvaluationCase]:
     """The facts of which the model does not give the target anyway (A.9)."""
     reader = PromptReader(tokenizer, hparams.prompt_template)
@@ -159,15 +108,31 @@ def only_wrong(
     ]
 
 
+class _Before:
+    """The model before any method."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+
+    @cached_property
+    def fingerprint(self) -> dict[str, list[float]]:
+        return fingerprint(self.model)
+
+    @cached_property
+    def snapshot(self) -> WeightSnapshot:
+        return WeightSnapshot(self.model)
+
+
 @dataclass
-class _Draw:
-    """One set of edits, which every method gets."""
+class _EditSet:
+    """One set of edits, the same for every method."""
 
     benchmark: Benchmark
-    model: Any
-    tokenizer: Any
+    model: CausalLM
+    tokenizer: Tokenizer
     cases: list[EvaluationCase]
     seed: int
+    before: _Before
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -196,7 +161,7 @@ class _Draw:
         return [chain for chain in self.benchmark.multi_hop if edited.issuperset(chain.edits)]
 
     def key(self, method: Method) -> str:
-        """A digest of all a cell depends on."""
+        """Digest of all a cell depends on."""
         hparams = method.hparams
         parts = [
             str(self.model.name_or_path),
@@ -205,23 +170,26 @@ class _Draw:
             self.benchmark.options,
             [self.cases, self.chains],
             getattr(hparams, "__dict__", hparams),
+            method.code,
+            self.before.fingerprint,
         ]
         if len(self.asked) < len(self.cases):
             parts.append(sorted(self.asked))
         return digest(parts)
 
-    def measure(self, method: Method, out: Path) -> dict[str, Any]:
+    def measure(self, method: Method, out: Path) -> Cell:
         """One cell."""
-        b, hparams = self.benchmark, method.hparams
+        hparams, timed = method.hparams, self.benchmark.timed
         if isinstance(hparams, FlatHyperParams):
             hparams = hparams.changed(seed=self.seed)
             method = dataclasses.replace(method, hparams=hparams)
         store = ArtifactStore(out / "stages")
-        options = {**b.options, "store": store, "seed": self.seed}
+        options = {**self.benchmark.options, "store": store, "seed": self.seed}
         questions = self.questions
         reset_peak_memory(self.model.device)
+        snapshot = self.before.snapshot
         start = time.perf_counter()
-        with edited(method, self.model, self.tokenizer, self.cases, **options) as result:
+        with edited(method, self.model, self.tokenizer, self.cases, snapshot, **options) as result:
             seconds = time.perf_counter() - start
             meg = result if isinstance(result, MeGModel) else None
             evaluation = evaluate(
@@ -237,8 +205,8 @@ class _Draw:
                 "edited": [q.prompt for q in questions if q.kind == "reliability"],
                 "unedited": [q.prompt for q in questions if q.kind.startswith("locality")],
             }
-            return {
-                "data": b.data,
+            entries = {
+                "data": self.benchmark.data,
                 "method": method.name,
                 "edits": len(self.cases),
                 "asked": len(self.asked),
@@ -249,9 +217,9 @@ class _Draw:
                 "bytes_per_edit": stored / len(self.cases),
                 "peak_memory": peak_memory(self.model.device),
                 "latency": {
-                    kind: dataclasses.asdict(latency(result, self.tokenizer, texts[: b.timed]))
+                    kind: dataclasses.asdict(latency(result, self.tokenizer, texts[:timed]))
                     for kind, texts in prompts.items()
-                    if texts[: b.timed]
+                    if texts[:timed]
                 },
                 **diagnose(
                     result,
@@ -263,6 +231,7 @@ class _Draw:
                     self.benchmark.encode,
                 ),
             }
+            return Cell.from_dict(entries)
 
 
 def _settings(hparams: Any) -> Any:

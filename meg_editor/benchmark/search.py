@@ -1,7 +1,7 @@
-"""Choose the settings of a baseline on the calibration facts: as many trials for every method.
+"""Hyper-parameter search of a baseline on calibration facts, with as many trials for every method.
 
-The first half of the trials is spread over the space, each of the others changes one setting of the
-best so far: random settings alone seldom meet the few which suit a model.
+The first half of the trials is spread over the space (a Latin square), each of the others changes
+one setting of the best so far: random search alone seldom meets the few settings that fit a model.
 """
 
 from __future__ import annotations
@@ -11,24 +11,34 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import Baseline, Space
 from meg_editor.benchmark.methods import Method, edited
+from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation import Question, evaluate
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.neuron import count_layers
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.runtime.artifacts import digest
 from meg_editor.runtime.text_files import read_json, write_json
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Trial:
-    """Settings and what came out on calibration facts, in percent; None where the method failed."""
+    """Settings of a baseline and its metrics on calibration facts, in percent.
+
+    Attributes:
+        score: harmonic mean of the six metrics; None where the method failed.
+        metrics: AG and TF of Reliability, Generality and Locality.
+        failure: the error's message.
+    """
 
     settings: dict[str, Any]
     score: float | None
@@ -37,61 +47,90 @@ class Trial:
     failure: str | None = None
 
     def __str__(self) -> str:
-        told = self.failure if self.score is None else f"Score {self.score:.1f}"
-        return f"{told} ({self.seconds:.0f} s) {self.settings}"
+        result = self.failure if self.score is None else f"Score {self.score:.1f}"
+        return f"{result} ({self.seconds:.0f} s) {self.settings}"
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The Score, and where it is 0 for both the mean of the six metrics."""
+        """The Score, and the mean of the six metrics to tell trials apart where it is equal."""
         if self.score is None:
             return (-1.0, -1.0)
         return self.score, sum(self.metrics) / len(self.metrics)
 
 
 class SearchError(ValueError):
-    """There are no settings to take."""
+    """Every trial of a baseline failed."""
+
+
+@dataclass(frozen=True)
+class SearchMaterial:
+    """What all trials of all baselines have in common.
+
+    Attributes:
+        model, tokenizer: the unedited model.
+        cases: calibration facts, which no evaluation edits.
+        questions: about them.
+        common: settings which every method shares, such as prompt_template.
+        options: keywords for the methods.
+    """
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    cases: Sequence[EvaluationCase]
+    questions: Sequence[Question]
+    common: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @cached_property
+    def snapshot(self) -> WeightSnapshot:
+        """The weights to which every trial returns, also one that fails half-way."""
+        return WeightSnapshot(self.model)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, list[float]]:
+        """Sampled weights, for the key of a search."""
+        return fingerprint(self.model)
 
 
 def search(
     name: str,
     baseline: Baseline,
-    model: Any,
-    tokenizer: Any,
-    cases: Sequence[EvaluationCase],
-    questions: Sequence[Question],
-    common: dict[str, Any],
+    material: SearchMaterial,
     count: int,
     out: Path,
-    options: dict[str, Any],
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> list[Trial]:
-    """Edit `cases` with `count` settings of the baseline's space, or all.
+    """Edit the facts of `material` with `count` settings of the baseline's space, or all.
 
     Trials are kept in `out`/search and not run again while they would be the same.
-
-    Args:
-        cases: calibration facts, which no evaluation edits.
-        questions: about them.
-        common: settings which every method shares, such as prompt_template.
-        options: keywords for the method.
     """
-    space = baseline.space(count_layers(model))
+    space = baseline.space(count_layers(material.model))
     path = out / "search" / f"{name}.json"
-    facts = [dataclasses.astuple(case.request) for case in cases]
-    parts = [name, fingerprint(model), facts, common, dict(baseline.fixed), space, count]
-    key = digest(parts)
-    found = read_json(path, "search") or {}
-    trials = [Trial(**trial) for trial in found["trials"]] if found.get("key") == key else []
+    facts = [dataclasses.astuple(case.request) for case in material.cases]
+    key = digest(
+        [
+            name,
+            material.fingerprint,
+            facts,
+            dict(material.common),
+            dict(baseline.fixed),
+            space,
+            count,
+            Method(name, baseline.apply).code,
+        ]
+    )
+    stored = read_json(path, "search") or {}
+    trials = [Trial(**trial) for trial in stored["trials"]] if stored.get("key") == key else []
     while (settings := proposal(space, trials, count)) is not None:
-        method = Method(name, baseline.apply, baseline.hparams({**common, **settings}))
-        trials.append(_try(method, settings, model, tokenizer, cases, questions, options))
+        hparams = baseline.hparams({**material.common, **settings})
+        trials.append(_try(Method(name, baseline.apply, hparams), settings, material))
         write_json(path, {"key": key, "trials": [dataclasses.asdict(t) for t in trials]})
-        say(f"{name:14} trial {len(trials)} of {count}: {trials[-1]}")
+        report(f"{name:14} trial {len(trials)} of {count}: {trials[-1]}")
     return trials
 
 
 def best_of(
-    name: str, baseline: Baseline, trials: Sequence[Trial], common: dict[str, Any]
+    name: str, baseline: Baseline, trials: Sequence[Trial], common: Mapping[str, Any]
 ) -> BaselineHyperParams:
     """The settings of the best trial, with those which every method shares.
 
@@ -100,13 +139,12 @@ def best_of(
     """
     best = max(trials, key=lambda trial: trial.rank)
     if best.score is None:
-        told = f"{name}: every trial failed, the last with: {trials[-1].failure}"
-        raise SearchError(told)
+        raise SearchError(f"{name}: every trial failed, the last with: {trials[-1].failure}")
     return baseline.hparams({**common, **best.settings})
 
 
 def recorded(report: Path, names: Sequence[str]) -> dict[str, list[Trial]]:
-    """The trials of those of the baselines `names` which an earlier report.json has.
+    """Trials in an earlier report.json, of those baselines among `names` which it has.
 
     Raises:
         ValueError: there is no such file, or it is no report.
@@ -114,12 +152,14 @@ def recorded(report: Path, names: Sequence[str]) -> dict[str, list[Trial]]:
     content = read_json(report, "search")
     if not isinstance(content, dict) or "searches" not in content:
         raise ValueError(f"--settings-from: expected the report.json of a benchmark, got {report}")
-    found = {name: content["searches"].get(name) for name in names}
-    return {name: [Trial(**trial) for trial in trials] for name, trials in found.items() if trials}
+    searches = {name: content["searches"].get(name) for name in names}
+    return {
+        name: [Trial(**trial) for trial in trials] for name, trials in searches.items() if trials
+    }
 
 
 def proposal(space: Space, trials: Sequence[Trial], count: int) -> dict[str, Any] | None:
-    """The settings to try after `trials`; None after `count` of them, or if there are no others."""
+    """Settings to try after `trials`; None after `count` of them, or if the space is exhausted."""
     if len(trials) >= count:
         return None
     spread = _spread(space, -(-count // 2))
@@ -133,7 +173,7 @@ def proposal(space: Space, trials: Sequence[Trial], count: int) -> dict[str, Any
 
 
 def _spread(space: Space, count: int) -> list[dict[str, Any]]:
-    """`count` different settings, or all; the values of each setting come about equally often."""
+    """`count` different settings, or all; each value of a setting is used about equally often."""
     rng, chosen = random.Random(0), list[dict[str, Any]]()
     count = min(count, math.prod(map(len, space.values())))
     columns = {name: _shuffled(values, rng) for name, values in space.items()}
@@ -145,7 +185,7 @@ def _spread(space: Space, count: int) -> list[dict[str, Any]]:
 
 
 def _shuffled(values: Sequence[Any], rng: random.Random) -> Iterator[Any]:
-    """All of them in some order, then all in another, without end."""
+    """Random permutations of `values`, one after the other, without end."""
     while True:
         yield from rng.sample(values, len(values))
 
@@ -155,19 +195,11 @@ def _every(space: Space) -> list[dict[str, Any]]:
     return [dict(zip(space, row, strict=True)) for row in rows]
 
 
-def _try(
-    method: Method,
-    settings: dict[str, Any],
-    model: Any,
-    tokenizer: Any,
-    cases: Sequence[EvaluationCase],
-    questions: Sequence[Question],
-    options: dict[str, Any],
-) -> Trial:
-    start = time.perf_counter()
+def _try(method: Method, settings: dict[str, Any], material: SearchMaterial) -> Trial:
+    m, start = material, time.perf_counter()
     try:
-        with edited(method, model, tokenizer, cases, **options) as result:
-            scores = evaluate(result, tokenizer, cases, questions=questions).scores
+        with edited(method, m.model, m.tokenizer, m.cases, m.snapshot, **m.options) as result:
+            scores = evaluate(result, m.tokenizer, m.cases, questions=m.questions).scores
     except (ArithmeticError, ValueError, RuntimeError) as error:
         return Trial(settings, None, [], time.perf_counter() - start, str(error))
     pairs = (scores.reliability, scores.generality, scores.locality)

@@ -205,7 +205,9 @@ def _example(tokenizer: Any, prompt: str, question: Question) -> Example:
 @torch.no_grad()
 def _forced(model: Any, examples: Sequence[Example]) -> list[list[int]]:
     """The most likely token at each target position under teacher forcing."""
-    logits, _, rows = target_logits(model, Batch.of(examples, model.device))
+    # Within `applied` the base itself answers as decided; retrieval has a decoder of its own.
+    scored = model if hasattr(type(model), "get_decoder") else model.base
+    logits, _, rows = target_logits(scored, Batch.of(examples, model.device))
     best: list[list[int]] = [[] for _ in examples]
     for row, token in zip(rows.tolist(), logits.argmax(-1).tolist(), strict=True):
         best[row].append(token)

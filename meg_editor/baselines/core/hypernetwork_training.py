@@ -26,7 +26,7 @@ from meg_editor.data.world.requests import pseudo_requests
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.tokens import Batch, Example, target_logits
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import ArtifactStore, Stage, Tensors
+from meg_editor.runtime.artifacts import Artifact, ArtifactStore, Tensors
 
 # (model, tokenizer, facts, hparams) -> the network's state and `losses`, (steps, 2).
 Train = Callable[[Any, Any, Sequence[EditRequest], Any], Tensors]
@@ -72,7 +72,7 @@ def trained(
     hparams: HyperNetworkHyperParams,
     train: Train,
     store: ArtifactStore,
-) -> Stage:
+) -> Artifact:
     """The trained hypernetwork's state, and `losses`, (steps, 2): generality and locality.
 
     Raises:

@@ -85,8 +85,6 @@ class BaselineHyperParams(FlatHyperParams):
         chosen = {}
         for key, value in cls.translated(values).items():
             if key in fields or key not in ignored | fixed.keys():
-                if key in cls.renamed:
-                    raise HParamsError(f"{key} is called {cls.renamed[key]} now")
                 chosen[key] = value
             elif key in fixed and value not in fixed[key]:
                 expected = " or ".join(map(repr, fixed[key]))
@@ -94,6 +92,11 @@ class BaselineHyperParams(FlatHyperParams):
                     f"{key}: expected {expected} (nothing else is implemented), got {value!r}"
                 )
         return super().from_dict(chosen)
+
+    @classmethod
+    def explain(cls, key: str) -> str | None:
+        """The new name of a setting which was renamed."""
+        return f"it is {cls.renamed[key]} now" if key in cls.renamed else None
 
     @classmethod
     def translated(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from meg_editor.baselines.core.contexts import context_prefixes
 from meg_editor.baselines.core.locate import Locate
-from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.settings import CovarianceHyperParams
 from meg_editor.baselines.core.token_gradients import TokenGradientHyperParams
 from meg_editor.integrations.easyedit.importing import EasyEditError, import_easyedit
 from meg_editor.lm.ffn import attention_name, block_name, decoder_blocks, find_ffn
@@ -83,10 +83,10 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
         settings = _settings(module, model, hparams, len(requests))
         tok = copy.deepcopy(tok)
         # Quirk: lookup positions are counted from the left, target tokens from the right.
-        tok.padding_side = "right" if isinstance(hparams, LocateHyperParams) else "left"
+        tok.padding_side = "right" if isinstance(hparams, CovarianceHyperParams) else "left"
         end = tok.eos_token if hparams.target_end else ""
         rows = [{**row, "target_new": f" {row['target_new']}{end}"} for row in requests]
-        if isinstance(hparams, LocateHyperParams):
+        if isinstance(hparams, CovarianceHyperParams):
             _fill_caches(module, model, tok, hparams, texts, store)
         before = {key: value.detach().clone() for key, value in model.named_parameters()}
         needs = {key: value.requires_grad for key, value in model.named_parameters()}
@@ -152,7 +152,7 @@ def _fill_caches(
     module: Any,
     model: Any,
     tok: Any,
-    hparams: LocateHyperParams,
+    hparams: CovarianceHyperParams,
     texts: Sequence[str] | None,
     store: ArtifactStore | None,
 ) -> None:

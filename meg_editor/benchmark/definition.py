@@ -1,0 +1,90 @@
+"""What a benchmark measures: a data set, its facts by their use, methods, numbers of edits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from meg_editor.benchmark.methods import Method
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.data.cases import EvaluationCase, MultiHopCase
+from meg_editor.data.relations import Relations
+from meg_editor.data.splits import Split, known_texts, tuning_requests
+from meg_editor.lm.reference import resolve_model_name
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
+
+
+@dataclass(frozen=True)
+class FittingFacts:
+    """What the fitting stages may see: facts, none of them edited, and known texts.
+
+    Attributes:
+        pseudo: facts which tune encoders and train hypernetworks.
+        calibration: facts which choose thresholds and settings.
+        texts: what the model should go on knowing.
+    """
+
+    pseudo: list[EditRequest]
+    calibration: list[EditRequest]
+    texts: list[str]
+
+    @classmethod
+    def of(cls, split: Split, pseudo: int = 2000, calibration: int = 400) -> FittingFacts:
+        """Up to so many facts of the two sets of `split` which are never edited."""
+        phrasings = Relations([*split.pseudo, *split.calibration])
+        return cls(
+            # Encoders need many examples of other questions; a threshold is not about these alone.
+            tuning_requests(split.pseudo, pseudo, 0, phrasings, others=16),
+            tuning_requests(split.calibration, calibration, 0, phrasings),
+            known_texts(split.pseudo),
+        )
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is measured.
+
+    Attributes:
+        data: the name of the data set.
+        split: its facts: those to edit, and those of the fitting stages.
+        methods: the rows of the tables.
+        edits: numbers of edits.
+        seeds: how many samples of the edits, 0, 1, ….
+        facts: what the fitting stages may see; None: `FittingFacts.of(split)`.
+        hparams: how questions are asked, and the encoder which compares long answers.
+        asked: maximum number of edits to ask about, drawn at random, while all are in place.
+        timed: so many edits, and so many other queries, are asked one by one for the latency.
+        whole_pool: edit facts too whose target the model gives anyway.
+        sample: (edits, seed) -> cases, where these are not chosen from `split.edited`.
+        multi_hop: chains of facts; those are asked of which every edit is made.
+    """
+
+    data: str
+    split: Split
+    methods: Sequence[Method]
+    edits: Sequence[int] = (1024,)
+    seeds: int = 3
+    facts: FittingFacts | None = None
+    hparams: MeGHyperParams = field(default_factory=lambda: MeGHyperParams.preset("default"))
+    multi_hop: Sequence[MultiHopCase] = ()
+    asked: int | None = None
+    timed: int = 20
+    whole_pool: bool = False
+    sample: Callable[[int, int], Sequence[EvaluationCase]] | None = None
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Keywords of every method: `pseudo`, `calibration` and `texts` of `FittingFacts`."""
+        facts = self.facts or FittingFacts.of(self.split)
+        return {entry.name: getattr(facts, entry.name) for entry in dataclasses.fields(facts)}
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> unit vectors (B, E), by the encoder as it is before any tuning."""
+        name = resolve_model_name(self.hparams.encoder_name)
+        return TextEncoder.from_pretrained(name).encode(texts)
