@@ -24,6 +24,7 @@ from meg_editor.baselines.core.settings import LocateHyperParams
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark import Method, edited
 from meg_editor.collection.collect import collect
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import Evaluation, evaluate
@@ -33,6 +34,9 @@ from meg_editor.integrations.easyedit.methods import easyedit_method
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.runtime.artifacts import ArtifactStore
 
+# Networks as much narrower than the paper's DiT-B as the reference model is than Phi-2.
+SIZES = {"generator_width": 256, "generator_depth": 3, "generator_patch_size": 256}
+
 
 def collection(options: argparse.Namespace) -> None:
     """Batched collection against the paper's way, one fact at a time, to equal success."""
@@ -41,10 +45,10 @@ def collection(options: argparse.Namespace) -> None:
     spec = NeuronSpec.from_hparams(model, hparams)
     requests = [case.request for case in edit_cases(load_world(), options.edits[0], options.seed)]
     seconds = {}
-    for title, rows in (("batched", hparams.collection_batch_size), ("one at a time", 1)):
-        settings = dataclasses.replace(hparams, collection_batch_size=rows)
+    for title, rows in (("batched", None), ("one at a time", 1)):
+        runtime = RuntimeConfig(collection_batch_size=rows)
         start = time.perf_counter()
-        result = collect(model, tokenizer, spec, requests, settings)
+        result = collect(model, tokenizer, spec, requests, hparams, runtime)
         seconds[title] = time.perf_counter() - start
         print(
             f"{title:14} {1000 * seconds[title] / len(requests):8.1f} ms per fact   "
@@ -57,9 +61,7 @@ def collection(options: argparse.Namespace) -> None:
 
 def sampling(options: argparse.Namespace) -> None:
     """One fitted DiT, sampled in 50, 10, 4, 2 and 1 steps."""
-    changes: dict[str, Any] = {"generator": "dit"}
-    if options.preset == "default":
-        changes["generator_conditioning"] = "patches"
+    changes: dict[str, Any] = {} if options.preset == "paper" else {"generator": "dit", **SIZES}
     hparams = MeGHyperParams.preset(options.preset, seed=options.seed, **changes)
     model, tokenizer = load_model(hparams)
     cases = edit_cases(load_world(), options.edits[0], options.seed)
@@ -74,8 +76,8 @@ def generators(options: argparse.Namespace) -> None:
     """Neuron bank, MLP and DiT on the same neurons behind the same gate."""
     ways: dict[str, dict[str, Any]] = {
         "bank": {"generator": "bank"},
-        "mlp": {"generator": "mlp"},
-        "dit": {"generator": "dit", "generator_conditioning": "patches"},
+        "mlp": {"generator": "mlp", **SIZES},
+        "dit": {"generator": "dit", **SIZES},
     }
     hparams = MeGHyperParams.preset("default", seed=options.seed)
     model, tokenizer = load_model(hparams)

@@ -14,6 +14,8 @@ import csv
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,14 @@ def test_the_map_of_files_has_every_folder() -> None:
     text = (ROOT / "docs" / "files.md").read_text("utf-8")
     folders = {path.parent.name for path in (ROOT / "meg_editor").glob("*/__init__.py")}
     assert {f"`{name}/`" for name in folders} <= set(re.findall(r"`\w+/`", text))
+
+
+def test_the_picture_is_drawn_and_small(tmp_path: Path) -> None:
+    picture = tmp_path / "scores.png"
+    command = [sys.executable, str(ROOT / "docs" / "draw.py"), "--out", str(picture)]
+    subprocess.run(command, check=True, timeout=120)
+    sizes = [path.stat().st_size for path in (picture, ROOT / "docs" / "scores.png")]
+    assert all(10_000 < size < 100_000 for size in sizes)
 
 
 def test_pages_name_no_machine() -> None:
