@@ -92,9 +92,11 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, list[str]]]:
         for row, edit in enumerate(edits):
             first = encode_example(tokenizer, edit.prompt, edit.target_new).target[:1]
             edits[row] = dataclasses.replace(edit, target_new=tokenizer.decode(first).strip())
+    # A small model gets a DiT as much narrower as it is itself.
+    sizes = {"generator_width": 256, "generator_depth": 3, "generator_patch_size": 256}
+    small = default.changed(**sizes)
     hparams = dataclasses.replace(
-        # A small model gets the generator of the reference model.
-        default if model.config.hidden_size <= 512 else MeGHyperParams(device=device),
+        small if model.config.hidden_size <= 512 else MeGHyperParams(device=device),
         seed=options.seed,
         encoder_name=default.encoder_name,
         encoder_tuning="frozen",
