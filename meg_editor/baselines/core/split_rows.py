@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,9 +49,13 @@ class SplitRows:
                 )
         self._stream = self.upper.residual_stream(**self._inputs())
 
-    def hidden(self) -> Tensor:
-        """(B, S, D) the decoder's last hidden states at the tails."""
-        with self.upper.injected(self._stream):
+    def hidden(self, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(B, S, D) the decoder's last hidden states at the tails.
+
+        Args:
+            change: of the residual stream (B, S, D) that enters block `layer`.
+        """
+        with self.upper.injected(change(self._stream) if change else self._stream):
             last: Tensor = self.model.get_decoder()(**self._inputs()).last_hidden_state
         return last
 

@@ -7,8 +7,7 @@ on the tokens from the lookup token on: what is before them does not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,8 +130,6 @@ class _Descent:
         self.entering = list(modules) == [f"{name}.{layer}"] and layer + 1 < len(blocks)
         layer += self.entering
         self.places = [model.get_submodule(name) for name in modules]
-        if self.entering:
-            self.places = [blocks[layer]]
         self.rows = _Rows(model, layer, facts)
         size = text_config(model).hidden_size
         self.shift = torch.zeros(len(modules), len(facts), size, device=model.device)
@@ -150,8 +147,7 @@ class _Descent:
         essence: Tensor | None = None  # (M, V) log-probabilities before
         for step in range(s.steps):
             shift = shift.detach().requires_grad_(True)
-            with self._shifted(shift, first_time=step == 0):
-                hidden = rows.split.hidden()
+            hidden = self._hidden(shift, first_time=step == 0)
             nll, likeliest, kept = rows.losses(self.model, hidden)
             if essence is None:
                 essence = kept.detach()
@@ -193,9 +189,8 @@ class _Descent:
         mean, square = moments[0] / (1 - 0.9**step), moments[1] / (1 - 0.999**step)
         return shift - self.settings.lr * mean / (square.sqrt() + 1e-8)
 
-    @contextmanager
-    def _shifted(self, shift: Tensor, first_time: bool) -> Iterator[None]:
-        """Within the block the shifts are added where the tails begin, at the lookup tokens."""
+    def _hidden(self, shift: Tensor, first_time: bool) -> Tensor:
+        """(R, S, D) last hidden states with the shifts added at the lookup tokens."""
         rows = self.rows
 
         def added(place: int, states: Tensor) -> Tensor:
@@ -205,6 +200,9 @@ class _Descent:
             start = tails[:, :1] + shift[place][rows.fact].unsqueeze(1).to(tails)
             return torch.cat([start, tails[:, 1:]], dim=1).reshape(states.shape)
 
+        if self.entering:
+            return rows.split.hidden(lambda stream: added(0, stream))
+
         def leaving(place: int) -> Callable[..., Any]:
             def hook(_: nn.Module, __: Any, output: Any) -> Any:
                 tails = added(place, first(output))
@@ -212,20 +210,11 @@ class _Descent:
 
             return hook
 
-        def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (added(0, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": added(0, kwargs["hidden_states"])}
-
-        if self.entering:
-            handles = [self.places[0].register_forward_pre_hook(entering, with_kwargs=True)]
-        else:
-            handles = [
-                module.register_forward_hook(leaving(place))
-                for place, module in enumerate(self.places)
-            ]
+        handles = [
+            module.register_forward_hook(leaving(place)) for place, module in enumerate(self.places)
+        ]
         try:
-            yield
+            return rows.split.hidden()
         finally:
             for handle in handles:
                 handle.remove()
