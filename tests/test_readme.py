@@ -135,16 +135,16 @@ def test_the_commands_of_the_readme_run(
     folder: Path, capsys: pytest.CaptureFixture[str], first: str
 ) -> None:
     """`ask` follows `edit`, whose folder it reads."""
-    wanted = {first, "ask"} if first == "edit" else {first}
+    names = {first, "ask"} if first == "edit" else {first}
     ran = []
     for line in commands(README):
         for part in line.split(" && "):
             program, command, *arguments = shlex.split(part)
-            if program == "meg-editor" and command in wanted:
+            if program == "meg-editor" and command in names:
                 arguments = REPLACED.get(command, list)(arguments)
                 assert meg_editor([command, *arguments]) == 0, capsys.readouterr().err
                 ran.append(command)
-    assert set(ran) == wanted
+    assert set(ran) == names
     output = capsys.readouterr().out
     if first == "edit":
         assert "2 facts in" in output and "Lima" in output and "unedited: Paris" in output

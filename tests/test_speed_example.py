@@ -114,8 +114,8 @@ def test_operations_are_those_which_pytorch_counts(speed: Any, setup: Any) -> No
 
     def step() -> None:
         with NeuronHook(model, spec) as hook, hook.attached(own), upper.injected(stream):
-            logits, wanted, _ = target_logits(model, batch)
-        torch.nn.functional.cross_entropy(logits, wanted).backward()
+            logits, targets, _ = target_logits(model, batch)
+        torch.nn.functional.cross_entropy(logits, targets).backward()
 
     assert _products(step) == sum(ours.values())
 

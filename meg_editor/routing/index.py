@@ -40,7 +40,7 @@ class QueryIndex(nn.Module):
 
     Embeddings know what is asked, but little of the subject: "Where was Ada born?" and "Where was
     Bea born?" lie close together. `name_overlap` is the share of the subject's words that occur in
-    the query; an edit without a known subject has its cosine there. No encoder has met every
+    the query; for an edit without a known subject the other two share its weight. No encoder has met every
     phrasing: `state_cosine` compares the LM's own hidden states, standardised, at the last tokens
     of the two queries. The paper has the cosine alone: n = s = 0. With s = 0 a search never waits
     for the device.
@@ -112,6 +112,7 @@ class QueryIndex(nn.Module):
         """
         name, state = self.name_weight, self.state_weight
         cosine, index = nearest(embeddings, self.anchors, _CANDIDATES if name or state else 1)
+        state_weight = torch.full_like(cosine, state)
         score = (1 - state) * cosine
         if name:
             tokens = self.names.tokenize(texts)
@@ -121,18 +122,22 @@ class QueryIndex(nn.Module):
             theirs = torch.einsum("be,bce->bc", embeddings, self.anchors[named].to(embeddings))
             cosine = torch.cat([cosine, theirs.masked_fill(known, -torch.inf)], 1)
             index = torch.cat([index, named], 1)
-            overlap = self.names.overlap(tokens, index)
-            overlap = torch.where(self.names.known(index), overlap, cosine)
-            score = (1 - name - state) * cosine + name * overlap
+            known_name = self.names.known(index)
+            others = torch.where(known_name, 1.0, 1 / (1 - name))  # share the weight of the name
+            overlap = self.names.overlap(tokens, index) * known_name
+            score = others * (1 - name - state) * cosine + name * overlap
+            state_weight = state * others
         score, best = score.topk(min(_CANDIDATES, score.shape[1]), dim=1)
         index, cosine = index.gather(1, best), cosine.gather(1, best)
+        state_weight = state_weight.gather(1, best)
         if state and hidden_states is not None:
             # To wait for the device here costs less than to read states in vain.
-            rows = (score.amax(1) + state >= min_score).nonzero().flatten()
+            rows = ((score + state_weight).amax(1) >= min_score).nonzero().flatten()
             if len(rows):
                 states = self._standardise(hidden_states(rows.tolist()).to(cosine.device))
                 edited = self.states[index[rows]].to(states)  # (R, candidates, D)
-                score[rows] += state * (edited * states.unsqueeze(1)).sum(-1)
+                agreement = (edited * states.unsqueeze(1)).sum(-1)
+                score[rows] += state_weight[rows] * agreement
         best = score.argmax(1, keepdim=True)
         return Match(*(values.gather(1, best)[:, 0] for values in (index, score, cosine)))
 
