@@ -10,6 +10,7 @@ What is replaced, so that it takes minutes and no network:
 
 from __future__ import annotations
 
+import ast
 import csv
 import importlib.util
 import re
@@ -182,6 +183,15 @@ def test_commands_of_every_page_exist(page: Path) -> None:
                 build_parser().parse_args(words[1:])
             elif words[0] == "python":
                 assert (ROOT / words[1]).exists(), part
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_snippets_of_other_pages_import_what_exists(page: Path) -> None:
+    """They need a hub or a large model: only their imports from meg_editor are run."""
+    for snippet in snippets(page.read_text("utf-8")):
+        for node in ast.parse(snippet).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("meg_editor"):
+                exec(ast.unparse(node), {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

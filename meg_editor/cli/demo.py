@@ -14,7 +14,7 @@ from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import calibration_requests, edit_cases, pseudo_requests
 from meg_editor.evaluation import evaluate, questions_of
-from meg_editor.evaluation.report import MethodReport, Report
+from meg_editor.evaluation.report import EvaluationReport, MethodReport
 from meg_editor.fitting.pipeline import fit
 from meg_editor.lm.loading import load_model, resolve_device
 from meg_editor.lm.tokens import greedy_answers
@@ -36,7 +36,7 @@ _PAPER_NOTE = (
 class Demo:
     """What the demo leaves behind."""
 
-    report: Report
+    report: EvaluationReport
     models: dict[str, MeGModel]
     cases: list[EvaluationCase]
 
@@ -82,7 +82,7 @@ def run_demo(
     )
     pseudo, calibration = pseudo_requests(world), calibration_requests(world)
     store = ArtifactStore(out / "stages" if out else None)
-    report = Report(edits, seed, str(model.device))
+    report = EvaluationReport(edits, seed, str(model.device))
     questions = questions_of(model, tokenizer, cases, PromptReader(tokenizer))
     report.methods["unedited"] = MethodReport(
         evaluate(model, tokenizer, cases, questions=questions)
@@ -129,7 +129,7 @@ def _fit_line(name: str, fitted: FitReport) -> str:
     return f"{name}: fitted in {sum(fitted.seconds.values()):.0f} s: {stages}{resumed}"
 
 
-def _write(report: Report, out: Path, say: Callable[[str], None]) -> None:
+def _write(report: EvaluationReport, out: Path, say: Callable[[str], None]) -> None:
     report.write(out / "report.json")
     drawn = draw_scores(report.to_dict(), out / "scores.png")
     files = f"{out / 'report.json'} and {out / 'scores.png'}" if drawn else f"{out / 'report.json'}"

@@ -80,8 +80,8 @@ def parse_changes(changes: Sequence[str], hints: dict[str, Any]) -> dict[str, An
     """
     values: dict[str, Any] = {}
     for item in changes:
-        name, found, text = item.partition("=")
-        if not found:
+        name, equals, text = item.partition("=")
+        if not equals:
             raise ValueError(f"--set expects NAME=VALUE, got {item!r}")
         kinds = _kinds(hints.get(name))
         if str in kinds and not (text == "null" and NoneType in kinds):

@@ -35,7 +35,8 @@ def run(options: argparse.Namespace) -> None:
     if not any(groups.values()):
         words = " or ".join(map(repr, options.words))
         raise ValueError(f"no setting has {words} in its name or help")
-    print(settings_text({title: found for title, found in groups.items() if found}, values))
+    shown = {title: entries for title, entries in groups.items() if entries}
+    print(settings_text(shown, values))
 
 
 def grouped_settings() -> dict[str, list[dataclasses.Field[Any]]]:
