@@ -328,10 +328,10 @@ def test_some_of_the_edits_are_asked_while_all_are_in_place(
     reader = PromptReader(loaded[1], hparams.prompt_template)
     edits = benchmark.split.edited[:8]
     every = questions_of(*loaded, edits, reader, traps=Relations(edits))
-    some = questions_of(*loaded, edits, reader, traps=Relations(edits), asked={1, 6})
+    some = questions_of(*loaded, edits, reader, traps=Relations(edits), only={1, 6})
     assert some == [q for q in every if q.edit in {1, 6}] and {q.edit for q in some} == {1, 6}
 
-    few = dataclasses.replace(benchmark, asked=3, seeds=1, methods=benchmark.methods[1:2])
+    few = dataclasses.replace(benchmark, max_asked=3, seeds=1, methods=benchmark.methods[1:2])
     (cell,) = run_benchmark(few, *loaded, tmp_path, report=lambda _: None)
     assert cell.gate_scores and cell.gate
     assert (cell.edits, cell.asked, sum(cell.gate_scores.reliability)) == (8, 3, 3)
@@ -339,11 +339,11 @@ def test_some_of_the_edits_are_asked_while_all_are_in_place(
     assert "8 edits, 3 of them asked, 1 seeds" in markdown([cell])
     whole = next(c for c in cells[0] if (c.method, c.seed) == ("meg", 0))
     assert whole.asked == 8 and whole.key != cell.key
-    many = dataclasses.replace(few, asked=99)
+    many = dataclasses.replace(few, max_asked=99)
     (cell,) = run_benchmark(many, *loaded, tmp_path, report=lambda _: None)
     assert cell.key == whole.key and "of them asked" not in markdown([cell])
     with pytest.raises(ValueError, match="at least 1 edit to ask about, got 0"):
-        run_benchmark(dataclasses.replace(few, asked=0), *loaded, tmp_path)
+        run_benchmark(dataclasses.replace(few, max_asked=0), *loaded, tmp_path)
 
 
 def test_one_trap_asks_something_else_about_the_subject_and_never_another_edit(

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from meg_editor.benchmark.diagnostics import histogram
+from meg_editor.benchmark.diagnostics import score_histogram
 from meg_editor.data.cases import MultiHopCase, Probe
 from meg_editor.evaluation import Question
 from meg_editor.evaluation.edit_conflicts import near_duplicates
@@ -105,7 +105,7 @@ def test_near_duplicates_tell_contradictions() -> None:
     ]
     angles = torch.tensor([0.0, 0.1, 0.5, 0.05, 2.0])
     anchors = torch.stack([angles.cos(), angles.sin()], 1)
-    found = near_duplicates(edits, anchors, least=0.85)
+    found = near_duplicates(edits, anchors, min_cosine=0.85)
     assert [(d.first, d.second, d.contradictory) for d in found] == [
         (0, 1, True),
         (1, 2, True),
@@ -150,7 +150,7 @@ def test_a_histogram_counts_every_score_once() -> None:
     kinds = ["reliability"] * 2 + ["generality"] * 3 + ["locality:near"] * 4 + ["trap:negated"]
     questions = [Question("q", "a", kind, 0) for kind in kinds]
     scores = [0.9, 1.0, 0.8, 0.7, 0.9, 0.1, 0.2, 0.3, 0.0, 5.0]
-    found = histogram(questions, scores)
+    found = score_histogram(questions, scores)
     assert [sum(found[name]) for name in ("reliability", "generality", "locality")] == [2, 3, 4]
     assert found["edges"][0] == 0.0 and found["edges"][-1] == 1.0  # traps do not count
     assert len(found["edges"]) == len(found["locality"]) + 1

@@ -31,7 +31,7 @@ from meg_editor.requests.request import EditRequest
 
 def share_of_right_tokens(model: Any, tokenizer: Any, question: Question) -> float:
     """Teacher forcing by the whole model's logits, one question at a time, without full stops."""
-    example = encode_example(tokenizer, question.prompt, question.wanted)
+    example = encode_example(tokenizer, question.prompt, question.target)
     target = list(question.tokens or example.target)
     ids = torch.tensor([example.prompt + target])
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_what_the_unedited_model_says_is_what_it_says_when_forced(
     questions = questions_of(tiny_llama, tiny_tokenizer, cases, PromptReader(tiny_tokenizer), 7)
     local = [q for q in questions if q.kind == "locality:other"]
     retold = [
-        encode_example(tiny_tokenizer, q.prompt, q.wanted).target == list(q.tokens) for q in local
+        encode_example(tiny_tokenizer, q.prompt, q.target).target == list(q.tokens) for q in local
     ]
     assert len(local) == len(OTHERS) and not all(retold)
     scores = evaluate(tiny_llama, tiny_tokenizer, cases, max_new_tokens=7).scores

@@ -14,6 +14,7 @@ from meg_editor.baselines.core.settings import CovarianceHyperParams
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import block_name
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
 
@@ -32,8 +33,8 @@ class AlphaEditHyperParams(CovarianceHyperParams):
 
 
 def apply_alphaedit_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: AlphaEditHyperParams,
     copy: bool = False,
@@ -57,7 +58,7 @@ def apply_alphaedit_to_model(
     before = earlier or {}
     after: dict[str, Tensor] = {}
 
-    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+    def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
         return locate_then_edit(
             target,
             tok,

@@ -17,6 +17,7 @@ from meg_editor.baselines.core.weights import Requests, Updates, edit_weights, r
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.layers_from import LayersFrom
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, encode_example, means, target_logits
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.progress import progress_bar
@@ -57,8 +58,8 @@ class FTHyperParams(WriteHyperParams, FittingHyperParams):
 
 
 def apply_ft_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: FTHyperParams,
     copy: bool = False,
@@ -71,13 +72,15 @@ def apply_ft_to_model(
     Returns and raises: as in `apply_memit_to_model`; no subject is needed.
     """
 
-    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+    def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
         return _tune(target, tok, edits, hparams)
 
     return edit_weights(model, requests, compute, copy, return_orig_weights)
 
 
-def _tune(model: Any, tok: Any, edits: Sequence[EditRequest], hparams: FTHyperParams) -> Updates:
+def _tune(
+    model: CausalLM, tok: Tokenizer, edits: Sequence[EditRequest], hparams: FTHyperParams
+) -> Updates:
     examples = [
         encode_example(
             tok, hparams.prompt_template.replace("{}", r.prompt), r.target_new, hparams.target_end
@@ -117,7 +120,7 @@ class _Facts:
     """The edits in tokens. What blocks below `lowest` make of them never changes: it is kept."""
 
     def __init__(
-        self, model: Any, examples: Sequence[Example], lowest: int | None, rows_at_once: int
+        self, model: CausalLM, examples: Sequence[Example], lowest: int | None, rows_at_once: int
     ) -> None:
         self.model, self.examples = model, examples
         self.upper = None if lowest is None else LayersFrom(model, lowest)
@@ -136,7 +139,7 @@ class _Facts:
         return means(loss, row, len(batch.ids)).mean()
 
 
-def _lowest_block(model: Any, names: Sequence[str]) -> int | None:
+def _lowest_block(model: CausalLM, names: Sequence[str]) -> int | None:
     """The lowest decoder block with a tuned parameter; None where one is outside of the blocks."""
     place = f"{decoder_blocks(model)[0]}."
     if not all(name.startswith(place) for name in names):
@@ -150,7 +153,7 @@ def _clamp(weights: dict[str, torch.nn.Parameter], before: Updates, most: float)
         weight.clamp_(before[name] - most, before[name] + most)
 
 
-def _tuned(model: Any, hparams: FTHyperParams) -> list[str]:
+def _tuned(model: CausalLM, hparams: FTHyperParams) -> list[str]:
     parameters = dict(model.named_parameters())
     if hparams.rewrite_module_tmp is not None:
         parts = [hparams.rewrite_module_tmp.format(layer) for layer in hparams.layers]

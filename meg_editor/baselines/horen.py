@@ -26,6 +26,7 @@ from meg_editor.baselines.core.target_values import ValueSettings, optimise_valu
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import text_config
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, encode_example, left_padded
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import only_edits
@@ -64,8 +65,8 @@ class HoReNModel(RoutedModel):
 
     def __init__(
         self,
-        base: Any,
-        tokenizer: Any,
+        base: CausalLM,
+        tokenizer: Tokenizer,
         hparams: HoReNHyperParams,
         module: str,
         keys: Tensor,
@@ -172,8 +173,8 @@ def mean_of_last(states: Tensor, ends: Tensor, lengths: Tensor, share: float) ->
 
 
 def apply_horen_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: HoReNHyperParams,
     copy: bool = False,
@@ -216,7 +217,7 @@ def apply_horen_to_model(
 
 @torch.no_grad()
 def _keys(
-    model: Any, tok: Any, prompts: Sequence[str], module: str, hparams: HoReNHyperParams
+    model: CausalLM, tok: Tokenizer, prompts: Sequence[str], module: str, hparams: HoReNHyperParams
 ) -> Tensor:
     """(N, K) the unit queries of the edited prompts."""
     found = torch.zeros(len(prompts), 0)

@@ -21,6 +21,7 @@ from meg_editor.baselines.core.hypernetwork_training import (
 from meg_editor.baselines.core.meta_batches import meta_batches
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore, Tensors
 from meg_editor.runtime.progress import progress_bar
@@ -53,8 +54,8 @@ class MALMENHyperParams(HyperNetworkHyperParams):
 
 
 def apply_malmen_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: MALMENHyperParams,
     copy: bool = False,
@@ -83,7 +84,7 @@ def apply_malmen_to_model(
         FloatingPointError: a loss or an update is not finite. The model is as it was then.
     """
 
-    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+    def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
         network = hypernetwork(target, tok, edits, pseudo, hparams, _train, store)
         examples = [hparams.example(tok, edit.prompt, edit.target_new) for edit in edits]
         return predicted(target, network, examples, hparams)[2]
@@ -92,7 +93,7 @@ def apply_malmen_to_model(
 
 
 def _train(
-    model: Any, tok: Any, facts: Sequence[EditRequest], hparams: MALMENHyperParams
+    model: CausalLM, tok: Tokenizer, facts: Sequence[EditRequest], hparams: MALMENHyperParams
 ) -> Tensors:
     network = hparams.network(model)
     optimiser = torch.optim.Adam(network.parameters(), lr=hparams.meta_lr)

@@ -19,6 +19,7 @@ from meg_editor.baselines.core.shared_clone import shared_clone
 from meg_editor.baselines.core.target_values import optimise_values
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import only_edits
 
 
@@ -60,8 +61,8 @@ class KeyValueMemory(nn.Module):
 
 
 def apply_neuraldb_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: NeuralDBHyperParams,
     copy: bool = False,

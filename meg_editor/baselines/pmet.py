@@ -15,6 +15,7 @@ from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.baselines.memit import least_squares
 from meg_editor.config.settings import HParamsError, setting
 from meg_editor.lm.ffn import attention_name
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
 
@@ -47,8 +48,8 @@ class PMETHyperParams(CovarianceHyperParams):
 
 
 def apply_pmet_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: PMETHyperParams,
     copy: bool = False,
@@ -65,7 +66,7 @@ def apply_pmet_to_model(
     Arguments, results and what is raised: as in `apply_memit_to_model`.
     """
 
-    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+    def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
         ffn = hparams.down_projections(target)[-1]
         return locate_then_edit(
             target,

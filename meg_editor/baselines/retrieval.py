@@ -18,6 +18,7 @@ from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import HParamsError, setting
 from meg_editor.lm.in_effect import in_effect, value_of
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.lm.tokens import pad_token
 from meg_editor.model.routed_model import RoutedModel
@@ -60,8 +61,8 @@ class RetrievalModel(RoutedModel):
 
     def __init__(
         self,
-        base: Any,
-        tokenizer: Any,
+        base: CausalLM,
+        tokenizer: Tokenizer,
         hparams: RetrievalHyperParams,
         encoder: TextEncoder,
         edits: Sequence[EditRequest],
@@ -171,8 +172,8 @@ def _at(states: Tensor, places: Tensor) -> Tensor:
 
 
 def apply_retrieval_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: RetrievalHyperParams,
     copy: bool = False,

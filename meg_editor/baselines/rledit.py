@@ -23,6 +23,7 @@ from meg_editor.baselines.core.hypernetwork_training import (
 from meg_editor.baselines.core.meta_batches import MetaBatch, meta_batches
 from meg_editor.baselines.core.weights import Requests, Updates, add, edit_weights, restored
 from meg_editor.config.settings import setting
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore, Tensors
 from meg_editor.runtime.progress import progress_bar
@@ -49,8 +50,8 @@ class RLEditHyperParams(HyperNetworkHyperParams):
 
 
 def apply_rledit_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: RLEditHyperParams,
     copy: bool = False,
@@ -66,7 +67,7 @@ def apply_rledit_to_model(
     Args, returns and raises: as `apply_malmen_to_model`.
     """
 
-    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+    def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
         network = hypernetwork(target, tok, edits, pseudo, hparams, _train, store)
         examples = [hparams.example(tok, edit.prompt, edit.target_new) for edit in edits]
         parts = range(0, len(examples), hparams.n_edits)
@@ -83,7 +84,7 @@ def apply_rledit_to_model(
 
 
 def _train(
-    model: Any, tok: Any, facts: Sequence[EditRequest], hparams: RLEditHyperParams
+    model: CausalLM, tok: Tokenizer, facts: Sequence[EditRequest], hparams: RLEditHyperParams
 ) -> Tensors:
     network = hparams.network(model)
     optimiser = torch.optim.Adam(network.parameters(), lr=hparams.meta_lr)

@@ -26,6 +26,7 @@ from meg_editor.config.settings import setting
 from meg_editor.data.world.requests import pseudo_requests
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest, only_edits
 
@@ -63,8 +64,8 @@ class SCENModel(RoutedModel):
 
     def __init__(
         self,
-        base: Any,
-        tokenizer: Any,
+        base: CausalLM,
+        tokenizer: Tokenizer,
         hparams: SCENHyperParams,
         spec: NeuronSpec,
         experts: Tensor,
@@ -95,8 +96,8 @@ class SCENModel(RoutedModel):
 
 
 def apply_scen_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: SCENHyperParams,
     copy: bool = False,

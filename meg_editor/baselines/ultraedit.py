@@ -24,6 +24,7 @@ from meg_editor.baselines.core.token_gradients import (
 )
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 
 Statistics = dict[tuple[int, int], TokenStatistics]
@@ -38,8 +39,8 @@ class UltraEditHyperParams(TokenGradientHyperParams):
 
 
 def apply_ultraedit_to_model(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     requests: Requests,
     hparams: UltraEditHyperParams,
     copy: bool = False,
@@ -70,7 +71,7 @@ def apply_ultraedit_to_model(
     """
     seen = copying.deepcopy(statistics) if statistics else {}
 
-    def compute(target: Any, edits: Sequence[EditRequest]) -> Updates:
+    def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
         modules = hparams.linear_layers(target)
         examples = [hparams.example(tok, edit.prompt, edit.target_new) for edit in edits]
         found = token_gradients(target, examples, modules, hparams.token, hparams.batch_size_once)

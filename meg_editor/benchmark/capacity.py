@@ -1,4 +1,4 @@
-"""How long a text can one neuron hold? Fitted neurons on long answers (table 17)."""
+"""How long an answer one neuron holds: fitted neurons on long answers (table 17)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from meg_editor.evaluation.long_answers import embedding_similarity
 from meg_editor.evaluation.metrics import percent, token_accuracy
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, encode_example, target_logits
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
@@ -26,10 +26,10 @@ _ROWS = 8
 
 @dataclass(frozen=True)
 class Capacity:
-    """In percent, of neurons fitted on the bare prompt.
+    """Accuracies in percent, of neurons fitted on the bare prompt.
 
     Attributes:
-        facts: how many were fitted, of those which fit into the model's context.
+        facts: number of fitted facts, of those which fit into the model's context.
         tokens: mean length of a target.
         fine_tuning_accuracy: right tokens under teacher forcing, the paper's FT_ACC.
         reproduced: targets generated word for word.
@@ -44,14 +44,14 @@ class Capacity:
 
 
 def capacity(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     facts: Sequence[EditRequest],
     hparams: MeGHyperParams,
     encode: Callable[[Sequence[str]], Tensor],
     count: int = 100,
 ) -> Capacity:
-    """Fit one neuron to each of `count` random facts and ask for them.
+    """Accuracy of the answers of neurons fitted to `count` random facts, one each.
 
     Raises:
         ValueError: no fact fits into the model's context.
@@ -76,18 +76,18 @@ def capacity(
         for start in range(0, len(pairs), _ROWS):
             examples = [example for _, example in pairs[start : start + _ROWS]]
             with hook.attached(neurons[start : start + _ROWS]):
-                logits, wanted, rows = target_logits(model, Batch.of(examples, model.device))
+                logits, targets, rows = target_logits(model, Batch.of(examples, model.device))
             best = logits.argmax(-1)
             for row in range(len(examples)):
-                mine = rows == row
-                right += token_accuracy([best[mine].tolist()], [wanted[mine].tolist()])
+                at = rows == row
+                right += token_accuracy([best[at].tolist()], [targets[at].tolist()])
     prompts = [reader.wrap(fact.prompt) for fact in chosen]
-    told = answers_with(model, tokenizer, spec, neurons, prompts, longest, _ROWS)
-    targets = [fact.target_new for fact in chosen]
+    answers = answers_with(model, tokenizer, spec, neurons, prompts, longest, _ROWS)
+    expected = [fact.target_new for fact in chosen]
     return Capacity(
         len(chosen),
         fmean(len(example.target) for _, example in pairs),
         percent(right),
-        percent([float(a == b) for a, b in zip(told, targets, strict=True)]),
-        100 * embedding_similarity(told, targets, encode),
+        percent([float(a == b) for a, b in zip(answers, expected, strict=True)]),
+        100 * embedding_similarity(answers, expected, encode),
     )

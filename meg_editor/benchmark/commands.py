@@ -71,7 +71,7 @@ def benchmark_command(
         facts,
         hparams,
         multi_hop,
-        asked=options.ask,
+        max_asked=options.ask,
         sample=_sampler(options),
     )
     cells = run_benchmark(benchmark, model, tokenizer, options.out)

@@ -58,8 +58,8 @@ class Benchmark:
         seeds: how many samples of the edits, 0, 1, ….
         facts: what the fitting stages may see; None: `FittingFacts.of(split)`.
         hparams: how questions are asked, and the encoder which compares long answers.
-        asked: maximum number of edits to ask about, drawn at random, while all are in place.
-        timed: so many edits, and so many other queries, are asked one by one for the latency.
+        max_asked: number of edits to ask about, sampled at random, while all are in place.
+        timed: number of edits, and of other queries, answered one by one for the latency.
         whole_pool: edit facts too whose target the model gives anyway.
         sample: (edits, seed) -> cases, where these are not chosen from `split.edited`.
         multi_hop: chains of facts; those are asked of which every edit is made.
@@ -73,7 +73,7 @@ class Benchmark:
     facts: FittingFacts | None = None
     hparams: MeGHyperParams = field(default_factory=lambda: MeGHyperParams.preset("default"))
     multi_hop: Sequence[MultiHopCase] = ()
-    asked: int | None = None
+    max_asked: int | None = None
     timed: int = 20
     whole_pool: bool = False
     sample: Callable[[int, int], Sequence[EvaluationCase]] | None = None

@@ -1,4 +1,4 @@
-"""What the six metrics do not show: fluency, perplexity, long answers, chains, score histograms."""
+"""Diagnostics beside the six metrics: fluency, perplexity, long answers, chains, gate scores."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from meg_editor.evaluation.fluency import ngram_entropy, perplexity
 from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, token_recall, tokens
 from meg_editor.evaluation.metrics import METRICS
 from meg_editor.evaluation.multi_hop import multi_hop_scores
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import batched_answers, by_length, left_padded, pad_token
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import RoutedModel
 
-_LONG = 20  # words of a mean target, from which exact match tells little
+_LONG = 20  # mean words of a target, from which exact match is too strict
 _TEXTS, _CONTINUED, _NEW_TOKENS = 200, 64, 48
 _BINS = 40
 
@@ -30,8 +31,8 @@ Encode = Callable[[Sequence[str]], Tensor]
 
 
 def diagnose(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     cases: Sequence[EvaluationCase],
     questions: Sequence[Question],
     evaluation: Evaluation,
@@ -40,7 +41,7 @@ def diagnose(
 ) -> dict[str, Any]:
     """Entries of a cell beside the metrics; each is there only where it means something.
 
-    `perplexity` is of what the unedited model says to locality questions, `fluency` the n-gram
+    `perplexity` is of the unedited model's answers to locality questions, `fluency` the n-gram
     entropy in bits of `model` going on after edited prompts, `long_answers` for answers that are
     paragraphs, `multi_hop` for chains of facts, `near_duplicates` and `gate_scores` for a MeGModel.
 
@@ -49,28 +50,28 @@ def diagnose(
         chains: those of which every edit is among `cases`.
         encode: texts -> unit vectors (B, E), for the similarity of long answers.
     """
-    found: dict[str, Any] = {"fluency": _fluency(model, tokenizer, cases)}
-    untouched = [f"{q.prompt} {q.wanted}" for q in questions if q.kind.startswith("locality")]
+    entries: dict[str, Any] = {"fluency": _fluency(model, tokenizer, cases)}
+    untouched = [f"{q.prompt} {q.target}" for q in questions if q.kind.startswith("locality")]
     if untouched:
-        found["perplexity"] = perplexity(model, tokenizer, untouched[:_TEXTS])
+        entries["perplexity"] = perplexity(model, tokenizer, untouched[:_TEXTS])
     if fmean(len(tokens(case.request.target_new)) for case in cases) >= _LONG:
-        found["long_answers"] = _long_answers(questions, evaluation, encode)
+        entries["long_answers"] = _long_answers(questions, evaluation, encode)
     if chains:
-        found["multi_hop"] = _multi_hop(model, tokenizer, cases, chains)
+        entries["multi_hop"] = _multi_hop(model, tokenizer, cases, chains)
     if isinstance(model, MeGModel):
         close = near_duplicates(model.edits, model.anchors)
-        found["near_duplicates"] = {
+        entries["near_duplicates"] = {
             "pairs": len(close),
             "contradictory": sum(pair.contradictory for pair in close),
         }
-        found["gate_scores"] = {
+        entries["gate_scores"] = {
             "threshold": float(model.gate.threshold),
-            **histogram(questions, evaluation.gate_scores),
+            **score_histogram(questions, evaluation.gate_scores),
         }
-    return found
+    return entries
 
 
-def histogram(questions: Sequence[Question], scores: Sequence[float]) -> dict[str, Any]:
+def score_histogram(questions: Sequence[Question], scores: Sequence[float]) -> dict[str, Any]:
     """Gate scores of edited prompts, paraphrases and others in common bins.
 
     Returns:
@@ -87,7 +88,7 @@ def histogram(questions: Sequence[Question], scores: Sequence[float]) -> dict[st
 
 
 @torch.no_grad()
-def _fluency(model: Any, tokenizer: Any, cases: Sequence[EvaluationCase]) -> float:
+def _fluency(model: CausalLM, tokenizer: Tokenizer, cases: Sequence[EvaluationCase]) -> float:
     prompts = [case.request.prompt for case in cases[:_CONTINUED]]
     entropies = []
     for rows in by_length([len(prompt) for prompt in prompts], 32):
@@ -101,8 +102,9 @@ def _fluency(model: Any, tokenizer: Any, cases: Sequence[EvaluationCase]) -> flo
             pad_token_id=pad_token(tokenizer),
         )
         new = output[:, batch["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        entropies += [ngram_entropy(text) for text in texts]
+        entropies += [
+            ngram_entropy(tokenizer.decode(row, skip_special_tokens=True)) for row in new.tolist()
+        ]
     return fmean(entropies)
 
 
@@ -110,10 +112,10 @@ def _long_answers(
     questions: Sequence[Question], evaluation: Evaluation, encode: Encode | None
 ) -> dict[str, dict[str, float]]:
     """In percent, for edited prompts and for paraphrases."""
-    found = {}
+    metrics = {}
     for metric in ("reliability", "generality"):
         pairs = [
-            (text, question.wanted)
+            (text, question.target)
             for text, question in zip(evaluation.answers.texts, questions, strict=True)
             if question.kind == metric
         ]
@@ -124,15 +126,15 @@ def _long_answers(
             "rouge_l": 100 * fmean(rouge_l(*pair) for pair in pairs),
         }
         if encode:
-            told, wanted = zip(*pairs, strict=True)
-            entry["embedding_similarity"] = 100 * embedding_similarity(told, wanted, encode)
-        found[metric] = entry
-    return found
+            answers, targets = zip(*pairs, strict=True)
+            entry["embedding_similarity"] = 100 * embedding_similarity(answers, targets, encode)
+        metrics[metric] = entry
+    return metrics
 
 
 def _multi_hop(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     cases: Sequence[EvaluationCase],
     chains: Sequence[MultiHopCase],
     max_new_tokens: int = 12,

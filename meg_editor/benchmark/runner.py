@@ -61,8 +61,10 @@ def run_benchmark(
         >>> benchmark = Benchmark("reference", split, methods, edits=(64, 256))  # doctest: +SKIP
         >>> cells = run_benchmark(benchmark, model, tok, Path("out"))  # doctest: +SKIP
     """
-    if benchmark.asked is not None and benchmark.asked < 1:
-        raise ValueError(f"asked: expected at least 1 edit to ask about, got {benchmark.asked}")
+    if benchmark.max_asked is not None and benchmark.max_asked < 1:
+        raise ValueError(
+            f"max_asked: expected at least 1 edit to ask about, got {benchmark.max_asked}"
+        )
     pool = list(benchmark.split.edited)
     if benchmark.sample is None and not benchmark.whole_pool:
         pool = only_wrong(pool, model, tokenizer, benchmark.hparams)
@@ -145,15 +147,15 @@ class _EditSet:
             self.cases,
             reader,
             traps=Relations(known),
-            asked=self.asked,
+            only=self.asked,
         )
 
     @cached_property
     def asked(self) -> set[int]:
-        """The indices of the cases which are asked about."""
+        """Indices of the cases which questions are asked about."""
         count = len(self.cases)
-        asked = min(self.benchmark.asked or count, count)
-        return set(random.Random(self.seed).sample(range(count), asked))
+        size = min(self.benchmark.max_asked or count, count)
+        return set(random.Random(self.seed).sample(range(count), size))
 
     @cached_property
     def chains(self) -> list[MultiHopCase]:

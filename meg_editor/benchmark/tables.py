@@ -44,8 +44,8 @@ def markdown(cells: Sequence[Cell]) -> str:
                 rows.setdefault(cell.method, []).append(cell)
         groups = list(rows.values())
         seeds = max(map(len, groups))
-        asked = min(cell.asked or edits for group in groups for cell in group)
-        some = f", {asked} of them asked" if asked < edits else ""
+        fewest = min(cell.asked or edits for group in groups for cell in group)
+        some = f", {fewest} of them asked" if fewest < edits else ""
         parts.append(f"### {cells[0].data}, {edits} edits{some}, {seeds} seeds (percent)\n")
         parts.append(score_table(rows) + "\n")
         for title, columns in (

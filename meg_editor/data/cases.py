@@ -1,4 +1,4 @@
-"""What it takes to judge edits."""
+"""Edits with the questions that evaluate them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from meg_editor.requests.request import EditRequest
 
 @dataclass(frozen=True)
 class Probe:
-    """A question, and the answers that count as right: a name and its aliases.
-
-    No answers where nobody knows the right one.
-    """
+    """A question, and its accepted answers: a name and its aliases; none if unknown."""
 
     prompt: str
     answers: tuple[str, ...] = ()
@@ -20,15 +17,21 @@ class Probe:
 
 @dataclass(frozen=True)
 class EvaluationCase:
-    """An edit and the questions that tell whether it worked.
+    """An edit and the questions that evaluate it.
 
     Attributes:
         request: the edit.
         truth: the answer before the edit, where known.
-        paraphrases: other ways to ask (Generality); no fitting stage may see them.
+        paraphrases: other phrasings of the prompt (Generality); no fitting stage may see them.
         locality: kind -> questions whose answers must not change (Locality).
         portability: kind -> questions with the answers which follow from the edit.
-        relation: what the fact and its locality prompts ask for, where the data set names it.
+        relation: the relation of the fact and its locality prompts, where the data set names it.
+
+    Example:
+        >>> edit = EditRequest("The capital of France is", "Lima", "France")
+        >>> case = EvaluationCase(edit, paraphrases=("France's capital city is",))
+        >>> case.request.target_new, len(case.paraphrases)
+        ('Lima', 1)
     """
 
     request: EditRequest
@@ -40,7 +43,7 @@ class EvaluationCase:
 
     @classmethod
     def from_request(cls, request: EditRequest) -> EvaluationCase:
-        """The request with its own rephrases and locality prompts as what judges it."""
+        """The request, evaluated by its own rephrases and locality prompts."""
         return cls(
             replace(request, rephrases=(), locality_prompts=()),
             paraphrases=request.rephrases,

@@ -1,4 +1,4 @@
-"""What hangs together: rows which have a name in common, directly or through others."""
+"""Connected components: rows which share a name, directly or through others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make a set of edits fit to be measured (A.9): every function takes cases and gives fewer."""
+"""Filters of evaluation cases (A.9): every function takes cases and returns fewer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Cases = Sequence[EvaluationCase]
 
 
 def one_per_subject(cases: Cases) -> list[EvaluationCase]:
-    """The first fact of each subject: several of ZsRE's may be one fact in other words."""
+    """The first fact of each subject: several in ZsRE may be paraphrases of one fact."""
     return _first(cases, subject_key)
 
 
@@ -32,14 +32,14 @@ def _first(cases: Cases, name: Callable[[EvaluationCase], str]) -> list[Evaluati
 def without_false_locality(
     cases: Cases, relations: Relations | None = None
 ) -> list[EvaluationCase]:
-    """Without the locality prompts which ask for an edit of the same `cases`.
+    """`cases` without locality prompts which ask for an edit of the same `cases`.
 
-    Their answers are meant to change. Such a prompt is an edited prompt, a paraphrase of one, or an
-    edit in the words of another fact of its relation: "X is a native speaker of" asks for the edit
-    "The mother tongue of X is".
+    Answers to those are meant to change. Such a prompt is an edited prompt, a paraphrase of one, or
+    an edit in another phrasing of its relation: "X is a native speaker of" asks for the edit "The
+    mother tongue of X is".
 
     Args:
-        relations: the wordings which the data set is known to use; default: those of `cases`.
+        relations: phrasings of the data set; default: those of `cases`.
     """
     edited = edited_keys(cases, relations or Relations(cases))
     return [_local(case, edited) for case in cases]
@@ -63,7 +63,7 @@ def _local(case: EvaluationCase, edited: Collection[str]) -> EvaluationCase:
 
 
 def key(text: str) -> str:
-    """A text, whatever its case, white space and end."""
+    """A text without case, repeated white space and its final "?" or "."."""
     return " ".join(text.casefold().split()).rstrip(" ?.")
 
 

@@ -1,4 +1,4 @@
-"""Which facts are edited, which tune the encoder, which choose thresholds: nothing in common."""
+"""Disjoint sets of facts: edited ones, those which tune encoders, those which calibrate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ _PSEUDO, _CALIBRATION = 20, 10
 
 @dataclass(frozen=True)
 class Split:
-    """Three sets of facts without a common subject, prompt or paraphrase."""
+    """Three sets of facts without a common subject, prompt or paraphrase.
+
+    Attributes:
+        edited: the pool which edits are sampled from.
+        pseudo: tune encoders and train hypernetworks.
+        calibration: choose thresholds and settings.
+    """
 
     edited: tuple[EvaluationCase, ...]
     pseudo: tuple[EvaluationCase, ...]
@@ -30,10 +36,10 @@ class Split:
 def split_cases(
     cases: Sequence[EvaluationCase], training: Sequence[EvaluationCase] | None = None
 ) -> Split:
-    """Split `cases` once and for all: what is calibrated on is never edited, whatever the seed.
+    """A fixed split of `cases`: no calibration fact is edited under any seed.
 
-    Facts which share a subject or a text stay together. The group's digest tells where it goes, so
-    that neither the order of a file nor the number of edits matters.
+    Facts which share a subject or a text stay together. The digest of such a group decides where
+    it goes, so that neither the order of a file nor the number of edits matters.
 
     Args:
         training: other facts to tune and calibrate on (ZsRE has a training file); all of `cases`
@@ -58,7 +64,7 @@ def split_cases(
 
 
 def choose(cases: Sequence[EvaluationCase], count: int, seed: int) -> list[EvaluationCase]:
-    """`count` of the cases, those with paraphrases first, without locality prompts they edit.
+    """A sample of `count` cases, those with paraphrases first, without locality prompts they edit.
 
     Raises:
         ValueError: there are fewer.
@@ -79,18 +85,18 @@ def tuning_requests(
 ) -> list[EditRequest]:
     """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage.
 
-    To the locality prompts of the data set, which ask the same about others, come some that ask
-    something else about the same: in the wordings of other relations. None asks for one of the
-    other facts, which may be pretended to be edited.
+    The locality prompts of the data set ask the same about other subjects. Added to them are
+    prompts that ask something else about the same subject, in phrasings of other relations. None
+    asks for one of the other facts, which may be treated as edited.
 
     Args:
-        relations: the wordings; default: those of `cases`.
-        others: how many of these questions about the subject of each fact.
+        relations: the phrasings; default: those of `cases`.
+        others: maximum number of added prompts per fact.
     """
     relations, rng = relations or Relations(cases), random.Random(seed)
-    found = [case for case in cases if case.paraphrases]
-    rng.shuffle(found)
-    asking = [
+    usable = [case for case in cases if case.paraphrases]
+    rng.shuffle(usable)
+    extended = [
         dataclasses.replace(
             case,
             locality={
@@ -98,7 +104,7 @@ def tuning_requests(
                 "something else": tuple(map(Probe, relations.others(case, others, rng))),
             },
         )
-        for case in found[:count]
+        for case in usable[:count]
     ]
     return [
         dataclasses.replace(
@@ -106,14 +112,12 @@ def tuning_requests(
             rephrases=case.paraphrases,
             locality_prompts=tuple(p.prompt for ps in case.locality.values() for p in ps),
         )
-        for case in without_false_locality(asking, relations)
+        for case in without_false_locality(extended, relations)
     ]
 
 
 def known_texts(cases: Iterable[EvaluationCase]) -> list[str]:
-    """What the model may know of `cases`: prompts with their true answers, so far as these are
-    given, and never an edit's target.
-    """
+    """Prompts of `cases` with their true answers where given, and never an edit's target."""
     texts: dict[str, None] = {}
     for case in cases:
         answer = f" {case.truth}" if case.truth else ""
@@ -125,7 +129,7 @@ def known_texts(cases: Iterable[EvaluationCase]) -> list[str]:
 
 
 def _groups(cases: Sequence[EvaluationCase]) -> list[str]:
-    """For each case a name of its group: cases which share a subject or a text share it."""
+    """For each case the name of its group: of those which share a subject or a text."""
     rows = [
         [
             f"subject {subject_key(case)}",
@@ -133,12 +137,12 @@ def _groups(cases: Sequence[EvaluationCase]) -> list[str]:
         ]
         for case in cases
     ]
-    least = groups(rows)
+    first = groups(rows)
     names: dict[int, str] = {}
-    for case, group in zip(cases, least, strict=True):
+    for case, group in zip(cases, first, strict=True):
         name = key(case.request.prompt)
         names[group] = min(names.get(group, name), name)
-    return [names[group] for group in least]
+    return [names[group] for group in first]
 
 
 def _part(group: str) -> str:

@@ -1,4 +1,4 @@
-"""What answering costs: latency, throughput, memory."""
+"""Latency, throughput and memory of answering."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import left_padded, pad_token
 
 
@@ -24,9 +25,10 @@ class Latency:
     tokens_per_second: float
 
 
-def added_bytes(edited: Any, base: Any) -> int:
+def added_bytes(edited: nn.Module, base: CausalLM) -> int:
     """Bytes of an edited model which are not the base model's, nor a text encoder's."""
-    known = {tensor.data_ptr() for tensor in [*base.parameters(), *base.buffers()]}
+    buffers = (buffer for module in base.modules() for buffer in module.buffers(recurse=False))
+    known = {tensor.data_ptr() for tensor in [*base.parameters(), *buffers]}
     added = {
         tensor.data_ptr(): tensor.numel() * tensor.element_size()
         for name, tensor in [*edited.named_parameters(), *edited.named_buffers()]
@@ -37,11 +39,15 @@ def added_bytes(edited: Any, base: Any) -> int:
 
 @torch.no_grad()
 def latency(
-    model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int = 20, warm_up: int = 3
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    new_tokens: int = 20,
+    warm_up: int = 3,
 ) -> Latency:
-    """Answer one prompt after the other with exactly `new_tokens` tokens each.
+    """Latency of answering one prompt after the other with exactly `new_tokens` tokens each.
 
-    `model` is anything with `generate`; the first `warm_up` prompts are asked twice.
+    `model` is anything with `generate`; the first `warm_up` prompts are answered twice.
     """
     seconds = []
     pad = pad_token(tokenizer)
@@ -59,12 +65,12 @@ def latency(
         )
         _wait(model.device)
         seconds.append(time.perf_counter() - start)
-    kept = np.asarray(seconds[len(prompts[:warm_up]) :])
-    p50, p95 = (1000 * float(q) for q in np.quantile(kept, (0.5, 0.95)))
-    return Latency(p50, p95, new_tokens * len(kept) / float(kept.sum()))
+    timed = np.asarray(seconds[len(prompts[:warm_up]) :])
+    p50, p95 = (1000 * float(q) for q in np.quantile(timed, (0.5, 0.95)))
+    return Latency(p50, p95, new_tokens * len(timed) / float(timed.sum()))
 
 
-def peak_memory(device: Any) -> int:
+def peak_memory(device: torch.device | str) -> int:
     """Bytes: of the GPU since the last `reset_peak_memory`, else of the process since it began."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -72,12 +78,12 @@ def peak_memory(device: Any) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def reset_peak_memory(device: Any) -> None:
-    """Forget what happened on a GPU so far; of a process nothing can be forgotten."""
+def reset_peak_memory(device: torch.device | str) -> None:
+    """Restart the measurement of a GPU's peak; that of a process cannot be restarted."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _wait(device: Any) -> None:
+def _wait(device: torch.device | str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

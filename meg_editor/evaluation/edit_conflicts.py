@@ -1,4 +1,4 @@
-"""Which edits are about the same, and which of them contradict each other?"""
+"""Near-duplicate edits, and those of them that contradict each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class NearDuplicate:
     Attributes:
         first, second: their indices, `first` < `second`.
         cosine: of their embeddings.
-        contradictory: whether they want different answers.
+        contradictory: whether their targets differ.
     """
 
     first: int
@@ -29,18 +29,18 @@ class NearDuplicate:
 
 
 def near_duplicates(
-    edits: Sequence[EditRequest], anchors: Tensor, least: float = 0.95, neighbours: int = 8
+    edits: Sequence[EditRequest], anchors: Tensor, min_cosine: float = 0.95, neighbours: int = 8
 ) -> list[NearDuplicate]:
-    """Pairs of edits with embeddings (N, E) at least `least` alike, closest first.
+    """Pairs of edits whose embeddings (N, E) have at least cosine `min_cosine`, closest first.
 
-    Each edit is compared with its nearest `neighbours`. Edits of different known subjects are
-    not about the same, however alike their words.
+    Each edit is compared with its nearest `neighbours`. Edits of
+    different known subjects are no duplicates.
     """
     cosine, index = nearest(anchors, anchors, neighbours + 1)
     pairs: dict[tuple[int, int], float] = {}
     for row, (values, others) in enumerate(zip(cosine.tolist(), index.tolist(), strict=True)):
         for value, other in zip(values, others, strict=True):
-            if other != row and value >= least and _may_be_same(edits[row], edits[other]):
+            if other != row and value >= min_cosine and _may_be_same(edits[row], edits[other]):
                 pairs[min(row, other), max(row, other)] = value
     return [
         NearDuplicate(first, second, value, _differ(edits[first], edits[second]))

@@ -26,6 +26,7 @@ from meg_editor.evaluation.metrics import (
     worst_case,
 )
 from meg_editor.evaluation.questions import Question, questions_of
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import (
     Batch,
     Example,
@@ -47,14 +48,20 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model made of Q questions: free answers, and right tokens under teacher forcing."""
+    """Answers to Q questions: generated texts, and right tokens under teacher forcing.
+
+    Attributes:
+        texts: Q answers.
+        right: AG, 1.0 or 0.0 each.
+        token_accuracy: TF, in [0, 1] each.
+    """
 
     texts: list[str]
     right: list[float]
     token_accuracy: list[float]
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """The result for one method.
 
@@ -63,7 +70,7 @@ class Evaluation:
         intervals: of the six and the Score, by resampling edits; see `metrics.intervals`.
         worst_case_generality: AG, a fact counts only if ALL its paraphrases are right.
         locality_by_kind: AG and TF for each kind of locality prompt: the output is unchanged.
-        retained_by_kind: of the true answers before the edit, those still true after it.
+        retained_by_kind: share of true answers before the edit which are still true after it.
         oracle_generality: AG Generality with the right stored neuron on every paraphrase, the
             ceiling of every generator; None where there are no neurons.
         portability_by_kind: AG on questions whose answers follow from an edit.
@@ -72,6 +79,8 @@ class Evaluation:
         gate: None for an unedited model.
         gate_scores: one per question.
         milliseconds_per_query: routing and generating neurons, over all questions.
+
+    Printed as one line; `scores`, `intervals` and the rest have the details.
     """
 
     scores: Scores
@@ -87,10 +96,22 @@ class Evaluation:
     gate_scores: list[float] = field(default_factory=list, repr=False)
     milliseconds_per_query: float = 0.0
 
+    def __repr__(self) -> str:
+        scores = self.scores
+        six = ", ".join(
+            f"{name} {pair.ag:.1f}/{pair.tf:.1f}"
+            for name, pair in (
+                ("Rel", scores.reliability),
+                ("Gen", scores.generality),
+                ("Loc", scores.locality),
+            )
+        )
+        return f"{type(self).__name__}({six}, Score {scores.score:.1f}; AG/TF, percent)"
+
 
 def evaluate(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     cases: Sequence[EvaluationCase],
     *,
     questions: Sequence[Question] | None = None,
@@ -98,18 +119,25 @@ def evaluate(
     sampling_steps: int | None = None,
     max_new_tokens: int = 12,
 ) -> Evaluation:
-    """Put all questions of `cases` to `model`, edited by whatever method or not at all.
+    """Metrics of `model`, edited by any method or unedited, on all questions of `cases`.
 
-    Both ways of asking overlook a full stop at the end: free answers are compared after
+    Both settings overlook a full stop at the end: generated answers are compared after
     `normalise`, the last of the forced tokens may lack the target's or have one that it lacks.
 
     Args:
         cases: case i must belong to edit i of a MeGModel.
-        questions: those of `questions_of(base, tokenizer, cases, ...)`, if they are known already;
-            they are the same for every method under the same prompt template.
+        questions: of `questions_of(base, tokenizer, cases, ...)`, to compute them once for many
+            methods; they are the same under the same prompt template.
         oracle: (N, P) collected neurons, to measure the ceiling of Generality.
-        sampling_steps: of the generator, if not those it was fitted for.
+        sampling_steps: of the generator; None: those it was fitted for.
         max_new_tokens: of an answer; more if some target is longer.
+
+    Example:
+        >>> from meg_editor import EditRequest, MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> edit = EditRequest("The capital of France is", "Lima", "France")
+        >>> print(evaluate(model, tok, [EvaluationCase(edit, paraphrases=("France, capital:",))]))
+        Evaluation(Rel 0.0/0.0, Gen 0.0/0.0, Loc nan/nan, Score nan; AG/TF, percent)
     """
     edited = model if isinstance(model, MeGModel) else None
     routed = model if isinstance(model, RoutedModel) else None
@@ -150,15 +178,15 @@ def evaluate(
 def _attached(
     routed: RoutedModel | None, decision: Any, rows: Sequence[int] | None = None
 ) -> AbstractContextManager[None]:
-    """What was planned for all prompts of a chunk, or for those in `rows`."""
+    """The decision for all prompts of a chunk, or for those in `rows`, in effect."""
     if routed is None:
         return nullcontext()
     return routed.applied(decision if rows is None else routed.select_rows(decision, rows))
 
 
 def _answer(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     chunk: Sequence[Question],
     rows: Sequence[int],
@@ -167,35 +195,35 @@ def _answer(
     attach: Callable[..., AbstractContextManager[None]],
 ) -> None:
     with attach():
-        told = greedy_tokens(model, tokenizer, prompts, max_new_tokens)
+        generated = greedy_tokens(model, tokenizer, prompts, max_new_tokens)
     examples = [
         _example(tokenizer, prompt, question)
         for prompt, question in zip(prompts, chunk, strict=True)
     ]
     targets = [example.target for example in examples]
-    # Who says the target of itself, but for its last token, says the same when forced.
-    forced = [row[: len(target)] for row, target in zip(told, targets, strict=True)]
-    unsure = [
+    # Greedy tokens that agree with the target up to its last one are those under teacher forcing.
+    forced = [row[: len(target)] for row, target in zip(generated, targets, strict=True)]
+    differing = [
         row
-        for row, (said, target) in enumerate(zip(forced, targets, strict=True))
-        if said[:-1] != target[:-1] or len(said) < len(target)
+        for row, (tokens, target) in enumerate(zip(forced, targets, strict=True))
+        if tokens[:-1] != target[:-1] or len(tokens) < len(target)
     ]
-    if unsure:
-        with attach(unsure):
-            found = _forced(model, [examples[row] for row in unsure])
-        for row, tokens in zip(unsure, found, strict=True):
+    if differing:
+        with attach(differing):
+            predicted = _forced(model, [examples[row] for row in differing])
+        for row, tokens in zip(differing, predicted, strict=True):
             forced[row] = tokens
-    texts = decoded(tokenizer, told)
-    right = exact(texts, [question.wanted for question in chunk])
+    texts = decoded(tokenizer, generated)
+    right = exact(texts, [question.target for question in chunk])
     alike = [_but_full_stop(tokenizer, *pair) for pair in zip(forced, targets, strict=True)]
     accuracy = token_accuracy(alike, targets)
     for row, text, match, share in zip(rows, texts, right, accuracy, strict=True):
         answers.texts[row], answers.right[row], answers.token_accuracy[row] = text, match, share
 
 
-def _example(tokenizer: Any, prompt: str, question: Question) -> Example:
-    """What to force. It ends with the full stop or with the end of text, whichever comes first."""
-    example = encode_example(tokenizer, prompt, question.wanted)
+def _example(tokenizer: Tokenizer, prompt: str, question: Question) -> Example:
+    """Tokens for teacher forcing, up to the full stop or the end of text, whichever comes first."""
+    example = encode_example(tokenizer, prompt, question.target)
     target = list(question.tokens) or example.target
     if target[-1] == tokenizer.eos_token_id and tokenizer.decode(target[-2:-1]).endswith("."):
         target = target[:-1]
@@ -203,10 +231,12 @@ def _example(tokenizer: Any, prompt: str, question: Question) -> Example:
 
 
 @torch.no_grad()
-def _forced(model: Any, examples: Sequence[Example]) -> list[list[int]]:
+def _forced(model: CausalLM, examples: Sequence[Example]) -> list[list[int]]:
     """The most likely token at each target position under teacher forcing."""
     # Within `applied` the base itself answers as decided; retrieval has a decoder of its own.
-    scored = model if hasattr(type(model), "get_decoder") else model.base
+    scored: Any = model
+    if not hasattr(type(model), "get_decoder"):
+        scored = scored.base
     logits, _, rows = target_logits(scored, Batch.of(examples, model.device))
     best: list[list[int]] = [[] for _ in examples]
     for row, token in zip(rows.tolist(), logits.argmax(-1).tolist(), strict=True):
@@ -214,13 +244,14 @@ def _forced(model: Any, examples: Sequence[Example]) -> list[list[int]]:
     return best
 
 
-def _but_full_stop(tokenizer: Any, said: list[int], target: list[int]) -> list[int]:
-    """`said` with the last token of `target` if a full stop is all that tells its own from it."""
-    own, wanted = (
-        tokenizer.decode(tokens[-1:], skip_special_tokens=True).strip() for tokens in (said, target)
+def _but_full_stop(tokenizer: Tokenizer, predicted: list[int], target: list[int]) -> list[int]:
+    """`predicted` with the last token of `target` if the two differ in a full stop alone."""
+    ours, theirs = (
+        tokenizer.decode(tokens[-1:], skip_special_tokens=True).strip()
+        for tokens in (predicted, target)
     )
-    alike = own != wanted and normalise(own) == normalise(wanted)
-    return [*said[:-1], target[-1]] if alike else said
+    alike = ours != theirs and normalise(ours) == normalise(theirs)
+    return [*predicted[:-1], target[-1]] if alike else predicted
 
 
 def _count(
@@ -248,18 +279,18 @@ def _summarise(questions: Sequence[Question], answers: Answers) -> Evaluation:
     def after(kind: str) -> str:
         return kind.partition(":")[2]
 
-    def told(row: int) -> float:
+    def accepted(row: int) -> float:
         return matches(answers.texts[row], questions[row].answers)
 
     retained = {}
     for kind in kinds:
-        true = [row for row in of[kind] if matches(questions[row].wanted, questions[row].answers)]
+        true = [row for row in of[kind] if matches(questions[row].target, questions[row].answers)]
         if kind.startswith("locality:") and true:
-            retained[after(kind)] = percent([told(row) for row in true])
+            retained[after(kind)] = percent([accepted(row) for row in true])
 
-    def told_by_kind(family: str) -> dict[str, float]:
+    def accepted_by_kind(family: str) -> dict[str, float]:
         return {
-            after(kind): percent([told(row) for row in of[kind]])
+            after(kind): percent([accepted(row) for row in of[kind]])
             for kind in kinds
             if kind.startswith(f"{family}:")
         }
@@ -276,23 +307,23 @@ def _summarise(questions: Sequence[Question], answers: Answers) -> Evaluation:
         worst_case([(edits[row], answers.right[row]) for row in of["generality"]]),
         {after(kind): pair(kind) for kind in kinds if kind.startswith("locality:")},
         retained,
-        told_by_kind("portability"),
-        told_by_kind("trap"),
+        accepted_by_kind("portability"),
+        accepted_by_kind("trap"),
         answers,
     )
 
 
 def _oracle(
     edited: MeGModel,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     questions: Sequence[Question],
     neurons: torch.Tensor,
     max_new_tokens: int,
 ) -> float:
-    asked = [question for question in questions if question.kind == "generality"]
-    own = neurons[[question.edit for question in asked]].to(edited.base.device)
-    prompts = [edited.reader.wrap(question.prompt) for question in asked]
+    paraphrases = [question for question in questions if question.kind == "generality"]
+    stored = neurons[[question.edit for question in paraphrases]].to(edited.base.device)
+    prompts = [edited.reader.wrap(question.prompt) for question in paraphrases]
     texts = batched_answers(
-        edited.base, tokenizer, prompts, max_new_tokens, lambda rows: edited.applied(own[rows])
+        edited.base, tokenizer, prompts, max_new_tokens, lambda rows: edited.applied(stored[rows])
     )
-    return percent(exact(texts, [question.wanted for question in asked]))
+    return percent(exact(texts, [question.target for question in paraphrases]))

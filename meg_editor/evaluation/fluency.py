@@ -1,15 +1,15 @@
-"""Is the text still text? n-gram entropy (Zhang et al., 2018) and perplexity."""
+"""Text quality: n-gram entropy (Zhang et al., 2018) and perplexity."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, by_length
 
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # ROME's and EasyEdit's
@@ -30,7 +30,9 @@ def ngram_entropy(text: str) -> float:
 
 
 @torch.no_grad()
-def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], rows: int = 32) -> float:
+def perplexity(
+    model: CausalLM, tokenizer: Tokenizer, texts: Sequence[str], rows: int = 32
+) -> float:
     """exp of the mean negative log-likelihood per token over all `texts`, the first tokens given.
 
     `model` is anything which maps `input_ids` to `.logits`. NaN if there is no second token.

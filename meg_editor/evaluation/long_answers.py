@@ -1,4 +1,4 @@
-"""How much of a long answer is there? Token recall, ROUGE-L (Lin, 2004), similarity (UnKE)."""
+"""Metrics of long answers: token recall, ROUGE-L (Lin, 2004), embedding similarity (UnKE)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ def tokens(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.casefold())
 
 
-def token_recall(answer: str, wanted: str) -> float:
-    """|answer ∩ wanted| / |wanted| over words, each as often as it occurs; in [0, 1].
+def token_recall(answer: str, target: str) -> float:
+    """|answer ∩ target| / |target| over words, each as often as it occurs; in [0, 1].
 
-    1 if nothing is wanted.
+    1 for an empty target.
     """
-    goal = Counter(tokens(wanted))
-    if not goal:
+    expected = Counter(tokens(target))
+    if not expected:
         return 1.0
-    return (goal & Counter(tokens(answer))).total() / goal.total()
+    return (expected & Counter(tokens(answer))).total() / expected.total()
 
 
-def rouge_l(answer: str, wanted: str) -> float:
-    """F1 of the longest common subsequence of words: 2 · L / (|answer| + |wanted|), in [0, 1].
+def rouge_l(answer: str, target: str) -> float:
+    """F1 of the longest common subsequence of words: 2 · L / (|answer| + |target|), in [0, 1].
 
     1 if both are empty.
     """
-    ours, theirs = tokens(answer), tokens(wanted)
+    ours, theirs = tokens(answer), tokens(target)
     if not ours or not theirs:
         return float(ours == theirs)
     ids = {word: number for number, word in enumerate(dict.fromkeys(theirs))}
@@ -39,19 +39,19 @@ def rouge_l(answer: str, wanted: str) -> float:
     column = np.array([ids[word] for word in theirs])
     for word in ours:
         # L(i, j) = L(i-1, j-1) + 1 on a match, else the larger neighbour.
-        met = np.where(column == ids.get(word, -1), row[:-1] + 1, row[1:])
-        row = np.concatenate([[0], np.maximum.accumulate(np.maximum(met, row[1:]))])
+        matched = np.where(column == ids.get(word, -1), row[:-1] + 1, row[1:])
+        row = np.concatenate([[0], np.maximum.accumulate(np.maximum(matched, row[1:]))])
     return 2 * int(row[-1]) / (len(ours) + len(theirs))
 
 
 def embedding_similarity(
     answers: Sequence[str],
-    wanted: Sequence[str],
+    targets: Sequence[str],
     encode: Callable[[Sequence[str]], Tensor],
 ) -> float:
-    """Mean cosine of the embeddings of answers and of what was wanted, in [-1, 1].
+    """Mean cosine of the embeddings of answers and of their targets, in [-1, 1].
 
     Args:
         encode: B texts -> unit vectors (B, E).
     """
-    return float((encode(answers) * encode(wanted)).sum(-1).mean())
+    return float((encode(answers) * encode(targets)).sum(-1).mean())

@@ -12,15 +12,20 @@ METRICS = ("reliability", "generality", "locality")
 
 
 def normalise(answer: str) -> str:
-    """The matching rule, the same for every method: outer blanks and a final full stop are cut."""
+    """The answer without outer blanks and a final full stop: the matching rule of every method."""
     return " ".join(answer.split()).removesuffix(".").rstrip()
 
 
-def exact(answers: Sequence[str], wanted: Sequence[str]) -> list[float]:
-    """AG: 1.0 where the generated answer is the wanted one after `normalise`, else 0.0."""
+def exact(answers: Sequence[str], targets: Sequence[str]) -> list[float]:
+    """AG: 1.0 where a generated answer equals its target after `normalise`, else 0.0.
+
+    Example:
+        >>> exact(["Lima.", "in Lima"], ["Lima", "Lima"])
+        [1.0, 0.0]
+    """
     return [
-        float(normalise(answer) == normalise(want))
-        for answer, want in zip(answers, wanted, strict=True)
+        float(normalise(answer) == normalise(target))
+        for answer, target in zip(answers, targets, strict=True)
     ]
 
 
@@ -30,12 +35,12 @@ def matches(answer: str, accepted: Sequence[str]) -> float:
 
 
 def token_accuracy(
-    predicted: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+    predicted: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[float]:
     """TF: for each pair of equally long token sequences, the share of equal tokens, in [0, 1]."""
     return [
         fmean(float(p == w) for p, w in zip(ours, theirs, strict=True))
-        for ours, theirs in zip(predicted, wanted, strict=True)
+        for ours, theirs in zip(predicted, targets, strict=True)
     ]
 
 
@@ -48,10 +53,10 @@ def worst_case(values: Sequence[tuple[int, float]]) -> float:
     """Mean over facts of the minimum over their values, in percent, from (fact, value) pairs:
     100 · E_f min_p v(f, p).
     """
-    least: dict[int, float] = {}
+    minimum: dict[int, float] = {}
     for fact, value in values:
-        least[fact] = min(value, least.get(fact, value))
-    return percent(list(least.values()))
+        minimum[fact] = min(value, minimum.get(fact, value))
+    return percent(list(minimum.values()))
 
 
 def intervals(
@@ -75,7 +80,7 @@ def intervals(
         len(facts), np.full(len(facts), 1 / max(len(facts), 1)), size=resamples
     )
     quantiles = ((1 - level) / 2, (1 + level) / 2)
-    found: dict[str, np.ndarray] = {}
+    samples: dict[str, np.ndarray] = {}
     for name, pairs in metrics.items():
         if not pairs:
             continue
@@ -83,14 +88,14 @@ def intervals(
         for fact, value in pairs:
             sums[column[fact]] += value
             counts[column[fact]] += 1
-        found[name] = 100 * (weights @ sums) / np.maximum(weights @ counts, 1)
-    if len(found) == len(metrics):
-        values = np.stack(list(found.values()))
+        samples[name] = 100 * (weights @ sums) / np.maximum(weights @ counts, 1)
+    if len(samples) == len(metrics):
+        values = np.stack(list(samples.values()))
         with np.errstate(divide="ignore"):
-            found["score"] = len(values) / (1 / values).sum(0)
+            samples["score"] = len(values) / (1 / values).sum(0)
     return {
         name: tuple(float(q) for q in np.quantile(values, quantiles))  # type: ignore[misc]
-        for name, values in found.items()
+        for name, values in samples.items()
     }
 
 
@@ -126,7 +131,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class GateMatrix:
-    """What the gate made of the test queries.
+    """Confusion matrix of the gate on the test queries.
 
     Positives are edited prompts and their paraphrases, negatives the locality prompts;
     `misrouted` are true positives that were taken for another edit.

@@ -1,4 +1,4 @@
-"""Does the model reason with its edits? MQuAKE's three accuracies (table 18)."""
+"""Multi-hop reasoning with edits: MQuAKE's three accuracies (table 18)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class MultiHopScores:
 
     Attributes:
         edit_wise: edited prompts answered with their targets.
-        instance_wise: chains of which every hop is answered rightly.
-        multi_hop: chains of which at least one of the questions is answered rightly.
+        instance_wise: chains with a right answer to every hop.
+        multi_hop: chains with at least one right answer to their questions.
     """
 
     edit_wise: float
@@ -30,7 +30,7 @@ class MultiHopScores:
 def multi_hop_scores(
     answer: Answer, chains: Sequence[MultiHopCase], targets: Mapping[str, str]
 ) -> MultiHopScores:
-    """Ask every edit, hop and question of `chains` (Zhong et al., 2023).
+    """Accuracies over every edit, hop and question of `chains` (Zhong et al., 2023).
 
     Args:
         targets: edited prompt -> target.
@@ -38,10 +38,10 @@ def multi_hop_scores(
     edits = list(dict.fromkeys(prompt for chain in chains for prompt in chain.edits))
     hops = [hop for chain in chains for hop in chain.hops]
     questions = [question for chain in chains for question in chain.questions]
-    asked = list(dict.fromkeys([*edits, *(hop.prompt for hop in hops), *questions]))
-    told = dict(zip(asked, answer(asked), strict=True))
+    prompts = list(dict.fromkeys([*edits, *(hop.prompt for hop in hops), *questions]))
+    answers = dict(zip(prompts, answer(prompts), strict=True))
     return MultiHopScores(
-        percent([matches(told[prompt], (targets[prompt],)) for prompt in edits]),
-        percent([min(matches(told[h.prompt], h.answers) for h in c.hops) for c in chains]),
-        percent([max(matches(told[q], c.answers) for q in c.questions) for c in chains]),
+        percent([matches(answers[prompt], (targets[prompt],)) for prompt in edits]),
+        percent([min(matches(answers[h.prompt], h.answers) for h in c.hops) for c in chains]),
+        percent([max(matches(answers[q], c.answers) for q in c.questions) for c in chains]),
     )

@@ -1,36 +1,40 @@
-"""Everything to ask about edits, the same for every method."""
+"""Questions about edits, the same for every method."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.preprocessing import edited_keys, key
 from meg_editor.data.relations import Relations
 from meg_editor.evaluation.trap_questions import counter_asked, negated
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import batched_tokens, decoded, max_target_length
 from meg_editor.requests.prompts import PromptReader
 
 
 @dataclass(frozen=True)
 class Question:
-    """A query put to a model, and what it should answer.
+    """A query put to a model, and its target.
 
     Attributes:
-        wanted: the answer for AG and TF; for Locality that of the unedited model.
+        target: the answer for AG and TF; for Locality that of the unedited model.
         kind: "reliability", "generality", "locality:…", "portability:…" or "trap:…", with their
             kinds.
         edit: the index of the case it belongs to.
-        answers: the true ones, where known: `wanted` with its aliases, or for Locality the world's;
-            of a trap the one that falls into it.
-        tokens: of `wanted` as the unedited model said them; empty where it comes as a text.
+        answers: the true ones, where known: `target` with its aliases, or for Locality those of the
+            data set; for a trap the edit's target, which is wrong.
+        tokens: of `target` as the unedited model generated them; empty where it is a text.
+
+    Example:
+        >>> Question("The capital of France is", "Lima", "reliability", edit=0).target
+        'Lima'
     """
 
     prompt: str
-    wanted: str
+    target: str
     kind: str
     edit: int
     answers: tuple[str, ...] = ()
@@ -38,24 +42,27 @@ class Question:
 
 
 def questions_of(
-    base: Any,
-    tokenizer: Any,
+    base: CausalLM,
+    tokenizer: Tokenizer,
     cases: Sequence[EvaluationCase],
     reader: PromptReader,
     max_new_tokens: int = 12,
     traps: Relations | None = None,
-    asked: Collection[int] | None = None,
+    only: Collection[int] | None = None,
 ) -> list[Question]:
-    """Everything to ask about `cases`; what locality prompts want is what `base` says.
+    """Questions about `cases`; the targets of locality prompts are the answers of `base`.
 
     Args:
-        traps: ask about each edit negated and the other way, too, and in another of these wordings
-            something else about its subject.
-        asked: only about the cases of these indices.
+        base: the unedited model.
+        reader: has the prompt template.
+        max_new_tokens: of an answer; more if some target is longer.
+        traps: phrasings of relations. Each edit is also asked negated and with its answer given,
+            and something else about its subject in one of these phrasings.
+        only: indices of the cases to ask about; None: all.
     """
     questions = []
     length = max_target_length(tokenizer, [case.request for case in cases], max_new_tokens)
-    chosen = [(i, case) for i, case in enumerate(cases) if asked is None or i in asked]
+    chosen = [(i, case) for i, case in enumerate(cases) if only is None or i in only]
     for index, case in chosen:
         target = case.request.target_new
         questions.append(Question(case.request.prompt, target, "reliability", index))
@@ -75,11 +82,11 @@ def questions_of(
         edited = edited_keys(cases, traps)
         local += [trap for i, case in chosen for trap in _traps(case, i, traps, edited)]
     prompts = [reader.wrap(probe.prompt) for probe, _, _ in local]
-    told = batched_tokens(base, tokenizer, prompts, length)
-    answers = decoded(tokenizer, told)
+    generated = batched_tokens(base, tokenizer, prompts, length)
+    answers = decoded(tokenizer, generated)
     questions += [
         Question(probe.prompt, answer, kind, index, probe.answers, tuple(tokens))
-        for (probe, kind, index), answer, tokens in zip(local, answers, told, strict=True)
+        for (probe, kind, index), answer, tokens in zip(local, answers, generated, strict=True)
         if answer  # an empty answer cannot be teacher-forced
     ]
     return questions

@@ -1,4 +1,4 @@
-"""report.json and the table a person reads."""
+"""report.json of a run, and its table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meg_editor.runtime.text_files import write_json
 
 
 def versions() -> dict[str, str]:
-    """Of what a result may depend on."""
+    """Versions of the packages that a result depends on."""
     return {
         "meg_editor": meg_editor.__version__,
         "python": platform.python_version(),
@@ -29,13 +29,16 @@ def versions() -> dict[str, str]:
     }
 
 
-@dataclass
+@dataclass(repr=False)
 class MethodReport:
-    """One method's evaluation, and its fit if it has one."""
+    """One method's evaluation, and its fit if it has one; printed as one line."""
 
     evaluation: Evaluation
     fit: FitReport | None = None
     stored_bytes: int | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.evaluation!r})"
 
     def to_dict(self) -> dict[str, Any]:
         """The entry `methods.<name>` of report.json; percentages, seconds, bytes."""
@@ -80,9 +83,15 @@ def _rounded(values: torch.Tensor) -> list[float]:
     return [round(value, 4) for value in values.tolist()]
 
 
-@dataclass
-class Report:
-    """All methods of one run."""
+@dataclass(repr=False)
+class EvaluationReport:
+    """All methods of one run; printed as its table.
+
+    Example:
+        >>> print(EvaluationReport(edits=8, seed=0, device="cpu"))
+        EvaluationReport(8 edits, seed 0, cpu)
+        | Method | Rel AG | Rel TF | Gen AG | Gen TF | Loc AG | Loc TF | Score ...
+    """
 
     edits: int
     seed: int
@@ -90,7 +99,12 @@ class Report:
     methods: dict[str, MethodReport] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"{name}({self.edits} edits, seed {self.seed}, {self.device})\n{self.table()}"
+
     def to_dict(self) -> dict[str, Any]:
+        """The content of report.json."""
         return {
             "edits": self.edits,
             "seed": self.seed,

@@ -1,4 +1,4 @@
-"""Questions which look like an edit and want another answer: negated, and asked the other way."""
+"""Questions that look like an edit and have another answer: negated, or asking for the subject."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AUXILIARIES = frozenset(
 
 
 def negated(prompt: str, subject: str | None = None) -> str | None:
-    """The prompt with its claim denied: whatever it asks for, it is not the fact's answer.
+    """The negated prompt, to which the edit's target is no answer.
 
     "The capital of France is" -> "The capital of France is not"; "Where was Ada born?" -> "Where
     was Ada not born?". None for a question without an auxiliary verb.
@@ -53,7 +53,7 @@ def counter_asked(prompt: str, subject: str | None, target: str) -> str | None:
     """
     if not subject or subject not in prompt:
         return None
-    asked = prompt.replace(subject, "which one").strip()
-    if asked.endswith("?"):
-        return f"{asked.rstrip('? ')}, if the answer is {target}?"
-    return f"{asked} {target}?"
+    question = prompt.replace(subject, "which one").strip()
+    if question.endswith("?"):
+        return f"{question.rstrip('? ')}, if the answer is {target}?"
+    return f"{question} {target}?"

@@ -27,7 +27,7 @@ class Activations(NamedTuple):
 
 @torch.no_grad()
 def activations_at(
-    model: Any,
+    model: CausalLM,
     rows: Sequence[Sequence[int]],
     positions: Sequence[int],
     modules: Sequence[str],

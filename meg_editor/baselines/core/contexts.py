@@ -1,11 +1,10 @@
-"""Texts of the model's own, after which a fact should hold too (MEMIT, section 4.3)."""
+"""Texts sampled from the model, after which a fact should hold too (MEMIT, section 4.3)."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import left_padded, pad_token
 
 _BEGINNINGS = ("The", "Therefore", "Because", "I", "You")
@@ -13,12 +12,12 @@ _BEGINNINGS = ("The", "Therefore", "Because", "I", "You")
 
 @torch.no_grad()
 def context_prefixes(
-    model: Any, tokenizer: Any, count: int, seed: int, tokens: int = 10
+    model: CausalLM, tokenizer: Tokenizer, count: int, seed: int, tokens: int = 10
 ) -> list[str]:
     """The empty prefix, and `count` sampled ones such as "The river is long. "
 
     Args:
-        tokens: of a prefix, at most.
+        tokens: maximum length of a prefix.
     """
     if not count:
         return [""]
@@ -34,5 +33,5 @@ def context_prefixes(
             max_new_tokens=tokens - 1,
             pad_token_id=pad_token(tokenizer),
         )
-    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in output.tolist()]
     return ["", *(f"{' '.join(text.split()).rstrip('.')}. " for text in texts)]

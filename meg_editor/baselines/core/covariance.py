@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.partial_forward import run_until
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, pad_token, right_padded
 from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.progress import progress_bar
@@ -22,8 +23,8 @@ _ROWS = 64
 
 
 def second_moments(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     modules: Sequence[str],
     max_length: int,
@@ -58,8 +59,8 @@ def second_moments(
 
 @torch.no_grad()
 def _sums(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     modules: Sequence[str],
     max_length: int,

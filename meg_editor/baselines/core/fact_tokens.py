@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.lm.protocols import Tokenizer
 from meg_editor.lm.tokens import Example, encode_example
 from meg_editor.requests.request import EditRequest, RequestError
 
@@ -34,7 +34,7 @@ class FactTokens:
 
 
 def fact_tokens(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     requests: Sequence[EditRequest],
     prefixes: Sequence[str],
     hparams: LocateHyperParams,
@@ -51,7 +51,7 @@ def fact_tokens(
 
 
 def _fact(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     request: EditRequest,
     prefixes: Sequence[str],
     hparams: LocateHyperParams,
@@ -72,7 +72,7 @@ def _fact(
     return FactTokens(tuple(rows), tuple(lookups), essence, place)
 
 
-def lookup(tokenizer: Any, before: str, subject: str, after: str, fact_token: str) -> int:
+def lookup(tokenizer: Tokenizer, before: str, subject: str, after: str, fact_token: str) -> int:
     """The position of the token at which a fact is looked up in before + subject + after.
 
     As MEMIT counts: the tokens of the text up to there, tokenised alone.

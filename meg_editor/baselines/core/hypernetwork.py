@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from meg_editor.baselines.core.token_gradients import (
     shape_of,
 )
 from meg_editor.config.settings import setting
+from meg_editor.lm.protocols import CausalLM
 
 
 class Shift(NamedTuple):
@@ -124,7 +125,14 @@ class HyperNetwork(nn.Module):
 
     @classmethod
     def of(
-        cls, model: Any, names: list[str], rank: int, blocks: int, lr: float, rows: int, seed: int
+        cls,
+        model: CausalLM,
+        names: list[str],
+        rank: int,
+        blocks: int,
+        lr: float,
+        rows: int,
+        seed: int,
     ) -> HyperNetwork:
         """For the named linear layers of a model, on its device."""
         shapes = {name: shape_of(model, name) for name in names}
@@ -203,7 +211,7 @@ class HyperNetworkHyperParams(TokenGradientHyperParams, FittingHyperParams):
     max_grad_norm: float = setting(1.0, "The hypernetwork's gradients are clipped to it.", ge=0)
     n_edits: int = setting(512, "Pseudo facts edited at each step of training, at most.", ge=1)
 
-    def network(self, model: Any) -> HyperNetwork:
+    def network(self, model: CausalLM) -> HyperNetwork:
         """An untrained hypernetwork for a model."""
         return HyperNetwork.of(
             model,

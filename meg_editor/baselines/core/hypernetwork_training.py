@@ -24,6 +24,7 @@ from meg_editor.baselines.core.token_gradients import (
 from meg_editor.baselines.core.weights import Updates, add, oriented, restored
 from meg_editor.data.world.requests import pseudo_requests
 from meg_editor.lm.fingerprint import fingerprint
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, target_logits
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import Artifact, ArtifactStore, Tensors
@@ -33,8 +34,8 @@ Train = Callable[[Any, Any, Sequence[EditRequest], Any], Tensors]
 
 
 def hypernetwork(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     edits: Sequence[EditRequest],
     pseudo: Sequence[EditRequest] | None,
     hparams: HyperNetworkHyperParams,
@@ -52,7 +53,10 @@ def hypernetwork(
 
 
 def predicted(
-    model: Any, network: HyperNetwork, edits: Sequence[Example], hparams: HyperNetworkHyperParams
+    model: CausalLM,
+    network: HyperNetwork,
+    edits: Sequence[Example],
+    hparams: HyperNetworkHyperParams,
 ) -> tuple[dict[str, TokenGradients], dict[str, Shift], Updates]:
     """Keys and gradients at the edits, the shifts made of them, and these as {parameter: update}.
 
@@ -66,8 +70,8 @@ def predicted(
 
 
 def trained(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     pseudo: Sequence[EditRequest],
     hparams: HyperNetworkHyperParams,
     train: Train,
@@ -102,7 +106,7 @@ class MetaStep(NamedTuple):
 
 
 def meta_gradients(
-    model: Any,
+    model: CausalLM,
     network: HyperNetwork,
     batches: Sequence[MetaBatch],
     hparams: HyperNetworkHyperParams,
@@ -171,6 +175,6 @@ def meta_gradients(
     return MetaStep(generality, kept, updates)
 
 
-def _log_probabilities(model: Any, batch: Batch) -> Tensor:
+def _log_probabilities(model: CausalLM, batch: Batch) -> Tensor:
     """(M, V) at the M target tokens."""
     return target_logits(model, batch)[0].log_softmax(-1)

@@ -20,6 +20,7 @@ from meg_editor.baselines.core.settings import CovarianceHyperParams, LocateHype
 from meg_editor.baselines.core.target_values import TargetValues, ValueSettings, optimise_values
 from meg_editor.baselines.core.weights import Updates, add, oriented, restored
 from meg_editor.data.world.requests import reference_texts
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
 
@@ -47,7 +48,11 @@ class Locate:
     known: Mapping[str, Tensor] = field(default_factory=dict)
 
     def facts(
-        self, model: Any, tok: Any, edits: Sequence[EditRequest], hparams: LocateHyperParams
+        self,
+        model: CausalLM,
+        tok: Tokenizer,
+        edits: Sequence[EditRequest],
+        hparams: LocateHyperParams,
     ) -> list[FactTokens]:
         """The edits as tokens, each in all contexts."""
         prefixes = self.prefixes
@@ -55,7 +60,9 @@ class Locate:
             prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
         return fact_tokens(tok, edits, prefixes, hparams)
 
-    def moments(self, model: Any, tok: Any, hparams: CovarianceHyperParams) -> dict[str, Tensor]:
+    def moments(
+        self, model: CausalLM, tok: Tokenizer, hparams: CovarianceHyperParams
+    ) -> dict[str, Tensor]:
         """Second moments of the keys, by module."""
         names = hparams.down_projections(model)
         if set(names) <= set(self.known):
@@ -85,8 +92,8 @@ def value_settings(hparams: LocateHyperParams, **changes: Any) -> ValueSettings:
 
 
 def locate_then_edit(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     edits: Sequence[EditRequest],
     hparams: CovarianceHyperParams,
     material: Locate,
@@ -125,7 +132,11 @@ def locate_then_edit(
 
 
 def missing(
-    model: Any, facts: Sequence[FactTokens], values: TargetValues, module: str, rows_at_once: int
+    model: CausalLM,
+    facts: Sequence[FactTokens],
+    values: TargetValues,
+    module: str,
+    rows_at_once: int,
 ) -> Tensor:
     """(N, D) what `module` lacks of its values at the bare prompts, in the model as it is now."""
     now = activations_at(
@@ -139,7 +150,7 @@ def missing(
     return wanted - now.to(wanted)
 
 
-def keys_of(model: Any, facts: Sequence[FactTokens], module: str, rows_at_once: int) -> Tensor:
+def keys_of(model: CausalLM, facts: Sequence[FactTokens], module: str, rows_at_once: int) -> Tensor:
     """(N, K) what enters `module` at the lookup tokens: the mean of that in the bare prompt and of
     the mean of the other contexts.
     """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from meg_editor.baselines.core.hypernetwork import HyperNetworkHyperParams
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Example, batched_answers
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.subject_names import words
@@ -26,8 +27,8 @@ class MetaBatch(NamedTuple):
 
 
 def meta_batches(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     facts: Sequence[EditRequest],
     hparams: HyperNetworkHyperParams,
     steps: int,
@@ -83,8 +84,8 @@ def _draws(facts: Sequence[EditRequest], count: int, generator: torch.Generator)
 
 
 def _answers(
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     hparams: HyperNetworkHyperParams,
     facts: Sequence[EditRequest],
     prompts: Sequence[str],

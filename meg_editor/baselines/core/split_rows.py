@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from meg_editor.lm.layers_from import LayersFrom
+from meg_editor.lm.protocols import CausalLM
 
 
 class SplitRows:
@@ -25,7 +26,7 @@ class SplitRows:
     """
 
     def __init__(
-        self, model: Any, layer: int, rows: Sequence[Sequence[int]], cuts: Sequence[int]
+        self, model: CausalLM, layer: int, rows: Sequence[Sequence[int]], cuts: Sequence[int]
     ) -> None:
         self.model, self.upper = model, LayersFrom(model, layer)
         device = model.device

@@ -20,6 +20,7 @@ from meg_editor.baselines.core.activations import first
 from meg_editor.baselines.core.fact_tokens import FactTokens
 from meg_editor.baselines.core.split_rows import SplitRows
 from meg_editor.lm.ffn import decoder_blocks, text_config
+from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import by_length, logits_of, means
 from meg_editor.runtime.progress import progress_bar
 
@@ -71,7 +72,7 @@ class TargetValues:
 
 
 def optimise_values(
-    model: Any,
+    model: CausalLM,
     facts: Sequence[FactTokens],
     layer: int,
     modules: Sequence[str],
@@ -118,7 +119,7 @@ class _Descent:
 
     def __init__(
         self,
-        model: Any,
+        model: CausalLM,
         facts: Sequence[FactTokens],
         layer: int,
         modules: Sequence[str],
@@ -229,7 +230,7 @@ class _Rows:
         bare: (M,) the row of each fact's bare prompt.
     """
 
-    def __init__(self, model: Any, layer: int, facts: Sequence[FactTokens]) -> None:
+    def __init__(self, model: CausalLM, layer: int, facts: Sequence[FactTokens]) -> None:
         rows: list[list[int]] = []
         cuts: list[int] = []
         fact: list[int] = []
@@ -265,7 +266,7 @@ class _Rows:
         self.labels, self.is_context = self.labels[rows], self.is_context[rows]
         self.fact = (kept.cumsum(0) - 1)[self.fact[rows]]
 
-    def losses(self, model: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self, model: CausalLM, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From the last hidden states (R, S, D), for M facts.
 
         Returns:

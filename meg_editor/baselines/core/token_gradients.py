@@ -21,6 +21,7 @@ from meg_editor.baselines.core.settings import WriteHyperParams
 from meg_editor.baselines.core.weights import oriented
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import find_ffn
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, encode_example, target_logits
 
 _EPSILON = torch.finfo(torch.float32).eps  # added to standard deviations, as in the references
@@ -58,12 +59,12 @@ class TokenGradientHyperParams(WriteHyperParams):
         1024, "Tokens computed with at once; the results are the same.", ge=1
     )
 
-    def example(self, tok: Any, prompt: str, target: str) -> Example:
+    def example(self, tok: Tokenizer, prompt: str, target: str) -> Example:
         """A prompt in the template and its target as tokens."""
         wrapped = self.prompt_template.replace("{}", prompt)
         return encode_example(tok, wrapped, target, self.target_end)
 
-    def linear_layers(self, model: Any) -> list[str]:
+    def linear_layers(self, model: CausalLM) -> list[str]:
         """The dotted names of the layers which are edited.
 
         Raises:
@@ -107,7 +108,7 @@ class TokenGradients(NamedTuple):
 
 
 def token_gradients(
-    model: Any,
+    model: CausalLM,
     examples: Sequence[Example],
     modules: Sequence[str],
     token: Literal["ans", "mask"],
@@ -147,7 +148,7 @@ def token_gradients(
     }
 
 
-def mean_cross_entropy(model: Any, batch: Batch) -> Tensor:
+def mean_cross_entropy(model: CausalLM, batch: Batch) -> Tensor:
     """The cross entropy of the targets of a batch, the mean over all its target tokens."""
     logits, wanted, _ = target_logits(model, batch)
     return F.cross_entropy(logits, wanted)
@@ -155,7 +156,7 @@ def mean_cross_entropy(model: Any, batch: Batch) -> Tensor:
 
 @contextmanager
 def _probed(
-    model: Any, modules: Sequence[str]
+    model: CausalLM, modules: Sequence[str]
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Keeps what enters modules, and zeros which are added to what leaves them.
 
@@ -244,12 +245,12 @@ class NormalEquation:
         return torch.cholesky_solve(right.double(), self._factor)
 
 
-def shape_of(model: Any, name: str) -> tuple[int, int]:
+def shape_of(model: CausalLM, name: str) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer."""
-    outputs, inputs = oriented(model, name, model.get_submodule(name).weight).shape
+    outputs, inputs = oriented(model, name, model.get_parameter(f"{name}.weight")).shape
     return int(inputs), int(outputs)
 
 
-def updates_of(model: Any, shifts: dict[str, Tensor]) -> dict[str, Tensor]:
+def updates_of(model: CausalLM, shifts: dict[str, Tensor]) -> dict[str, Tensor]:
     """{parameter: its update} from (inputs, outputs) shifts of linear layers."""
     return {f"{name}.weight": oriented(model, name, shift.T) for name, shift in shifts.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meg_editor.lm.protocols import CausalLM
 from meg_editor.requests.request import EditRequest, only_edits
 
 Requests = Sequence[EditRequest | Mapping[str, Any]]
@@ -17,7 +18,7 @@ Updates = dict[str, Tensor]
 
 
 def edit_weights(
-    model: Any,
+    model: CausalLM,
     requests: Requests,
     compute: Callable[[Any, Sequence[EditRequest]], Updates],
     copy: bool = False,
@@ -63,7 +64,7 @@ def add(parameter: Tensor, update: Tensor) -> None:
 
 
 @contextmanager
-def restored(model: Any, names: Sequence[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
+def restored(model: CausalLM, names: Sequence[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
     """Within the block the named parameters may change; after it they are as before, bit for bit.
 
     They require gradients within the block as they did before, and so again after it.
@@ -81,7 +82,7 @@ def restored(model: Any, names: Sequence[str]) -> Iterator[dict[str, torch.nn.Pa
                 chosen[name].grad = None
 
 
-def oriented(model: Any, name: str, matrix: Tensor) -> Tensor:
+def oriented(model: CausalLM, name: str, matrix: Tensor) -> Tensor:
     """An (outputs, inputs) matrix as the linear layer `name` stores its weight.
 
     nn.Linear stores (outputs, inputs), the Conv1D of GPT-2 (inputs, outputs); which it is cannot be

@@ -16,7 +16,8 @@ def load_counterfact(path: str | Path) -> Dataset:
     Locality is asked by the neighbourhood prompts (subjects which share the old answer) and by
     the attribute prompts (subjects which have the new one anyway). In EasyEdit's release most
     "rephrase prompts" are CounterFact's generation prompts, which ask for something near the
-    fact: where a record tells what its are (`rephrase_kind`), only sure ones are paraphrases.
+    fact: where a record names the kind of its prompts (`rephrase_kind`), only those marked
+    "paraphrase" are used.
     """
     cases = [
         _case(record) if "requested_rewrite" in record else easyedit_case(record)
@@ -37,11 +38,11 @@ def _case(record: Record) -> EvaluationCase:
         for kind, (field, answer) in others.items()
         if field in record
     }
-    sure = record.row.get("rephrase_kind", "paraphrase") == "paraphrase"
+    usable = record.row.get("rephrase_kind", "paraphrase") == "paraphrase"
     return EvaluationCase(
         request,
         truth=true,
-        paraphrases=record.texts("paraphrase_prompts") if sure else (),
+        paraphrases=record.texts("paraphrase_prompts") if usable else (),
         locality={kind: probes for kind, probes in locality.items() if probes},
         relation=rewrite.text("relation_id") if "relation_id" in rewrite else None,
     )

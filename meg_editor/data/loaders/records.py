@@ -63,8 +63,9 @@ class Record:
             raise self.error(name, "a list of objects", value)
         return [Record(item, f"{self.where}, {name}[{i}]") for i, item in enumerate(value)]
 
-    def error(self, name: str, expected: str, found: Any) -> RequestError:
-        shown = f"{type(found).__name__} ({str(found)[:40]})"
+    def error(self, name: str, expected: str, value: Any) -> RequestError:
+        """The error of a field which is not as expected."""
+        shown = f"{type(value).__name__} ({str(value)[:40]})"
         return RequestError(f"{self.where}: field {name!r}: expected {expected}, got {shown}")
 
     def _value(self, name: str) -> Any:

@@ -30,18 +30,18 @@ def _case(record: Record, target: str) -> EvaluationCase | None:
     answers = record.texts("answers")
     if not answers:
         raise record.error("answers", "at least one answer", record.row["answers"])
-    wanted, truth = answers[0], None
+    target_new, truth = answers[0], None
     if target == "alt":
         alternatives = record.texts("alt")
         if not alternatives or alternatives[0] in answers:
             return None
-        wanted, truth = alternatives[0], answers[0]
+        target_new, truth = alternatives[0], answers[0]
     portability: tuple[Probe, ...] = ()
     if target == "alt" and "portability" in record:
         hop = record.record("portability")
         portability = (Probe(hop.text("New Question"), (hop.text("New Answer"),)),)
     return EvaluationCase(
-        EditRequest(_question(record.text("src")), wanted, record.text("subject")),
+        EditRequest(_question(record.text("src")), target_new, record.text("subject")),
         truth=truth,
         paraphrases=tuple(map(_question, record.texts("rephrase"))),
         locality={"open_question": (_open_question(record),)},

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 
 Group = Literal["edit", "pseudo", "test"]
-Split = Literal["edit", "pseudo", "calibration", "common"]
+FactSplit = Literal["edit", "pseudo", "calibration", "common"]
 GROUPS: tuple[Group, ...] = ("edit", "pseudo", "test")
 
 _SEED = 2512_14395
@@ -49,7 +49,7 @@ class Fact:
     subject: str
     relation: str
     answer: str
-    split: Split
+    split: FactSplit
     made_up: bool
 
 
@@ -78,7 +78,7 @@ class World:
         """`fact` in the other PSEUDO phrasings: new to the encoder, as a user's words will be."""
         return self.prompts(fact, "pseudo")[_TUNING:]
 
-    def in_split(self, *splits: Split) -> list[Fact]:
+    def in_split(self, *splits: FactSplit) -> list[Fact]:
         """The facts of the named splits, in the world's order."""
         return [fact for fact in self.facts if fact.split in splits]
 
@@ -132,7 +132,7 @@ def load_world() -> World:
     return World(tuple(facts), phrasings)
 
 
-def _split_of(subject: str, relation: str) -> Split:
+def _split_of(subject: str, relation: str) -> FactSplit:
     """Split by subject, so that no name crosses from tuning into editing."""
     if relation in _UNEDITED:
         return "common"

@@ -26,7 +26,7 @@ def pseudo_requests(world: World | None = None, count: int = 800) -> list[EditRe
 def calibration_requests(world: World | None = None, count: int = 400) -> list[EditRequest]:
     """Facts for choosing thresholds: neither edited nor tuned on, never in TEST phrasings.
 
-    Their rephrases are worded in ways that are new to the encoder, their targets are not true.
+    Their rephrases are phrasings that are new to the encoder, their targets are false.
     """
     world = world or load_world()
     facts = random.Random(2).sample(world.in_split("calibration"), count)
@@ -55,13 +55,13 @@ def reference_split(world: World) -> Split:
 
 
 def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:
-    """`count` counterfactual edits with everything needed to judge them.
+    """`count` counterfactual edits with the questions that evaluate them.
 
-    Real and made-up facts as they come; each target is another answer of the same relation.
+    Real and made-up facts; each target is another answer of the same relation.
     Paraphrases are the TEST phrasings. Locality prompts ask about facts that are not edited, in
     EDIT phrasings: the same relation of another subject, another relation of the same subject,
-    and common knowledge. Whose birthplace is edited has another country of birth: that is asked
-    for Portability, in the TEST phrasings, and never for Locality.
+    and common knowledge. An edited birthplace implies another country of birth: that is a
+    Portability question, in the TEST phrasings, and never a Locality question.
 
     Raises:
         ValueError: more edits than the world has facts for.
@@ -138,8 +138,8 @@ def _tuning_requests(
 ) -> list[EditRequest]:
     """Each fact in an EDIT phrasing with its rephrases, and other facts as hard negatives.
 
-    These are a namesake in the same relation and all else about the subject, never one of `facts`
-    themselves, which may be pretended to be edited.
+    These are a fact of a similar subject in the same relation and all other facts about the
+    subject, never one of `facts` themselves, which may be treated as edited.
     """
     rng = random.Random(seed)
     taken = set(facts)
