@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -10,10 +12,12 @@ import pytest
 import yaml
 
 import meg_editor
+from meg_editor.config.base_editor import BaseEditorFields
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import HParamsError
 
-_SHARES = ("familiarity_dropout", "generator_dropout", "generator_ema")
+_SHARES = ("generator_dropout", "generator_ema")
 PRESETS = sorted((Path(meg_editor.__file__).parent / "config" / "presets").glob("*.yaml"))
 
 
@@ -34,7 +38,9 @@ def test_unknown_keys_are_refused_with_the_nearest_name(wrong: str, nearest: str
 
 
 def test_unknown_keys_like_nothing_list_what_there_is() -> None:
-    with pytest.raises(HParamsError, match="unknown hyper-parameter 'xyzzy'.*model_name.*sampler"):
+    with pytest.raises(
+        HParamsError, match="unknown hyper-parameter 'xyzzy'.*model_name.*sampling_steps"
+    ):
         MeGHyperParams.from_dict({"xyzzy": 1})
 
 
@@ -54,12 +60,10 @@ def test_unknown_keys_like_nothing_list_what_there_is() -> None:
         ("fp16", "yes"),
         ("model_name", 7),
         ("device", 1.5),
-        ("neuron_bias", "true"),
         ("gate", "famliarity"),
         ("gate", None),
         ("generator", ["dit"]),
         ("diffusion_prediction", "epsilon"),
-        ("sampler", "ddpm"),
         ("layers", 5),
         ("layers", "5"),
         ("layers", [5.0]),
@@ -72,7 +76,6 @@ def test_unknown_keys_like_nothing_list_what_there_is() -> None:
         ("batch_size", 0),
         ("sampling_steps", 0),
         ("collection_steps", -1),
-        ("generator_heads", 0),
         *((name, float("nan")) for name in ("collection_lr", "gate_threshold", "generator_ema")),
         *(
             (name, float("inf"))
@@ -80,16 +83,11 @@ def test_unknown_keys_like_nothing_list_what_there_is() -> None:
         ),
         ("gate_threshold", "-inf"),
         ("encoder_lr", -1e-4),
-        ("familiarity_lr", -1),
         ("collection_lr", -0.5),
         ("generator_lr", "-1e-3"),
-        ("encoder_temperature", 0),
         ("encoder_steps", -1),
-        ("collection_retries", -1),
         ("collection_loss_threshold", -0.1),
-        ("generator_condition_noise", -1),
         ("generator_zero_augmentation", -0.1),
-        ("diffusion_train_timesteps", 20),
         ("sampling_steps", 1001),
         *((name, value) for name in _SHARES for value in (-0.01, 1, 1.5)),
     ],
@@ -110,12 +108,9 @@ def test_scientific_notation_is_a_number_however_yaml_reads_it(tmp_path: Path, t
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("collection_retries", 0),
         ("encoder_steps", 0),
         ("generator_ema", 0),
-        ("familiarity_dropout", 0.999),
         ("gate_threshold", -0.5),
-        ("diffusion_train_timesteps", 21),
         ("sampling_steps", 1000),
     ],
 )
@@ -123,9 +118,36 @@ def test_values_at_the_edge_are_taken(name: str, value: Any) -> None:
     assert getattr(MeGHyperParams.from_dict({name: value}), name) == value
 
 
-def test_more_sampling_steps_than_there_are_timesteps_are_refused() -> None:
-    with pytest.raises(HParamsError, match=r"^sampling_steps: .*timesteps \(30\), got 31"):
-        MeGHyperParams(diffusion_train_timesteps=30, sampling_steps=31)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("collection_margin", "collection_loss_threshold"),
+        ("generator_condition", "generator_conditioning"),
+        ("generator_scaling", "generator_scale"),
+        ("generator_features", "generator: auto"),
+        ("neuron_cache", "RuntimeConfig(neuron_cache=...)"),
+        ("collection_shard_size", "RuntimeConfig(collection_shard_size=...)"),
+        ("sampler", "DDIM always"),
+    ],
+)
+def test_an_old_key_names_the_new_one(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(f"{old}: 1\n", "utf-8")
+    with pytest.raises(HParamsError, match=re.escape(new)) as caught:
+        MeGHyperParams.from_hparams(path)
+    assert repr(old) in str(caught.value)
+
+
+def test_settings_are_few_and_explained() -> None:
+    own = {f.name for f in fields(MeGHyperParams)} - {f.name for f in fields(BaseEditorFields)}
+    assert len(own) <= 36
+    for entry in (*fields(MeGHyperParams), *fields(RuntimeConfig)):
+        assert entry.metadata["help"].endswith("."), entry.name
+
+
+def test_automatic_storage_needs_anchors() -> None:
+    with pytest.raises(HParamsError, match="generator: auto needs generator_anchored"):
+        MeGHyperParams(generator_anchored=False)
 
 
 def test_whole_numbers_become_floats() -> None:
@@ -151,7 +173,7 @@ def test_easyedit_gives_devices_by_index(given: Any, meant: str) -> None:
     assert MeGHyperParams(device=given).device == meant
 
 
-@pytest.mark.parametrize("name", ["gate_threshold", "neuron_bias", "mlp_module_tmp"])
+@pytest.mark.parametrize("name", ["gate_threshold", "generator_scale", "mlp_module_tmp"])
 def test_null_means_found_or_calibrated(name: str) -> None:
     assert getattr(MeGHyperParams.from_dict({name: None}), name) is None
 
@@ -206,17 +228,14 @@ def _changed() -> dict[str, Any]:
         "alg_name": "MeG",
         "prompt_template": "Q: {}\nA:",
         "mlp_module_tmp": "model.layers.{}.mlp",
-        "neuron_activation": "gelu_new",
-        "neuron_bias": True,
         "gate_threshold": 0.3,
         "evaluation_type": "traditional",
         "api_key": "secret",
-        "encoder_pooling": "mean",
-        "collection_batch_size": 96,
-        "collection_memory": 0.3,
         "collection_clip": 0.5,
         "generator_conditioning": "time",
-        "generator_refine": True,
+        "generator_scale": 0.02,
+        "generator": "dit",
+        "generator_width": 512,
         **dict.fromkeys((*_SHARES, "gate_name_weight", "gate_state_weight"), 0.25),
     }
     hints = get_type_hints(MeGHyperParams)

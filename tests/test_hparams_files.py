@@ -137,7 +137,6 @@ METHOD = {
     "alg_name": "MeG",
     "fp16": True,
     "encoder_name": "bert-base-uncased",
-    "encoder_pooling": "cls",
     "encoder_tuning": "infonce",
     "encoder_tuned_layers": "last",
     "encoder_hard_negatives": False,
@@ -145,25 +144,18 @@ METHOD = {
     "gate": "familiarity",
     "gate_name_weight": 0,
     "gate_state_weight": 0,
-    "familiarity_classes": 10,
-    "familiarity_blocks": 5,
-    "familiarity_dropout": 0.1,
-    "familiarity_lr": 1e-3,
     "collection_contexts": 1,
     "generator": "dit",
     "generator_anchored": False,
     "generator_conditioning": "time",
     "generator_width": 768,
     "generator_depth": 12,
-    "generator_heads": 12,
     "generator_patch_size": 100,
     "generator_dropout": 0.2,
-    "generator_scaling": "constant",
     "generator_scale": 0.01,
     "generator_lr": 1e-4,
     "generator_ema": 0,
     "diffusion_prediction": "v_prediction",
-    "diffusion_train_timesteps": 1000,
     "sampling_steps": 50,
 }
 PAPER_MODELS = {
@@ -209,11 +201,7 @@ OURS = {
     "max_length",
     "familiarity_epochs",
     "collection_loss_threshold",
-    "collection_retries",
     "generator_epochs",
-    "generator_batch_size",
-    "generator_tolerance",
-    "sampler",
 }
 PAPER = {f"paper/{model}-{data}": (model, data) for model, data in ENTROPIES}
 ALL = [REFERENCE, *MODELS, *PAPER]
@@ -240,11 +228,7 @@ def _load(name: str) -> MeGHyperParams:
 
 def _spec(hparams: MeGHyperParams, model: Any, **changes: Any) -> NeuronSpec:
     """The neuron which `fit` would add."""
-    settings = {
-        "module_template": hparams.mlp_module_tmp,
-        "activation": hparams.neuron_activation,
-        "bias": hparams.neuron_bias,
-    }
+    settings = {"module_template": hparams.mlp_module_tmp}
     return NeuronSpec.from_model(model, hparams.layer, **{**settings, **changes})
 
 
@@ -357,7 +341,7 @@ def test_paper_files_build_a_dit_b(name: str) -> None:
     with torch.device("meta"):
         network = DiT(_load(name), dimension=768, size=size)
     assert network.tokens == {5121: 52, 8192: 82, 8193: 82}[size]
-    assert network.recall is None  # the condition enters with the time step alone
+    assert network.per_patch is None  # the condition enters with the time step alone
     # DiT-B has 130 million parameters, of which its class and patch embeddings are less than one.
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(130e6, rel=0.02)
 

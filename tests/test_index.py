@@ -137,6 +137,19 @@ def test_the_similarity_is_the_documented_sum(background: int | None) -> None:
         assert float(match.score[row]) == pytest.approx(max(sums), abs=2e-3)  # float16 states
 
 
+def test_edits_without_a_name_score_as_if_names_had_no_weight() -> None:
+    """Once they had the whole weight of the name, and so their neighbours too."""
+    keys, queries = unit(6, E), unit(4, E, seed=1)
+    states, own = (torch.randn(n, 7) for n in (6, 4))
+    texts, nobody = ["Is it Bea?"] * 4, [None] * 6
+    nameless = QueryIndex(keys, nobody, states, name_weight=0.2, state_weight=0.4)
+    without = QueryIndex(keys, nobody, states, state_weight=0.5)  # of the 0.8 that are left
+    ours = nameless.search(queries, texts, lambda rows: own[rows])
+    theirs = without.search(queries, texts, lambda rows: own[rows])
+    torch.testing.assert_close(ours.score, theirs.score)
+    assert torch.equal(ours.index, theirs.index)
+
+
 @pytest.mark.parametrize("crowd", [0, 20, 70])
 def test_who_is_named_is_found_among_many_closer_questions(crowd: int) -> None:
     """The named edit is the farthest of all, and no candidate by its cosine."""

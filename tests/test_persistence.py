@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meg_editor import reference
+from meg_editor.lm import reference
 from meg_editor.lm.reference import (
     WrongModelError,
     portable_model_name,
@@ -28,13 +28,10 @@ from meg_editor.lm.reference import (
     reference_model_path,
     resolve_model_name,
 )
+from meg_editor.model.loading import from_pretrained
+from meg_editor.model.manifest import SavedModelError
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.model.saving import (
-    SavedModelError,
-    check_destination,
-    from_pretrained,
-    save_pretrained,
-)
+from meg_editor.model.saving import check_destination, save_pretrained
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 
@@ -581,7 +578,7 @@ CHANGES = {
     "a list": (lambda config: [config], "expected dict, got list"),
     "no version": (lambda config: config.pop("format_version") * 0, "'format_version' is missing"),
     "a true version": (put("format_version", value=True), "expected int, got bool"),
-    "a newer format": (put("format_version", value=2), "expected format_version 1, got 2.*0.1.0"),
+    "a newer format": (put("format_version", value=3), "expected format_version 1, got 2.*0.1.0"),
     "no base": (lambda config: config.pop("base") and None, "'base' is missing"),
     "a base name": (put("base", value="gpt2"), "base: expected dict, got str 'gpt2'"),
     "no fingerprint": (put("base", "fingerprint", value=None), "fingerprint: expected dict"),

@@ -18,7 +18,7 @@ PROGRAM = """
 import sys
 import torch
 from safetensors.torch import save_file
-from meg_editor.generators import GENERATORS
+from meg_editor.generators import GENERATORS, trainer
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.runtime.processes import Processes
 
@@ -43,9 +43,9 @@ assert parts[0].tolist() == [[3.0] * 3] * 2 and float(parts[1]) == 1.0
 
 hparams = MeGHyperParams(
     generator_width=16, generator_depth=1, generator_patch_size=5,
-    generator_steps=30, generator_tolerance=0.0, generator_batch_size=7, generator_epochs=1,
-    generator_condition_noise=0.1, generator_zero_augmentation=0.3,
+    generator_steps=30, generator_epochs=1, generator_zero_augmentation=0.3,
 )
+trainer._TOLERANCE, trainer._BATCH = 0.0, 7
 chance = torch.Generator().manual_seed(0)
 z, w, other = (torch.randn(n, d, generator=chance) for n, d in ((9, 8), (9, 21), (4, 8)))
 generator = GENERATORS[sys.argv[2]].build(hparams, 8, 21, 9)

@@ -136,7 +136,7 @@ class ModelReference:
 
 
 def _dtype_name(model: CausalLM) -> str:
-    return str(model.dtype).removeprefix("torch.")
+    return str(getattr(model, "dtype", None)).removeprefix("torch.")
 
 
 def _installed(name: str) -> Path:

@@ -34,6 +34,7 @@ from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.schema import parse_config, parse_edits
 from meg_editor.routing.encoder import TextEncoder, load_network
 from meg_editor.routing.index import QueryIndex
+from meg_editor.routing.pooling import check_pooling
 
 _REPOSITORY = re.compile(r"[\w-]+/[\w.-]+")
 
@@ -91,11 +92,12 @@ def from_pretrained(
         config = parse_config((folder / CONFIG).read_text("utf-8"))
         hparams = MeGHyperParams.from_dict(config["hparams"])
         spec = NeuronSpec.from_dict(config["neuron"])
+        pooling = check_pooling(config["encoder_pooling"])
     verify(folder, config["files"], FILES, FOLDERS, unread=() if base is None else ("base",))
     with reading(folder / EDITS):
         edits = parse_edits((folder / EDITS).read_text("utf-8"), config["edits"])
     with reading(folder / "encoder"):
-        encoder = _encoder(folder / "encoder", config["encoder_pooling"])
+        encoder = _encoder(folder / "encoder", pooling)
     if tokenizer is None:
         with reading(folder / "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", **LOCAL)
@@ -126,7 +128,7 @@ def from_pretrained(
     return MeGModel(base, tokenizer, hparams, spec, encoder, gate, generator, index, edits, runtime)
 
 
-def _encoder(folder: Path, pooling: Any) -> TextEncoder:
+def _encoder(folder: Path, pooling: str) -> TextEncoder:
     # In the precision it had. TextEncoder.from_pretrained would also change the truncation side.
     options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
     network, info = load_network(folder, **options, **LOCAL)
