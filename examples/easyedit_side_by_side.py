@@ -1,4 +1,4 @@
-"""MeG beside EasyEdit's own methods, through the same BaseEditor, on the reference model.
+"""MeG beside EasyEdit's methods, through the same BaseEditor, on the reference model.
 
     python examples/easyedit_side_by_side.py --edits 64 --methods MeG FT MEMIT PMET AlphaEdit
 
@@ -38,7 +38,7 @@ MODULES = {
     "ln_f_module": "model.norm",
     "lm_head_module": "model.embed_tokens",  # tied
 }
-# EasyEdit's own settings for Llama, but for layers, rates, clamps and weights: these are the best
+# EasyEdit's settings for Llama, but for layers, rates, clamps and weights: these are the best
 # of 6 to 14 trials per method on 16 facts which are neither edited nor tested.
 LOCATE = {
     "layers": [0],
@@ -67,7 +67,7 @@ def settings(method: str, easyedit: Any, edits: int, folder: str) -> Any:
     if method == "MeG":
         return MeGHyperParams.preset("default", device="cpu", batch_size=edits)
     if method == "FT":
-        own = {
+        values = {
             "layers": [2],
             "num_steps": 25,
             "lr": 2e-3,
@@ -80,7 +80,7 @@ def settings(method: str, easyedit: Any, edits: int, folder: str) -> Any:
             **MODULES,
         }
     elif method == "PMET":
-        own = LOCATE | {
+        values = LOCATE | {
             "layers": [0, 1],
             "clamp_norm_factor": 20,
             "mom2_update_weight": 20,
@@ -92,7 +92,7 @@ def settings(method: str, easyedit: Any, edits: int, folder: str) -> Any:
             "stats_dir": folder,
         }
     elif method == "AlphaEdit":
-        own = LOCATE | {
+        values = LOCATE | {
             "clamp_norm_factor": 4,
             "nullspace_threshold": 20,
             "L2": 1000,
@@ -100,7 +100,7 @@ def settings(method: str, easyedit: Any, edits: int, folder: str) -> Any:
             "stats_dir": folder,
         }
     elif method == "ULTRAEDIT":
-        own = {
+        values = {
             "model_class": "AutoModelForCausalLM",
             "tokenizer_class": "AutoTokenizer",
             "tokenizer_name": name,
@@ -117,7 +117,7 @@ def settings(method: str, easyedit: Any, edits: int, folder: str) -> Any:
             "results_dir": folder,
         }
     else:
-        own = LOCATE | {"stats_dir": folder}
+        values = LOCATE | {"stats_dir": folder}
     spelled = {"ULTRAEDIT": "UltraEdit"}.get(method, method)
     hparams = getattr(easyedit, f"{spelled}HyperParams", None)
     if (
@@ -126,7 +126,7 @@ def settings(method: str, easyedit: Any, edits: int, folder: str) -> Any:
     ):
         return None
     known = set(hparams.__dataclass_fields__)
-    return hparams(**{key: value for key, value in (common | own).items() if key in known})
+    return hparams(**{key: value for key, value in (common | values).items() if key in known})
 
 
 @functools.cache
@@ -183,12 +183,14 @@ def run(method: str, easyedit: Any, cases: list[EvaluationCase], folder: str) ->
     def mean(key: str) -> float:
         return 100 * float(np.mean([np.mean(metric["post"][key]) for metric in metrics]))
 
-    kept = "-"  # the wheel measures "pre" after the weights have changed
+    unchanged = "-"  # the wheel measures "pre" after the weights have changed
     if method == "MeG" or not is_wheel(easyedit):
         pairs = [[m[when]["locality"]["n_output"][0] for when in ("pre", "post")] for m in metrics]
-        kept = f"{100 * np.mean([np.mean(np.equal(before, after)) for before, after in pairs]):.1f}"
+        unchanged = (
+            f"{100 * np.mean([np.mean(np.equal(before, after)) for before, after in pairs]):.1f}"
+        )
     return (
-        f"{method:10} {mean('rewrite_acc'):8.1f} {mean('rephrase_acc'):9.1f} {kept:>9} "
+        f"{method:10} {mean('rewrite_acc'):8.1f} {mean('rephrase_acc'):9.1f} {unchanged:>9} "
         f"{seconds:8.0f}"
     )
 

@@ -24,9 +24,9 @@ def apply_to_model(model, tok, requests, hparams, **kwargs):
     for _ in range(hparams["steps"]):
         for rows in torch.randperm(len(examples), generator=generator).split(hparams["rows"]):
             batch = Batch.of([examples[row] for row in rows], model.device)
-            logits, wanted, _ = target_logits(model, batch)
+            logits, targets, _ = target_logits(model, batch)
             optimizer.zero_grad()
-            F.cross_entropy(logits, wanted).backward()
+            F.cross_entropy(logits, targets).backward()
             optimizer.step()
     model.get_submodule(place).requires_grad_(False)
     return model, old

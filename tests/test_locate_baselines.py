@@ -237,7 +237,7 @@ def test_memit_in_one_layer_with_nothing_to_keep_reaches_every_value(kind: str) 
     )
     prompts, places = [f.rows[0].prompt for f in facts], [f.lookups[0] for f in facts]
     said = activations_at(model, prompts, places, [block])[block].outputs
-    wanted = values.wanted(block)
+    wanted = values.target(block)
     assert (said - wanted).norm() < 1e-3 * wanted.norm()
     assert (said - values.before[block]).norm() > 0.5 * wanted.norm()
 
@@ -392,7 +392,7 @@ def test_finished_facts_keep_their_values(kind: str) -> None:
     assert finished.tolist() == [False] * 5 + [True]
     torch.testing.assert_close(short[finished], long[finished], rtol=1e-3, atol=1e-3)
     assert bool(((short - long)[~finished].norm(dim=1) > 0.1).all())
-    endless = ValueSettings(**{**vars(VALUES), "settle": False})
+    endless = ValueSettings(**{**vars(VALUES), "early_stop": False})
     (on,) = block_values(kind, endless).shift.values()
     assert (on - short)[finished].norm() > 0.1
 
@@ -496,9 +496,9 @@ def test_gradients_are_those_of_the_plain_loss(
         gradients.append(gradient.double())
         return shift + bump[:, order]
 
-    monkeypatch.setattr(target_values._Descent, "_adam", noted)
+    monkeypatch.setattr(target_values._ValueOptimiser, "_adam", noted)
     order += sorted(range(len(facts)), key=lambda i: facts[i].longest_tail)  # how they are batched
-    settings = ValueSettings(lr=1.0, steps=3, decay=0.3, kl=0.7, nll=0.9, settle=False)
+    settings = ValueSettings(lr=1.0, steps=3, decay=0.3, kl=0.7, nll=0.9, early_stop=False)
     with torch.enable_grad():
         optimise_values(model, facts, 2, modules, settings, 10**6)
     assert len(gradients) == 2

@@ -1,4 +1,4 @@
-"""AlphaEdit: updates in the null space of what is to be kept (Fang et al., ICLR 2025)."""
+"""AlphaEdit: updates in the null space of preserved keys (Fang et al., ICLR 2025)."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def apply_alphaedit_to_model(
     def solve(name: str, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
         """R Kᵀ P (K Kᵀ P + E P + L2)⁻¹, with E = Σ k kᵀ of earlier edits (eq. 14)."""
         free = null_space(moment, hparams.nullspace_threshold)
-        kept = keys.T @ keys
+        preserved = keys.T @ keys
         if name in before:
-            kept += before[name][1].to(keys)
-        after[name] = torch.stack([moment, kept]).float().cpu()
+            preserved += before[name][1].to(keys)
+        after[name] = torch.stack([moment, preserved]).float().cpu()
         identity = torch.eye(len(free), dtype=free.dtype, device=free.device)
-        left, right = free @ kept + hparams.L2 * identity, free @ keys.T @ residuals
+        left, right = free @ preserved + hparams.L2 * identity, free @ keys.T @ residuals
         update: Tensor = torch.linalg.solve(left, right).T
         return update
 

@@ -36,17 +36,19 @@ class FTHyperParams(WriteHyperParams, FittingHyperParams):
 
     alg_name: str = setting("FT", "Always FT.")
     optimizer: Literal["adam", "sgd"] = setting("adam", "A.12: SGD.")
-    num_steps: int = setting(25, "Epochs, at most.", ge=1)
+    num_steps: int = setting(25, "Maximum number of epochs.", ge=1)
     lr: float = setting(5e-4, "Learning rate.", ge=0)
-    weight_decay: float = setting(0.0, "Of the optimiser.", ge=0)
+    weight_decay: float = setting(0.0, "Weight decay of the optimiser.", ge=0)
     norm_constraint: float | None = setting(
-        None, "No weight moves further than this; null: any.", ge=0
+        None, "Maximum change of a weight; null: unlimited.", ge=0
     )
     train_batch_size: int = setting(100, "Edits per step.", ge=1)
     tuned: Literal["ffn", "down"] = setting("ffn", "All of the FFN, or its last linear layer.")
-    shuffle: bool = setting(True, "Whether each epoch has its own order.")
+    shuffle: bool = setting(True, "Shuffle the edits in every epoch.")
     early_stop_loss: float = setting(
-        1e-2, "No step below this loss, and the end where an epoch's mean is below it.", ge=0
+        1e-2,
+        "Early stopping: no step on a batch below this loss, and the end once an epoch's mean is.",
+        ge=0,
     )
 
     @classmethod
@@ -117,7 +119,7 @@ def _tune(
 
 
 class _Facts:
-    """The edits in tokens. What blocks below `lowest` make of them never changes: it is kept."""
+    """The edits as tokens, with the residual stream that enters block `lowest`, computed once."""
 
     def __init__(
         self, model: CausalLM, examples: Sequence[Example], lowest: int | None, rows_at_once: int
@@ -134,8 +136,8 @@ class _Facts:
             streams = [self.streams[row] for row in rows]
             known = self.upper.injected(pad_sequence(streams, batch_first=True))
         with known:
-            logits, wanted, row = target_logits(self.model, batch)
-        loss = F.cross_entropy(logits, wanted, reduction="none")
+            logits, targets, row = target_logits(self.model, batch)
+        loss = F.cross_entropy(logits, targets, reduction="none")
         return means(loss, row, len(batch.ids)).mean()
 
 
@@ -148,9 +150,9 @@ def _lowest_block(model: CausalLM, names: Sequence[str]) -> int | None:
 
 
 @torch.no_grad()
-def _clamp(weights: dict[str, torch.nn.Parameter], before: Updates, most: float) -> None:
+def _clamp(weights: dict[str, torch.nn.Parameter], before: Updates, limit: float) -> None:
     for name, weight in weights.items():
-        weight.clamp_(before[name] - most, before[name] + most)
+        weight.clamp_(before[name] - limit, before[name] + limit)
 
 
 def _tuned(model: CausalLM, hparams: FTHyperParams) -> list[str]:
@@ -163,10 +165,10 @@ def _tuned(model: CausalLM, hparams: FTHyperParams) -> list[str]:
         parts = [
             f"{name}." for ffn in ffns for name in ((*ffn.ups, ffn.down) if ups else [ffn.down])
         ]
-    found = [name for name in parameters if any(part in name for part in parts)]
-    if not found:
+    names = [name for name in parameters if any(part in name for part in parts)]
+    if not names:
         raise ValueError(
             f"rewrite_module_tmp: no parameter has {parts[0]!r} in its name; by default it is "
             f"{find_ffn(model, hparams.layers[0]).down!r}"
         )
-    return found
+    return names

@@ -206,7 +206,7 @@ def apply_horen_to_model(
         facts,
         hparams.layers[0],
         [name],
-        ValueSettings(lr=hparams.edit_lr, steps=hparams.n_iter + 1, settle=False),
+        ValueSettings(lr=hparams.edit_lr, steps=hparams.n_iter + 1, early_stop=False),
         hparams.rows_at_once,
         start=torch.rand(len(edits), text_config(model).hidden_size, generator=generator),
     )
@@ -220,17 +220,17 @@ def _keys(
     model: CausalLM, tok: Tokenizer, prompts: Sequence[str], module: str, hparams: HoReNHyperParams
 ) -> Tensor:
     """(N, K) the unit queries of the edited prompts."""
-    found = torch.zeros(len(prompts), 0)
+    queries = torch.zeros(len(prompts), 0)
     lengths = [len(row) for row in tok(list(prompts))["input_ids"]]
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        nonlocal found
+        nonlocal queries
         entering = args[0].reshape(len(chunk), -1, args[0].shape[-1])
         length = torch.tensor([lengths[i] for i in chunk], device=entering.device)
         last = torch.full_like(length, entering.shape[1] - 1)
-        if not found.shape[1]:
-            found = entering.new_zeros(len(prompts), entering.shape[-1])
-        found[chunk] = mean_of_last(entering, last, length, hparams.query_share)
+        if not queries.shape[1]:
+            queries = entering.new_zeros(len(prompts), entering.shape[-1])
+        queries[chunk] = mean_of_last(entering, last, length, hparams.query_share)
 
     handle = model.get_submodule(module).register_forward_pre_hook(keep)
     try:
@@ -239,4 +239,4 @@ def _keys(
             model.get_decoder()(**batch, use_cache=False)
     finally:
         handle.remove()
-    return F.normalize(found.float(), dim=-1)
+    return F.normalize(queries.float(), dim=-1)

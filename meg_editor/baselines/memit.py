@@ -80,7 +80,7 @@ def apply_memit_to_model(
     return edit_weights(model, requests, compute, copy, return_orig_weights)
 
 
-def least_squares(keys: Tensor, residuals: Tensor, kept: Tensor) -> Tensor:
+def least_squares(keys: Tensor, residuals: Tensor, preserved: Tensor) -> Tensor:
     """R Kᵀ (K Kᵀ + C)⁻¹ (MEMIT, eq. 14): (D, K) from keys (N, K), residuals (N, D), C (K, K)."""
-    update: Tensor = torch.linalg.solve(keys.T @ keys + kept, keys.T @ residuals).T
+    update: Tensor = torch.linalg.solve(keys.T @ keys + preserved, keys.T @ residuals).T
     return update

@@ -154,9 +154,9 @@ class RetrievalModel(RoutedModel):
         width = max(map(len, rows))
         pad = pad_token(self.tokenizer)
         shape = [[pad] * (width - len(row)) + row for row in rows]
-        kept = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        mask_rows = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         offset = torch.tensor([[width - len(row)] for row in rows])
-        attention = torch.tensor(kept, device=ids.device)
+        attention = torch.tensor(mask_rows, device=ids.device)
         inputs = {
             "input_ids": torch.tensor(shape, device=ids.device),
             "attention_mask": attention,

@@ -1,7 +1,7 @@
 """SCEN: an expert and an index neuron for every edit (Yao et al., COLM 2024).
 
 The expert is a neuron beside the FFN, fitted on its fact alone; the index neuron, a classifier on
-the LLM's own state at the end of the query, decides whether the expert is used.
+the LLM's hidden state at the end of the query, decides whether the expert is used.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class SCENHyperParams(LayerHyperParams, FittingHyperParams):
     one_layer: ClassVar[bool] = True
 
     alg_name: str = setting("SCEN", "Always SCEN.")
-    expert_lr: float = setting(1.0, "Rate of SGD on an expert.", ge=0)
-    expert_steps: int = setting(60, "Steps of SGD, at most.", ge=1)
-    index_lr: float = setting(0.05, "Rate of Adam on the index neurons.", ge=0)
-    index_steps: int = setting(200, "Steps of Adam.", ge=1)
+    expert_lr: float = setting(1.0, "SGD learning rate of an expert.", ge=0)
+    expert_steps: int = setting(60, "Maximum number of SGD steps.", ge=1)
+    index_lr: float = setting(0.05, "Adam learning rate of the index neurons.", ge=0)
+    index_steps: int = setting(200, "Adam steps.", ge=1)
     theta: float = setting(0.7, "An expert is used above this activation of its index neuron.")
 
 
@@ -134,45 +134,45 @@ def apply_scen_to_model(
     runtime = RuntimeConfig(collection_batch_size=hparams.rows_at_once)
     spec = NeuronSpec.from_model(model, hparams.layers[0])
     experts = collect(model, tok, spec, edits, settings, runtime).neurons
-    others = pseudo_requests() if pseudo is None else pseudo
-    texts = [text for fact in others for text in (fact.prompt, *fact.locality_prompts)]
+    facts = pseudo_requests() if pseudo is None else pseudo
+    texts = [text for fact in facts for text in (fact.prompt, *fact.locality_prompts)]
     wrapped = [
         [hparams.prompt_template.replace("{}", text) for text in group]
         for group in ([edit.prompt for edit in edits], texts)
     ]
     reader = LastTokenReader(model, spec.read)
-    mine, rest = (
+    edited, others = (
         reader.read(tok(prompts)["input_ids"], hparams.rows_at_once) for prompts in wrapped
     )
-    scale = torch.stack([mine.mean(0), mine.std(0, correction=0).clamp(min=1e-6)])
-    index = train_index((mine - scale[0]) / scale[1], (rest - scale[0]) / scale[1], hparams)
+    scale = torch.stack([edited.mean(0), edited.std(0, correction=0).clamp(min=1e-6)])
+    index = train_index((edited - scale[0]) / scale[1], (others - scale[0]) / scale[1], hparams)
     return SCENModel(model, tok, hparams, spec, experts, index, scale), {}
 
 
-def train_index(mine: Tensor, rest: Tensor, hparams: SCENHyperParams) -> tuple[Tensor, Tensor]:
-    """One logistic classifier per edit: its own state against all others.
+def train_index(edited: Tensor, others: Tensor, hparams: SCENHyperParams) -> tuple[Tensor, Tensor]:
+    """Index neurons: a logistic classifier per edit, its features against all others.
 
     Args:
-        mine: (N, D) states of the edited queries.
-        rest: (M, D) of other queries.
+        edited: (N, D) hidden-state features of the edited queries.
+        others: (M, D) of other queries.
 
     Returns:
         (N, D) weights and (N,) biases.
     """
-    count = len(mine)
+    count = len(edited)
     generator = torch.Generator().manual_seed(hparams.seed)
-    weights = torch.zeros_like(mine).requires_grad_(True)
-    biases = mine.new_zeros(count).requires_grad_(True)
-    states = torch.cat([mine, rest])
+    weights = torch.zeros_like(edited).requires_grad_(True)
+    biases = edited.new_zeros(count).requires_grad_(True)
+    states = torch.cat([edited, others])
     optimiser = torch.optim.Adam([weights, biases], lr=hparams.index_lr)
     for _ in range(hparams.index_steps):
-        rows = torch.randperm(len(states), generator=generator)[:_NEGATIVES].to(mine.device)
-        own = (mine * weights).sum(-1) + biases
+        rows = torch.randperm(len(states), generator=generator)[:_NEGATIVES].to(edited.device)
+        positive = (edited * weights).sum(-1) + biases
         other = states[rows] @ weights.T + biases
-        is_own = rows.unsqueeze(1) == torch.arange(count, device=mine.device)
-        silent = F.softplus(other).masked_fill(is_own, 0).sum() / (~is_own).sum().clamp(min=1)
+        is_self = rows.unsqueeze(1) == torch.arange(count, device=edited.device)
+        silent = F.softplus(other).masked_fill(is_self, 0).sum() / (~is_self).sum().clamp(min=1)
         optimiser.zero_grad()
         # Summed over edits: every classifier learns at the same rate, however many there are.
-        (F.softplus(-own).sum() + count * silent).backward()
+        (F.softplus(-positive).sum() + count * silent).backward()
         optimiser.step()
     return weights.detach(), biases.detach()

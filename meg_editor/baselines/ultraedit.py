@@ -56,7 +56,7 @@ def apply_ultraedit_to_model(
         copy: edit a copy of the model.
         statistics: for lifelong editing, what earlier calls have seen; the same dictionary, empty
             at first, is given to each call and brought up to date. By default each call is
-            normalised by its own edits.
+            normalised by its edits alone.
         keep_original_weight, kwargs: accepted for EasyEdit's sake.
 
     Returns:
@@ -74,15 +74,17 @@ def apply_ultraedit_to_model(
     def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
         modules = hparams.linear_layers(target)
         examples = [hparams.example(tok, edit.prompt, edit.target_new) for edit in edits]
-        found = token_gradients(target, examples, modules, hparams.token, hparams.batch_size_once)
+        at_tokens = token_gradients(
+            target, examples, modules, hparams.token, hparams.batch_size_once
+        )
         shapes = {name: shape_of(target, name) for name in modules}
         for name, shape in shapes.items():  # layers of one shape are normalised together
-            parts = found[name]
+            parts = at_tokens[name]
             if shape not in seen:
                 seen[shape] = TokenStatistics(sum(shape)).to(parts.keys.device)
             for keys, gradients in parts.chunks(hparams.editor_batch_size):
                 seen[shape].update(torch.cat([keys, gradients], 1))
-        shifts = {name: _shift(found[name], seen[shapes[name]], hparams) for name in modules}
+        shifts = {name: _shift(at_tokens[name], seen[shapes[name]], hparams) for name in modules}
         return updates_of(target, shifts)
 
     edited = edit_weights(model, requests, compute, copy, return_orig_weights)
@@ -92,15 +94,15 @@ def apply_ultraedit_to_model(
 
 
 def _shift(
-    found: TokenGradients, statistics: TokenStatistics, hparams: UltraEditHyperParams
+    at_tokens: TokenGradients, statistics: TokenStatistics, hparams: UltraEditHyperParams
 ) -> Tensor:
     """(inputs, outputs) (KᵀK + I)⁻¹ KᵀV with v = -η·|k̂|²·ĝ for each token, ^ for normalised."""
-    inputs = found.keys.shape[1]
+    inputs = at_tokens.keys.shape[1]
     right = torch.zeros(
-        inputs, found.gradients.shape[1], dtype=torch.float64, device=found.keys.device
+        inputs, at_tokens.gradients.shape[1], dtype=torch.float64, device=at_tokens.keys.device
     )
-    for keys, gradients in found.chunks(hparams.editor_batch_size):
+    for keys, gradients in at_tokens.chunks(hparams.editor_batch_size):
         features = statistics.normalised(torch.cat([keys, gradients], 1))
         strength = features[:, :inputs].square().sum(1, keepdim=True)
         right.addmm_(keys.double().T, -hparams.lr * strength * features[:, inputs:])
-    return NormalEquation(found.keys, 1.0, hparams.editor_batch_size).solve(right)
+    return NormalEquation(at_tokens.keys, 1.0, hparams.editor_batch_size).solve(right)

@@ -144,8 +144,8 @@ def _sign(scores: Sequence[float]) -> int:
 
 def _histograms(axes: Any, cells: Sequence[Cell]) -> None:
     (cell,) = cells
-    scores = cell.gate_scores
-    assert scores
+    if (scores := cell.gate_scores) is None:
+        raise ValueError(f"{cell.method}: expected a method with a gate, got no gate scores")
     sign = _sign(scores.edges)
     edges = [sign * edge for edge in scores.edges]
     for name, label in _GROUPS.items():
@@ -189,8 +189,8 @@ def _thresholds(axes: Any, cells: Cells, gate: str) -> None:
 def _calibration(axes: Any, cells: Sequence[Cell]) -> None:
     """Table 16 on the facts set aside for it, where the threshold is chosen."""
     (cell,) = cells
-    sweep = cell.calibration
-    assert sweep
+    if (sweep := cell.calibration) is None:
+        raise ValueError(f"{cell.method}: expected a calibrated gate, got no calibration")
     sign = _sign(sweep.thresholds)
     thresholds = [sign * value for value in sweep.thresholds]
     for metric, color in (("generality", "C1"), ("locality", "C2")):

@@ -1,4 +1,4 @@
-"""What enters and leaves modules at chosen tokens."""
+"""Inputs and outputs of modules at chosen tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meg_editor.lm.tokens import by_length
 
 
 class Activations(NamedTuple):
-    """Of one module at N tokens: its inputs (N, inputs) and outputs (N, outputs), on its device."""
+    """Inputs (N, inputs) and outputs (N, outputs) of one module at N tokens, on its device."""
 
     inputs: Tensor
     outputs: Tensor
@@ -35,13 +35,13 @@ def activations_at(
 ) -> dict[str, Activations]:
     """Run N token sequences and read each named module at one token of each.
 
-    What comes after the last of the modules is not run.
+    The forward pass ends after the last of the modules.
 
     Args:
         rows: N lists of token ids.
         positions: N indices into them.
     """
-    found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {name: {} for name in modules}
+    pairs_of: dict[str, dict[int, tuple[Tensor, Tensor]]] = {name: {} for name in modules}
     chunk: list[int] = []
     ends = torch.tensor([])
 
@@ -50,7 +50,7 @@ def activations_at(
             entering = args[0] if args else next(iter(kwargs.values()))
             at = torch.arange(len(chunk)), ends
             pair = (_rows(tensor, len(chunk))[at] for tensor in (entering, first(output)))
-            found[name].update(zip(chunk, zip(*pair, strict=True), strict=True))
+            pairs_of[name].update(zip(chunk, zip(*pair, strict=True), strict=True))
 
         return hook
 
@@ -70,7 +70,7 @@ def activations_at(
     order = range(len(rows))
     return {
         name: Activations(*(torch.stack([pairs[i][side] for i in order]) for side in (0, 1)))
-        for name, pairs in found.items()
+        for name, pairs in pairs_of.items()
     }
 
 
@@ -96,15 +96,15 @@ class LastTokenReader:
     def read(self, rows: Sequence[Sequence[int]], rows_at_once: int = 256) -> Tensor:
         """B token sequences -> (B, inputs) float32, on the model's device."""
         decoder = self._model.get_decoder()
-        found: dict[int, Tensor] = {}
+        inputs: dict[int, Tensor] = {}
         for chunk in by_length([len(row) for row in rows], rows_at_once):
             ids = pad_sequence([torch.tensor(rows[i]) for i in chunk], batch_first=True)
             entering: list[Tensor] = []
             with nothing_in_effect(), self._hooks.active(entering), suppress(_Stop):
                 decoder(input_ids=ids.to(self._model.device), use_cache=False)
             at = torch.arange(len(chunk)), torch.tensor([len(rows[i]) - 1 for i in chunk])
-            found.update(zip(chunk, _rows(entering[0], len(chunk))[at], strict=True))
-        return torch.stack([found[i] for i in range(len(rows))]).float()
+            inputs.update(zip(chunk, _rows(entering[0], len(chunk))[at], strict=True))
+        return torch.stack([inputs[i] for i in range(len(rows))]).float()
 
 
 def _stop_at_input(entering: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class CallHooks:
         >>> x = torch.ones(1, 2)
         >>> with hooks.active(0.0):
         ...     inside = layer(x)
-        >>> float(inside.abs().sum()), bool(layer(x).any())
+        >>> inside.abs().sum().item(), bool(layer(x).any())
         (0.0, True)
     """
 

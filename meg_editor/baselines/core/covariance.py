@@ -67,11 +67,11 @@ def _sums(
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
-    kept = torch.tensor([])
+    real = torch.tensor([])
 
     def add(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            keys = args[0].reshape(*kept.shape, -1)[kept.to(args[0].device)].to(dtype)
+            keys = args[0].reshape(*real.shape, -1)[real.to(args[0].device)].to(dtype)
             product = keys.T @ keys
             sums[name] = sums[name] + product if name in sums else product
 
@@ -86,7 +86,7 @@ def _sums(
     try:
         for chunk in progress_bar(chunks, "covariance", "batch"):
             ids = right_padded([rows[i] for i in chunk], pad)
-            kept = torch.tensor([[n < len(rows[i]) for n in range(ids.shape[1])] for i in chunk])
+            real = torch.tensor([[n < len(rows[i]) for n in range(ids.shape[1])] for i in chunk])
             run_until(places.values(), partial(decoder, input_ids=ids.to(model.device)))
     finally:
         for handle in handles:

@@ -18,7 +18,7 @@ class FactTokens:
     Attributes:
         rows: C prompts with their targets.
         lookups: C positions, of the token at which the fact is looked up.
-        essence: "{subject} is a", of which the answer should stay; None without a subject.
+        essence: "{subject} is a", whose answer should not change; None without a subject.
         essence_lookup: its position there.
     """
 
@@ -29,7 +29,7 @@ class FactTokens:
 
     @property
     def longest_tail(self) -> int:
-        """Tokens from the lookup token on, of the row which has most."""
+        """Maximum over rows of the number of tokens from the lookup token on."""
         return max(len(row) - at for row, at in zip(self.rows, self.lookups, strict=True))
 
 
@@ -100,10 +100,10 @@ def _parts(request: EditRequest, fact_token: str, where: str) -> tuple[str, str,
             f"{where}: field 'subject' is missing, which fact_token {fact_token!r} needs; give it, "
             "or use fact_token 'last'"
         )
-    before, found, after = request.prompt.partition(request.subject)
-    if not found:
+    before, subject, after = request.prompt.partition(request.subject)
+    if not subject:
         raise RequestError(
             f"{where}: the subject {request.subject!r} does not stand in the prompt "
             f"{request.prompt!r}; spell it as there, or use fact_token 'last'"
         )
-    return before, found, after
+    return before, subject, after

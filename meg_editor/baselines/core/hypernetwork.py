@@ -1,6 +1,6 @@
 """The hypernetwork of MALMEN and RLEdit: from keys and gradients to shifts of weights.
 
-Linear layers of one shape share a network; each has its own scales, shifts, rate and penalty (Tan
+Linear layers of one shape share a network; each has separate scales, shifts, rate and penalty (Tan
 et al., ICLR 2024, section 4).
 """
 
@@ -74,7 +74,7 @@ class ShapeNetwork(nn.Module):
         self.log_penalty = nn.Parameter(torch.zeros(layers))
 
     def forward(self, keys: Tensor, gradients: Tensor, layer: int) -> Tensor:
-        """(N, outputs) wanted changes of what leaves `layer`, from keys and gradients at N tokens.
+        """(N, outputs) target changes of the output of `layer`, from N keys and gradients.
 
         They are -η (k·k̃) g̃, k̃ and g̃ being what the blocks make of the normalised pair.
         """
@@ -138,18 +138,18 @@ class HyperNetwork(nn.Module):
         shapes = {name: shape_of(model, name) for name in names}
         return cls(shapes, rank, blocks, lr, rows, seed).to(model.device)
 
-    def observe(self, found: dict[str, TokenGradients]) -> None:
+    def observe(self, at_tokens: dict[str, TokenGradients]) -> None:
         """Take keys and gradients into the statistics by which they are normalised."""
-        for name, parts in found.items():
+        for name, parts in at_tokens.items():
             network, _ = self._network(name)
             for keys, gradients in parts.chunks(self.rows):
                 network.statistics.update(torch.cat([keys, gradients], 1))
 
     @torch.no_grad()
-    def shifts(self, found: dict[str, TokenGradients]) -> dict[str, Shift]:
-        """The shift of each layer: (KᵀK + λI)⁻¹ KᵀV, V the changes wanted (section 4.1)."""
+    def shifts(self, at_tokens: dict[str, TokenGradients]) -> dict[str, Shift]:
+        """The shift of each layer: (KᵀK + λI)⁻¹ KᵀV, V the target changes (section 4.1)."""
         shifts = {}
-        for name, parts in found.items():
+        for name, parts in at_tokens.items():
             network, layer = self._network(name)
             right = torch.zeros(network.shape, dtype=torch.float64, device=parts.keys.device)
             for keys, gradients in parts.chunks(self.rows):
@@ -163,17 +163,17 @@ class HyperNetwork(nn.Module):
     @torch.enable_grad()
     def backpropagate(
         self,
-        found: dict[str, TokenGradients],
+        at_tokens: dict[str, TokenGradients],
         shifts: dict[str, Shift],
         gradients: dict[str, Tensor],
     ) -> None:
         """Add gradients of a loss to those of the parameters, in closed form (section 4.2).
 
         Args:
-            shifts: as `shifts(found)` gave them.
+            shifts: as `shifts(at_tokens)` gave them.
             gradients: of the loss with respect to each layer's shift, (inputs, outputs).
         """
-        for name, parts in found.items():
+        for name, parts in at_tokens.items():
             network, layer = self._network(name)
             shift, equation = shifts[name]
             solved = equation.solve(gradients[name])  # (KᵀK + λI)⁻¹ ∂L/∂S
@@ -209,7 +209,7 @@ class HyperNetworkHyperParams(TokenGradientHyperParams, FittingHyperParams):
     meta_lr: float = setting(1e-5, "Rate of Adam when the hypernetwork is trained.", ge=0)
     loc_coef: float = setting(1.0, "Weight of the locality loss.", ge=0)
     max_grad_norm: float = setting(1.0, "The hypernetwork's gradients are clipped to it.", ge=0)
-    n_edits: int = setting(512, "Pseudo facts edited at each step of training, at most.", ge=1)
+    n_edits: int = setting(512, "Maximum number of pseudo facts edited in a training step.", ge=1)
 
     def network(self, model: CausalLM) -> HyperNetwork:
         """An untrained hypernetwork for a model."""

@@ -58,15 +58,19 @@ def predicted(
     edits: Sequence[Example],
     hparams: HyperNetworkHyperParams,
 ) -> tuple[dict[str, TokenGradients], dict[str, Shift], Updates]:
-    """Keys and gradients at the edits, the shifts made of them, and these as {parameter: update}.
+    """Keys and gradients at the edits, the shifts, and these as {parameter: update}.
 
     The edits count for the network's statistics too, as in the authors' code.
     """
     names = list(network.places)
-    found = token_gradients(model, edits, names, hparams.token, hparams.batch_size_once)
-    network.observe(found)
-    shifts = network.shifts(found)
-    return found, shifts, updates_of(model, {name: shift.value for name, shift in shifts.items()})
+    at_tokens = token_gradients(model, edits, names, hparams.token, hparams.batch_size_once)
+    network.observe(at_tokens)
+    shifts = network.shifts(at_tokens)
+    return (
+        at_tokens,
+        shifts,
+        updates_of(model, {name: shift.value for name, shift in shifts.items()}),
+    )
 
 
 def trained(
@@ -127,7 +131,7 @@ def meta_gradients(
     Raises:
         FloatingPointError: a loss is not finite.
     """
-    found, shifts, updates = predicted(model, network, batches[0].edits, hparams)
+    at_tokens, shifts, updates = predicted(model, network, batches[0].edits, hparams)
     factors = [decay**age for age in range(len(batches))]
 
     def cut(examples: Sequence[Sequence[Example]]) -> list[tuple[float, Batch]]:
@@ -161,8 +165,8 @@ def meta_gradients(
             now = _log_probabilities(model, part)
             divergence = F.kl_div(now, reference, reduction="batchmean", log_target=True)
             take(divergence, 1, factor * hparams.loc_coef)
-    generality, kept = (sum(part) / max(len(part), 1) for part in losses)
-    if not torch.tensor([generality, kept]).isfinite().all():
+    generality, locality_loss = (sum(part) / max(len(part), 1) for part in losses)
+    if not torch.tensor([generality, locality_loss]).isfinite().all():
         raise FloatingPointError(
             "a loss of the hypernetwork is not finite; lower lr or meta_lr, or load the model in "
             "float32"
@@ -171,8 +175,8 @@ def meta_gradients(
         name: oriented(model, name, sums[f"{name}.weight"]).T + 2 * penalty * shift.value
         for name, shift in shifts.items()
     }
-    network.backpropagate(found, shifts, gradients)
-    return MetaStep(generality, kept, updates)
+    network.backpropagate(at_tokens, shifts, gradients)
+    return MetaStep(generality, locality_loss, updates)
 
 
 def _log_probabilities(model: CausalLM, batch: Batch) -> Tensor:

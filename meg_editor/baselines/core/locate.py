@@ -34,8 +34,7 @@ class Locate:
     """The material of one edit, apart from the facts.
 
     Attributes:
-        texts: what the model knows and is to keep, for the covariance; None: the sentences of the
-            reference world.
+        texts: known texts to preserve, for the covariance; None: those of the reference world.
         prefixes: of contexts, the empty one first; None: sampled from the model.
         store: keeps covariances.
         known: second moments by module, of the model before earlier edits; where they lack a module
@@ -102,7 +101,7 @@ def locate_then_edit(
     solve: Solve,
     share: Callable[[int], float] = float,
 ) -> Updates:
-    """Updates which make `modules[0]` of the last layer give the values which say the targets.
+    """Updates with which `modules[0]` of the last layer outputs the target values.
 
     Args:
         modules: those whose values are optimised together.
@@ -123,7 +122,9 @@ def locate_then_edit(
     with restored(model, weights) as parameters, torch.no_grad():
         for place, (name, weight) in enumerate(zip(names, weights, strict=True)):
             keys = keys_of(model, facts, name, hparams.rows_at_once).double()
-            residuals = missing(model, facts, values, modules[0], hparams.rows_at_once).double()
+            residuals = residuals_of(
+                model, facts, values, modules[0], hparams.rows_at_once
+            ).double()
             residuals = residuals / share(len(names) - place)
             update = solve(name, moments[name].to(keys), keys, residuals)
             updates[weight] = oriented(model, name, update)
@@ -131,14 +132,14 @@ def locate_then_edit(
     return updates
 
 
-def missing(
+def residuals_of(
     model: CausalLM,
     facts: Sequence[FactTokens],
     values: TargetValues,
     module: str,
     rows_at_once: int,
 ) -> Tensor:
-    """(N, D) what `module` lacks of its values at the bare prompts, in the model as it is now."""
+    """(N, D) residuals of `module` at the bare prompts: target values minus the current outputs."""
     now = activations_at(
         model,
         [fact.rows[0].prompt for fact in facts],
@@ -146,8 +147,8 @@ def missing(
         [module],
         rows_at_once,
     )[module].outputs
-    wanted = values.wanted(module)
-    return wanted - now.to(wanted)
+    target = values.target(module)
+    return target - now.to(target)
 
 
 def keys_of(model: CausalLM, facts: Sequence[FactTokens], module: str, rows_at_once: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which pseudo facts each step of training a hypernetwork edits, asks about and must keep."""
+"""Training batches of a hypernetwork: pseudo facts, their rephrases, and locality prompts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from meg_editor.lm.tokens import Example, batched_answers
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.subject_names import words
 
-_ANSWER_TOKENS = 12  # of the model's own answers, at most; more if some target is longer
-_CANDIDATES = 1000  # facts among which one with a similar prompt is looked for, at most
+_ANSWER_TOKENS = 12  # maximum length of the model's answers; more if some target is longer
+_CANDIDATES = 1000  # maximum number of facts searched for a similar prompt
 
 
 class MetaBatch(NamedTuple):
@@ -35,39 +35,43 @@ def meta_batches(
 ) -> Iterator[MetaBatch]:
     """`steps` batches of `n_edits` pseudo facts, all facts before any comes again.
 
-    Where the model knows a fact already, it is edited to the target of another fact with a similar
-    prompt: from what it knows there is nothing to learn. `model` is asked at once, not later, and
-    about no other locality prompts than those drawn.
+    A fact that the model knows already is edited to the target of another fact with a similar
+    prompt, since there would be nothing to learn. `model` answers when this is called, not later,
+    and only the sampled locality prompts.
     """
     generator = torch.Generator().manual_seed(hparams.seed)
     prompts = [fact.prompt for fact in facts]
     answers = _answers(model, tok, hparams, facts, prompts)
     targets = _targets(facts, answers, generator)
-    drawn = list(itertools.islice(_draws(facts, hparams.n_edits, generator), steps))
-    answers |= _answers(model, tok, hparams, facts, [text for draw in drawn for text in draw.kept])
+    samples = list(itertools.islice(_samples(facts, hparams.n_edits, generator), steps))
+    answers |= _answers(
+        model, tok, hparams, facts, [text for sample in samples for text in sample.locality]
+    )
 
-    def examples(texts: Sequence[str], wanted: Sequence[str]) -> list[Example]:
-        pairs = zip(texts, wanted, strict=True)
+    def examples(texts: Sequence[str], answers: Sequence[str]) -> list[Example]:
+        pairs = zip(texts, answers, strict=True)
         return [hparams.example(tok, prompt, target) for prompt, target in pairs]
 
-    def batch(draw: _Draw) -> MetaBatch:
-        wanted = [targets[i] for i in draw.chosen]
+    def batch(sample: _Sample) -> MetaBatch:
+        chosen_targets = [targets[i] for i in sample.chosen]
         return MetaBatch(
-            examples([facts[i].prompt for i in draw.chosen], wanted),
-            examples(draw.rephrases, wanted),
-            examples(draw.kept, [answers[prompt] for prompt in draw.kept]),
+            examples([facts[i].prompt for i in sample.chosen], chosen_targets),
+            examples(sample.rephrases, chosen_targets),
+            examples(sample.locality, [answers[prompt] for prompt in sample.locality]),
         )
 
-    return map(batch, drawn)
+    return map(batch, samples)
 
 
-class _Draw(NamedTuple):
+class _Sample(NamedTuple):
     chosen: list[int]
     rephrases: list[str]
-    kept: list[str]
+    locality: list[str]
 
 
-def _draws(facts: Sequence[EditRequest], count: int, generator: torch.Generator) -> Iterator[_Draw]:
+def _samples(
+    facts: Sequence[EditRequest], count: int, generator: torch.Generator
+) -> Iterator[_Sample]:
     """Facts of each step, one rephrase of each and, where it has any, one locality prompt."""
 
     def one_of(texts: Sequence[str]) -> str:
@@ -79,8 +83,8 @@ def _draws(facts: Sequence[EditRequest], count: int, generator: torch.Generator)
             left = torch.randperm(len(facts), generator=generator)
         chosen, left = left[:count].tolist(), left[count:]
         rephrases = [one_of(facts[i].rephrases) for i in chosen]
-        kept = [one_of(texts) for i in chosen if (texts := facts[i].locality_prompts)]
-        yield _Draw(chosen, rephrases, kept)
+        locality = [one_of(texts) for i in chosen if (texts := facts[i].locality_prompts)]
+        yield _Sample(chosen, rephrases, locality)
 
 
 def _answers(
@@ -90,26 +94,30 @@ def _answers(
     facts: Sequence[EditRequest],
     prompts: Sequence[str],
 ) -> dict[str, str]:
-    """What the model says to each of `prompts`, in as many tokens as the facts' targets need."""
-    asked = list(dict.fromkeys(prompts))
-    wrapped = [hparams.prompt_template.replace("{}", prompt) for prompt in asked]
+    """Greedy answers by prompt, in as many tokens as the facts' targets need."""
+    unique = list(dict.fromkeys(prompts))
+    wrapped = [hparams.prompt_template.replace("{}", prompt) for prompt in unique]
     lengths = [len(hparams.example(tok, fact.prompt, fact.target_new).target) for fact in facts]
     length = max(_ANSWER_TOKENS, *lengths)
-    told = batched_answers(model, tok, wrapped, length, rows=hparams.rows_at_once)
-    return dict(zip(asked, told, strict=True))
+    answers = batched_answers(model, tok, wrapped, length, rows=hparams.rows_at_once)
+    return dict(zip(unique, answers, strict=True))
 
 
 def _targets(
     facts: Sequence[EditRequest], answers: dict[str, str], generator: torch.Generator
 ) -> list[str]:
-    """Each fact's target, or where the model says that already, one of a similar prompt."""
-    asked = [words(fact.prompt) for fact in facts]
+    """Each fact's target, or that of a similar prompt where the model answers with it already."""
+    prompt_words = [words(fact.prompt) for fact in facts]
     targets = []
     for row, fact in enumerate(facts):
         target = fact.target_new
         if answers[fact.prompt].startswith(target):
             some = torch.randperm(len(facts), generator=generator)[:_CANDIDATES].tolist()
-            shared = {o: len(asked[o] & asked[row]) for o in some if facts[o].target_new != target}
+            shared = {
+                o: len(prompt_words[o] & prompt_words[row])
+                for o in some
+                if facts[o].target_new != target
+            }
             target = facts[max(shared, key=shared.__getitem__, default=row)].target_new
         targets.append(target)
     return targets

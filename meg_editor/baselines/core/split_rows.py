@@ -1,4 +1,4 @@
-"""Token sequences of which only the ends change: the beginnings are run once."""
+"""Token sequences of which only the ends change: the beginnings are prefilled once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from meg_editor.lm.protocols import CausalLM
 class SplitRows:
     """B sequences, each cut in two before its token `cut`.
 
-    What happens at and after the cut changes nothing before it: under a causal mask the heads' keys
-    and values are computed once, and each forward pass runs the tails alone, from block `layer` on.
+    Under a causal mask the tails cannot change what is before the cut: keys and values of the heads
+    are computed once, and each forward pass runs the tails alone, from block `layer` on.
 
     Attributes:
         ids: (B, S) the tails, padded on the right; a tail begins at position 0.
@@ -60,14 +60,14 @@ class SplitRows:
             last: Tensor = self.model.get_decoder()(**self._inputs()).last_hidden_state
         return last
 
-    def select(self, kept: Tensor) -> None:
-        """Keep the rows (B,) bool alone."""
-        self.ids, self._mask = self.ids[kept], self._mask[kept]
-        self._positions, self._stream = self._positions[kept], self._stream[kept]
-        self._cache.batch_select_indices(kept)
+    def select(self, keep: Tensor) -> None:
+        """Keep only the rows marked in (B,) bool."""
+        self.ids, self._mask = self.ids[keep], self._mask[keep]
+        self._positions, self._stream = self._positions[keep], self._stream[keep]
+        self._cache.batch_select_indices(keep)
 
     def _inputs(self) -> dict[str, Any]:
-        cache = copy.copy(self._cache)  # a forward pass adds the tails to its own copy
+        cache = copy.copy(self._cache)  # a forward pass extends this copy by the tails
         cache.layers = [copy.copy(layer) for layer in self._cache.layers]
         return {
             "input_ids": self.ids,

@@ -1,8 +1,8 @@
-"""What should leave a module at the subject, so that the model says the target (MEMIT, eq. 16).
+"""Target outputs of a module at the subject, with which the model gives the target (MEMIT, eq. 16).
 
-Facts are independent and optimised together: each has its own rows and its own state of Adam, and
-leaves the batch when it is finished. Only the blocks from the module's layer on are run, and only
-on the tokens from the lookup token on: what is before them does not change.
+Facts are independent and optimised together: each has separate rows and Adam moments, and is
+evicted once it has converged. Only the blocks from the module's layer on are run, and only on the
+tokens from the lookup token on, since those before do not change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import by_length, logits_of, means
 from meg_editor.runtime.progress import progress_bar
 
-_SETTLED = 0.05  # a fact is finished below this loss
+_EARLY_STOP_LOSS = 0.05  # a fact has converged below this loss
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class ValueSettings:
     Attributes:
         lr, steps: of Adam.
         decay: weight of |shift| / |value|².
-        clamp: a shift has at most this norm, in norms of the value; None: any.
+        clamp: maximum norm of a shift, in norms of the value; None: unlimited.
         kl: weight of the divergence on "{subject} is a".
         nll: weight of the target's negative log-likelihood.
         relax: once the target is the likeliest answer its weight is a tenth, and a fact ends where
             the divergence is small too (PMET's code).
-        settle: a fact ends once its loss is small.
+        early_stop: a fact is evicted once its loss is small.
     """
 
     lr: float
@@ -49,7 +49,7 @@ class ValueSettings:
     kl: float = 0.0
     nll: float = 1.0
     relax: bool = False
-    settle: bool = True
+    early_stop: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class TargetValues:
     shift: dict[str, Tensor]
     probability: Tensor
 
-    def wanted(self, name: str) -> Tensor:
-        """(N, D) what should leave the module."""
+    def target(self, name: str) -> Tensor:
+        """(N, D) the output which the module should have."""
         return self.before[name] + self.shift[name]
 
 
@@ -97,14 +97,14 @@ def optimise_values(
     with progress_bar(range(len(facts)), "values", "fact") as bar:
         for chunk in by_length(tails, max(1, rows_at_once // rows_each)):
             rows = torch.tensor(chunk)
-            descent = _Descent(model, [facts[i] for i in chunk], layer, modules, settings)
+            optimiser = _ValueOptimiser(model, [facts[i] for i in chunk], layer, modules, settings)
             if start is not None:
-                descent.shift += start[rows].to(descent.shift)
-            descent.run()
+                optimiser.shift += start[rows].to(optimiser.shift)
+            optimiser.run()
             for place, name in enumerate(modules):
-                before[name][rows] = descent.before[place].float().cpu()
-                shift[name][rows] = descent.best[place].float().cpu()
-            probability[rows] = descent.probability.cpu()
+                before[name][rows] = optimiser.before[place].float().cpu()
+                shift[name][rows] = optimiser.best[place].float().cpu()
+            probability[rows] = optimiser.probability.cpu()
             bar.update(len(chunk))
     device = model.device
     return TargetValues(
@@ -114,7 +114,7 @@ def optimise_values(
     )
 
 
-class _Descent:
+class _ValueOptimiser:
     """Adam on the shifts (modules, M, D) of M facts."""
 
     def __init__(
@@ -139,7 +139,7 @@ class _Descent:
         self.probability = torch.zeros(len(facts))
 
     def run(self) -> None:
-        """Until every fact is finished or the steps are used up; the last step only looks."""
+        """Optimise until every fact has converged, for at most `steps` evaluations."""
         s, rows = self.settings, self.rows
         active = torch.arange(len(self.probability), device=self.shift.device)
         shift = self.shift
@@ -149,17 +149,17 @@ class _Descent:
         for step in range(s.steps):
             shift = shift.detach().requires_grad_(True)
             hidden = self._hidden(shift, first_time=step == 0)
-            nll, likeliest, kept = rows.losses(self.model, hidden)
+            nll, likeliest, now = rows.losses(self.model, hidden)
             if essence is None:
-                essence = kept.detach()
+                essence = now.detach()
             # KL(now || before): MEMIT's code has the two in this order
-            divergence = (kept.exp() * (kept - essence)).sum(-1) if len(kept) else 0 * nll
+            divergence = (now.exp() * (now - essence)).sum(-1) if len(now) else 0 * nll
             weight = torch.where(relaxed, 0.1 * s.nll, s.nll)
             norms = (shift.norm(dim=-1) / self.before[:, active].norm(dim=-1) ** 2).sum(0)
             loss = weight * nll + s.kl * divergence + s.decay * norms
             done = torch.zeros_like(relaxed)
-            if s.settle:
-                done |= loss.detach() < _SETTLED
+            if s.early_stop:
+                done |= loss.detach() < _EARLY_STOP_LOSS
             if s.relax:
                 done |= likeliest & (s.kl * divergence.detach() <= 0.01)
                 relaxed = likeliest
@@ -170,18 +170,18 @@ class _Descent:
             (gradient,) = torch.autograd.grad(loss.sum(), shift)
             shift = self._adam(shift.detach(), gradient, moments, step + 1)
             if s.clamp is not None:
-                most = s.clamp * self.before[:, active].norm(dim=-1, keepdim=True)
+                limit = s.clamp * self.before[:, active].norm(dim=-1, keepdim=True)
                 norm = shift.norm(dim=-1, keepdim=True)
-                shift = torch.where(norm > most, shift * most / norm, shift)
+                shift = torch.where(norm > limit, shift * limit / norm, shift)
             if bool(done.any()):
-                going = ~done
+                active_rows = ~done
                 active, relaxed, essence = (
-                    active[going],
-                    relaxed[going],
-                    essence[going[: len(kept)]],
+                    active[active_rows],
+                    relaxed[active_rows],
+                    essence[active_rows[: len(now)]],
                 )
-                shift, moments = shift[:, going], moments[:, :, going]
-                rows.select(going)
+                shift, moments = shift[:, active_rows], moments[:, :, active_rows]
+                rows.select(active_rows)
 
     def _adam(self, shift: Tensor, gradient: Tensor, moments: Tensor, step: int) -> Tensor:
         """A step of Adam with its usual settings: every fact has taken as many as any other."""
@@ -259,12 +259,12 @@ class _Rows:
         """(M,) the row of each fact's bare prompt, its first."""
         return torch.searchsorted(self.fact, self.fact.unique())
 
-    def select(self, kept: Tensor) -> None:
-        """Keep the facts (M,) bool alone."""
-        rows = kept[self.fact]
+    def select(self, keep: Tensor) -> None:
+        """Keep only the facts marked in (M,) bool."""
+        rows = keep[self.fact]
         self.split.select(rows)
         self.labels, self.is_context = self.labels[rows], self.is_context[rows]
-        self.fact = (kept.cumsum(0) - 1)[self.fact[rows]]
+        self.fact = (keep.cumsum(0) - 1)[self.fact[rows]]
 
     def losses(self, model: CausalLM, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From the last hidden states (R, S, D), for M facts.
@@ -274,12 +274,12 @@ class _Rows:
             (M,) bool, whether the target is the likeliest in all of them; (M, V) log-probabilities
             at the essence's lookup token, (0, V) without essences.
         """
-        wanted = self.labels != -100
-        logp = logits_of(model, hidden[wanted]).log_softmax(-1)
-        target, row = self.labels[wanted], wanted.nonzero()[:, 0]
+        labelled = self.labels != -100
+        logp = logits_of(model, hidden[labelled]).log_softmax(-1)
+        target, row = self.labels[labelled], labelled.nonzero()[:, 0]
         nll = F.nll_loss(logp, target, reduction="none")
         of_row = means(nll, row, len(self.fact))[self.is_context]
         count = int(self.fact[-1]) + 1
         wrong = means((logp.argmax(-1) != target).float(), self.fact[row], count)
-        kept = logits_of(model, hidden[~self.is_context, 0]).log_softmax(-1)
-        return means(of_row, self.fact[self.is_context], count), wrong == 0, kept
+        essence = logits_of(model, hidden[~self.is_context, 0]).log_softmax(-1)
+        return means(of_row, self.fact[self.is_context], count), wrong == 0, essence

@@ -1,4 +1,4 @@
-"""Keys and gradients of linear layers at tokens: what UltraEdit and MALMEN make updates of.
+"""Keys and gradients of linear layers at tokens, from which UltraEdit and MALMEN compute updates.
 
 The gradient of a loss with respect to the weight of a linear layer is a sum over tokens of outer
 products: of what enters the layer there (the key) and the gradient with respect to what leaves it
@@ -126,7 +126,7 @@ def token_gradients(
             the prompt is the first; `mask` for all tokens, even the last one of the target, at
             which there is no gradient.
     """
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
+    parts_of: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
         batch = Batch.of(chunk, model.device)
@@ -141,17 +141,17 @@ def token_gradients(
         for name, gradient in zip(modules, gradients, strict=True):
             rows = chosen.flatten().to(gradient.device)
             pair = (tensor.flatten(0, -2)[rows] for tensor in (inputs[name], gradient))
-            found[name].append((next(pair), next(pair)))
+            parts_of[name].append((next(pair), next(pair)))
     return {
         name: TokenGradients(*(torch.cat(side) for side in zip(*parts, strict=True)))
-        for name, parts in found.items()
+        for name, parts in parts_of.items()
     }
 
 
 def mean_cross_entropy(model: CausalLM, batch: Batch) -> Tensor:
     """The cross entropy of the targets of a batch, the mean over all its target tokens."""
-    logits, wanted, _ = target_logits(model, batch)
-    return F.cross_entropy(logits, wanted)
+    logits, targets, _ = target_logits(model, batch)
+    return F.cross_entropy(logits, targets)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Change weights of a model, or leave it bit for bit as it was."""
+"""Weight updates: all of them, or the model bit for bit as it was."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def edit_weights(
     copy: bool = False,
     return_orig_weights: bool = True,
 ) -> tuple[Any, dict[str, Tensor]]:
-    """What a method with EasyEdit's signature does: compute updates, then add them.
+    """Edit a model in EasyEdit's way: compute updates, then add them to its weights.
 
     Args:
         compute: (model, requests) -> {parameter: what is added to it}. The model must be the old
@@ -85,8 +85,8 @@ def restored(model: CausalLM, names: Sequence[str]) -> Iterator[dict[str, torch.
 def oriented(model: CausalLM, name: str, matrix: Tensor) -> Tensor:
     """An (outputs, inputs) matrix as the linear layer `name` stores its weight.
 
-    nn.Linear stores (outputs, inputs), the Conv1D of GPT-2 (inputs, outputs); which it is cannot be
-    told by the shape where both are equal.
+    nn.Linear stores (outputs, inputs), the Conv1D of GPT-2 (inputs, outputs); a square
+    shape does not show which.
     """
     module = model.get_submodule(name)
     return matrix.T if hasattr(module, "nf") else matrix

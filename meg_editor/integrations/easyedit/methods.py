@@ -1,7 +1,7 @@
-"""EasyEdit's own implementations as methods of the benchmark, with the settings of ours.
+"""EasyEdit's implementations as methods of the benchmark, with the settings of ours.
 
 Where EasyEdit needs a nudge to do what its papers say, a comment begins with "Quirk"; the recorder
-of the parity tests (tests/parity/record_locate_methods.py) tells them one by one.
+of the parity tests (tests/parity/record_locate_methods.py) lists them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
             run(model, tok, rows, settings, copy=False, return_orig_weights=True)
         parameters = dict(model.named_parameters())
         for key, value in parameters.items():
-            value.requires_grad_(needs[key])  # Quirk: left as the method wanted them
+            value.requires_grad_(needs[key])  # Quirk: the method leaves them changed
             value.grad = None
         # Quirk: UltraEdit hands no weights back.
         return model, {k: v for k, v in before.items() if not torch.equal(v, parameters[k])}
@@ -158,10 +158,10 @@ def _fill_caches(
 ) -> None:
     """The same contexts and covariances as ours have."""
     prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
-    own = [f"{prefix.replace('{', ' ').replace('}', ' ')}{{}}" for prefix in prefixes[1:]]
-    module.CONTEXT_TEMPLATES_CACHE = [["{}"], own] if own else [["{}"]]
+    contexts = [f"{prefix.replace('{', ' ').replace('}', ' ')}{{}}" for prefix in prefixes[1:]]
+    module.CONTEXT_TEMPLATES_CACHE = [["{}"], contexts] if contexts else [["{}"]]
     moments = Locate(texts, store=store).moments(model, tok, hparams)
-    module.COV_CACHE.clear()  # Quirk: kept from model to model
+    module.COV_CACHE.clear()  # Quirk: not cleared for another model
     for name, moment in moments.items():
         module.COV_CACHE[model.config._name_or_path.replace("/", "_"), name] = moment
     if hasattr(module, "P_loaded"):
