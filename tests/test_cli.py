@@ -284,7 +284,7 @@ def test_the_text_of_a_string_setting_is_taken_as_it_is() -> None:
 
 
 def test_run_time_choices_are_set_like_settings(
-    edit: Command, facts: Path, monkeypatch: pytest.MonkeyPatch
+    edit: Command, run: Command, facts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
 
@@ -296,6 +296,7 @@ def test_run_time_choices_are_set_like_settings(
     refused(edit(facts, "--set", "neuron_cache=7", "--set", "seed=1"), "enough")
     assert seen["runtime"] == RuntimeConfig(neuron_cache=7)
     refused(edit(facts, "--set", "collection_memory=2"), "collection_memory", "less than 1")
+    refused(run("layers", "--set", "neuron_cache=7"), "neuron_cache", "only `meg-editor edit`")
 
 
 def test_newlines_of_a_prompt_template_reach_the_model(

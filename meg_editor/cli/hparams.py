@@ -57,6 +57,9 @@ def _merged(
         if options.model:  # the reference encoder only knows the reference world
             values["encoder_name"] = "bert-base-uncased"
     own = [item for item in changes if not _is_runtime(item)]
+    if options.command != "edit" and len(own) < len(changes):
+        names = ", ".join(item.partition("=")[0] for item in changes if item not in own)
+        raise HParamsError(f"--set {names}: a run-time choice, which only `meg-editor edit` takes")
     values |= parse_changes(own, get_type_hints(MeGHyperParams))
     named = {
         "model_name": options.model,
