@@ -103,12 +103,14 @@ def test_no_hook_stays_on_the_base_of_a_deleted_model(
     assert hooks_on(tiny_llama) == before
 
 
-def test_a_copy_of_the_base_has_no_hooks_and_a_copy_of_the_model_answers_as_it(
-    editors: dict[str, Editor], tiny_llama: Any, tiny_tokenizer: Any
+@pytest.mark.parametrize("name", ["horen", "scen"])
+def test_a_copy_of_the_base_is_unedited_and_a_copy_of_the_model_answers_as_it(
+    name: str, editors: dict[str, Editor], tiny_llama: Any, tiny_tokenizer: Any
 ) -> None:
-    before, model = hooks_on(tiny_llama), editors["horen"]()
+    before, model = hooks_on(tiny_llama), editors[name]()
     assert hooks_on(tiny_llama) > before
     other = copy.deepcopy(tiny_llama)
+    greedy_answers(other, tiny_tokenizer, QUERIES[:1], 2)  # dead hooks leave when they are called
     gc.collect()
     assert hooks_on(other) == before
     twin = copy.deepcopy(model)

@@ -60,6 +60,17 @@ def apply_memit_to_model(
         RequestError: a request without a subject in its prompt, or contradictory ones.
         HParamsError, ValueError: settings which do not fit the model.
         FloatingPointError: an update is not finite. The model is as it was then.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> hparams = MEMITHyperParams(layers=[1], v_num_grad_steps=2, context_prefixes=0)
+        >>> edited, old = apply_memit_to_model(
+        ...     model, tok, [request], hparams, return_orig_weights=True, texts=["Lima is in Peru"])
+        >>> list(old)
+        ['model.layers.1.mlp.down_proj.weight']
     """
 
     def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:

@@ -81,6 +81,19 @@ class SCENModel(RoutedModel):
         self.hook = NeuronHook(base, spec)
         self.states = LastTokenReader(base, spec.read)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SCENModel:
+        # A copied NeuronHook acts on nothing: the copy needs a hook of its own.
+        other = memo[id(self)] = type(self)(
+            copying.deepcopy(self.base, memo),
+            self.tokenizer,
+            self.hparams,
+            self.spec,
+            self.experts.clone(),
+            (self.weights.clone(), self.biases.clone()),
+            self.scale.clone(),
+        )
+        return other
+
     @torch.no_grad()
     def decide(self, queries: Sequence[str]) -> Tensor:
         """(B, P) the experts, zero where no index neuron is active enough."""
