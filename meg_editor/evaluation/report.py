@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import meg_editor
-from meg_editor.evaluation.evaluate import Evaluation
+from meg_editor.evaluation.result import Evaluation
 from meg_editor.model.fit_report import FitReport
 from meg_editor.runtime.text_files import write_json
 
