@@ -47,14 +47,16 @@ class LayersFrom:
         """(B, T) input ids and other inputs of the decoder -> (B, T, D), what enters `layer`."""
 
         def note(_: nn.Module, args: Any, output: Any) -> None:
-            self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
+            if value_of(self):
+                self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
 
         below = self.blocks[: self.layer]
         handles = [block.register_forward_hook(note) for block in below[-1:]]
         inputs = {"use_cache": False, **inputs, "input_ids": input_ids}
         try:
             decoder = partial(self.model.get_decoder(), **inputs)
-            return capture_input(self.blocks[self.layer], decoder).detach()
+            with in_effect(self, True):
+                return capture_input(self.blocks[self.layer], decoder).detach()
         finally:
             for handle in handles:
                 handle.remove()

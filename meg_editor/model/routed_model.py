@@ -137,7 +137,7 @@ class RoutedModel(nn.Module, ABC):
         mask = kwargs.get("attention_mask")
         routed: _Routed | None = value_of(self)
         if routed is None:
-            routed = _Routed(self.decide(prompt_texts(self._tokenizer, ids, mask)))
+            routed = _Routed(self._decide_for(ids, mask))
         with self._apply_decision(routed.decision):
             output = self._generate(**kwargs)
         cache = cache_of(output, kwargs)
@@ -166,8 +166,7 @@ class RoutedModel(nn.Module, ABC):
             decision = routing.decision
         else:
             ids, mask = (input_ids, mask) if routing is None else (routing.ids, routing.mask)
-            with torch.no_grad():
-                decision = self.decide(prompt_texts(self._tokenizer, ids, mask))
+            decision = self._decide_for(ids, mask)
         with self._apply_decision(decision):
             output = self._forward(**kwargs)
         cache = cache_of(output, kwargs)
@@ -176,6 +175,11 @@ class RoutedModel(nn.Module, ABC):
                 routing = CacheRouting.start(self, decision, input_ids, mask)
             routing.decided(decision).tie(cache)
         return output
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def _decide_for(self, ids: Tensor | None, mask: Tensor | None) -> Any:
+        return self.decide(prompt_texts(self._tokenizer, ids, mask))
 
     def _generate(self, **kwargs: Any) -> Any:
         """While the decision is applied."""
