@@ -36,14 +36,11 @@ setup(
         "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
-        "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
-        "Programming Language :: Python :: 3.12",
-        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.11",
     packages=find_packages(include=["meg_editor", "meg_editor.*"]),
     include_package_data=False,  # package_data alone decides, not MANIFEST.in
     package_data={
@@ -83,5 +80,5 @@ setup(
             "types-tqdm",
         ],
     },
-    entry_points={"console_scripts": ["meg-editor = meg_editor.cli.main.main:main"]},
+    entry_points={"console_scripts": ["meg-editor = meg_editor.cli.main:main"]},
 )

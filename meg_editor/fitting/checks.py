@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.fingerprint import present_parameters
@@ -20,7 +19,7 @@ def check_model(model: CausalLM) -> None:
         kind = type(model).__name__
         raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
     names = [name for name, _ in model.named_parameters()]
-    for name, parameter in present_parameters(cast(Any, model), names):
+    for name, parameter in present_parameters(model, names):
         if not bool(parameter.isfinite().all()):
             raise ValueError(f"the model's weight {name} holds NaN or infinity: load it again")
 

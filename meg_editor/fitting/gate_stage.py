@@ -25,6 +25,7 @@ class GateStage(Stage):
     """
 
     name = "gate"
+    label = "calibration"
     settings = (
         "gate",
         "gate_threshold",

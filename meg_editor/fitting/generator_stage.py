@@ -63,7 +63,7 @@ class GeneratorStage(Stage):
         self.encoder, self.encoder_key = encoder, encoder_key
         self.anchors, self.collection = anchors.float(), collection
         self.sizes = (encoder.dimension, context.spec.size, len(context.edits))
-        self.kind = self.hparams.generator
+        self.kind: str = self.hparams.generator
         if self.kind == "auto":
             self.kind = smallest(self.hparams, *self.sizes)
 

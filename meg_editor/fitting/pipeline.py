@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from meg_editor.config.hparams import MeGHyperParams
@@ -29,6 +30,7 @@ from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.processes import Processes
 
 
+@torch.enable_grad()
 def fit(
     model: CausalLM,
     tokenizer: Tokenizer,

@@ -19,6 +19,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import Artifact, ArtifactStore, Tensors, digest
 from meg_editor.runtime.processes import Processes
+from meg_editor.runtime.progress import progress_stage
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class FitContext:
         texts = [edit.prompt for edit in self.edits]
         ids = self.tokenizer(texts)["input_ids"] if texts else []
         return [
-            fingerprint(cast(Any, self.model)),
+            fingerprint(self.model),
             str(self.model.dtype),
             self.spec.to_dict(),
             digest([list(row) for row in ids]),
@@ -70,11 +71,13 @@ class Stage(ABC):
 
     Attributes:
         name: of the stage, in reports and file names.
+        label: of its progress, where that is another.
         settings: names of the hyper-parameters its run reads.
         together: whether all processes compute at once; otherwise the main one does for all.
     """
 
     name: ClassVar[str]
+    label: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...]]
     together: ClassVar[bool] = False
 
@@ -95,6 +98,12 @@ class Stage(ABC):
         store, processes = self.context.store, self.context.processes
         inputs = [self.hparams.to_dict(), *self.inputs()]
         start = time.perf_counter()
+        with progress_stage(self.label or self.name):
+            return self._run(store, processes, inputs, start)
+
+    def _run(
+        self, store: ArtifactStore, processes: Processes, inputs: list[Any], start: float
+    ) -> Artifact:
         if not self.together:
             return processes.once(lambda: store.run(self.name, inputs, self.compute))
         if (stored := processes.once(lambda: store.find(self.name, inputs))) is not None:

@@ -123,10 +123,10 @@ class LearnedGenerator(WeightGenerator):
             self.stretch.copy_(self._shrinkage(conditions, targets).reciprocal())
         if processes.is_main and left > _POOR:
             _LOG.warning(
-                "the generator meets its neurons to %.2f standard deviations (below %.2f is good): "
-                "some answers may fail. %d edits need a wider generator (generator_width), more "
-                "generator_epochs, or generator: auto",
-                *(left, _POOR, len(neurons)),
+                "generator: its neurons are %.2f standard deviations from the collected ones "
+                "(below %.2f is close). That need not cost answers: evaluate. If it does, use a wider "
+                "generator (generator_width), more generator_epochs, or generator: auto",
+                *(left, _POOR),
             )
         return losses
 

@@ -7,12 +7,11 @@ that no list of model families is needed.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from meg_editor.lm.protocols import CausalLM
 
 
 class FFN(NamedTuple):
@@ -30,7 +29,7 @@ class FFN(NamedTuple):
     down: str  # the linear layer inner -> D
 
 
-def find_ffn(model: PreTrainedModel, layer: int, module_template: str | None = None) -> FFN:
+def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) -> FFN:
     """The FFN of decoder block `layer`, found by its structure or named by a template.
 
     Raises ValueError for a layer which does not exist, a template which names no FFN, and blocks
@@ -50,12 +49,12 @@ def find_ffn(model: PreTrainedModel, layer: int, module_template: str | None = N
     raise ValueError(f"module_template: {path!r} {problem}; by default it is {default!r}")
 
 
-def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(model: CausalLM) -> tuple[str, nn.ModuleList]:
     """The dotted name of the list of decoder blocks, and the list."""
     if not hasattr(model, "get_decoder"):
         raise ValueError(f"expected a transformers language model, got {type(model).__name__}")
     count = getattr(text_config(model), "num_hidden_layers", None)
-    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    decoder: nn.Module = model.get_decoder()
     inside = set(decoder.modules())  # leaves out vision towers and the like
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and module in inside:
@@ -63,7 +62,7 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise ValueError(f"{type(model).__name__} has no list of {count} decoder blocks")
 
 
-def attention_name(model: PreTrainedModel, layer: int) -> str:
+def attention_name(model: CausalLM, layer: int) -> str:
     """The dotted name of the attention of decoder block `layer`.
 
     Raises ValueError if the block has no part of which the class is called so.
@@ -76,7 +75,7 @@ def attention_name(model: PreTrainedModel, layer: int) -> str:
     raise ValueError(f"{block} has no attention among {', '.join(parts)}")
 
 
-def block_name(model: PreTrainedModel, layer: int) -> str:
+def block_name(model: CausalLM, layer: int) -> str:
     """The dotted name of block `layer`. Raises ValueError if it is absent or holds experts."""
     name, blocks = decoder_blocks(model)
     count = len(blocks)
@@ -91,7 +90,7 @@ def block_name(model: PreTrainedModel, layer: int) -> str:
     return f"{name}.{layer}"
 
 
-def _widest_ffn(model: PreTrainedModel, block: str) -> FFN:
+def _widest_ffn(model: CausalLM, block: str) -> FFN:
     """The FFN among the parts of a block. Raises ValueError if it has none."""
     parts = [part for part, _ in model.get_submodule(block).named_children()]
     found = [ffn for part in parts if (ffn := _ffn_at(model, f"{block}.{part}"))]
@@ -102,7 +101,7 @@ def _widest_ffn(model: PreTrainedModel, block: str) -> FFN:
     return max(found, key=lambda ffn: (ffn.read == ffn.write, ffn.width))
 
 
-def _ffn_at(model: PreTrainedModel, path: str) -> FFN | None:
+def _ffn_at(model: CausalLM, path: str) -> FFN | None:
     """The FFN at `path`, or which the linear layer there is a part of; None if neither.
 
     An FFN has linear layers D -> inner -> D: one up (plain), two (gated), or one of twice the
@@ -146,6 +145,6 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return (inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None
 
 
-def text_config(model: PreTrainedModel) -> Any:
+def text_config(model: CausalLM) -> Any:
     """The config of the language model, also where that is a part of a multimodal one."""
     return model.config.get_text_config(decoder=True)

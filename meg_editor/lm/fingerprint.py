@@ -9,11 +9,13 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from meg_editor.lm.protocols import CausalLM
+
 _VALUES = 4  # kept as they are
 _SUMMED = 512  # most further values, of which the sum is kept
 
 
-def fingerprint(model: nn.Module) -> dict[str, list[float]]:
+def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
     """Parameter name -> four of its values and the sum of up to 512, evenly spread.
 
     A merged LoRA, a MEMIT edit or one fine-tuned matrix changes it.
@@ -29,7 +31,9 @@ def fingerprint(model: nn.Module) -> dict[str, list[float]]:
     return sample
 
 
-def present_parameters(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+def present_parameters(
+    model: CausalLM | nn.Module, names: Iterable[str]
+) -> Iterator[tuple[str, Tensor]]:
     """Parameters by name; what a device_map keeps on the CPU or on disk is there for its turn."""
     for name in names:
         module = model.get_submodule(name.rpartition(".")[0])

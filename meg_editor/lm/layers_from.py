@@ -149,4 +149,4 @@ def _uninstall(blocks: Sequence[nn.Module]) -> None:
                 if gate.users == 0 and gate.own is None:
                     vars(block).pop("forward", None)
                 elif gate.users == 0:
-                    block.forward = gate.own  # type: ignore[method-assign,assignment]
+                    block.forward = gate.own  # type: ignore[assignment]

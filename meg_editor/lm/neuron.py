@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from meg_editor.lm.ffn import decoder_blocks, find_ffn, text_config
+from meg_editor.lm.protocols import CausalLM
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from meg_editor.config.hparams import MeGHyperParams
 
 # How transformers' configs spell the activation of their FFN.
@@ -73,7 +72,7 @@ class NeuronSpec:
     @classmethod
     def from_model(
         cls,
-        model: PreTrainedModel,
+        model: CausalLM,
         layer: int,
         *,
         module_template: str | None = None,
@@ -108,7 +107,7 @@ class NeuronSpec:
         )
 
     @classmethod
-    def from_hparams(cls, model: PreTrainedModel, hparams: MeGHyperParams) -> NeuronSpec:
+    def from_hparams(cls, model: CausalLM, hparams: MeGHyperParams) -> NeuronSpec:
         """`from_model` with everything the hyper-parameters say of the neuron."""
         return cls.from_model(model, hparams.layer, module_template=hparams.mlp_module_tmp)
 
@@ -124,6 +123,6 @@ class NeuronSpec:
         return cls(**data)
 
 
-def count_layers(model: PreTrainedModel) -> int:
+def count_layers(model: CausalLM) -> int:
     """The number of decoder blocks. Raises ValueError if the model has none to be found."""
     return len(decoder_blocks(model)[1])

@@ -1,6 +1,6 @@
 """Partial forward passes: capture what enters a module, or exit early.
 
-The hooks act for the calling thread or task alone: others, who use the model meanwhile, run through.
+The hooks act for the calling thread or task alone: others run through meanwhile.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Example:
         return len(self.prompt) + len(self.target)
 
 
-def encode_example(tokenizer: Any, prompt: str, target: str, end: bool = True) -> Example:
+def encode_example(tokenizer: Tokenizer, prompt: str, target: str, end: bool = True) -> Example:
     """Tokenise `prompt` + " " + `target`, split where the prompt ends; `end` appends EOS."""
     prompt_ids = list(tokenizer(prompt)["input_ids"])
     whole = list(tokenizer(f"{prompt} {target}")["input_ids"])
@@ -37,10 +39,12 @@ def encode_example(tokenizer: Any, prompt: str, target: str, end: bool = True) -
     return Example(prompt_ids, target_ids)
 
 
-def max_target_length(tokenizer: Any, requests: Sequence[EditRequest], least: int = 1) -> int:
-    """Tokens which the longest target takes, or `least`: no answer is cut off before its end."""
+def max_target_length(
+    tokenizer: Tokenizer, requests: Sequence[EditRequest], min_length: int = 1
+) -> int:
+    """Tokens of the longest target, at least `min_length`: no answer is cut off before its end."""
     targets = (encode_example(tokenizer, r.prompt, r.target_new).target for r in requests)
-    return max([least, *map(len, targets)])
+    return max([min_length, *map(len, targets)])
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,16 @@ class Batch:
         return cls(ids.to(device), labels.to(device))
 
 
-def target_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def target_logits(model: CausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits where a target token comes next.
 
     Returns:
-        (M, V) float32 logits, (M,) wanted tokens, (M,) the row of each, for M target tokens.
+        (M, V) float32 logits, (M,) target tokens, (M,) the row of each, for M target tokens.
     """
-    wanted = batch.labels != -100
+    is_target = batch.labels != -100
     # The vocabulary is the widest layer: multiply only where a target stands.
     hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
-    return logits_of(model, hidden[wanted]), batch.labels[wanted], wanted.nonzero()[:, 0]
+    return logits_of(model, hidden[is_target]), batch.labels[is_target], is_target.nonzero()[:, 0]
 
 
 def means(values: Tensor, group: Tensor, count: int) -> Tensor:
@@ -86,7 +90,7 @@ def means(values: Tensor, group: Tensor, count: int) -> Tensor:
     return zeros.index_add(0, group, values) / size.clamp(min=1)
 
 
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
+def logits_of(model: CausalLM, hidden: Tensor) -> Tensor:
     """(..., D) last hidden states of the decoder -> (..., V) float32 logits."""
     logits: Tensor = model.get_output_embeddings()(hidden).float()
     softcap = getattr(model.config, "final_logit_softcapping", None)
@@ -100,10 +104,12 @@ def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
         yield order[start : start + rows]
 
 
-def pad_token(tokenizer: Any) -> int:
+def pad_token(tokenizer: Tokenizer) -> int:
     """The id to pad with: the end of text where the tokenizer has no padding."""
-    pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError("expected a tokenizer with a pad_token or an eos_token, got one with neither")
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
@@ -116,7 +122,7 @@ def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
     return torch.tensor(filled, dtype=torch.long).reshape(len(rows), width)
 
 
-def left_padded(tokenizer: Any, prompts: Sequence[str], device: Any) -> dict[str, Tensor]:
+def left_padded(tokenizer: Tokenizer, prompts: Sequence[str], device: Any) -> dict[str, Tensor]:
     """Tokenised for generation, whatever side the tokenizer pads: input_ids and attention_mask."""
     rows = tokenizer(list(prompts))["input_ids"]
     width = max(map(len, rows))
@@ -128,7 +134,7 @@ def left_padded(tokenizer: Any, prompts: Sequence[str], device: Any) -> dict[str
 
 @torch.no_grad()
 def greedy_tokens(
-    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
 ) -> list[list[int]]:
     """What the model says after each of B prompts, greedily, up to the end of text and with it."""
     batch = left_padded(tokenizer, prompts, model.device)
@@ -145,22 +151,22 @@ def greedy_tokens(
     return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
-def decoded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+def decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
     """B answers in tokens as texts."""
     # One by one: `batch_decode` makes one text of no rows at all.
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
 
 def greedy_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
     """What the model says after each of B prompts, greedily, until it stops by itself."""
     return decoded(tokenizer, greedy_tokens(model, tokenizer, prompts, max_new_tokens))
 
 
 def batched_tokens(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     max_new_tokens: int,
     attach: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
@@ -171,15 +177,18 @@ def batched_tokens(
     `attach` gives the context in which the prompts of the named indices are answered, such as
     that of a hook with their neurons.
     """
-    told: list[list[int]] = [[] for _ in prompts]
-    for chunk in by_length([len(prompt) for prompt in prompts], rows):
+    answers: list[list[int]] = [[] for _ in prompts]
+    chunks = list(by_length([len(prompt) for prompt in prompts], rows))
+    for chunk in progress_bar(chunks, "answers", "batch"):
         with attach(chunk) if attach else nullcontext():
-            found = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
-        for index, tokens in zip(chunk, found, strict=True):
-            told[index] = tokens
-    return told
+            some = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
+        for index, tokens in zip(chunk, some, strict=True):
+            answers[index] = tokens
+    return answers
 
 
-def batched_answers(model: Any, tokenizer: Any, *arguments: Any, **options: Any) -> list[str]:
-    """What `batched_tokens` finds, as texts."""
+def batched_answers(
+    model: CausalLM, tokenizer: Tokenizer, *arguments: Any, **options: Any
+) -> list[str]:
+    """`batched_tokens` as texts."""
     return decoded(tokenizer, batched_tokens(model, tokenizer, *arguments, **options))

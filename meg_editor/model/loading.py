@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -100,7 +100,9 @@ def from_pretrained(
         encoder = _encoder(folder / "encoder", pooling)
     if tokenizer is None:
         with reading(folder / "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", **LOCAL)
+            tokenizer = cast(
+                Tokenizer, AutoTokenizer.from_pretrained(folder / "tokenizer", **LOCAL)
+            )
     gate, generator = blanks(hparams, encoder.dimension, spec.size, len(edits))
     index = QueryIndex(
         torch.empty(len(edits), encoder.dimension),

@@ -231,9 +231,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         return url
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
-    ) -> MeGModel:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MeGModel:
         """Read what `save_pretrained` wrote, from a folder or a repository of the hub.
 
         Args:
