@@ -81,7 +81,8 @@ def test_a_sequence_is_the_authors(kind: str, monkeypatch: pytest.MonkeyPatch) -
         assert worst(shifts, theirs) < 3e-4
     assert found[2].keys() and not torch.equal(*(next(iter(found[i].values())) for i in (1, 2)))
     gradients = {authors[name]: p.grad for name, p in named.items()}
-    assert worst(gradients, numbers["gradients"]) < 1e-3
+    # Recorded in float32 on one processor; others round to 0.0013 over the three batches.
+    assert worst(gradients, numbers["gradients"]) < 2e-3
     assert any(not torch.equal(start[name], p) for name, p in named.items())  # one step of Adam
 
 

@@ -124,8 +124,8 @@ class LearnedGenerator(WeightGenerator):
         if processes.is_main and left > _POOR:
             _LOG.warning(
                 "generator: its neurons are %.2f standard deviations from the collected ones "
-                "(below %.2f is close). That need not cost answers: evaluate. If it does, use a wider "
-                "generator (generator_width), more generator_epochs, or generator: auto",
+                "(below %.2f is close). That need not cost answers: evaluate. If it does, use a "
+                "wider generator (generator_width), more generator_epochs, or generator: auto",
                 *(left, _POOR),
             )
         return losses

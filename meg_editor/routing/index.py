@@ -40,10 +40,10 @@ class QueryIndex(nn.Module):
 
     Embeddings know what is asked, but little of the subject: "Where was Ada born?" and "Where was
     Bea born?" lie close together. `name_overlap` is the share of the subject's words that occur in
-    the query; for an edit without a known subject the other two share its weight. No encoder has met
-    every phrasing: `state_cosine` compares the LM's own hidden states, standardised, at the last tokens
-    of the two queries. The paper has the cosine alone: n = s = 0. With s = 0 a search never waits
-    for the device.
+    the query; for an edit without a known subject the other two terms share its weight. No encoder
+    has met every phrasing: `state_cosine` compares the LM's own hidden states, standardised, at
+    the last tokens of the two queries. The paper has the cosine alone: n = s = 0. With s = 0 a
+    search never waits for the device.
 
     Args:
         anchors: (N, E) unit vectors of the edited queries; kept in float16 where they are many.
