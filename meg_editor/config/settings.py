@@ -1,4 +1,4 @@
-"""Settings as a flat dataclass with checks: EasyEdit's YAML, whatever the method."""
+"""Hyper-parameters as a flat dataclass with checks, read from EasyEdit's YAML."""
 
 from __future__ import annotations
 
@@ -16,11 +16,26 @@ Settings = TypeVar("Settings", bound="FlatHyperParams")
 
 
 class HParamsError(ValueError):
-    """A setting that does not exist or cannot have the given value."""
+    """A setting that does not exist or cannot have the given value.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams
+        >>> MeGHyperParams.from_dict({"generator_with": 256})
+        Traceback (most recent call last):
+        ...
+        meg_editor.config.settings.HParamsError: unknown hyper-parameter 'generator_with'; did you
+        mean 'generator_width'?
+    """
 
 
 def setting(default: Any, help: str, *, ge: float | None = None, lt: float | None = None) -> Any:
-    """A field; a number in it is at least `ge` and less than `lt`."""
+    """A dataclass field of `FlatHyperParams`.
+
+    Args:
+        default: its default; its type comes from the annotation.
+        help: what it is, its unit, when to change it, the paper's value.
+        ge, lt: bounds of a number: greater or equal, less than.
+    """
     metadata = {"help": help, "ge": ge, "lt": lt}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -29,10 +44,17 @@ def setting(default: Any, help: str, *, ge: float | None = None, lt: float | Non
 
 @dataclass
 class FlatHyperParams:
-    """The base of every method's hyper-parameters; its fields are made by `setting`.
+    """Base class of every method's hyper-parameters; its fields are made by `setting`.
 
     Raises:
         HParamsError: on construction, for a value of the wrong type or out of its range.
+
+    Example:
+        >>> @dataclass
+        ... class Mine(FlatHyperParams):
+        ...     lr: float = setting(0.1, "Learning rate.", ge=0)
+        >>> Mine.from_dict({"lr": "1e-3"})
+        Mine(lr=0.001)
     """
 
     def __post_init__(self) -> None:
@@ -48,7 +70,11 @@ class FlatHyperParams:
 
     @classmethod
     def from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-        """Build from a mapping, refusing unknown keys with the nearest valid name."""
+        """Build from a mapping of settings.
+
+        Raises:
+            HParamsError: an unknown key (the message has the nearest valid one), or a bad value.
+        """
         known = [entry.name for entry in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -61,7 +87,7 @@ class FlatHyperParams:
 
     @classmethod
     def explain(cls, key: str) -> str | None:
-        """What became of a setting that is no longer here; None for one that never was."""
+        """Hint for a setting which was renamed or removed; None for any other key."""
         return None
 
     @classmethod
@@ -88,13 +114,13 @@ class FlatHyperParams:
         return dataclasses.asdict(self)
 
 
-def _check_range(name: str, value: Any, least: float | None, below: float | None) -> None:
+def _check_range(name: str, value: Any, ge: float | None, lt: float | None) -> None:
     if value is None:
         return
-    if least is not None and value < least:
-        raise HParamsError(f"{name}: expected at least {least}, got {value}")
-    if below is not None and value >= below:
-        raise HParamsError(f"{name}: expected less than {below}, got {value}")
+    if ge is not None and value < ge:
+        raise HParamsError(f"{name}: expected at least {ge}, got {value}")
+    if lt is not None and value >= lt:
+        raise HParamsError(f"{name}: expected less than {lt}, got {value}")
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
@@ -126,5 +152,5 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         return f"cuda:{value}"
     elif type(value) is hint:
         return value
-    wanted = str(hint) if get_origin(hint) else hint.__name__
-    raise HParamsError(f"{name}: expected {wanted}, got {value!r} ({type(value).__name__})")
+    expected = str(hint) if get_origin(hint) else hint.__name__
+    raise HParamsError(f"{name}: expected {expected}, got {value!r} ({type(value).__name__})")

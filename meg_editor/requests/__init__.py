@@ -1,1 +1,1 @@
-"""Edit requests: what a user asks for, from files; and the question within a prompt."""
+"""Edit requests, their file formats, and the question span of a prompt."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from meg_editor.requests.request import MergedRequests, RequestError, merge_requests
 
-# field -> how EasyEdit's and KnowEdit's files spell it
+# field -> its names in EasyEdit's and KnowEdit's files
 _FIELDS = {
     "prompt": (),
     "target_new": (),
@@ -25,7 +25,7 @@ _REQUIRED = ("prompt", "target_new")
 
 
 def read_requests(path: str | Path) -> MergedRequests:
-    """Read a file of edits: UTF-8, with or without BOM; the suffix tells the format.
+    """Read a file of edits: UTF-8, with or without BOM; the suffix gives the format.
 
     `.json` holds a list of objects or `{"edits": [...]}`, `.jsonl` one object per line, `.csv` a
     header line with column names. The fields are those of `EditRequest`; in CSV "|" separates the
@@ -33,9 +33,19 @@ def read_requests(path: str | Path) -> MergedRequests:
     EasyEdit and CounterFact have many, unless one looks like a misspelt field which the row lacks.
     Lines and entries are counted from 1.
 
+    Returns:
+        The requests, one per prompt, and the number of repeated rows.
+
     Raises:
         FileNotFoundError, IsADirectoryError: no file at `path`.
         RequestError: unknown suffix, bad UTF-8, bad format, or rows `merge_requests` refuses.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "facts.csv"
+        >>> _ = path.write_text("prompt,target_new\\nThe capital of France is,Lima\\n")
+        >>> read_requests(path).requests[0].target_new
+        'Lima'
     """
     rows, places = [], []
     for where, row in read_rows(path):
@@ -45,7 +55,7 @@ def read_requests(path: str | Path) -> MergedRequests:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row of a file is ("facts.json, entry 7", counted from 1), and its fields.
+    """Rows of a file as pairs: location ("facts.json, entry 7", counted from 1) and fields.
 
     Raises:
         FileNotFoundError, IsADirectoryError: no file at `path`.
@@ -145,18 +155,18 @@ def _known_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields of `row` in our spelling, without any others; near misses are refused."""
     every = {spelling for field, others in _FIELDS.items() for spelling in (field, *others)}
     unknown = {str(key).strip().lower().replace(" ", "_"): key for key in row if key not in every}
-    found = {}
+    fields = {}
     for field, others in _FIELDS.items():
         given = [spelling for spelling in (field, *others) if spelling in row]
         if given:
-            found[field] = next((row[s] for s in given if row[s]), row[given[0]])
+            fields[field] = next((row[s] for s in given if row[s]), row[given[0]])
             continue
         for plain, key in unknown.items():
             if close := get_close_matches(plain, (field, *others), n=1, cutoff=0.7):
                 raise RequestError(f"{where}: unknown field {key!r}; did you mean {close[0]!r}?")
         if field in _REQUIRED:
-            return row  # merge_requests tells what is missing and what is there
-    return found
+            return row  # merge_requests names the missing field and those present
+    return fields
 
 
 _FORMATS = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}

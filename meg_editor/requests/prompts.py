@@ -1,10 +1,10 @@
-"""Which part of a prompt is the question: chat turns, templates, few-shot contexts."""
+"""The question span of a prompt: chat turns, prompt templates, few-shot contexts."""
 
 from __future__ import annotations
 
 import re
 from itertools import takewhile
-from typing import Any
+from typing import Any, Protocol
 
 _SENTINEL = "§question§"
 # "A:", "Answer:", "Output:", "Assistant:" on a line of its own, or before a question ("Q: ...").
@@ -12,31 +12,47 @@ _CUE = re.compile(r"^\s*[A-Z][a-z]{0,11}\s*:\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 
 
+class ChatTokenizer(Protocol):
+    """A tokenizer which may have a chat template (`meg_editor.lm.protocols.Tokenizer` is one)."""
+
+    bos_token: str | None
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+
 class PromptReader:
-    """Finds the question in what an LLM is given.
+    """Puts queries into the prompt template, and extracts candidate question spans from prompts.
 
     Args:
-        tokenizer: of the LLM; its chat template, if any, tells how a user turn is framed.
-        prompt_template: the template which fitting put around queries, one `{}`.
+        tokenizer: of the LLM; its chat template, if any, gives the text around a user turn.
+        prompt_template: the template around every query, with one `{}`.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> reader = PromptReader(tokenizer, "Question: {} Answer:")
+        >>> reader.wrap("Who wrote Emma?")
+        'Question: Who wrote Emma? Answer:'
+        >>> reader.candidates("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")[1:]
+        ['Who wrote Emma?']
     """
 
-    def __init__(self, tokenizer: Any, prompt_template: str = "{}") -> None:
+    def __init__(self, tokenizer: ChatTokenizer, prompt_template: str = "{}") -> None:
         self.template = prompt_template
         before, _, after = prompt_template.partition("{}")
-        # Prompts come stripped: what is at their ends is compared without white space.
+        # Prompts are stripped, so their ends are compared without white space.
         stripped = ((b.lstrip(), a.rstrip()) for b, a in (_chat_frame(tokenizer), (before, after)))
         self._frames = [frame for frame in stripped if any(frame)]
 
     def wrap(self, query: str) -> str:
-        """What the LLM sees of a bare query."""
+        """The prompt of a bare query: the query in the prompt template."""
         return self.template.replace("{}", query)
 
     def candidates(self, prompt: str) -> list[str]:
-        """The possible questions in `prompt`, the most literal first, without repetition.
+        """Candidate question spans of `prompt`, longest first, without duplicates; at least one.
 
-        The text itself (taken out of its chat turn or template), its last line, and that line's
-        last sentence: a fact may be asked at the end of a long few-shot context. There is always
-        at least one, if only the empty one.
+        They are the text (without its chat turn or prompt template), its last line, and the last
+        sentence of that line: the question may stand at the end of a few-shot context.
         """
         text = self._unframe(prompt)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -44,8 +60,8 @@ class PromptReader:
             lines.pop()
         last = _CUE.sub("", lines[-1]).strip() if lines else text
         sentence = _SENTENCE_END.split(last)[-1].strip()
-        readings = dict.fromkeys(part for part in (text.strip(), last, sentence) if part)
-        return list(readings) or [prompt.strip()]
+        spans = dict.fromkeys(part for part in (text.strip(), last, sentence) if part)
+        return list(spans) or [prompt.strip()]
 
     def _unframe(self, prompt: str) -> str:
         text = prompt.rstrip()
@@ -56,11 +72,11 @@ class PromptReader:
         return prompt
 
 
-def _chat_frame(tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts before and after every user turn, wherever it stands.
+def _chat_frame(tokenizer: ChatTokenizer) -> tuple[str, str]:
+    """The text which the chat template puts before and after every user turn.
 
-    What a template begins with (BOS, a system prompt of its own) comes before the first turn only,
-    so that the frame is what a first and a later turn have in common. Without a template: ("", "").
+    BOS and a default system prompt come before the first turn only, so the frame is what a first
+    and a later turn have in common. Without a template: ("", "").
     """
     if not getattr(tokenizer, "chat_template", None):
         return "", ""
@@ -68,8 +84,8 @@ def _chat_frame(tokenizer: Any) -> tuple[str, str]:
     for roles in (["user"], ["user", "assistant", "user"]):
         turns = [{"role": role, "content": _SENTINEL} for role in roles]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        before, found, after = text.rpartition(_SENTINEL)
-        if not found:
+        before, sentinel, after = text.rpartition(_SENTINEL)
+        if not sentinel:
             return "", ""
         frames.append((before.removeprefix(tokenizer.bos_token or ""), after))
     (first, after), (later, _) = frames

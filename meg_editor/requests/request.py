@@ -1,4 +1,4 @@
-"""What a user asks for: one prompt, one new answer, and what belongs to them."""
+"""Edit requests: a prompt, its new target, and texts for evaluation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,34 @@ from typing import Any
 
 
 class RequestError(ValueError):
-    """An edit request that cannot be taken as it stands; the message names row and field."""
+    """An edit request is malformed or contradicts another; the message names row and field.
+
+    Example:
+        >>> EditRequest.from_mapping({"prompt": "The capital of France is"}, "facts.json, entry 7")
+        Traceback (most recent call last):
+        ...
+        meg_editor.requests.request.RequestError: facts.json, entry 7: field 'target_new' is missing
+        (found 'prompt')
+    """
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """Make the model answer `prompt` with `target_new`.
+    """One edit: the model shall answer `prompt` with `target_new`.
 
-    `rephrases` are other ways to ask, `locality_prompts` questions whose answers must stay; both
-    serve evaluation, and encoder tuning where the request is pseudo-knowledge. They are never
-    trained on when the request is an edit.
+    `rephrases` and `locality_prompts` serve evaluation, and encoder tuning where the request is
+    pseudo-knowledge. Those of an edit are never trained on.
+
+    Attributes:
+        prompt: the query, without a prompt template.
+        target_new: the new answer.
+        subject: the entity in the prompt, if known; it sharpens routing.
+        rephrases: paraphrases of the prompt, for Generality.
+        locality_prompts: queries whose answers must stay, for Locality.
+
+    Example:
+        >>> EditRequest("The capital of France is", "Lima", subject="France").key
+        'The capital of France is'
     """
 
     prompt: str
@@ -28,18 +46,23 @@ class EditRequest:
 
     @property
     def key(self) -> str:
-        """The prompt whatever its white space: requests with one key are edits of one prompt."""
+        """The prompt with white space normalised: requests with equal keys edit the same prompt."""
         return " ".join(self.prompt.split())
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any], where: str = "request") -> EditRequest:
-        """Check one row of user data.
+        """A request from one row of user data, validated.
 
         Accepts EasyEdit's spellings too: `rephrase_prompt` (one string) for `rephrases`, and a
         `prompt` with one `{}` to be filled with `subject`.
 
         Raises:
             RequestError: naming `where` and the field, for anything missing, blank or not text.
+
+        Example:
+            >>> row = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Lima"}
+            >>> EditRequest.from_mapping(row).prompt
+            'The capital of France is'
         """
         prompt = _text(row, "prompt", where)
         subject = _text(row, "subject", where) if row.get("subject") not in (None, "") else None
@@ -61,8 +84,10 @@ class EditRequest:
 class MergedRequests:
     """Requests with one entry per prompt.
 
-    `duplicates` counts the rows that repeated an earlier prompt with the same target; what else
-    they hold was added to that of the first row.
+    Attributes:
+        requests: in the order of the first row of each prompt.
+        duplicates: rows that repeated an earlier prompt with the same target; their rephrases and
+            locality prompts were added to those of the first row.
     """
 
     requests: tuple[EditRequest, ...]
@@ -81,6 +106,12 @@ def merge_requests(
     Raises:
         RequestError: a row is malformed, two rows give one prompt different targets (both are
             named), or there is no row at all.
+
+    Example:
+        >>> row = {"prompt": "The capital of France is", "target_new": "Lima"}
+        >>> merged = merge_requests([row, {**row, "subject": "France"}])
+        >>> merged.requests[0].subject, merged.duplicates
+        ('France', 1)
     """
     first: dict[str, tuple[EditRequest, str]] = {}
     duplicates = 0
@@ -111,12 +142,16 @@ def merge_requests(
 
 
 def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditRequest, ...]:
-    """What a method may use of requests: prompts, targets and subjects.
+    """Requests without their evaluation texts: prompts, targets and subjects only.
 
-    `rephrase_prompt`, `locality` and `portability` are for evaluation.
+    An editing method must not see `rephrase_prompt`, `locality` and `portability`.
 
     Raises:
         RequestError: as `merge_requests`.
+
+    Example:
+        >>> only_edits([{"prompt": "p", "target_new": "t", "rephrase_prompt": "q"}])[0].rephrases
+        ()
     """
     fields = ("prompt", "target_new", "subject")
     return merge_requests(
@@ -128,7 +163,7 @@ def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditReq
 
 
 def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:
-    """The earlier of two rows about one edit, with the later one's texts after its own."""
+    """Two rows of one edit merged: the texts of the earlier row come first."""
     rephrases = dict.fromkeys(earlier.rephrases + later.rephrases)
     locality_prompts = dict.fromkeys(earlier.locality_prompts + later.locality_prompts)
     return replace(
