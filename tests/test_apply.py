@@ -301,3 +301,31 @@ def test_dropped_wrappers_take_their_hooks_along(apply: Any, tiny_llama: Any) ->
     del edited
     gc.collect()
     assert hooks(base) == 0
+
+
+def test_many_edits_of_a_model_from_disk_are_generated_in_batches(
+    apply: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond 65,536 edits anchors are in half precision, and no batch could hold all neurons."""
+    monkeypatch.setattr("meg_editor.routing.index._MANY", 2)
+    edited = apply(
+        FIRST,
+        hparams=SETTINGS.changed(
+            generator="mlp", generator_width=16, generator_depth=1, generator_steps=20
+        ),
+    )
+    assert edited.anchors.dtype == torch.float16
+    edited.save_pretrained(tmp_path / "edits")
+    loaded = MeGModel.from_pretrained(tmp_path / "edits", base=edited.base)
+    sizes: list[int] = []
+    real = loaded.generator.generate
+
+    def generate(conditions: Tensor, steps: int | None = None) -> Tensor:
+        assert conditions.dtype == torch.float32
+        sizes.append(len(conditions))
+        return real(conditions, steps)
+
+    monkeypatch.setattr(loaded.generator, "generate", generate)
+    neurons = loaded.generated_neurons(rows=2)
+    assert sizes == [2, 1] and neurons.shape == (3, loaded.spec.size)
+    assert len(apply(LATER, loaded).edits) == 5

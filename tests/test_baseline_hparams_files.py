@@ -82,12 +82,12 @@ def test_layers_and_modules_are_in_the_real_model(name: str) -> None:
     if isinstance(hparams, LocateHyperParams):
         hparams.check(model)
     if isinstance(hparams, TokenGradientHyperParams):
-        found = hparams.linear_layers(model)
-        assert found == hparams.inner_params or not hparams.inner_params
+        result = hparams.linear_layers(model)
+        assert result == hparams.inner_params or not hparams.inner_params
     elif isinstance(hparams, LayerHyperParams):
-        found = hparams.down_projections(model)
+        result = hparams.down_projections(model)
         own = hparams.changed(rewrite_module_tmp=None)
-        assert found == own.down_projections(model) and len(found) == len(hparams.layers)
+        assert result == own.down_projections(model) and len(result) == len(hparams.layers)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -178,8 +178,8 @@ def test_the_documented_example_is_a_method(
     assert {name.rpartition(".")[0].rpartition(".")[0] for name in changed} == {
         "model.layers.0.mlp"
     }
-    told = [a == c.request.target_new for a, c in zip(answers, cases, strict=True)]
-    assert sum(told) >= 0.9 * len(cases)
+    correct = [a == c.request.target_new for a, c in zip(answers, cases, strict=True)]
+    assert sum(correct) >= 0.9 * len(cases)
 
 
 def test_facts_which_the_model_knows_that_way_are_not_edited(
@@ -214,10 +214,10 @@ def cells(
 
 
 def test_every_method_answers_the_same_questions(cells: Any) -> None:
-    found = {(cell.method, cell.seed): cell for cell in cells[0]}
-    assert set(found) == {(m, s) for m in ("unedited", "meg", "noisy") for s in (0, 1)}
+    result = {(cell.method, cell.seed): cell for cell in cells[0]}
+    assert set(result) == {(m, s) for m in ("unedited", "meg", "noisy") for s in (0, 1)}
     for seed in (0, 1):
-        unedited, meg, broken = (found[name, seed] for name in ("unedited", "meg", "noisy"))
+        unedited, meg, broken = (result[name, seed] for name in ("unedited", "meg", "noisy"))
         assert unedited.reliability.ag == 0 and unedited.locality.ag == 100
         assert meg.reliability.ag == 100 and meg.oracle_generality > 80
         assert meg.intervals["reliability.ag"] == (100, 100)
@@ -318,7 +318,7 @@ def test_a_cell_names_what_is_missing_or_unknown(cells: Any) -> None:
         read_cells(Path(__file__).with_name("nowhere.json"))
 
 
-def test_some_of_the_edits_are_asked_while_all_are_in_place(
+def test_a_sample_of_the_edits_is_evaluated_while_all_are_applied(
     cells: Any,
     benchmark: Benchmark,
     loaded: tuple[Any, Any],
@@ -349,25 +349,25 @@ def test_some_of_the_edits_are_asked_while_all_are_in_place(
 def test_one_trap_asks_something_else_about_the_subject_and_never_another_edit(
     loaded: tuple[Any, Any], hparams: MeGHyperParams
 ) -> None:
-    wordings = ["{} was born in", "{} works as", "The wife of {} is"]
+    templates = ["{} was born in", "{} works as", "The wife of {} is"]
 
-    def fact(wording: str, subject: str) -> EvaluationCase:
-        return EvaluationCase(EditRequest(wording.format(subject), " x", subject))
+    def fact(template: str, subject: str) -> EvaluationCase:
+        return EvaluationCase(EditRequest(template.format(subject), " x", subject))
 
-    def asked(cases: Sequence[EvaluationCase]) -> dict[int, str]:
-        relations = Relations([fact(wording, "Bo") for wording in wordings])
+    def trap_prompts(cases: Sequence[EvaluationCase]) -> dict[int, str]:
+        relations = Relations([fact(template, "Bo") for template in templates])
         reader = PromptReader(loaded[1], hparams.prompt_template)
-        found = questions_of(*loaded, cases, reader, traps=relations)
-        traps = [q for q in found if q.kind == "trap:same subject"]
+        result = questions_of(*loaded, cases, reader, traps=relations)
+        traps = [q for q in result if q.kind == "trap:same subject"]
         assert all(q.answers == (" x",) for q in traps)
         return {q.edit: q.prompt for q in traps}
 
-    alone = asked([fact(wordings[0], "Ann"), fact(wordings[1], "Al")])
+    alone = trap_prompts([fact(templates[0], "Ann"), fact(templates[1], "Al")])
     assert alone[0] in {"Ann works as", "The wife of Ann is"}
     assert alone[1] in {"Al was born in", "The wife of Al is"}
-    both = asked([fact(wordings[0], "Ann"), fact(wordings[1], "Ann")])
+    both = trap_prompts([fact(templates[0], "Ann"), fact(templates[1], "Ann")])
     assert set(both.values()) <= {"The wife of Ann is"}
-    assert not asked([fact(wording, "Ann") for wording in wordings])
+    assert not trap_prompts([fact(template, "Ann") for template in templates])
 
 
 def test_what_a_data_set_does_not_ask_is_null() -> None:
@@ -378,10 +378,10 @@ def test_what_a_data_set_does_not_ask_is_null() -> None:
 
 
 def test_tables_give_mean_and_spread(cells: Any) -> None:
-    told = markdown(cells[0])
-    row = next(line for line in told.splitlines() if line.startswith("| meg |"))
+    text = markdown(cells[0])
+    row = next(line for line in text.splitlines() if line.startswith("| meg |"))
     assert row.split("|")[2].strip() == "100.0 ± 0.0"
-    assert "| unedited | 0.0 ± 0.0 |" in told and "Oracle gen" in told and "tokens/s" in told
+    assert "| unedited | 0.0 ± 0.0 |" in text and "Oracle gen" in text and "tokens/s" in text
 
 
 def test_the_overview_puts_the_best_at_the_most_edits_first(cells: Any) -> None:
@@ -422,15 +422,15 @@ def test_plots_are_drawn(cells: Any, tmp_path: Path) -> None:
 
 def test_latency_counts_the_tokens_it_asks_for(loaded: tuple[Any, Any], monkeypatch: Any) -> None:
     model, tokenizer = loaded
-    asked = []
+    lengths = []
     real = model.generate
 
     def generate(**kwargs: Any) -> Any:
-        asked.append(real(**kwargs).shape[1] - kwargs["input_ids"].shape[1])
+        lengths.append(real(**kwargs).shape[1] - kwargs["input_ids"].shape[1])
 
     monkeypatch.setattr(model, "generate", generate)
-    found = latency(model, tokenizer, ["Where was she born?", "He"], new_tokens=6, warm_up=1)
-    assert asked == [6, 6, 6] and found.tokens_per_second > 0
+    result = latency(model, tokenizer, ["Where was she born?", "He"], new_tokens=6, warm_up=1)
+    assert lengths == [6, 6, 6] and result.tokens_per_second > 0
 
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: Any) -> None:

@@ -82,19 +82,19 @@ def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(
     gate = SimilarityGate()
     before = copy.deepcopy(gate.state_dict())
     settings = dataclasses.replace(HPARAMS, gate_state_weight=weight)
-    found = calibrated(parts, gate, neurons, settings)
-    assert weight is None or found.state_weight == weight
+    result = calibrated(parts, gate, neurons, settings)
+    assert weight is None or result.state_weight == weight
     assert gate.state_dict() == before
-    assert -1 < found.threshold <= 1 and found.balance > 0.9
+    assert -1 < result.threshold <= 1 and result.balance > 0.9
 
     inside = FACTS[::2]  # more than there are edits, which are therefore left out
     neurons = collect(model, tokenizer, spec, inside, HPARAMS).neurons
     bank = NeuronBank.build(HPARAMS, encoder.dimension, spec.size, len(inside))
     states = HiddenStateReader(model, tokenizer, spec, PromptReader(tokenizer))
-    settings = dataclasses.replace(HPARAMS, gate_state_weight=found.state_weight)
+    settings = dataclasses.replace(HPARAMS, gate_state_weight=result.state_weight)
     index = build_index(inside, encoder, states, BACKGROUND, settings)
     bank.fit(index.anchors, neurons)
-    for threshold in (-1.0, found.threshold):
+    for threshold in (-1.0, result.threshold):
         gate = SimilarityGate(threshold)
         edited = MeGModel(model, tokenizer, HPARAMS, spec, encoder, gate, bank, index, inside)
         right = [edited.answer(p)[0] == f.target_new for f in inside for p in f.rephrases]
@@ -102,28 +102,28 @@ def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(
         others = [p for f in FACTS[1::2] for p in (f.prompt, *f.rephrases)]
         others += [p for f in FACTS for p in f.locality_prompts]
         others = [p for p in others if p not in known]
-        told = greedy_answers(model, tokenizer, others, 32)
-        kept = [a == b for a, b in zip(told, edited.answer(others), strict=True)]
-        at = int((found.thresholds - threshold).abs().argmin())
-        assert float(found.generality[at]) == pytest.approx(sum(right) / len(right))
-        assert float(found.locality[at]) == pytest.approx(sum(kept) / len(kept))
+        answers = greedy_answers(model, tokenizer, others, 32)
+        retained = [a == b for a, b in zip(answers, edited.answer(others), strict=True)]
+        at = int((result.thresholds - threshold).abs().argmin())
+        assert float(result.generality[at]) == pytest.approx(sum(right) / len(right))
+        assert float(result.locality[at]) == pytest.approx(sum(retained) / len(retained))
 
 
 def test_one_of_the_weights_of_the_states_is_taken(parts: Any) -> None:
     spec = parts[2]
     neurons = torch.zeros(len(EDITS), spec.size)
-    found = {}
+    result = {}
     for weight in (None, 0.0, 0.25, 0.5):
         settings = dataclasses.replace(HPARAMS, gate_state_weight=weight)
-        found[weight] = calibrated(parts, SimilarityGate(), neurons, settings)
-    chosen = found.pop(None)
+        result[weight] = calibrated(parts, SimilarityGate(), neurons, settings)
+    chosen = result.pop(None)
     inside = FACTS[::2]
     known = {text for fact in inside for text in (fact.prompt, *fact.rephrases)}
     others = [text for fact in FACTS[1::2] for text in (fact.prompt, *fact.rephrases)]
     others += [text for fact in FACTS for text in fact.locality_prompts]
     count = sum(text not in known for text in others)
     given = one_standard_error_rule(
-        list(found.values()), sum(len(fact.rephrases) for fact in inside), count
+        list(result.values()), sum(len(fact.rephrases) for fact in inside), count
     )
     assert chosen.state_weight == given.state_weight
     assert torch.equal(chosen.generality, given.generality)
@@ -142,8 +142,8 @@ def test_between_weights_which_chance_cannot_tell_apart_the_whole_sweep_decides(
 
     def taken(*shares: float) -> float:
         weighed = zip((0.0, 0.25, 0.5), shares, strict=True)
-        found = [sweep(share, weight) for weight, share in weighed]
-        return one_standard_error_rule(found, 100, 50).state_weight
+        result = [sweep(share, weight) for weight, share in weighed]
+        return one_standard_error_rule(result, 100, 50).state_weight
 
     assert taken(0.945, 0.96, 0.955) == 0.5
     assert taken(0.955, 0.96, 0.945) == 0.0
@@ -164,15 +164,15 @@ def test_a_gate_which_learns_its_edits_is_calibrated_on_a_copy(parts: Any) -> No
     gate = FamiliarityGate.build(HPARAMS, encoder.dimension)
     before = copy.deepcopy(gate.state_dict())
     neurons = torch.zeros(len(EDITS), spec.size)
-    found = calibrated(parts, gate, neurons, HPARAMS)
-    assert found.threshold <= 0  # minus an entropy
+    result = calibrated(parts, gate, neurons, HPARAMS)
+    assert result.threshold <= 0  # minus an entropy
     assert all(torch.equal(before[name], value) for name, value in gate.state_dict().items())
 
 
 def test_what_the_model_answers_anyway_gets_another_target() -> None:
     facts = [EditRequest(f"question {n}", f"answer {n}") for n in range(3)]
-    told = ["answer 0", "something", "answer 2"]
-    assert [f.target_new for f in _edited_for_calibration(facts, told)] == [
+    answers = ["answer 0", "something", "answer 2"]
+    assert [f.target_new for f in _edited_for_calibration(facts, answers)] == [
         "answer 1",
         "answer 1",
         "answer 0",

@@ -138,6 +138,6 @@ def test_hooks_act_within_active_alone_and_nest() -> None:
 def test_the_reader_gives_the_input_at_the_last_token(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     rows = tiny_tokenizer(QUERIES)["input_ids"]
     name = "model.layers.1.mlp"
-    found = LastTokenReader(tiny_llama, name).read(rows, rows_at_once=3)
+    result = LastTokenReader(tiny_llama, name).read(rows, rows_at_once=3)
     ends = [len(row) - 1 for row in rows]
-    torch.testing.assert_close(found, activations_at(tiny_llama, rows, ends, [name])[name].inputs)
+    torch.testing.assert_close(result, activations_at(tiny_llama, rows, ends, [name])[name].inputs)

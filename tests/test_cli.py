@@ -172,7 +172,7 @@ def test_what_is_no_edit_is_answered_as_before(
     assert why.startswith("not an edit (nearest: 'The ") and why.endswith(" < 1.000]")
 
 
-def test_questions_can_be_asked_one_after_another(
+def test_an_interactive_session_answers_one_question_after_another(
     edit: Command, run: Command, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert edit(facts)[0] == 0
@@ -487,9 +487,9 @@ def test_an_interrupt_keeps_finished_stages_and_nothing_half_written(
     assert (status, out) == (130, "")
     assert "interrupted" in err and "the same command resumes" in err
     assert {path.name for path in tmp_path.iterdir()} - before == {"out.stages"}
-    kept = sorted(path.name for path in (tmp_path / "out.stages").iterdir())
-    assert [name.partition("-")[0] for name in kept] == ["collection", "encoder"]
-    assert all(name.endswith(".safetensors") for name in kept)
+    retained = sorted(path.name for path in (tmp_path / "out.stages").iterdir())
+    assert [name.partition("-")[0] for name in retained] == ["collection", "encoder"]
+    assert all(name.endswith(".safetensors") for name in retained)
 
     status, out, _ = edit(facts)
     assert status == 0 and "(resumed: encoder, collection)" in out

@@ -37,9 +37,9 @@ def test_one_step_is_sgd_on_the_mean_loss_of_a_fact(
 ) -> None:
     """Against a fact on its own, through the model's own forward pass."""
     settings = dataclasses.replace(SETTINGS, collection_steps=1, collection_contexts=1)
-    found = collect(tiny_llama, tiny_tokenizer, spec, REQUESTS, settings, retries=0)
+    result = collect(tiny_llama, tiny_tokenizer, spec, REQUESTS, settings, retries=0)
     start = shared_start(spec, settings.seed)
-    for request, neuron in zip(REQUESTS, found.neurons, strict=True):
+    for request, neuron in zip(REQUESTS, result.neurons, strict=True):
         example = encode_example(tiny_tokenizer, request.prompt, request.target_new)
         ids = torch.tensor([example.prompt + example.target])
         own = start.clone().unsqueeze(0).requires_grad_(True)
@@ -92,14 +92,14 @@ def test_success_is_what_generation_says_and_retries_help() -> None:
     own = NeuronSpec.from_model(model, hparams.layer)
     short = collect(model, tokenizer, own, requests, hparams, retries=0)
     assert not short.success.all()
-    found = collect(model, tokenizer, own, requests, MeGHyperParams.preset("default"))
-    assert found.success.float().mean() >= 0.95
-    for collection in (short, found):
+    result = collect(model, tokenizer, own, requests, MeGHyperParams.preset("default"))
+    assert result.success.float().mean() >= 0.95
+    for collection in (short, result):
         with NeuronHook(model, own) as hook, hook.attached(collection.neurons):
             prompts = [request.prompt for request in requests]
             answers = greedy_answers(model, tokenizer, prompts, 12)
-        told = [answer == r.target_new for answer, r in zip(answers, requests, strict=True)]
-        assert told == collection.success.tolist()
+        correct = [answer == r.target_new for answer, r in zip(answers, requests, strict=True)]
+        assert correct == collection.success.tolist()
     again = collect(model, tokenizer, own, requests, hparams)
     assert again.success.sum() > short.success.sum()
 
@@ -129,14 +129,14 @@ def test_a_rate_that_explodes_is_named(
 def test_target_logits_are_the_models_own(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     examples = [encode_example(tiny_tokenizer, r.prompt, r.target_new) for r in REQUESTS]
     batch = Batch.of(examples, "cpu")
-    logits, wanted, rows = target_logits(tiny_llama, batch)
+    logits, targets, rows = target_logits(tiny_llama, batch)
     position = 0
     for row, example in enumerate(examples):
         ids = torch.tensor([example.prompt + example.target])
         own = tiny_llama(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
         size = len(example.target)
         assert torch.allclose(logits[position : position + size], own, atol=1e-4)
-        assert wanted[position : position + size].tolist() == example.target
+        assert targets[position : position + size].tolist() == example.target
         assert rows[position : position + size].tolist() == [row] * size
         position += size
 

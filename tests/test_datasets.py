@@ -100,7 +100,7 @@ def test_generation_prompts_of_counterfact_are_no_paraphrases(written: Writer) -
     assert [len(case.paraphrases) for case in cases] == [1, 0, 0]
 
 
-def test_zsre_edits_towards_what_is_asked_for(written: Writer) -> None:
+def test_zsre_edits_towards_the_alternative_answer(written: Writer) -> None:
     path = written(ZSRE)
     (true,), (made_up,) = load_zsre(path).cases, load_zsre(path, "alt").cases
     assert (true.request.target_new, true.truth) == ("Lyon", None)
@@ -118,7 +118,9 @@ def test_zsre_leaves_out_alternatives_which_are_none(written: Writer) -> None:
     assert len(load_zsre(path, "alt").cases) == 1 and len(load_zsre(path).cases) == 3
 
 
-def test_what_follows_from_the_made_up_answer_is_not_asked_of_the_true_one(written: Writer) -> None:
+def test_portability_of_the_counterfactual_answer_is_not_tested_on_the_true_one(
+    written: Writer,
+) -> None:
     hop = {"Recalled Relation": "", "New Question": "Which fjord?", "New Answer": "Oslofjord"}
     path = written({**ZSRE, "portability": hop})
     assert load_zsre(path).cases[0].portability == {}
@@ -138,11 +140,11 @@ def test_mquake_edits_are_shared_by_chains(written: Writer) -> None:
             {"question": "Where is Oslo?", "answer": "Norway", "answer_alias": ["Norge"]},
         ],
     }
-    found = load_mquake(written(record, record))
-    (case,) = found.cases
+    result = load_mquake(written(record, record))
+    (case,) = result.cases
     assert case.paraphrases == ("What is Aleppo's twin?",)
-    assert len(found.multi_hop) == 2
-    for chain in found.multi_hop:
+    assert len(result.multi_hop) == 2
+    for chain in result.multi_hop:
         assert chain.edits == (case.request.prompt,)
         assert chain.answers == ("Norway", "Norge")
         assert [hop.answers for hop in chain.hops] == [("Oslo",), ("Norway", "Norge")]
@@ -234,8 +236,13 @@ def test_the_published_files_load_whole(name: str, file: str, count: int | None)
         ]
         answers = [answer for probe in probes for answer in probe.answers]
         request = case.request
-        asked = [request.prompt, request.target_new, *case.paraphrases, *(p.prompt for p in probes)]
-        return asked + answers
+        prompts = [
+            request.prompt,
+            request.target_new,
+            *case.paraphrases,
+            *(p.prompt for p in probes),
+        ]
+        return prompts + answers
 
     for case in cases:
         assert all(text and text == text.strip() for text in texts(case))
@@ -251,10 +258,10 @@ def test_counterfacts_schemas_agree_on_the_published_edits() -> None:
 
 
 def test_every_hop_of_mquake_that_is_edited_has_its_edit() -> None:
-    found = load_mquake(published("mquake_cf_3k.json"))
-    targets = {case.request.prompt: case.request.target_new for case in found.cases}
-    assert len(found.multi_hop) == 843
-    for chain in found.multi_hop:
+    result = load_mquake(published("mquake_cf_3k.json"))
+    targets = {case.request.prompt: case.request.target_new for case in result.cases}
+    assert len(result.multi_hop) == 843
+    for chain in result.multi_hop:
         assert 1 <= len(chain.edits) <= 4 and len(chain.questions) == 3
         answers = {answer for hop in chain.hops for answer in hop.answers}
         assert all(targets[prompt] in answers for prompt in chain.edits)

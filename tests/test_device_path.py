@@ -68,14 +68,14 @@ def test_nothing_comes_back_from_the_device(far: MeGModel) -> None:
 def test_which_rows_are_edits_is_all_that_the_host_learns(
     far: MeGModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
 
     def decide(tensor: torch.Tensor) -> list[int]:
-        told.append(tuple(tensor.shape))
+        shapes.append(tuple(tensor.shape))
         return [0, -1, 14]
 
     monkeypatch.setattr(torch.Tensor, "tolist", decide)
     far.edits = far.edits * 3  # edit 14 exists
     neurons = far.neurons(far.route(QUERIES))
-    assert told == [(3,)]
+    assert shapes == [(3,)]
     assert neurons is not None and neurons.shape == (3, far.spec.size) and neurons.is_meta

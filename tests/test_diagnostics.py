@@ -45,7 +45,7 @@ def test_rouge_l_is_that_of_the_longest_common_subsequence() -> None:
     assert rouge_l("", "a") == 0 and rouge_l("", "") == 1
 
 
-def test_token_recall_counts_words_as_often_as_they_are_wanted() -> None:
+def test_token_recall_counts_repeated_reference_words() -> None:
     assert token_recall("The cat. A cat!", "cat cat dog") == pytest.approx(2 / 3)
     assert token_recall("cat cat cat", "Cat") == 1 and token_recall("", "cat") == 0
     assert token_recall("anything", "") == 1
@@ -69,18 +69,18 @@ def test_perplexity_is_that_of_each_text_alone(tiny_llama: Any, tiny_tokenizer: 
         losses += (-scores.gather(1, ids[0, 1:, None])).flatten().tolist()
     expected = math.exp(sum(losses) / len(losses))
     for rows in (1, 3):
-        found = perplexity(tiny_llama, tiny_tokenizer, texts, rows)
-        assert found == pytest.approx(expected, rel=1e-4)
+        result = perplexity(tiny_llama, tiny_tokenizer, texts, rows)
+        assert result == pytest.approx(expected, rel=1e-4)
     assert math.isnan(perplexity(tiny_llama, tiny_tokenizer, []))
 
 
 def test_multi_hop_wants_all_hops_and_any_question() -> None:
-    told = {"A is": "b", "Who is A?": "b", "Where is b?": "sea", "q1": "no", "q2": "The Sea."}
-    asked: list[str] = []
+    known = {"A is": "b", "Who is A?": "b", "Where is b?": "sea", "q1": "no", "q2": "The Sea."}
+    prompts: list[str] = []
 
     def answer(questions: Sequence[str]) -> list[str]:
-        asked.extend(questions)
-        return [told.get(question, "?") for question in questions]
+        prompts.extend(questions)
+        return [known.get(question, "?") for question in questions]
 
     good = MultiHopCase(
         ("A is",), ("q1", "q2"), ("sea", "The Sea"),
@@ -90,9 +90,9 @@ def test_multi_hop_wants_all_hops_and_any_question() -> None:
         ("A is", "C is"), ("q1",), ("sea",),
         (Probe("Who is A?", ("b",)), Probe("Who is C?", ("d",))),
     )  # fmt: skip
-    found = multi_hop_scores(answer, [good, bad], {"A is": "b", "C is": "d"})
-    assert (found.edit_wise, found.instance_wise, found.multi_hop) == (50, 50, 50)
-    assert len(asked) == len(set(asked)) == 7
+    result = multi_hop_scores(answer, [good, bad], {"A is": "b", "C is": "d"})
+    assert (result.edit_wise, result.instance_wise, result.multi_hop) == (50, 50, 50)
+    assert len(prompts) == len(set(prompts)) == 7
 
 
 def test_near_duplicates_tell_contradictions() -> None:
@@ -105,13 +105,15 @@ def test_near_duplicates_tell_contradictions() -> None:
     ]
     angles = torch.tensor([0.0, 0.1, 0.5, 0.05, 2.0])
     anchors = torch.stack([angles.cos(), angles.sin()], 1)
-    found = near_duplicates(edits, anchors, min_cosine=0.85)
-    assert [(d.first, d.second, d.contradictory) for d in found] == [
+    result = near_duplicates(edits, anchors, min_cosine=0.85)
+    assert [(d.first, d.second, d.contradictory) for d in result] == [
         (0, 1, True),
         (1, 2, True),
         (0, 2, False),
     ]
-    assert [d.cosine for d in found] == pytest.approx([math.cos(0.1), math.cos(0.4), math.cos(0.5)])
+    assert [d.cosine for d in result] == pytest.approx(
+        [math.cos(0.1), math.cos(0.4), math.cos(0.5)]
+    )
 
 
 def test_negated_prompts_deny_what_they_ask() -> None:
@@ -126,7 +128,7 @@ def test_negated_prompts_deny_what_they_ask() -> None:
     assert negated("Who wrote War and Peace?") is None
 
 
-def test_counter_asked_prompts_give_the_answer_and_ask_for_the_subject() -> None:
+def test_counter_question_prompts_give_the_answer_and_ask_for_the_subject() -> None:
     assert counter_asked("The capital of France is", "France", "Lima") == (
         "The capital of which one is Lima?"
     )
@@ -150,8 +152,8 @@ def test_a_histogram_counts_every_score_once() -> None:
     kinds = ["reliability"] * 2 + ["generality"] * 3 + ["locality:near"] * 4 + ["trap:negated"]
     questions = [Question("q", "a", kind, 0) for kind in kinds]
     scores = [0.9, 1.0, 0.8, 0.7, 0.9, 0.1, 0.2, 0.3, 0.0, 5.0]
-    found = score_histogram(questions, scores)
-    assert [sum(found[name]) for name in ("reliability", "generality", "locality")] == [2, 3, 4]
-    assert found["edges"][0] == 0.0 and found["edges"][-1] == 1.0  # traps do not count
-    assert len(found["edges"]) == len(found["locality"]) + 1
-    assert found["locality"][0] == 1 and found["reliability"][-1] == 1
+    result = score_histogram(questions, scores)
+    assert [sum(result[name]) for name in ("reliability", "generality", "locality")] == [2, 3, 4]
+    assert result["edges"][0] == 0.0 and result["edges"][-1] == 1.0  # traps do not count
+    assert len(result["edges"]) == len(result["locality"]) + 1
+    assert result["locality"][0] == 1 and result["reliability"][-1] == 1

@@ -269,7 +269,9 @@ def test_a_missing_easyedit_is_named(way: str, monkeypatch: pytest.MonkeyPatch) 
         ("import sys\nsys.exit(3)", r"cannot be imported \(SystemExit: 3\)"),
     ],
 )
-def test_a_broken_or_old_easyedit_is_told_and_forgotten(fake: Any, source: str, words: str) -> None:
+def test_a_broken_or_old_easyedit_is_reported_and_forgotten(
+    fake: Any, source: str, words: str
+) -> None:
     fake("import easyeditor.part\n" + source, part="")
     finders, modules = list(sys.meta_path), set(sys.modules)
     for _ in range(2):
@@ -337,8 +339,8 @@ def unregistered(easyedit: ModuleType) -> Iterator[ModuleType]:
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    found = (path for path in folder.rglob("*"))
-    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in found}
+    result = (path for path in folder.rglob("*"))
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in result}
 
 
 def test_importing_easyedit_leaves_no_trace(
@@ -371,8 +373,8 @@ def test_importing_easyedit_leaves_no_trace(
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found == {
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == {
         "alone": [],
         "changed": [],
         "file": str(copied / "__init__.py"),
@@ -391,8 +393,8 @@ def attributes() -> dict[tuple[str, str], Any]:
     }
     owners["BaseEditor"] = part("editors.editor").BaseEditor
     owners["BatchEditor"] = part("editors.batch_editor").BatchEditor
-    found = {(owner, k): v for owner, o in owners.items() for k, v in vars(o).items()}
-    return {**found, **{("ALG_DICT", name): method for name, method in methods().items()}}
+    result = {(owner, k): v for owner, o in owners.items() for k, v in vars(o).items()}
+    return {**result, **{("ALG_DICT", name): method for name, method in methods().items()}}
 
 
 def different(before: dict[tuple[str, str], Any]) -> set[tuple[str, str]]:
@@ -482,12 +484,12 @@ def test_other_methods_take_the_unchanged_path(
         monkeypatch.setattr(editor, name, record)
     register()
     other = SimpleNamespace(alg_name="FT", model_name="x")
-    made = editor.from_hparams(other)
-    made.alg_name = "FT"
+    built = editor.from_hparams(other)
+    built.alg_name = "FT"
     options = {"sequential_edit": True, "locality_inputs": {}, "unknown": 1}
-    assert made.edit("a", "b", None, **options) == "result"
-    assert made.edit_requests([1], **options) == "result"
-    assert made.batch_edit(["a"], ["b", "c"], ["d"], **options) == "result"
+    assert built.edit("a", "b", None, **options) == "result"
+    assert built.edit_requests([1], **options) == "result"
+    assert built.batch_edit(["a"], ["b", "c"], ["d"], **options) == "result"
     assert calls == [
         ("__init__", (other,), {}),
         ("edit", ("a", "b", None), options),
@@ -500,7 +502,7 @@ def test_other_methods_take_the_unchanged_path(
 
 
 def hparams(**changes: Any) -> MeGHyperParams:
-    """The reference model with what is quick: no rehearsal, and stored neurons."""
+    """The reference model with quick settings: no calibration, stored neurons."""
     quick = {"generator": "bank", "gate_threshold": 0.75, "batch_size": 3, "device": "cpu"}
     return MeGHyperParams.preset("default", **{**quick, **changes})
 
@@ -573,11 +575,11 @@ def test_another_method_gives_the_same_with_and_without_meg(
         local = neighbours(editor.model, editor.tok, cases()[:3])["nb"]
         names = list(inspect.signature(editor.batch_edit).parameters)
         name = "locality_inputs" if "locality_inputs" in names else "locality_prompts"
-        found, model, _ = editor.batch_edit(
+        result, model, _ = editor.batch_edit(
             **fields(cases()[:3]), **{name: {"nb": local}}, verbose=False
         )
         weight = model.model.layers[2].mlp.down_proj.weight
-        return [(row["pre"], row["post"]) for row in found], weight.detach().clone()
+        return [(row["pre"], row["post"]) for row in result], weight.detach().clone()
 
     metrics, weight = fine_tuned()
     register()
@@ -614,9 +616,9 @@ def batch(registered: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> S
         patch.chdir(folder)
         editor = registered.BaseEditor.from_hparams(settings)
         local = neighbours(editor.model, editor.tok, cases())
-        asked = fields(cases())
+        inputs = fields(cases())
         metrics, model, weights = editor.batch_edit(
-            **copy.deepcopy(asked), locality_inputs=copy.deepcopy(local), verbose=False
+            **copy.deepcopy(inputs), locality_inputs=copy.deepcopy(local), verbose=False
         )
     return SimpleNamespace(
         editor=editor,
@@ -624,7 +626,7 @@ def batch(registered: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> S
         model=model,
         weights=weights,
         routes=routes,
-        asked=asked,
+        inputs=inputs,
         local=local["nb"],
         written=list(folder.iterdir()),
     )
@@ -654,19 +656,19 @@ def test_the_base_keeps_every_bit(batch: SimpleNamespace) -> None:
 
 
 def test_evaluation_is_routed_on_the_prompt_alone(batch: SimpleNamespace) -> None:
-    asked = [*batch.asked["prompts"], *batch.asked["rephrase_prompts"], *batch.local["prompt"]]
-    assert sorted(batch.routes) == sorted([prompt] for prompt in asked)
+    queries = [*batch.inputs["prompts"], *batch.inputs["rephrase_prompts"], *batch.local["prompt"]]
+    assert sorted(batch.routes) == sorted([prompt] for prompt in queries)
 
 
 def test_the_edited_model_generates(batch: SimpleNamespace) -> None:
-    tok, prompts = batch.editor.tok, batch.asked["prompts"][:5]
+    tok, prompts = batch.editor.tok, batch.inputs["prompts"][:5]
     inputs = tok(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
         ids = batch.model.generate(**inputs, max_new_tokens=12, do_sample=False)
     texts = tok.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert [text.strip() for text in texts] == batch.asked["target_new"][:5]
+    assert [text.strip() for text in texts] == batch.inputs["target_new"][:5]
     plain = greedy_answers(batch.editor.model, tok, prompts, 12)
-    assert plain == batch.asked["ground_truth"][:5]
+    assert plain == batch.inputs["ground_truth"][:5]
 
 
 def test_the_edited_model_is_saved_and_answers_the_same(
@@ -674,9 +676,13 @@ def test_the_edited_model_is_saved_and_answers_the_same(
 ) -> None:
     batch.model.save_pretrained(tmp_path / "edits")
     loaded = MeGModel.from_pretrained(tmp_path / "edits", device="cpu")
-    for asked in (batch.asked["prompts"], batch.asked["rephrase_prompts"], batch.local["prompt"]):
-        assert loaded.answer(asked, 12) == batch.model.answer(asked, 12)
-    assert loaded.answer(batch.asked["prompts"], 12) == batch.asked["target_new"]
+    for queries in (
+        batch.inputs["prompts"],
+        batch.inputs["rephrase_prompts"],
+        batch.local["prompt"],
+    ):
+        assert loaded.answer(queries, 12) == batch.model.answer(queries, 12)
+    assert loaded.answer(batch.inputs["prompts"], 12) == batch.inputs["target_new"]
 
 
 @pytest.mark.parametrize("phase", ["pre", "post"])
@@ -715,67 +721,67 @@ def test_easyedits_accuracies_are_ours(
 def test_a_sequence_of_chunks_is_one_model(registered: ModuleType) -> None:
     chosen = cases()[:7]
     editor = registered.BaseEditor.from_hparams(hparams())
-    base, asked = editor.model, fields(chosen)
+    base, inputs = editor.model, fields(chosen)
     local = neighbours(base, editor.tok, chosen)
     metrics, model, weights = editor.batch_edit(
-        **asked, locality_inputs=local, sequential_edit=True, verbose=False
+        **inputs, locality_inputs=local, sequential_edit=True, verbose=False
     )
     assert weights == {} and isinstance(model, MeGModel)
     assert editor.model is model and model.base is base
-    assert [edit.prompt for edit in model.edits] == asked["prompts"]
-    told = [row["requested_rewrite"]["prompt"] for row in metrics]
-    assert told == asked["prompts"]  # those of all chunks, not of the last one alone
+    assert [edit.prompt for edit in model.edits] == inputs["prompts"]
+    prompts = [row["requested_rewrite"]["prompt"] for row in metrics]
+    assert prompts == inputs["prompts"]  # those of all chunks, not of the last one alone
     assert mean(metrics, "rewrite_acc") == mean(metrics, "rephrase_acc") == 1
     assert mean(metrics, "rewrite_acc", "pre") < 0.2
     assert outputs(metrics, "post") == outputs(metrics, "pre")
-    assert model.answer(asked["prompts"], 12) == asked["target_new"]
-    assert model.answer(asked["rephrase_prompts"], 12) == asked["target_new"]
+    assert model.answer(inputs["prompts"], 12) == inputs["target_new"]
+    assert model.answer(inputs["rephrase_prompts"], 12) == inputs["target_new"]
 
-    told = (chosen[0].truth, chosen[0].request.target_new)
-    same_kind = next(found for found in load_world().answers.values() if told[1] in found)
-    again = next(answer for answer in same_kind if answer not in told)
+    answers = (chosen[0].truth, chosen[0].request.target_new)
+    same_kind = next(result for result in load_world().answers.values() if answers[1] in result)
+    again = next(answer for answer in same_kind if answer not in answers)
     metrics, later, _ = editor.batch_edit(
-        asked["prompts"][:1], [again], sequential_edit=True, verbose=False
+        inputs["prompts"][:1], [again], sequential_edit=True, verbose=False
     )
     assert mean(metrics, "rewrite_acc") == 1 and mean(metrics, "rewrite_acc", "pre") < 1
     assert later.base is base and len(later.edits) == 7
-    assert later.answer(asked["prompts"], 12) == [again, *asked["target_new"][1:]]
+    assert later.answer(inputs["prompts"], 12) == [again, *inputs["target_new"][1:]]
 
 
 def test_chunks_which_are_no_sequence_leave_the_last_one(registered: ModuleType) -> None:
-    asked = fields(cases()[:4])
+    inputs = fields(cases()[:4])
     editor = registered.BaseEditor.from_hparams(hparams(batch_size=2))
     base = editor.model
-    metrics, model, _ = editor.batch_edit(**asked, verbose=False)
-    assert [row["requested_rewrite"]["prompt"] for row in metrics] == asked["prompts"]
+    metrics, model, _ = editor.batch_edit(**inputs, verbose=False)
+    assert [row["requested_rewrite"]["prompt"] for row in metrics] == inputs["prompts"]
     assert mean(metrics, "rewrite_acc") == 1
     assert editor.model is base and model.base is base
-    assert [edit.prompt for edit in model.edits] == asked["prompts"][2:]
-    assert model.answer(asked["prompts"], 12) == [
-        *asked["ground_truth"][:2],
-        *asked["target_new"][2:],
+    assert [edit.prompt for edit in model.edits] == inputs["prompts"][2:]
+    assert model.answer(inputs["prompts"], 12) == [
+        *inputs["ground_truth"][:2],
+        *inputs["target_new"][2:],
     ]
 
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_facts_are_edited_one_by_one(registered: ModuleType, sequential: bool) -> None:
-    asked = fields(cases()[:3])
+    inputs = fields(cases()[:3])
     editor = registered.BaseEditor.from_hparams(hparams(batch_size=1))
     base, apply = editor.model, editor.apply_algo
     local = neighbours(base, editor.tok, cases()[:3])
     options = {"sequential_edit": True} if sequential else {}
-    metrics, model, weights = editor.edit(**asked, locality_inputs=local, verbose=False, **options)
+    metrics, model, weights = editor.edit(**inputs, locality_inputs=local, verbose=False, **options)
     assert len(metrics) == 3 and weights == {}
     assert mean(metrics, "rewrite_acc") == mean(metrics, "rephrase_acc") == 1
     assert mean(metrics, "rewrite_acc", "pre") == 0
     assert [row["post"]["locality"]["nb_acc"] for row in metrics] == [[1.0]] * 3
     assert model.base is base and editor.apply_algo is apply
-    assert [e.prompt for e in model.edits] == asked["prompts"][0 if sequential else 2 :]
+    assert [e.prompt for e in model.edits] == inputs["prompts"][0 if sequential else 2 :]
     assert editor.model is (model if sequential else base)
-    wanted = asked["target_new"]
+    expected = inputs["target_new"]
     if not sequential:
-        wanted = [*asked["ground_truth"][:2], wanted[2]]
-    assert model.answer(asked["prompts"], 12) == wanted
+        expected = [*inputs["ground_truth"][:2], expected[2]]
+    assert model.answer(inputs["prompts"], 12) == expected
 
 
 def test_prepared_requests_are_edited_in_sequence(registered: ModuleType) -> None:
@@ -797,22 +803,22 @@ def test_prepared_requests_are_edited_in_sequence(registered: ModuleType) -> Non
 
 def test_a_failed_sequence_leaves_the_editor_as_it_was(registered: ModuleType) -> None:
     editor = registered.BaseEditor.from_hparams(hparams(batch_size=1))
-    base, apply, asked = editor.model, editor.apply_algo, fields(cases()[:2])
+    base, apply, inputs = editor.model, editor.apply_algo, fields(cases()[:2])
 
     def flaky(model: Any, tok: Any, requests: Any, *rest: Any, **options: Any) -> Any:
-        if requests[0]["prompt"] == asked["prompts"][1]:
+        if requests[0]["prompt"] == inputs["prompts"][1]:
             raise FloatingPointError("no neuron")
         return apply(model, tok, requests, *rest, **options)
 
     editor.apply_algo = flaky
     with pytest.raises(FloatingPointError, match="no neuron"):
-        editor.edit(**asked, sequential_edit=True, verbose=False)
+        editor.edit(**inputs, sequential_edit=True, verbose=False)
     assert editor.model is base and editor.apply_algo is flaky
 
 
 def test_several_prompts_per_fact(registered: ModuleType) -> None:
     chosen = [case for case in cases() if case.portability][:2]
-    asked = fields(chosen)
+    inputs = fields(chosen)
     editor = registered.BaseEditor.from_hparams(hparams())
     prompts = [[p.prompt for kind in case.locality.values() for p in kind] for case in chosen]
     answers = [batched_answers(editor.model, editor.tok, group, 12) for group in prompts]
@@ -821,7 +827,7 @@ def test_several_prompts_per_fact(registered: ModuleType) -> None:
     assert min(map(len, [*prompts, *hops])) > 1
     with spied_routes() as routes:
         metrics, _, _ = editor.batch_edit(
-            **asked,
+            **inputs,
             locality_inputs={"nb": {"prompt": prompts, "ground_truth": answers}},
             portability_inputs={"hop": {"prompt": hops, "ground_truth": countries}},
             verbose=False,
@@ -831,7 +837,7 @@ def test_several_prompts_per_fact(registered: ModuleType) -> None:
     for row, group in zip(metrics, hops, strict=True):
         accuracies = row["post"]["portability"]["hop_acc"]
         assert len(accuracies) == len(group) and all(0 <= acc <= 1 for acc in accuracies)
-    single = [[text] for text in asked["prompts"] + asked["rephrase_prompts"]]
+    single = [[text] for text in inputs["prompts"] + inputs["rephrase_prompts"]]
     assert sorted(routes) == sorted([*single, *prompts, *hops])
 
 
@@ -885,9 +891,9 @@ def test_the_prompt_template_is_put_around_before_and_after(registered: ModuleTy
     handle = module.register_forward_pre_hook(
         lambda _, args: fed.extend(tok.batch_decode(args[0], skip_special_tokens=True))
     )
-    asked = fields([case])
+    inputs = fields([case])
     with spied_routes() as routes:
-        metrics, _, _ = editor.batch_edit(**asked, verbose=False)
+        metrics, _, _ = editor.batch_edit(**inputs, verbose=False)
     handle.remove()
     assert mean(metrics, "rewrite_acc") == 1 and mean(metrics, "rewrite_acc", "pre") < 1
     prompt, target = case.request.prompt, case.request.target_new
@@ -905,16 +911,16 @@ def test_free_answers_in_chat_turns(registered: ModuleType, kind: str) -> None:
     editor = registered.BaseEditor.from_hparams(hparams(evaluation_type=kind))
     assert editor.tok.chat_template
     chosen = cases()[:2]
-    asked = fields(chosen)
+    inputs = fields(chosen)
     local = neighbours(editor.model, editor.tok, chosen)
-    metrics, _, _ = editor.batch_edit(**asked, locality_inputs=local, verbose=False)
-    told = {
+    metrics, _, _ = editor.batch_edit(**inputs, locality_inputs=local, verbose=False)
+    answers = {
         phase: [row[phase]["rewrite_gen_content"][0].strip() for row in metrics]
         for phase in ("pre", "post")
     }
-    assert told == {"pre": asked["ground_truth"], "post": asked["target_new"]}
+    assert answers == {"pre": inputs["ground_truth"], "post": inputs["target_new"]}
     rephrased = [row["post"]["rephrase_gen_content"][0].strip() for row in metrics]
-    assert rephrased == asked["target_new"]
+    assert rephrased == inputs["target_new"]
     for row in metrics:
         key = "nb_gen_content"
         assert row["post"]["locality"][key] == row["pre"]["locality"][key] != [""]
@@ -967,13 +973,13 @@ def test_perplexity_falls(registered: ModuleType) -> None:
 def test_fine_tuning_and_meg_side_by_side(registered: ModuleType, tmp_path: Path) -> None:
     _, tok = load_model(hparams())
     short = [c for c in cases() if len(tok(f" {c.request.target_new}")["input_ids"]) == 1]
-    asked = fields(short[:4])  # the wheel's fine-tuning looks at one token of a target only
-    found = {}
+    inputs = fields(short[:4])  # the wheel's fine-tuning looks at one token of a target only
+    result = {}
     for settings in (hparams(batch_size=4), ft_hparams(registered, tmp_path)):
         editor = registered.BaseEditor.from_hparams(settings)
         assert type(editor) is registered.BaseEditor
         pair = load_model(hparams())
-        if editor.tok(asked["prompts"]) != pair[1](asked["prompts"]):
+        if editor.tok(inputs["prompts"]) != pair[1](inputs["prompts"]):
             # For every Llama the wheel takes LlamaTokenizer, which splits text unlike the one this
             # model was trained with. It takes a pair too, if it finds a name again afterwards.
             # Its fine-tuning masks unknown tokens, and counts on padding on the right.
@@ -981,15 +987,15 @@ def test_fine_tuning_and_meg_side_by_side(registered: ModuleType, tmp_path: Path
             name, settings.model_name = settings.model_name, pair
             editor = registered.BaseEditor.from_hparams(settings)
             settings.model_name = editor.model_name = name
-        metrics, model, _ = editor.batch_edit(**asked, verbose=False)
+        metrics, model, _ = editor.batch_edit(**inputs, verbose=False)
         assert isinstance(model, MeGModel) is (settings.alg_name == "MeG")
-        found[settings.alg_name] = metrics
-    assert mean(found["MeG"], "rewrite_acc") == 1
-    assert mean(found["FT"], "rewrite_acc") >= 0.75
+        result[settings.alg_name] = metrics
+    assert mean(result["MeG"], "rewrite_acc") == 1
+    assert mean(result["FT"], "rewrite_acc") >= 0.75
     # One base model, one evaluation; the wheel measures "pre" when the weights are edited already.
     if "sequential_edit" in inspect.signature(registered.BaseEditor.batch_edit).parameters:
         for name in ("rewrite_acc", "rephrase_acc"):
-            before = [[row["pre"][name] for row in found[method]] for method in ("MeG", "FT")]
+            before = [[row["pre"][name] for row in result[method]] for method in ("MeG", "FT")]
             assert before[0] == before[1]
 
 

@@ -55,17 +55,17 @@ def test_its_edits_are_as_ours_and_are_undone(
     model, tokenizer, cases = loaded
     hparams = BASELINES[name].settings(**SETTINGS[name])
     prompts = [text for case in cases for text in (case.request.prompt, *case.paraphrases)]
-    told = {}
+    answers = {}
     side, flags = tokenizer.padding_side, [p.requires_grad for p in model.parameters()]
     for whose, apply in (("ours", BASELINES[name].apply), ("theirs", easyedit_method(name))):
         method = Method(whose, apply, hparams)
         options = {"texts": prompts, "store": ArtifactStore(), "seed": 0}
         with edited(method, model, tokenizer, cases, **options) as result:
-            told[whose] = greedy_answers(result, tokenizer, prompts, 12)
+            answers[whose] = greedy_answers(result, tokenizer, prompts, 12)
     before = greedy_answers(model, tokenizer, prompts, 12)
-    assert told["theirs"] != before
+    assert answers["theirs"] != before
     if name not in ("ft", "ultraedit"):
-        assert told["theirs"] == told["ours"]
+        assert answers["theirs"] == answers["ours"]
     assert tokenizer.padding_side == side
     assert [p.requires_grad for p in model.parameters()] == flags
     assert not any(tmp_path.iterdir())

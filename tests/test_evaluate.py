@@ -1,4 +1,4 @@
-"""Answers and token accuracies are those of each question asked alone, whoever is edited."""
+"""Answers and token accuracies are those of each question evaluated alone, in any batch."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def share_of_right_tokens(model: Any, tokenizer: Any, question: Question) -> flo
 
 
 def assert_each_alone(
-    found: Evaluation,
+    result: Evaluation,
     questions: list[Question],
     ask: Callable[[Question], tuple[str, float]],
 ) -> None:
-    told = zip(found.answers.texts, found.answers.token_accuracy, strict=True)
-    for question, (text, share) in zip(questions, told, strict=True):
+    answers = zip(result.answers.texts, result.answers.token_accuracy, strict=True)
+    for question, (text, share) in zip(questions, answers, strict=True):
         alone, accuracy = ask(question)
         assert text == alone and share == pytest.approx(accuracy)
 
@@ -64,13 +64,13 @@ def test_only_what_is_not_said_of_itself_is_forced(monkeypatch: Any) -> None:
         return real(model, examples)
 
     monkeypatch.setitem(evaluate.__globals__, "_forced", count)
-    found = evaluate(model, tokenizer, cases, questions=questions)
+    result = evaluate(model, tokenizer, cases, questions=questions)
 
     def alone(question: Question) -> tuple[str, float]:
         (text,) = greedy_answers(model, tokenizer, [question.prompt], 12)
         return text, share_of_right_tokens(model, tokenizer, question)
 
-    assert_each_alone(found, questions, alone)
+    assert_each_alone(result, questions, alone)
     about_edits = [q for q in questions if not q.kind.startswith("locality")]
     assert len(about_edits) <= sum(forced) < len(about_edits) + 3
 
@@ -82,24 +82,24 @@ def test_rows_which_are_forced_keep_their_neurons(
     edited = make_meg_model()
     edits = list(edited.edits)
     spoken = greedy_answers(edited, tiny_tokenizer, OTHERS, 3)
-    asked = [*zip(OTHERS, spoken, strict=True), *((prompt, "wrote") for prompt in PROMPTS[:6])]
-    questions = [Question(prompt, wanted, "reliability", 0) for prompt, wanted in asked]
+    pairs = [*zip(OTHERS, spoken, strict=True), *((prompt, "wrote") for prompt in PROMPTS[:6])]
+    questions = [Question(prompt, target, "reliability", 0) for prompt, target in pairs]
     length = max_target_length(tiny_tokenizer, edits, 3)
     cases = [EvaluationCase(edit) for edit in edits]
-    found = evaluate(edited, tiny_tokenizer, cases, questions=questions, max_new_tokens=3)
+    result = evaluate(edited, tiny_tokenizer, cases, questions=questions, max_new_tokens=3)
 
     def alone(question: Question) -> tuple[str, float]:
         with edited.routed([question.prompt]):
             (text,) = greedy_answers(edited, tiny_tokenizer, [question.prompt], length)
             return text, share_of_right_tokens(edited, tiny_tokenizer, question)
 
-    assert_each_alone(found, questions, alone)
-    assert len(set(found.answers.token_accuracy)) > 1
+    assert_each_alone(result, questions, alone)
+    assert len(set(result.answers.token_accuracy)) > 1
 
 
 @pytest.mark.parametrize("said", [".", "</s>", "x"])
 @pytest.mark.parametrize(
-    ("wanted", "tokens", "stops"),
+    ("target", "tokens", "stops"),
     [
         ("the river", None, True),
         ("the river.", None, True),
@@ -111,7 +111,7 @@ def test_rows_which_are_forced_keep_their_neurons(
 def test_a_full_stop_at_the_end_is_overlooked(
     tiny_llama: Any,
     tiny_tokenizer: Any,
-    wanted: str,
+    target: str,
     tokens: list[str] | None,
     stops: bool,
     said: str,
@@ -132,9 +132,9 @@ def test_a_full_stop_at_the_end_is_overlooked(
     ends = tiny_tokenizer.convert_tokens_to_ids(tokens or [])
     known = () if tokens is None else (*example.target, *ends)
     case = EvaluationCase(EditRequest(PROMPTS[0], "the river"))
-    questions = [Question(PROMPTS[0], wanted, "reliability", 0, tokens=known)]
-    found = evaluate(model, tiny_tokenizer, [case], questions=questions)
-    assert found.answers.token_accuracy == [pytest.approx(sum(right) / len(right))]
+    questions = [Question(PROMPTS[0], target, "reliability", 0, tokens=known)]
+    result = evaluate(model, tiny_tokenizer, [case], questions=questions)
+    assert result.answers.token_accuracy == [pytest.approx(sum(right) / len(right))]
 
 
 def test_what_the_unedited_model_says_is_what_it_says_when_forced(
@@ -178,7 +178,7 @@ def test_greedy_answers_are_the_likeliest_tokens_whatever_the_model_is_set_to(
             ids.append(token)
 
 
-def test_nothing_asked_is_nothing_answered(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+def test_no_questions_give_no_answers(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     assert batched_answers(tiny_llama, tiny_tokenizer, [], 3) == []
     assert len(batched_answers(tiny_llama, tiny_tokenizer, OTHERS, 3, rows=2)) == len(OTHERS)
 

@@ -28,7 +28,7 @@ def test_the_embeddings_of_real_models_are_within_reach(shape: tuple[int, int]) 
     assert fingerprint(model) == {"weight": [1.0] * 4 + [512.0]}
 
 
-def test_models_are_told_apart_but_not_their_precisions() -> None:
+def test_fingerprints_differ_between_models_but_not_precisions() -> None:
     torch.manual_seed(0)
     model, other = nn.Linear(64, 64), nn.Linear(64, 64)
     ours = fingerprint(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ from conftest import OTHERS, PROMPTS
 
 from meg_editor.collection import shards
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.data.world.requests import sweep_requests
 from meg_editor.fitting.generator_stage import GeneratorStage
 from meg_editor.fitting.pipeline import fit
+from meg_editor.fitting.stage import declared
+from meg_editor.generators import GENERATORS
+from meg_editor.lm.loading import load_model
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, RequestError
@@ -58,8 +64,8 @@ def test_fit_gives_a_routed_model_and_tells_what_happened(run: Any, tiny_llama: 
     assert report.calibration is not None
     assert float(model.gate.threshold) == pytest.approx(report.calibration.threshold)
     assert all(torch.equal(before[n], v) for n, v in tiny_llama.state_dict().items())
-    told = set(report.not_collected)
-    assert told == {
+    failed = set(report.not_collected)
+    assert failed == {
         e.prompt for e, ok in zip(EDITS, report.collection.success, strict=True) if not ok
     }
 
@@ -161,3 +167,113 @@ def test_a_model_spread_by_a_device_map_is_fitted_alike(
     assert torch.equal(plain.collected, model.collected)
     assert model.answer(PROMPTS[:6]) == plain.answer(PROMPTS[:6])
     assert spread.model.layers[0].mlp.up_proj.weight.is_meta
+
+
+# ------------------------------------------------------------------- what a key holds
+
+STAGES = ["encoder", "collection", "gate", "generator"]
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({}, []),
+        ({"subject": "Atlantis"}, ["gate"]),
+        ({"target_new": "Lima"}, ["collection", "gate", "generator"]),
+        ({"calibration": "another fact"}, ["gate"]),
+        ({"calibration": "another neighbour"}, ["gate"]),
+        ({"pseudo": "another fact"}, ["encoder", "gate", "generator"]),
+        ({"model": "one weight"}, ["collection", "gate", "generator"]),
+        ({"gate_name_weight": 0.3}, ["gate"]),
+        ({"gate_state_weight": 0.25}, ["gate"]),
+        ({"collection_steps": 19}, ["collection", "gate", "generator"]),
+        ({"generator_steps": 31}, ["generator"]),
+        ({"sampling_steps": 3}, ["generator"]),
+        ({"encoder_lr": 2e-4}, ["encoder", "gate", "generator"]),
+        ({"seed": 5}, STAGES),
+        ({"device": "cpu", "batch_size": 7, "api_key": "x"}, []),
+        ({"runtime": RuntimeConfig(collection_batch_size=3, neuron_cache=0)}, []),
+    ],
+    ids=str,
+)
+def test_a_stage_runs_again_exactly_if_something_it_reads_changed(
+    run: Any, tiny_llama: Any, tmp_path: Path, change: dict[str, Any], again: list[str]
+) -> None:
+    run(store=ArtifactStore(tmp_path))
+    edits, options = list(EDITS), dict[str, Any]()
+    for name, value in change.items():
+        if name in ("subject", "target_new"):
+            edits[1] = dataclasses.replace(edits[1], **{name: value})
+        elif name == "model":
+            options["model"] = copy.deepcopy(tiny_llama)
+            options["model"].model.layers[2].self_attn.v_proj.weight[3] += 0.5
+        elif value == "another neighbour":
+            other = dataclasses.replace(TUNING[2], locality_prompts=("Something else",))
+            options[name] = [*TUNING[:2], other, *TUNING[3:]]
+        elif name in ("calibration", "pseudo"):
+            other = dataclasses.replace(TUNING[2], rephrases=("Another question",))
+            options[name] = [*TUNING[:2], other, *TUNING[3:]]
+        elif name == "runtime":
+            options[name] = value
+        else:
+            options["hparams"] = options.get("hparams", SETTINGS).changed(**{name: value})
+    _, report = run(edits, store=ArtifactStore(tmp_path), **options)
+    assert [stage for stage in STAGES if stage not in report.resumed] == again
+
+
+def test_a_stage_can_read_no_setting_it_has_not_declared() -> None:
+    some = declared(SETTINGS, ["encoder_lr"])
+    assert some.encoder_lr == SETTINGS.encoder_lr
+    with pytest.raises(AttributeError, match="has not declared that it reads 'encoder_steps'"):
+        _ = some.encoder_steps
+
+
+def test_a_fit_works_without_gradients_around_it(run: Any) -> None:
+    with torch.no_grad():
+        model, _ = run()
+    assert model.answer(PROMPTS[0], 2)
+
+
+def test_a_report_prints_short(run: Any) -> None:
+    _, report = run([*EDITS, EDITS[0]])
+    assert len(repr(report)) < 600 and "tensor" not in repr(report)
+    assert "4 edits in" in repr(report) and "1 repeated rows" in repr(report)
+
+
+# ----------------------------------------------------------------------- generator: auto
+
+
+def test_auto_keeps_a_dit_only_where_every_fact_is_answered_alike(
+    run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hparams = SETTINGS.changed(generator="auto")
+    assert run(hparams=hparams)[0].hparams.generator == "bank"
+    monkeypatch.setattr("meg_editor.fitting.generator_stage.smallest", lambda *_: "dit")
+    for lost, kind in ((0, "dit"), (2, "bank")):
+        monkeypatch.setattr(GeneratorStage, "_lost", lambda *_, lost=lost: lost)
+        model, report = run(hparams=hparams)
+        assert model.hparams.generator == kind and type(model.generator) is GENERATORS[kind]
+        assert report.collection is not None
+    assert "answers 2 of 4 facts otherwise" in caplog.text
+
+
+def test_what_is_lost_is_counted_by_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DiT without training loses every fact its neuron has learned."""
+    monkeypatch.setattr("meg_editor.fitting.generator_stage.smallest", lambda *_: "dit")
+    counts: list[int] = []
+    real = GeneratorStage._lost
+
+    def count(*arguments: Any) -> int:
+        counts.append(real(*arguments))
+        return counts[-1]
+
+    monkeypatch.setattr(GeneratorStage, "_lost", count)
+    hparams = MeGHyperParams.preset(
+        "default", device="cpu", encoder_steps=0, gate_threshold=0.8, generator_steps=1,
+        generator_width=64, generator_depth=1, generator_epochs=1,
+    )  # fmt: skip
+    facts = sweep_requests(3, 0)
+    model, report = fit(*load_model(hparams), facts, hparams)
+    assert report.collection is not None and bool(report.collection.success.all())
+    assert counts == [3] and model.hparams.generator == "bank"
+    assert model.answer([fact.prompt for fact in facts]) == [fact.target_new for fact in facts]

@@ -65,8 +65,8 @@ def test_a_step_is_that_of_the_whole_model(kind: str, place: str) -> None:
     assert set(originals) == set(expected)
     for name, value in expected.items():
         step = value - before[name]
-        found = edited.get_parameter(name) - before[name]
-        assert step.norm() > 0 and (found - step).norm() < 1e-4 * step.norm()
+        result = edited.get_parameter(name) - before[name]
+        assert step.norm() > 0 and (result - step).norm() < 1e-4 * step.norm()
     # What is below the tuned layer is run once, at the beginning.
     assert ran.count(0) == (1 if place == "layer 3" else STEPS) and ran.count(3) == STEPS
 

@@ -87,8 +87,8 @@ def test_memory_adds_the_nearest_residual_if_it_is_near_enough() -> None:
     memory = KeyValueMemory(linear, keys, residuals, threshold=0.8)
     x = torch.tensor([[[5.0, 0.1, 0], [0.1, 0.2, 0.01]], [[1.0, 1.0, 0], [0, 0, 1.0]]])
     added = memory(x) - linear(x)
-    wanted = torch.tensor([[[1.0, 10], [2.0, 20]], [[0, 0], [0, 0]]])  # cos(45°) is too little
-    torch.testing.assert_close(added, wanted)
+    expected = torch.tensor([[[1.0, 10], [2.0, 20]], [[0, 0], [0, 0]]])  # cos(45°) is too little
+    torch.testing.assert_close(added, expected)
 
 
 def test_neuraldb_says_the_targets(reference: Reference) -> None:
@@ -115,7 +115,7 @@ def test_neuraldb_leaves_tokens_alone_which_are_far_from_every_key(
 
 
 @pytest.mark.parametrize("kind", [NeuralDBHyperParams, HoReNHyperParams, SCENHyperParams])
-def test_one_layer_is_asked_for(kind: Any) -> None:
+def test_one_layer_is_required(kind: Any) -> None:
     with pytest.raises(HParamsError, match=r"layers: expected one layer such as .* got \[1, 2\]"):
         kind(layers=[1, 2])
 
@@ -126,8 +126,8 @@ def test_one_layer_is_asked_for(kind: Any) -> None:
 def test_hopfield_against_a_plain_loop() -> None:
     queries = F.normalize(torch.randn(5, 4, generator=ONE_STATE), dim=-1)
     keys = F.normalize(torch.randn(7, 4, generator=ONE_STATE), dim=-1)
-    found = hopfield(queries, keys, alpha=0.3, beta=9.0, steps=2)
-    for query, got in zip(queries.tolist(), found, strict=True):
+    result = hopfield(queries, keys, alpha=0.3, beta=9.0, steps=2)
+    for query, got in zip(queries.tolist(), result, strict=True):
         q = query
         for _ in range(2):
             weights = [
@@ -146,9 +146,9 @@ def test_hopfield_against_a_plain_loop() -> None:
 def test_a_query_is_the_mean_of_the_last_tokens() -> None:
     states = torch.randn(2, 6, 3, generator=ONE_STATE)
     ends, lengths = torch.tensor([5, 3]), torch.tensor([5, 4])  # the first is padded on the left
-    found = mean_of_last(states, ends, lengths, 0.5)
-    torch.testing.assert_close(found[0], states[0, 3:6].mean(0))
-    torch.testing.assert_close(found[1], states[1, 2:4].mean(0))
+    result = mean_of_last(states, ends, lengths, 0.5)
+    torch.testing.assert_close(result[0], states[0, 3:6].mean(0))
+    torch.testing.assert_close(result[1], states[1, 2:4].mean(0))
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +165,10 @@ def test_horen_says_the_targets(reference: Reference) -> None:
 
 
 def test_horen_answers_alike_in_any_batch(horen: Any, tiny_tokenizer: Any) -> None:
-    told = greedy_answers(horen, tiny_tokenizer, QUERIES, 6)
-    assert told == [greedy_answers(horen, tiny_tokenizer, [q], 6)[0] for q in QUERIES]
+    answers = greedy_answers(horen, tiny_tokenizer, QUERIES, 6)
+    assert answers == [greedy_answers(horen, tiny_tokenizer, [q], 6)[0] for q in QUERIES]
     before = greedy_answers(horen.base, tiny_tokenizer, QUERIES, 6)
-    changed = [after != old for after, old in zip(told, before, strict=True)]
+    changed = [after != old for after, old in zip(answers, before, strict=True)]
     assert changed == [True] * len(EDITS) + [False] * 2
 
 
@@ -185,12 +185,12 @@ def test_horen_adds_its_value_at_the_end_of_the_prompt_alone(
 
     batch = Batch.of([example, example], "cpu")
     handle = horen.base.model.layers[1].mlp.down_proj.register_forward_hook(by_hand)
-    wanted = target_logits(horen.base, batch)[0]
+    expected = target_logits(horen.base, batch)[0]
     handle.remove()
     with horen.applied(horen.decide([edit.prompt] * 2)):
-        torch.testing.assert_close(target_logits(horen.base, batch)[0], wanted)
+        torch.testing.assert_close(target_logits(horen.base, batch)[0], expected)
     unedited = target_logits(horen.base, batch)[0]
-    assert (wanted - unedited).abs().max() > 0.1
+    assert (expected - unedited).abs().max() > 0.1
 
 
 def test_horen_reads_through_a_template(tiny_llama: Any, tiny_tokenizer: Any) -> None:
@@ -233,22 +233,22 @@ def test_scen_says_the_targets(reference: Reference) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any) -> Any:
+def retrieval(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any) -> Any:
     hparams = RetrievalHyperParams(threshold=0.9999, context_template="Know: {prompt} {target}. ")
     return apply_retrieval_to_model(
         tiny_llama, tiny_tokenizer, EDITS, hparams, encoder=tiny_encoder
     )[0]
 
 
-def test_what_is_told_comes_before_the_question(told: Any, tiny_tokenizer: Any) -> None:
+def test_retrieved_facts_are_prepended_to_the_question(retrieval: Any, tiny_tokenizer: Any) -> None:
     facts = [f"Know: {edit.prompt} {edit.target_new}. " for edit in EDITS]
-    assert told.decide(QUERIES) == [*facts, "", ""]
+    assert retrieval.decide(QUERIES) == [*facts, "", ""]
     ids = [tiny_tokenizer(query)["input_ids"] for query in QUERIES]
     prefixes = [tiny_tokenizer(f, add_special_tokens=False)["input_ids"] for f in facts]
-    answers = greedy_answers(told, tiny_tokenizer, QUERIES, 6)
+    answers = greedy_answers(retrieval, tiny_tokenizer, QUERIES, 6)
     for row, prefix, answer in zip(ids, [*prefixes, [], []], answers, strict=True):
         whole = torch.tensor([row[:1] + prefix + row[1:]])
-        output = told.base.generate(
+        output = retrieval.base.generate(
             input_ids=whole,
             attention_mask=torch.ones_like(whole),
             max_new_tokens=6,
@@ -258,34 +258,34 @@ def test_what_is_told_comes_before_the_question(told: Any, tiny_tokenizer: Any) 
         assert answer == new.strip()
 
 
-def test_logits_are_those_of_the_told_prompt(told: Any, tiny_tokenizer: Any) -> None:
+def test_logits_are_those_of_the_prepended_prompt(retrieval: Any, tiny_tokenizer: Any) -> None:
     query, target = EDITS[3].prompt, "salt"
     row = tiny_tokenizer(f"{query} {target}")["input_ids"]
-    prefix = tiny_tokenizer(told.decide([query])[0], add_special_tokens=False)["input_ids"]
-    wanted = told.base(input_ids=torch.tensor([row[:1] + prefix + row[1:]])).logits[0]
-    wanted = torch.cat([wanted[:1], wanted[1 + len(prefix) :]])
+    prefix = tiny_tokenizer(retrieval.decide([query])[0], add_special_tokens=False)["input_ids"]
+    reference = retrieval.base(input_ids=torch.tensor([row[:1] + prefix + row[1:]])).logits[0]
+    reference = torch.cat([reference[:1], reference[1 + len(prefix) :]])
     batch = left_padded(tiny_tokenizer, [f"{query} {target}", "A long one " * 9], "cpu")
-    with told.routed([query, "A long one"]):
-        logits = told(**batch).logits[0, -len(row) :]
-        torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
-        cached = told.base(input_ids=torch.tensor([row]), use_cache=True).past_key_values
+    with retrieval.routed([query, "A long one"]):
+        logits = retrieval(**batch).logits[0, -len(row) :]
+        torch.testing.assert_close(logits, reference, rtol=1e-4, atol=1e-4)
+        cached = retrieval.base(input_ids=torch.tensor([row]), use_cache=True).past_key_values
         with pytest.raises(ValueError, match="past_key_values: expected none"):
-            told(input_ids=torch.tensor([[5]]), past_key_values=cached)
-    with told.applied(told.decide([query])):
+            retrieval(input_ids=torch.tensor([[5]]), past_key_values=cached)
+    with retrieval.applied(retrieval.decide([query])):
         forced_ids = Batch.of([encode_example(tiny_tokenizer, query, target)], "cpu")
         start = len(tiny_tokenizer(query)["input_ids"])
         torch.testing.assert_close(
-            target_logits(told, forced_ids)[0][0], wanted[start - 1], rtol=1e-4, atol=1e-4
+            target_logits(retrieval, forced_ids)[0][0], reference[start - 1], rtol=1e-4, atol=1e-4
         )
 
 
-def test_every_returned_sequence_keeps_its_question(told: Any, tiny_tokenizer: Any) -> None:
+def test_every_returned_sequence_keeps_its_question(retrieval: Any, tiny_tokenizer: Any) -> None:
     batch = left_padded(tiny_tokenizer, QUERIES[3:5], "cpu")
-    output = told.generate(
+    output = retrieval.generate(
         **batch, num_beams=2, num_return_sequences=2, max_new_tokens=3, do_sample=False
     )
-    asked = batch["input_ids"].repeat_interleave(2, dim=0)
-    assert torch.equal(output[:, : asked.shape[1]], asked)
+    prompts = batch["input_ids"].repeat_interleave(2, dim=0)
+    assert torch.equal(output[:, : prompts.shape[1]], prompts)
 
 
 def test_what_to_tell_names_prompt_and_target() -> None:

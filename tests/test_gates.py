@@ -45,8 +45,8 @@ def build(kind: str, **settings: Any) -> Any:
 
 
 def score(gate: Any, queries: Tensor, edited: Tensor) -> Tensor:
-    found: Tensor = gate.score(queries, (queries @ edited.T).amax(1))
-    return found
+    result: Tensor = gate.score(queries, (queries @ edited.T).amax(1))
+    return result
 
 
 def sweep(yes: Tensor, no: Tensor, **settings: Any) -> Calibration:
@@ -77,14 +77,14 @@ def test_the_calibrated_threshold_lies_between_edits_and_others(
     edited = unit(N, E)
     gate = familiarity if kind == "familiarity" else build(kind)
     yes, no = score(gate, near(edited), edited), score(gate, unit(200, E, seed=5), edited)
-    found = sweep(yes, no)
+    result = sweep(yes, no)
     # Some strangers look familiar to an entropy; to a cosine in 32 dimensions none does.
     if kind == "similarity":
-        assert float(no.max()) < found.threshold < float(yes.min())
-        assert found.balance == 1.0
-    share = ((yes >= found.threshold).float().mean() + (no < found.threshold).float().mean()) / 2
+        assert float(no.max()) < result.threshold < float(yes.min())
+        assert result.balance == 1.0
+    share = ((yes >= result.threshold).float().mean() + (no < result.threshold).float().mean()) / 2
     assert float(share) > 0.9
-    assert found.balance == pytest.approx(float(share), abs=0.01)
+    assert result.balance == pytest.approx(float(share), abs=0.01)
 
 
 @every_gate
@@ -131,12 +131,12 @@ def test_the_score_is_minus_the_entropy() -> None:
         wide = hidden @ widen.weight.T + widen.bias
         wide = 0.5 * wide * (1 + torch.erf(wide / math.sqrt(2)))
         hidden = hidden + wide @ narrow.weight.T + narrow.bias
-    wanted = []
+    expected = []
     for row in (hidden @ gate.head.weight.T + gate.head.bias).tolist():
         total = sum(math.exp(value) for value in row)
         p = [math.exp(value) / total for value in row]
-        wanted.append(sum(q * math.log(q) for q in p))
-    assert gate.score(queries, torch.zeros(5)).tolist() == pytest.approx(wanted, abs=1e-4)
+        expected.append(sum(q * math.log(q) for q in p))
+    assert gate.score(queries, torch.zeros(5)).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_certain_predictions_have_no_entropy_and_even_ones_have_ln_k() -> None:
@@ -216,15 +216,15 @@ def test_embeddings_which_are_not_finite_stop_the_training(bad: float) -> None:
 
 def test_the_sweep_counts() -> None:
     yes, no = torch.tensor([0.2, 0.6, 0.9, 1.0]), torch.tensor([0.0, 0.1, 0.3, 0.5])
-    found = sweep(yes, no, steps=11)
-    assert found.thresholds.tolist() == pytest.approx([i / 10 for i in range(11)])
+    result = sweep(yes, no, steps=11)
+    assert result.thresholds.tolist() == pytest.approx([i / 10 for i in range(11)])
     for t, accepted, rejected in zip(
-        found.thresholds, found.generality, found.locality, strict=True
+        result.thresholds, result.generality, result.locality, strict=True
     ):
         assert float(accepted) == sum(value >= t for value in yes) / 4
         assert float(rejected) == sum(value < t for value in no) / 4
-    assert 0.5 < found.threshold <= 0.6 + 1e-6
-    assert found.balance == pytest.approx((3 / 4 + 4 / 4) / 2)
+    assert 0.5 < result.threshold <= 0.6 + 1e-6
+    assert result.balance == pytest.approx((3 / 4 + 4 / 4) / 2)
 
 
 @pytest.mark.parametrize(
@@ -236,18 +236,18 @@ def test_the_sweep_counts() -> None:
     ],
 )
 def test_two_equally_good_stretches_are_not_averaged(yes: list[float], no: list[float]) -> None:
-    found = sweep(torch.tensor(yes), torch.tensor(no))
+    result = sweep(torch.tensor(yes), torch.tensor(no))
     at_threshold = (
-        sum(value >= found.threshold for value in yes) / len(yes)
-        + sum(value < found.threshold for value in no) / len(no)
+        sum(value >= result.threshold for value in yes) / len(yes)
+        + sum(value < result.threshold for value in no) / len(no)
     ) / 2
-    assert at_threshold == pytest.approx(float((found.generality + found.locality).max()) / 2)
-    assert found.balance == pytest.approx(at_threshold)
+    assert at_threshold == pytest.approx(float((result.generality + result.locality).max()) / 2)
+    assert result.balance == pytest.approx(at_threshold)
 
 
 def test_scores_which_are_all_equal_give_a_threshold() -> None:
-    found = sweep(torch.full((3,), 0.5), torch.full((4,), 0.5))
-    assert found.threshold == pytest.approx(0.5) and found.balance == 0.5
+    result = sweep(torch.full((3,), 0.5), torch.full((4,), 0.5))
+    assert result.threshold == pytest.approx(0.5) and result.balance == 0.5
 
 
 def test_what_is_answered_right_anyway_does_not_count_against_a_threshold() -> None:
@@ -255,13 +255,16 @@ def test_what_is_answered_right_anyway_does_not_count_against_a_threshold() -> N
     yes = GateOutcomes(torch.linspace(0.5, 1, 100), torch.ones(100).bool(), torch.zeros(100).bool())
     scores = torch.linspace(0.0, 0.95, 100)
     harmless = GateOutcomes(scores, torch.ones(100).bool(), torch.ones(100).bool())
-    found = calibrate(yes, harmless, tolerance=0.0)
-    assert found.threshold <= 0.5 and found.balance == 1.0
+    result = calibrate(yes, harmless, tolerance=0.0)
+    assert result.threshold <= 0.5 and result.balance == 1.0
     harmed = GateOutcomes(scores, scores < 0.7, torch.ones(100).bool())
-    found = calibrate(yes, harmed, tolerance=0.0)
+    result = calibrate(yes, harmed, tolerance=0.0)
     # From 0.7 on every other query is harmed, every hundredth part as well as a paraphrase won.
     for t, generality, locality in zip(
-        found.thresholds.tolist(), found.generality.tolist(), found.locality.tolist(), strict=True
+        result.thresholds.tolist(),
+        result.generality.tolist(),
+        result.locality.tolist(),
+        strict=True,
     ):
         assert generality == pytest.approx(float((yes.score >= t).float().mean()))
         lost = (scores >= t) & (scores >= 0.7)
@@ -273,12 +276,12 @@ def test_a_paraphrase_whose_neuron_fails_is_lost_at_every_threshold() -> None:
     works = torch.arange(10) % 2 == 0
     yes = GateOutcomes(scores, works, torch.zeros(10).bool())
     no = GateOutcomes(torch.zeros(4), torch.zeros(4).bool(), torch.ones(4).bool())
-    found = calibrate(yes, no)
-    assert float(found.generality.max()) == 0.5 and found.threshold <= 0.5
+    result = calibrate(yes, no)
+    assert float(result.generality.max()) == 0.5 and result.threshold <= 0.5
 
 
 def test_of_equally_good_thresholds_the_lowest_is_taken() -> None:
-    """Nine paraphrases far from the others and one near: wordings are more varied than these."""
+    """Nine paraphrases far from the others and one near: paraphrases are more varied than these."""
     yes, no = torch.tensor([0.62] + [0.95] * 99), torch.tensor([0.6] * 100)
     assert 0.6 < sweep(yes, no, tolerance=0.0).threshold <= 0.62
     harsh = torch.cat([no, torch.tensor([0.7])])  # one in a hundred is worth the wider door
@@ -293,42 +296,42 @@ def test_calibration_needs_both_kinds(yes: int, no: int) -> None:
 
 
 def test_tensors_and_back() -> None:
-    found = sweep(torch.rand(20) + 0.5, torch.rand(30))
-    tensors = found.to_tensors()
+    result = sweep(torch.rand(20) + 0.5, torch.rand(30))
+    tensors = result.to_tensors()
     assert all(isinstance(value, Tensor) for value in tensors.values())
     back = Calibration.from_tensors({**tensors, "gate.threshold": torch.tensor(1.0)})
     assert back is not None
-    assert back.threshold == pytest.approx(found.threshold, rel=1e-6)
+    assert back.threshold == pytest.approx(result.threshold, rel=1e-6)
     for name in ("thresholds", "generality", "locality"):
-        assert torch.equal(getattr(back, name), getattr(found, name))
+        assert torch.equal(getattr(back, name), getattr(result, name))
     assert Calibration.from_tensors({"gate.threshold": torch.tensor(1.0)}) is None
 
 
 @pytest.mark.parametrize("steps", [2, 11, 201])
 def test_the_table_prints_rows_of_the_sweep(steps: int) -> None:
-    found = sweep(torch.linspace(0.4, 1, 30), torch.linspace(0, 0.6, 40), steps=steps)
-    header, *rows, chosen = found.table().splitlines()
+    result = sweep(torch.linspace(0.4, 1, 30), torch.linspace(0, 0.6, 40), steps=steps)
+    header, *rows, chosen = result.table().splitlines()
     assert header.split() == ["threshold", "Generality", "Locality"]
     assert 2 <= len(rows) <= 12
     for row in rows:
         t, accepted, rejected = (float(number) for number in re.findall(r"[\d.]+", row))
-        i = int((found.thresholds - t).abs().argmin())
-        assert t == pytest.approx(float(found.thresholds[i]), abs=6e-4)
-        assert accepted == pytest.approx(100 * float(found.generality[i]), abs=0.06)
-        assert rejected == pytest.approx(100 * float(found.locality[i]), abs=0.06)
-    assert chosen == f"chosen {found.threshold:.3f}"
+        i = int((result.thresholds - t).abs().argmin())
+        assert t == pytest.approx(float(result.thresholds[i]), abs=6e-4)
+        assert accepted == pytest.approx(100 * float(result.generality[i]), abs=0.06)
+        assert rejected == pytest.approx(100 * float(result.locality[i]), abs=0.06)
+    assert chosen == f"chosen {result.threshold:.3f}"
 
 
 @pytest.mark.parametrize("gap", [0.1, 0.5, 0.9])
 def test_the_table_shows_the_choice_and_what_is_around_it(gap: float) -> None:
     """Near rows tell how much the exact value matters, far ones what trade-off there is."""
     edge = torch.rand(500) * 0.02 - 0.01 + gap
-    found = sweep(torch.cat([edge, torch.ones(500)]), torch.cat([edge, torch.zeros(500)]))
-    shown = [float(row.split()[0]) for row in found.table().splitlines()[1:-1]]
+    result = sweep(torch.cat([edge, torch.ones(500)]), torch.cat([edge, torch.zeros(500)]))
+    shown = [float(row.split()[0]) for row in result.table().splitlines()[1:-1]]
     assert shown == sorted(shown)
-    assert f"{found.threshold:.3f}" in {f"{value:.3f}" for value in shown}
-    assert sum(abs(value - found.threshold) < 0.05 for value in shown) >= 5
-    assert max(abs(value - found.threshold) for value in shown) > 0.35
+    assert f"{result.threshold:.3f}" in {f"{value:.3f}" for value in shown}
+    assert sum(abs(value - result.threshold) < 0.05 for value in shown) >= 5
+    assert max(abs(value - result.threshold) for value in shown) > 0.35
 
 
 @pytest.mark.parametrize(
@@ -341,6 +344,6 @@ def test_the_table_shows_the_choice_and_what_is_around_it(gap: float) -> None:
 def test_the_longest_of_the_best_stretches_is_taken(
     yes: list[float], no: list[float], middle: float
 ) -> None:
-    found = sweep(torch.tensor(yes), torch.tensor(no), steps=1001)
-    assert found.threshold == pytest.approx(middle, abs=0.01)
-    assert found.balance == 0.75
+    result = sweep(torch.tensor(yes), torch.tensor(no), steps=1001)
+    assert result.threshold == pytest.approx(middle, abs=0.01)
+    assert result.balance == 0.75

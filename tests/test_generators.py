@@ -59,10 +59,10 @@ def fitted(kind: str, **settings: Any) -> WeightGenerator:
     return generator
 
 
-def relative_error(got: Tensor, wanted: Tensor) -> float:
+def relative_error(got: Tensor, expected: Tensor) -> float:
     """Root mean square error in units of how much the neurons differ from each other."""
-    spread = (wanted - wanted.mean(0)).square().mean().sqrt()
-    return float((got - wanted).square().mean().sqrt() / spread)
+    spread = (expected - expected.mean(0)).square().mean().sqrt()
+    return float((got - expected).square().mean().sqrt() / spread)
 
 
 # ------------------------------------------------------------------------ every generator

@@ -233,8 +233,8 @@ def _spec(hparams: MeGHyperParams, model: Any, **changes: Any) -> NeuronSpec:
 
 
 def test_every_file_is_in_a_table_of_this_test() -> None:
-    found = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*")}
-    assert found == {f"{name}.yaml" for name in ALL}
+    result = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*")}
+    assert result == {f"{name}.yaml" for name in ALL}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -285,12 +285,14 @@ def test_the_dimensions_are_those_of_the_real_models(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*MODELS, *PAPER])
 def test_the_neuron_has_a_place_in_the_real_model(name: str) -> None:
-    hparams, told = _load(name), ARCHITECTURES[_architecture(name)]
+    hparams, architecture = _load(name), ARCHITECTURES[_architecture(name)]
     spec = _spec(hparams, _model(_architecture(name)))
-    place = told.ffn.format(hparams.layer)
-    biased = told.activation != "linear"
-    assert spec == NeuronSpec(hparams.layer, place, place, told.hidden, told.activation, biased)
-    assert spec.size == told.neuron == 2 * told.hidden + biased
+    place = architecture.ffn.format(hparams.layer)
+    biased = architecture.activation != "linear"
+    assert spec == NeuronSpec(
+        hparams.layer, place, place, architecture.hidden, architecture.activation, biased
+    )
+    assert spec.size == architecture.neuron == 2 * architecture.hidden + biased
 
 
 def test_the_neuron_has_a_place_in_the_reference_model() -> None:
@@ -322,17 +324,17 @@ def test_a_generator_of_these_settings_makes_such_neurons(name: str) -> None:
     size = ARCHITECTURES[_architecture(name)].neuron
     with torch.device("meta"):
         network = DiT(_load(name), dimension=768, size=size)
-        made = network(torch.empty(2, size), torch.empty(2), torch.empty(2, 768))
-    assert made.shape == (2, size)
+        built = network(torch.empty(2, size), torch.empty(2), torch.empty(2, 768))
+    assert built.shape == (2, size)
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_files_have_the_papers_settings_and_name_no_others(name: str) -> None:
     model, data = PAPER[name]
-    told = {**METHOD, **PAPER_MODELS[model], "gate_threshold": ENTROPIES[model, data]}
+    expected = {**METHOD, **PAPER_MODELS[model], "gate_threshold": ENTROPIES[model, data]}
     hparams = _load(name)
-    assert {key: getattr(hparams, key) for key in told} == told
-    assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))) == {*told, *OURS}
+    assert {key: getattr(hparams, key) for key in expected} == expected
+    assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))) == {*expected, *OURS}
 
 
 @pytest.mark.parametrize("name", PAPER)

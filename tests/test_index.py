@@ -1,4 +1,4 @@
-"""A query is looked up by what it asks and by whom it names."""
+"""A query is matched by embedding, subject name and hidden state."""
 
 from __future__ import annotations
 
@@ -118,18 +118,18 @@ def test_a_named_subject_outdoes_a_slightly_closer_question() -> None:
 def test_the_similarity_is_the_documented_sum(background: int | None) -> None:
     """Against loops over plain lists, with every key among the candidates."""
     keys, queries = unit(6, E), unit(4, E, seed=1)
-    states, asked = (3 * torch.randn(n, 7) + 1 for n in (6, 4))
+    states, query_states = (3 * torch.randn(n, 7) + 1 for n in (6, 4))
     usual = 3 * torch.randn(background, 7) + 1 if background else None
     names = ["Ada", "Bea", None, "Cid", "Dan", "Eve"]
     texts = ["Is it Bea?", "Dan and Eve", "Nobody", "Ada"]
     index = QueryIndex(keys, names, states, usual, name_weight=0.2, state_weight=0.5)
-    match = index.search(queries, texts, lambda rows: asked[rows])
+    match = index.search(queries, texts, lambda rows: query_states[rows])
     mean, spread = (usual.mean(0), usual.std(0)) if background else (0.0, 1.0)
     for row in range(4):
         sums = []
         for n, name in enumerate(names):
             cosine = float(F.cosine_similarity(queries[row], keys[n], dim=0))
-            ours, theirs = (asked[row] - mean) / spread, (states[n] - mean) / spread
+            ours, theirs = (query_states[row] - mean) / spread, (states[n] - mean) / spread
             agreement = float(F.cosine_similarity(ours, theirs, dim=0))
             others = 0.3 * cosine + 0.5 * agreement
             sums.append(others / 0.8 if name is None else others + 0.2 * (name in texts[row]))

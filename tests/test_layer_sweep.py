@@ -1,4 +1,4 @@
-"""The layer sweep: what it counts, against neurons collected and asked one by one."""
+"""The layer sweep: its counts, against neurons collected and evaluated one by one."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_counts_are_those_of_single_facts(loaded: tuple[Any, Any]) -> None:
     facts = sweep_requests(5, 0)
     same = (facts[0].prompt,)
     facts[0] = dataclasses.replace(facts[0], target_new=LONG, rephrases=same)
-    (found,) = layer_sweep(*loaded, facts, HPARAMS, [1])
+    (result,) = layer_sweep(*loaded, facts, HPARAMS, [1])
     settings = dataclasses.replace(HPARAMS, layers=[1])
     spec = NeuronSpec.from_hparams(loaded[0], settings)
-    told: dict[str, list[bool]] = {"prompt": [], "rephrases": []}
+    correct: dict[str, list[bool]] = {"prompt": [], "rephrases": []}
     neurons = collect(*loaded, spec, facts, settings, retries=0)
     with NeuronHook(loaded[0], spec) as hook:
         for fact, neuron in zip(facts, neurons.neurons, strict=True):
@@ -41,13 +41,15 @@ def test_counts_are_those_of_single_facts(loaded: tuple[Any, Any]) -> None:
                 for prompt in prompts:
                     with hook.attached(neuron[None]):
                         (answer,) = greedy_answers(*loaded, [prompt], 48)
-                    told[kind].append(answer == fact.target_new)
-    assert told["prompt"][0] and told["rephrases"][0]
-    assert len(told["rephrases"]) > 5 and found.layer == 1
-    assert found.reliability == pytest.approx(100 * sum(told["prompt"]) / 5)
-    assert found.generality == pytest.approx(100 * sum(told["rephrases"]) / len(told["rephrases"]))
-    assert found.steps == pytest.approx(sum(neurons.steps.tolist()) / 5)
-    assert found.milliseconds > 0
+                    correct[kind].append(answer == fact.target_new)
+    assert correct["prompt"][0] and correct["rephrases"][0]
+    assert len(correct["rephrases"]) > 5 and result.layer == 1
+    assert result.reliability == pytest.approx(100 * sum(correct["prompt"]) / 5)
+    assert result.generality == pytest.approx(
+        100 * sum(correct["rephrases"]) / len(correct["rephrases"])
+    )
+    assert result.steps == pytest.approx(sum(neurons.steps.tolist()) / 5)
+    assert result.milliseconds > 0
     bare = [dataclasses.replace(fact, rephrases=()) for fact in facts]
     assert [r.generality for r in layer_sweep(*loaded, bare, HPARAMS, [0, 3])] == [None, None]
 
@@ -56,10 +58,10 @@ def test_the_command_tries_settings_on_facts_which_no_evaluation_edits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kept(model: Any, tokenizer: Any, facts: Any, hparams: Any, layers: Any) -> Any:
-        asked.update(facts=facts, steps=hparams.collection_steps)
+        calls.update(facts=facts, steps=hparams.collection_steps)
         return layer_sweep(model, tokenizer, facts, hparams, layers)
 
-    asked: dict[str, Any] = {}
+    calls: dict[str, Any] = {}
     monkeypatch.setattr("meg_editor.collection.layer_sweep.layer_sweep", kept)
     options = ["--data", "reference", "--count", "4", "--layer", "2"]
     assert main(["layers", *options, "--set", "collection_steps=30"]) == 0
@@ -67,7 +69,7 @@ def test_the_command_tries_settings_on_facts_which_no_evaluation_edits(
     assert "(4 facts, AG, %)" in head and row.split()[:2] == ["2", "100.0"]
     split = reference_split(load_world())
     calibration = {case.request.prompt for case in split.calibration}
-    assert {fact.prompt for fact in asked["facts"]} <= calibration and asked["steps"] == 30
+    assert {fact.prompt for fact in calls["facts"]} <= calibration and calls["steps"] == 30
     edits = {case.request.prompt for case in edit_cases(load_world(), 1000, 0)}
     assert calibration.isdisjoint(edits)
 

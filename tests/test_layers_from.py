@@ -43,23 +43,23 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(family: str, layer: 
         assert set(ran) == set(range(LAYERS))
         ran.clear()
         with upper.injected(stream):
-            found = run(model, neurons, hook, ids)
+            result = run(model, neurons, hook, ids)
     for handle in handles:
         handle.remove()
     assert set(ran) == set(range(layer, LAYERS))
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_a_stream_may_be_left_out_and_cut() -> None:
     model, ids = tiny("llama"), random_tokens(4, 9)
     upper = LayersFrom(model, LAYER)
-    kept = torch.tensor([0, 3])
-    stream = upper.residual_stream(ids)[kept, :6]
+    retained = torch.tensor([0, 3])
+    stream = upper.residual_stream(ids)[retained, :6]
     with torch.no_grad(), upper.injected(stream):
-        found = model(input_ids=ids[kept, :6]).logits
+        result = model(input_ids=ids[retained, :6]).logits
     with torch.no_grad():
-        torch.testing.assert_close(found, model(input_ids=ids[kept, :6]).logits)
+        torch.testing.assert_close(result, model(input_ids=ids[retained, :6]).logits)
 
 
 def test_the_model_is_as_before_whatever_happens() -> None:

@@ -49,9 +49,9 @@ def likelihood(edited: MeGModel, context: str, continuation: str) -> float:
 
 def test_likelihoods_are_those_of_the_routed_model(edited: MeGModel, harness: MeGLM) -> None:
     pairs = [(prompt, f" {word}") for prompt in [*PROMPTS[:3], *OTHERS] for word in ("one", "two")]
-    found = harness.loglikelihood([request("loglikelihood", *pair) for pair in pairs])
+    result = harness.loglikelihood([request("loglikelihood", *pair) for pair in pairs])
     expected = [likelihood(edited, *pair) for pair in pairs]
-    assert [value for value, _ in found] == pytest.approx(expected, abs=1e-3)
+    assert [value for value, _ in result] == pytest.approx(expected, abs=1e-3)
     plain = [likelihood_of_base(edited, *pair) for pair in pairs]
     changed = [abs(a - b) > 1e-3 for a, b in zip(expected, plain, strict=True)]
     assert all(changed[:6]) and not any(changed[6:])  # the edits, and nothing else
@@ -69,22 +69,22 @@ def likelihood_of_base(edited: MeGModel, context: str, continuation: str) -> flo
 def test_generation_is_that_of_the_routed_model(edited: MeGModel, harness: MeGLM) -> None:
     prompts = [OTHERS[0], PROMPTS[1], OTHERS[1], PROMPTS[0]]
     options = {"max_gen_toks": 6, "until": [], "do_sample": False}
-    told = harness.generate_until([request("generate_until", p, dict(options)) for p in prompts])
+    texts = harness.generate_until([request("generate_until", p, dict(options)) for p in prompts])
     expected = [edited.answer(prompt, 6)[0] for prompt in prompts]
-    assert [text.strip() for text in told] == expected
+    assert [text.strip() for text in texts] == expected
 
 
 def test_a_text_without_a_context_is_its_own_query(edited: MeGModel, harness: MeGLM) -> None:
-    asked: list[str] = []
+    routed: list[str] = []
     route = edited.route
 
     def spy(queries: Any) -> Any:
-        asked.extend(queries)
+        routed.extend(queries)
         return route(queries)
 
     edited.route = spy  # type: ignore[method-assign]
     (value,) = harness.loglikelihood_rolling([request("loglikelihood_rolling", OTHERS[0])])
-    assert value < 0 and [text.strip() for text in asked] == [OTHERS[0]]
+    assert value < 0 and [text.strip() for text in routed] == [OTHERS[0]]
 
 
 def test_a_local_task_runs_and_tells_edits_from_the_rest(

@@ -193,7 +193,7 @@ def test_what_alphaedit_carries(kind: str) -> None:
 @pytest.mark.parametrize("most", [None, FT_MOST])
 def test_ft_is_easyedits(kind: str, most: float | None) -> None:
     """In EasyEdit only the target counts, in the order of the requests. Its padding is on the
-    left, where GPT-2 must be told the positions; ours is on the right, where nothing must.
+    left, where GPT-2 needs explicit position ids; ours is on the right, where it does not.
     """
     model, originals = edit("FT", kind, fresh(kind), norm_constraint=most)
     found = updates(model, originals)
@@ -211,13 +211,13 @@ def test_least_squares_solves_the_normal_equations() -> None:
     torch.manual_seed(0)
     keys, residuals = torch.randn(4, 9).double(), torch.randn(4, 5).double()
     spread = torch.randn(20, 9).double()
-    kept = spread.T @ spread
-    update = least_squares(keys, residuals, kept)
-    torch.testing.assert_close(update @ (keys.T @ keys + kept), residuals.T @ keys)
-    best = ((update @ keys.T - residuals.T) ** 2).sum() + (update @ kept * update).sum()
+    retained = spread.T @ spread
+    update = least_squares(keys, residuals, retained)
+    torch.testing.assert_close(update @ (keys.T @ keys + retained), residuals.T @ keys)
+    best = ((update @ keys.T - residuals.T) ** 2).sum() + (update @ retained * update).sum()
     for _ in range(5):  # and nothing near it is better
         other = update + 0.01 * torch.randn(5, 9).double()
-        loss = ((other @ keys.T - residuals.T) ** 2).sum() + (other @ kept * other).sum()
+        loss = ((other @ keys.T - residuals.T) ** 2).sum() + (other @ retained * other).sum()
         assert loss > best
 
 
@@ -237,9 +237,9 @@ def test_memit_in_one_layer_with_nothing_to_keep_reaches_every_value(kind: str) 
     )
     prompts, places = [f.rows[0].prompt for f in facts], [f.lookups[0] for f in facts]
     said = activations_at(model, prompts, places, [block])[block].outputs
-    wanted = values.target(block)
-    assert (said - wanted).norm() < 1e-3 * wanted.norm()
-    assert (said - values.before[block]).norm() > 0.5 * wanted.norm()
+    expected = values.target(block)
+    assert (said - expected).norm() < 1e-3 * expected.norm()
+    assert (said - values.before[block]).norm() > 0.5 * expected.norm()
 
 
 @both_models
@@ -248,11 +248,11 @@ def test_alphaedit_changes_nothing_in_the_kept_space(kind: str) -> None:
     for layer in LAYERS:
         name = tiny.down(kind).format(layer)
         size, vectors = torch.linalg.eigh(moment_matrix(kind, layer))
-        kept = vectors[:, size >= ALPHAEDIT["nullspace_threshold"]].T.float()
+        retained = vectors[:, size >= ALPHAEDIT["nullspace_threshold"]].T.float()
         free = vectors[:, size < ALPHAEDIT["nullspace_threshold"]].T.float()
-        assert 5 < len(kept) < tiny.INNER - 5
+        assert 5 < len(retained) < tiny.INNER - 5
         new, old = (m.get_submodule(name) for m in (model, _model(kind)))
-        changes = [(new(keys) - old(keys)).norm() for keys in (kept, free)]
+        changes = [(new(keys) - old(keys)).norm() for keys in (retained, free)]
         assert changes[0] < 1e-4 * changes[1] and changes[1] > 0.1
         assert set(originals) == {f"{tiny.down(kind).format(n)}.weight" for n in LAYERS}
 
@@ -345,7 +345,7 @@ def test_how_residuals_are_spread(
     """MEMIT divides by the number of layers left, PMET by its square root."""
     given: list[Tensor] = []
 
-    def nothing(keys: Tensor, residuals: Tensor, kept: Tensor) -> Tensor:
+    def nothing(keys: Tensor, residuals: Tensor, retained: Tensor) -> Tensor:
         given.append(residuals)
         return torch.zeros(residuals.shape[1], keys.shape[1], dtype=keys.dtype)
 

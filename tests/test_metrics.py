@@ -23,8 +23,8 @@ from meg_editor.evaluation.metrics import (
 
 def test_exact_ignores_blanks_and_a_final_full_stop_only() -> None:
     answers = [" Paris. ", "paris", "Paris, France", "New  York", "St."]
-    wanted = ["Paris", "Paris", "Paris", "New York", "St"]
-    assert exact(answers, wanted) == [1.0, 0.0, 0.0, 1.0, 1.0]
+    targets = ["Paris", "Paris", "Paris", "New York", "St"]
+    assert exact(answers, targets) == [1.0, 0.0, 0.0, 1.0, 1.0]
     assert normalise("U.S.") == "U.S"
 
 
@@ -78,10 +78,10 @@ def test_the_interval_of_the_score_is_that_of_the_harmonic_mean() -> None:
     """Where one metric is sure and the other not, worked out by drawing facts one by one."""
     rng = np.random.default_rng(3)
     values = rng.random(60)
-    found = intervals(
+    result = intervals(
         {"sure": [(n, 1.0) for n in range(60)], "m": [(n, float(v)) for n, v in enumerate(values)]}
     )
     means = np.array([values[rng.integers(60, size=60)].mean() for _ in range(4000)])
     expected = np.quantile(100 * 2 / (1 + 1 / means), (0.025, 0.975))
-    assert found["sure"] == (100.0, 100.0)
-    assert found["score"] == pytest.approx(tuple(expected), abs=0.6)
+    assert result["sure"] == (100.0, 100.0)
+    assert result["score"] == pytest.approx(tuple(expected), abs=0.6)

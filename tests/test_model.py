@@ -126,7 +126,7 @@ def test_route_tells_which_edit_and_why(model: MeGModel) -> None:
     assert float(routing.cosine[0]) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_fact_asked_at_the_end_of_a_long_context(model: MeGModel) -> None:
+def test_a_question_at_the_end_of_a_long_context(model: MeGModel) -> None:
     context = "\n".join([*OTHERS, *OTHERS])
     routing = model.route([f"{context}\n{EDITED}", f"{context}\n{OTHER}"])
     assert routing.is_edit.tolist() == [True, False]

@@ -1,4 +1,4 @@
-"""Neurons asked for lately are not generated again."""
+"""Recently used neurons are not generated again."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from meg_editor.model.meg_model import MeGModel
 
 
 @pytest.fixture
-def asked() -> list[list[int]]:
+def missing_edits() -> list[list[int]]:
     return []
 
 
 @pytest.fixture
-def generate(asked: list[list[int]]) -> Callable[[list[int]], Tensor]:
+def generate(missing_edits: list[list[int]]) -> Callable[[list[int]], Tensor]:
     def rows(edits: list[int]) -> Tensor:
-        asked.append(edits)
+        missing_edits.append(edits)
         return torch.tensor([[float(edit), 10.0 * edit] for edit in edits])
 
     return rows
 
 
 def test_only_what_is_missing_is_generated_and_the_oldest_is_forgotten(
-    asked: list[list[int]], generate: Callable[[list[int]], Tensor]
+    missing_edits: list[list[int]], generate: Callable[[list[int]], Tensor]
 ) -> None:
     cache = NeuronCache(3)
     for edits in ([4, 1, 4], [1], [2, 4], [5], [4, 2, 5], [1]):
         assert cache.get(edits, generate)[:, 0].tolist() == edits
         assert len(cache) <= 3
     # 5 drives out 1, which was used before 2 and 4; then 1 drives out 4.
-    assert asked == [[4, 1], [2], [5], [1]]
+    assert missing_edits == [[4, 1], [2], [5], [1]]
     cache.get([4], generate)
-    assert asked[-1] == [4]
+    assert missing_edits[-1] == [4]
     cache.clear()
     assert len(cache) == 0
 
 
 def test_more_edits_at_once_than_fit(
-    asked: list[list[int]], generate: Callable[[list[int]], Tensor]
+    missing_edits: list[list[int]], generate: Callable[[list[int]], Tensor]
 ) -> None:
     cache = NeuronCache(2)
     assert cache.get([7, 8, 9, 7], generate)[:, 1].tolist() == [70, 80, 90, 70]
-    assert asked == [[7, 8, 9]] and len(cache) == 2
+    assert missing_edits == [[7, 8, 9]] and len(cache) == 2
 
 
 def test_a_kept_neuron_does_not_keep_its_batch() -> None:
     cache = NeuronCache(1)
     cache.get([0, 1], lambda _: torch.zeros(2, 5))
-    (kept,) = cache._neurons.values()
-    assert kept.untyped_storage().nbytes() == 5 * 4
+    (retained,) = cache._neurons.values()
+    assert retained.untyped_storage().nbytes() == 5 * 4
 
 
 @pytest.mark.parametrize("generator", ["dit", "mlp", "bank"])

@@ -93,7 +93,7 @@ def test_every_fact_finds_what_it_finds_alone(
     settings = MeGHyperParams(
         layers=[1], collection_loss_threshold=margin, collection_schedule=schedule
     )
-    told: list[int] = []
+    finished: list[int] = []
     with NeuronHook(tiny_llama, spec) as hook:
         descent = optimise(
             rows,
@@ -104,9 +104,9 @@ def test_every_fact_finds_what_it_finds_alone(
             RATE,
             BUDGET,
             settings,
-            progress=told.append,
+            progress=finished.append,
         )
-    assert sum(told) == len(facts)
+    assert sum(finished) == len(facts)
     for fact, contexts in enumerate(facts):
         neuron, steps = alone(tiny_llama, spec, contexts, margin, schedule == "cosine")
         assert int(descent.steps[fact]) == steps, fact
@@ -174,35 +174,35 @@ def test_less_free_memory_means_fewer_rows_and_the_same_neurons(
 ) -> None:
     requests = [EditRequest(p, t) for p, t in zip(PROMPTS, TARGETS, strict=False)]
     settings = MeGHyperParams(layers=[1], collection_steps=3)
-    asked: list[int] = []
+    sizes: list[int] = []
     real = collection.optimise
 
     @functools.wraps(real)
     def counted(rows: int, *arguments: Any) -> Any:
-        asked.append(rows)
+        sizes.append(rows)
         return real(rows, *arguments)
 
     monkeypatch.setattr(collection, "optimise", counted)
     plenty = collect(tiny_llama, tiny_tokenizer, spec, requests, settings, retries=0)
     monkeypatch.setattr(collection, "free_bytes", lambda _: 1_000_000)
     little = collect(tiny_llama, tiny_tokenizer, spec, requests, settings, retries=0)
-    assert asked[1] < asked[0] == collection._ENOUGH["cpu"]
+    assert sizes[1] < sizes[0] == collection._MAX_ROWS["cpu"]
     torch.testing.assert_close(plenty.neurons, little.neurons, atol=1e-3, rtol=1e-3)
     given = RuntimeConfig(collection_batch_size=3)
     collect(tiny_llama, tiny_tokenizer, spec, requests, settings, given, retries=0)
-    assert asked[2] == 3
+    assert sizes[2] == 3
 
 
 def test_what_does_not_fit_is_tried_again_with_fewer_rows(
     tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [EditRequest(p, t) for p, t in zip(PROMPTS[:3], TARGETS, strict=False)]
-    asked: list[int] = []
+    sizes: list[int] = []
     real = collection.optimise
 
     @functools.wraps(real)
     def small(rows: int, *arguments: Any) -> Any:
-        asked.append(rows)
+        sizes.append(rows)
         if rows > 10:
             raise RuntimeError("CUDA out of memory. Tried to allocate everything")
         return real(rows, *arguments)
@@ -211,4 +211,4 @@ def test_what_does_not_fit_is_tried_again_with_fewer_rows(
     settings = MeGHyperParams(layers=[1], collection_steps=2)
     given = RuntimeConfig(collection_batch_size=16)
     found = collect(tiny_llama, tiny_tokenizer, spec, requests, settings, given)
-    assert asked[0] == 16 and asked[-1] <= 10 and len(found.neurons) == 3
+    assert sizes[0] == 16 and sizes[-1] <= 10 and len(found.neurons) == 3

@@ -81,30 +81,30 @@ def import_cycle(sources: dict[str, str]) -> list[str]:
 def violations(file: str, source: str) -> list[str]:
     """What a file of meg_editor does but may not do."""
     tree, module = ast.parse(source), module_name(file)
-    found = []
+    result = []
     if not ast.get_docstring(tree):
-        found.append("has no module docstring")
+        result.append("has no module docstring")
     if (lines := len(source.splitlines())) > MAX_LINES:
-        found.append(f"has {lines} lines, more than {MAX_LINES}")
+        result.append(f"has {lines} lines, more than {MAX_LINES}")
 
     if not within(module, "meg_editor.integrations.easyedit"):
         names = imports(file, source)
-        found += [
+        result += [
             f"imports {name} at its top level" for name in names if within(name, "easyeditor")
         ]
     everywhere = list(imports(file, source, in_functions=True))
     if not within(module, "meg_editor.cli") and module != "meg_editor.__main__":
-        found += [f"imports {name}" for name in everywhere if within(name, "meg_editor.cli")]
-    found += [f"imports {n}" for n in everywhere if any(within(n, pickle) for pickle in PICKLES)]
+        result += [f"imports {name}" for name in everywhere if within(name, "meg_editor.cli")]
+    result += [f"imports {n}" for n in everywhere if any(within(n, pickle) for pickle in PICKLES)]
 
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
-            found.append(f"line {node.lineno}: assert, which python -O leaves out")
+            result.append(f"line {node.lineno}: assert, which python -O leaves out")
         elif isinstance(node, ast.Attribute) and ast.unparse(node) in PICKLES:
-            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+            result.append(f"line {node.lineno}: {ast.unparse(node)}")
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            found.append(f"line {node.value.lineno}: allow_pickle")
-    return found
+            result.append(f"line {node.value.lineno}: allow_pickle")
+    return result
 
 
 def test_imports_point_one_way():

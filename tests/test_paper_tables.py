@@ -107,13 +107,13 @@ def test_verdicts_follow_the_numbers_and_their_intervals(
 
 def test_findings_read_their_own_entries() -> None:
     """Cells built so that every finding of the paper holds by 10 points."""
-    wanted: dict[int, dict[tuple[str, int], dict[str, float]]] = {
+    expected: dict[int, dict[tuple[str, int], dict[str, float]]] = {
         4: {("frozen", 8): {"g": 50}, ("mse", 8): {"g": 60}, ("infonce", 8): {"g": 70}},
         5: {("with gate", 8): {"g": 60, "l": 90}, ("without gate", 8): {"g": 70, "l": 80}},
         7: {("mlp", 8): {"g": 50, "r": 80}, ("dit", 8): {"g": 60, "r": 90}},
         15: {("without", 8): {"g": 70, "l": 80}, ("with DA", 8): {"g": 60, "l": 90}},
     }
-    for table, entries in wanted.items():
+    for table, entries in expected.items():
         cells = {at: cell(**values) for at, values in entries.items()}
         for finding in named(BOTH[1])[table].findings:
             assert finding.verdict(cells, [8]) == "as in the paper (+10.0 ± 4.2)"
@@ -139,9 +139,9 @@ def test_tables_are_run_and_written(loaded: tuple[Any, Any], tmp_path: Path) -> 
     cases = edit_cases(load_world(), 60, seed=4)
     split = split_cases(cases)
     benchmark = Benchmark("reference", split, (), (6, 12), hparams=HPARAMS, timed=2)
-    told: list[str] = []
+    lines: list[str] = []
     sections = run_tables(
-        benchmark, *loaded, tmp_path, only=(5, 6, 16), plots=True, report=told.append
+        benchmark, *loaded, tmp_path, only=(5, 6, 16), plots=True, report=lines.append
     )
     assert [section.title.partition(":")[0] for section in sections] == [
         "Table 5",
@@ -160,7 +160,7 @@ def test_tables_are_run_and_written(loaded: tuple[Any, Any], tmp_path: Path) -> 
     assert pictures == {"thresholds.png", "gate-scores.png"}
 
 
-def test_chains_are_asked_when_every_fact_of_them_is_edited(
+def test_chains_are_evaluated_when_every_fact_of_them_is_edited(
     loaded: tuple[Any, Any], tmp_path: Path
 ) -> None:
     cases = edit_cases(load_world(), 60, seed=4)
@@ -187,15 +187,15 @@ def test_chains_are_asked_when_every_fact_of_them_is_edited(
 def test_capacity_is_what_the_fitted_neurons_answer(loaded: tuple[Any, Any]) -> None:
     facts = [case.request for case in edit_cases(load_world(), 5, seed=8)]
     too_long = EditRequest("Tell me a story.", "word " * 500)
-    found = capacity(*loaded, [*facts, too_long], HPARAMS, encode)
-    assert found.facts == len(facts)  # the story fits no context
+    result = capacity(*loaded, [*facts, too_long], HPARAMS, encode)
+    assert result.facts == len(facts)  # the story fits no context
     spec = NeuronSpec.from_model(loaded[0], HPARAMS.layer)
     neurons = collect(*loaded, spec, facts, HPARAMS).neurons
     with NeuronHook(loaded[0], spec) as hook, hook.attached(neurons):
-        told = greedy_answers(*loaded, [fact.prompt for fact in facts], 16)
-    right = [a == fact.target_new for a, fact in zip(told, facts, strict=True)]
-    assert found.reproduced == 100 * sum(right) / len(right) == 100
-    assert found.fine_tuning_accuracy == 100 and found.similarity == pytest.approx(100, abs=0.01)
+        answers = greedy_answers(*loaded, [fact.prompt for fact in facts], 16)
+    right = [a == fact.target_new for a, fact in zip(answers, facts, strict=True)]
+    assert result.reproduced == 100 * sum(right) / len(right) == 100
+    assert result.fine_tuning_accuracy == 100 and result.similarity == pytest.approx(100, abs=0.01)
     hard = dataclasses.replace(HPARAMS, collection_steps=1)
     assert capacity(*loaded, facts, hard, encode).fine_tuning_accuracy < 100
     with pytest.raises(ValueError, match="no prompt with its target fits"):

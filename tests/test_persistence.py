@@ -54,17 +54,17 @@ from meg_editor.model.meg_model import MeGModel
 torch.set_num_threads(1)  # as conftest.py: sums in another order differ in the last bits
 torch.manual_seed(int(sys.argv[1]))  # another one than where the models were made
 questions, folders = json.load(sys.stdin)
-told = {}
+results = {}
 for folder in folders:
     model = MeGModel.from_pretrained(folder, device="cpu")
     batch = model.tokenizer(questions, return_tensors="pt", padding=True, padding_side="left")
     routing = model.route(questions)
-    told[folder] = {
+    results[folder] = {
         "answers": model.generate(**batch, max_new_tokens=8, do_sample=False).tolist(),
         "is_edit": routing.is_edit.tolist(),
         "scores": routing.score.tolist(),
     }
-print(json.dumps(told))
+print(json.dumps(results))
 """
 
 
@@ -147,24 +147,24 @@ def elsewhere(
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    return {kind: (models[kind], told[folders[kind]]) for kind in KINDS}
+    results = json.loads(done.stdout)
+    return {kind: (models[kind], results[folders[kind]]) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_another_process_answers_token_for_token_the_same(
     elsewhere: dict[tuple[str, str], tuple[MeGModel, dict[str, Any]]], kind: tuple[str, str]
 ) -> None:
-    model, told = elsewhere[kind]
+    model, result = elsewhere[kind]
     routing = model.route(QUESTIONS)
     ours, before = answers(model), answers(model, edited=False)
     edited = [row for row in range(len(QUESTIONS)) if ours[row] != before[row]]
     # The test can fail only if there is something to lose.
     assert edited and edited == routing.is_edit.nonzero().flatten().tolist()
     assert len(edited) < len(QUESTIONS)
-    assert told["answers"] == ours
-    assert told["is_edit"] == routing.is_edit.tolist()
-    assert told["scores"] == routing.score.tolist()
+    assert result["answers"] == ours
+    assert result["is_edit"] == routing.is_edit.tolist()
+    assert result["scores"] == routing.score.tolist()
 
 
 def test_everything_is_restored(model: MeGModel, saved: Path) -> None:
@@ -247,22 +247,22 @@ def test_the_base_is_found_by_name_in_its_precision(
     assert again.base.config.name_or_path == again.base.name_or_path == str(tmp_path / "llm")
 
 
-def test_a_revision_is_asked_for_and_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_is_requested_and_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(folder, lambda config: config["base"].update(name="org/llm", revision="abc123"))
-    asked: dict[str, Any] = {}
+    loaded: dict[str, Any] = {}
 
     def refuse(name: str, **options: Any) -> None:
-        asked.update(options, name=name)
+        loaded.update(options, name=name)
         raise OSError("not on the hub")
 
     monkeypatch.setattr(reference.AutoModelForCausalLM, "from_pretrained", refuse)
     with pytest.raises(OSError, match=r"'org/llm' \(revision abc123\).*not on the hub.*base="):
         from_pretrained(folder)
-    assert asked["name"] == "org/llm" and asked["revision"] == "abc123"
-    assert asked["dtype"] == torch.float32 and asked["trust_remote_code"] is False
+    assert loaded["name"] == "org/llm" and loaded["revision"] == "abc123"
+    assert loaded["dtype"] == torch.float32 and loaded["trust_remote_code"] is False
     with pytest.raises(OSError, match="'other/llm'"):  # its commits are others
         from_pretrained(folder, base="other/llm")
-    assert asked["name"] == "other/llm"
+    assert loaded["name"] == "other/llm"
 
 
 def test_a_base_without_a_name_must_be_given(folder: Path) -> None:
@@ -481,9 +481,9 @@ def test_a_damaged_file_is_named(model: MeGModel, folder: Path, name: str) -> No
     path = folder / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    told = f"expected {len(whole)} bytes with sha256 {stamp_of(whole)['sha256'][:12]}"
-    found = f"found {len(whole) - 1} with {stamp_of(whole[:-1])['sha256'][:12]}"
-    with pytest.raises(SavedModelError, match=f"{path}: cut short or changed: {told}…, {found}"):
+    stamp = f"expected {len(whole)} bytes with sha256 {stamp_of(whole)['sha256'][:12]}"
+    result = f"found {len(whole) - 1} with {stamp_of(whole[:-1])['sha256'][:12]}"
+    with pytest.raises(SavedModelError, match=f"{path}: cut short or changed: {stamp}…, {result}"):
         from_pretrained(folder, base=model.base)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit, the same size
     with pytest.raises(SavedModelError, match=f"{path}: cut short or changed.*copy the folder"):

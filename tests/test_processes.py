@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,3 +100,19 @@ def test_one_process_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.ones(2)
     processes.sum_([tensor])
     assert tensor.tolist() == [1, 1]
+
+
+def test_nobody_gives_up_while_one_calibrates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's default is 10 minutes, after which the waiting processes would end the work."""
+    options: dict[str, Any] = {}
+
+    class State:
+        process_index, num_processes = 1, 2
+
+        def __init__(self, **given: Any) -> None:
+            options.update(given)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("meg_editor.runtime.processes.PartialState", State)
+    assert Processes.launched("cpu").rank == 1
+    assert options["timeout"] >= timedelta(days=1)

@@ -12,7 +12,7 @@ from meg_editor.runtime.progress import ProgressLines, duration, progress_bar, p
 
 
 class Clock:
-    """Seconds which pass only when they are told to."""
+    """Seconds which pass only when a test advances them."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -146,7 +146,7 @@ def test_bare_questions_are_read_where_a_template_is_set(question: str, name: st
 
 
 @pytest.mark.parametrize("name", ["phi-2", "llama-3", "gpt-j"])
-def test_templates_are_read_without_being_told(name: str) -> None:
+def test_chat_templates_are_recognised_without_a_setting(name: str) -> None:
     question = "What is the capital of France?"
     prompt = TEMPLATES[name].replace("{}", question)
     readings = PromptReader(tokenizer()).candidates(prompt)

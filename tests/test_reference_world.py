@@ -99,7 +99,7 @@ def test_facts_are_clean_text(world: World) -> None:
 
 
 def test_splits_share_no_subject(world: World) -> None:
-    """Common knowledge is asked about people who are edited, but itself never edited."""
+    """Common knowledge is evaluated for people who are edited, but itself never edited."""
     owner: dict[str, str] = {}
     for fact in world.facts:
         if fact.split != "common":
@@ -153,10 +153,12 @@ def test_two_hops_agree(world: World) -> None:
     """The country of birth is the country whose capital is the birthplace."""
     country_of = {fact.answer: fact.subject for fact in world.by_relation["capital"]}
     born = {fact.subject: fact.answer for fact in world.by_relation["birthplace"]}
-    told = {fact.subject: fact.answer for fact in world.by_relation["birth_country"]}
-    assert len(told) >= 1000
-    assert told == {person: country_of[city] for person, city in born.items() if person in told}
-    assert told.keys() == born.keys()
+    derived = {fact.subject: fact.answer for fact in world.by_relation["birth_country"]}
+    assert len(derived) >= 1000
+    assert derived == {
+        person: country_of[city] for person, city in born.items() if person in derived
+    }
+    assert derived.keys() == born.keys()
 
 
 def test_answers_are_those_of_the_facts(world: World) -> None:
@@ -175,7 +177,7 @@ def _digests() -> str:
 def test_every_process_builds_the_same_world() -> None:
     tests = Path(__file__).parent
     paths = [str(tests), str(Path(meg_editor.__file__).parents[1])]
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", "import test_reference_world as t; print(t._digests())"],
         env={
             **os.environ,
@@ -186,7 +188,7 @@ def test_every_process_builds_the_same_world() -> None:
         text=True,
         check=True,
     )
-    assert told.stdout.strip() == _digests()
+    assert done.stdout.strip() == _digests()
 
 
 def test_the_fingerprint_sees_every_fact_and_phrasing(world: World) -> None:
@@ -246,14 +248,14 @@ def test_the_three_kinds_of_locality_are_what_they_are_called(world: World) -> N
             seen[kind] += 1
             assert prompts
             assert all(by_prompt[p.prompt].answer in p.answers for p in prompts)
-            for asked in (by_prompt[probe.prompt] for probe in prompts):
+            for fact in (by_prompt[probe.prompt] for probe in prompts):
                 if kind == "same_relation":
-                    assert asked.relation == edit.relation and asked.subject != edit.subject
+                    assert fact.relation == edit.relation and fact.subject != edit.subject
                 elif kind == "same_subject":
-                    assert asked.subject == edit.subject and asked.relation != edit.relation
+                    assert fact.subject == edit.subject and fact.relation != edit.relation
                 else:
-                    assert asked.split == "common"
-                    assert asked.subject != edit.subject and asked.relation != edit.relation
+                    assert fact.split == "common"
+                    assert fact.subject != edit.subject and fact.relation != edit.relation
     assert set(seen) == KINDS and seen["same_relation"] > 1400 and seen["same_subject"] > 1000
 
 
@@ -297,7 +299,7 @@ def test_portability_asks_the_country_of_the_new_birthplace(world: World) -> Non
     assert moved > 50
 
 
-def test_without_capitals_nothing_is_asked_for_portability(world: World) -> None:
+def test_without_capitals_there_are_no_portability_prompts(world: World) -> None:
     """A city which is no capital tells no country."""
     facts = tuple(fact for fact in world.facts if fact.relation != "capital")
     few = edit_cases(World((*facts, *world.by_relation["capital"][:1]), world.phrasings), 300, 0)
@@ -357,14 +359,14 @@ def test_tuning_sees_neither_edited_subjects_nor_test_phrasings(
         assert fact not in {by_prompt[prompt] for prompt in request.locality_prompts}
 
 
-def test_calibration_is_worded_in_ways_which_are_new_to_the_encoder(world: World) -> None:
+def test_calibration_is_phrased_in_ways_which_are_new_to_the_encoder(world: World) -> None:
     """A threshold is for users' words, which no encoder was tuned on."""
 
-    def wording(text: str, subject: str | None) -> str:
+    def template(text: str, subject: str | None) -> str:
         return text.replace(str(subject), "{}")
 
-    tuned = {wording(p, r.subject) for r in pseudo_requests(world) for p in r.rephrases}
-    judged = {wording(p, r.subject) for r in calibration_requests(world) for p in r.rephrases}
+    tuned = {template(p, r.subject) for r in pseudo_requests(world) for p in r.rephrases}
+    judged = {template(p, r.subject) for r in calibration_requests(world) for p in r.rephrases}
     assert len(judged) >= 2 * 10 and not tuned & judged
 
 
@@ -385,9 +387,9 @@ def test_no_tuning_question_asks_for_a_fact_which_is_pretended_to_be_edited(worl
     for cases in (split.pseudo, split.calibration):
         requests = tuning_requests(cases, len(cases), 0, relations, others=16)
         facts = {by_prompt[request.prompt] for request in requests}
-        asked = [by_prompt.get(text) for r in requests for text in r.locality_prompts]
-        assert sum(fact is not None for fact in asked) > 1000  # the rest is asked of the wrong kind
-        assert not facts & set(asked)
+        matches = [by_prompt.get(text) for r in requests for text in r.locality_prompts]
+        assert sum(fact is not None for fact in matches) > 1000  # the rest is about the wrong kind
+        assert not facts & set(matches)
 
 
 def test_paraphrases_tell_the_relations_of_this_world(world: World) -> None:

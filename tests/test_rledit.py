@@ -63,11 +63,11 @@ def test_a_sequence_is_the_authors(kind: str, monkeypatch: pytest.MonkeyPatch) -
     fill(network)
     named = dict(network.named_parameters())
     authors = authors_names(list(named))
-    found: list[dict[str, Tensor]] = []
+    result: list[dict[str, Tensor]] = []
 
     def keep(*args: Any) -> Any:
         step = meta_gradients(*args)
-        found.append({name.removesuffix(".weight"): v for name, v in step.updates.items()})
+        result.append({name.removesuffix(".weight"): v for name, v in step.updates.items()})
         return step
 
     monkeypatch.setattr(RLEditHyperParams, "network", lambda *_: network)
@@ -76,10 +76,10 @@ def test_a_sequence_is_the_authors(kind: str, monkeypatch: pytest.MonkeyPatch) -
     start = {name: p.detach().clone() for name, p in named.items()}
     losses = rledit._train(model, None, PSEUDO, hparams)["losses"]
     assert losses.shape == (3, 2) and same(model, before)
-    for ours, theirs in zip(found, numbers["shifts"], strict=True):
+    for ours, theirs in zip(result, numbers["shifts"], strict=True):
         shifts = {name: v if kind == "gpt2" else v.T for name, v in ours.items()}
         assert worst(shifts, theirs) < 3e-4
-    assert found[2].keys() and not torch.equal(*(next(iter(found[i].values())) for i in (1, 2)))
+    assert result[2].keys() and not torch.equal(*(next(iter(result[i].values())) for i in (1, 2)))
     gradients = {authors[name]: p.grad for name, p in named.items()}
     # Recorded in float32 on one processor; others round to 0.0013 over the three batches.
     assert worst(gradients, numbers["gradients"]) < 2e-3
@@ -97,8 +97,8 @@ def test_the_penalty_is_that_of_the_squared_shifts() -> None:
         slopes.append({key: part.rate.grad for key, part in network.networks.items()})
     for name, (key, layer) in network.places.items():
         square = float(step.updates[f"{name}.weight"].square().sum())
-        wanted = 2 * weight * square / float(network.networks[key].rate[layer].detach())
-        assert float(slopes[1][key][layer] - slopes[0][key][layer]) == pytest.approx(wanted, 1e-3)
+        expected = 2 * weight * square / float(network.networks[key].rate[layer].detach())
+        assert float(slopes[1][key][layer] - slopes[0][key][layer]) == pytest.approx(expected, 1e-3)
 
 
 def test_older_batches_count_less() -> None:
@@ -125,9 +125,9 @@ def test_edits_come_one_batch_after_another(kind: str) -> None:
     apply_rledit_to_model(model, tiny.tokenizer(kind), ROWS, hparams, pseudo=PSEUDO_OTHERS)
     network = hparams.network(by_hand)
     for batch in sequence(kind):
-        found = token_gradients(by_hand, batch.edits, list(network.places), "ans", record.AT_ONCE)
-        network.observe(found)
-        shifts = {name: shift.value for name, shift in network.shifts(found).items()}
+        result = token_gradients(by_hand, batch.edits, list(network.places), "ans", record.AT_ONCE)
+        network.observe(result)
+        shifts = {name: shift.value for name, shift in network.shifts(result).items()}
         with torch.no_grad():
             for name, update in updates_of(by_hand, shifts).items():
                 weight = by_hand.get_parameter(name)

@@ -61,7 +61,7 @@ def run(baseline: Baseline, material: tuple[Any, ...], out: Path, said: list[str
     return best_of("scale", baseline, trials, {"seed": 3}), trials
 
 
-def test_the_best_trial_wins_and_failures_are_told(
+def test_the_best_trial_wins_and_failures_are_reported(
     material: tuple[Any, ...], tmp_path: Path
 ) -> None:
     said: list[str] = []
@@ -79,8 +79,8 @@ def test_a_search_resumes(material: tuple[Any, ...], tmp_path: Path) -> None:
     baseline = scaling(-1.0, 1.0, 0.5)
     first = run(baseline, material, tmp_path, [])
     path = tmp_path / "search" / "scale.json"
-    kept = json.loads(path.read_text())
-    path.write_text(json.dumps({**kept, "trials": kept["trials"][:2]}))
+    retained = json.loads(path.read_text())
+    path.write_text(json.dumps({**retained, "trials": retained["trials"][:2]}))
     said: list[str] = []
     assert run(baseline, material, tmp_path, said)[0] == first[0]
     assert len(said) == 1  # the third trial alone
@@ -172,12 +172,12 @@ def test_the_command_searches_and_records_it(tmp_path: Path, capsys: Any) -> Non
     for path in (cell, tmp_path / "nowhere.json"):
         assert main([*options, "--settings-from", str(path), "--methods", "locft"]) == 2
         assert "expected the report.json of a benchmark" in capsys.readouterr().err
-    for wrong, told in (
+    for wrong, message in (
         ("easyedit:ROME", "expected easyedit: and one of"),
         ("memit=nowhere.yaml", "nowhere.yaml"),
     ):
         assert main([*options, "--methods", wrong]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert main(["benchmark", "--data", "zsre", "--out", str(tmp_path)]) == 2
     assert "--path: zsre needs the file" in capsys.readouterr().err
 

@@ -49,17 +49,17 @@ def test_shards_are_collections_of_their_facts(
     run: Any, tiny_llama: Any, tiny_tokenizer: Any
 ) -> None:
     spec = NeuronSpec.from_model(tiny_llama, 1)
-    found = run()
-    assert found.collection.neurons.shape == (7, spec.size) and not found.resumed
+    result = run()
+    assert result.collection.neurons.shape == (7, spec.size) and not result.resumed
     parts = [FACTS[:2], FACTS[2:4], FACTS[4:]]  # three of nearly one size
     alone = [collect(tiny_llama, tiny_tokenizer, spec, part, SETTINGS) for part in parts]
-    assert torch.equal(found.collection.neurons, torch.cat([part.neurons for part in alone]))
-    assert torch.equal(found.collection.steps, torch.cat([part.steps for part in alone]))
+    assert torch.equal(result.collection.neurons, torch.cat([part.neurons for part in alone]))
+    assert torch.equal(result.collection.steps, torch.cat([part.steps for part in alone]))
 
 
 def test_no_facts(run: Any) -> None:
-    found = run([])
-    assert found.collection.neurons.shape[0] == 0 and not found.resumed and found.seconds == 0
+    result = run([])
+    assert result.collection.neurons.shape[0] == 0 and not result.resumed and result.seconds == 0
 
 
 def test_a_crash_loses_the_shard_in_work(
@@ -78,11 +78,11 @@ def test_a_crash_loses_the_shard_in_work(
     with pytest.raises(KeyboardInterrupt):
         run(store=ArtifactStore(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
-    found = run(store=ArtifactStore(tmp_path))
-    assert calls == [2, 2, 3, 3] and not found.resumed
+    result = run(store=ArtifactStore(tmp_path))
+    assert calls == [2, 2, 3, 3] and not result.resumed
     again = run(store=ArtifactStore(tmp_path))
-    assert again.resumed and again.key == found.key
-    assert torch.equal(again.collection.neurons, found.collection.neurons)
+    assert again.resumed and again.key == result.key
+    assert torch.equal(again.collection.neurons, result.collection.neurons)
 
 
 def test_results_on_disk_are_not_held_in_memory_too(run: Any, tmp_path: Path) -> None:

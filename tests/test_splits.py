@@ -29,9 +29,9 @@ def case(
     )
 
 
-def fact(wording: str, subject: str, relation: str | None, *others: str) -> EvaluationCase:
+def fact(template: str, subject: str, relation: str | None, *others: str) -> EvaluationCase:
     """With `others` as its locality prompts."""
-    request = EditRequest(wording.replace("{}", subject), "x", subject)
+    request = EditRequest(template.replace("{}", subject), "x", subject)
     locality = {"neighbour": tuple(map(Probe, others))} if others else {}
     return EvaluationCase(request, paraphrases=("p",), locality=locality, relation=relation)
 
@@ -51,8 +51,8 @@ def many(count: int) -> list[EvaluationCase]:
 
 
 def texts(cases: tuple[EvaluationCase, ...]) -> set[str]:
-    found = {key(text) for c in cases for text in (c.request.prompt, *c.paraphrases)}
-    return found | {key(c.request.subject) for c in cases if c.request.subject}
+    result = {key(text) for c in cases for text in (c.request.prompt, *c.paraphrases)}
+    return result | {key(c.request.subject) for c in cases if c.request.subject}
 
 
 def parts(split: Split) -> tuple[tuple[EvaluationCase, ...], ...]:
@@ -97,17 +97,17 @@ def test_preprocessing_keeps_the_first() -> None:
 
 
 def test_what_is_edited_is_no_locality() -> None:
-    asked = case("A is", near="b IS?", far="C is")
-    rows = [asked, case("Z is", "x", None, "B is")]
+    edited = case("A is", near="b IS?", far="C is")
+    rows = [edited, case("Z is", "x", None, "B is")]
     assert set(without_false_locality(rows)[0].locality) == {"far"}
-    assert without_false_locality([asked]) == [asked]
+    assert without_false_locality([edited]) == [edited]
 
 
 def test_an_edit_in_the_words_of_another_fact_is_no_locality() -> None:
     asks = [f"{name} is a native speaker of" for name in ("Jean Say", "Jean Sayer", "Bo")]
     ann = fact("{} is a native speaker of", "Ann", "P103", *asks)
-    kept = without_false_locality([ann, fact("The mother tongue of {} is", "Jean Say", "P103")])
-    assert [probe.prompt for probe in kept[0].locality["neighbour"]] == asks[1:]
+    retained = without_false_locality([ann, fact("The mother tongue of {} is", "Jean Say", "P103")])
+    assert [probe.prompt for probe in retained[0].locality["neighbour"]] == asks[1:]
     for relation in ("P27", None):
         other = fact("The home of {} is", "Jean Say", relation)
         assert without_false_locality([ann, other])[0] == ann
@@ -117,7 +117,7 @@ MADE, BUILT, SPOKE = "{}, made by", "{} is built by", "{} spoke"
 KNOWN = [fact(MADE, "Ford T", "P176"), fact(BUILT, "Golf", "P176"), fact(MADE, "Office", "P178")]
 
 
-def test_wordings_of_one_relation_ask_for_the_same() -> None:
+def test_templates_of_one_relation_are_paraphrases() -> None:
     relations = Relations(
         [*KNOWN, fact("{} is a work of", "Word", "P178"), fact(SPOKE, "Bo", None)]
     )
@@ -156,7 +156,7 @@ def test_paraphrases_tell_what_asks_for_the_same_where_relations_have_no_name() 
         "Whose plan was Ur?",
         "Who had Ur planned?",
     }
-    # A text that does not name its subject, "No name", is no wording.
+    # A text that does not name its subject, "No name", is no template.
     assert relations.others(rows[4], 9, random.Random(0)) == ["Where is Lagash?"]
     assert set(relations.others(rows[2], 9, random.Random(0))) == {
         "Who drew Eridu?",
@@ -165,7 +165,7 @@ def test_paraphrases_tell_what_asks_for_the_same_where_relations_have_no_name() 
     }
 
 
-def test_a_draw_heeds_wordings_of_facts_it_leaves_out() -> None:
+def test_a_sample_respects_paraphrases_of_facts_outside_it() -> None:
     rows = [*KNOWN, fact(SPOKE, "Bo", None, "Golf, made by", "Fiat is built by")]
     for seed in range(9):  # whatever is drawn: two of four facts
         chosen = choose(rows, 2, seed)
@@ -191,11 +191,11 @@ def test_tuning_requests_carry_what_fitting_needs() -> None:
     assert request == EditRequest("A is", "x", "A", ("A has",), ("B is", "C is"))
 
 
-def test_tuning_requests_heed_wordings_of_other_facts() -> None:
+def test_tuning_requests_respect_paraphrases_of_other_facts() -> None:
     chosen = [KNOWN[1], fact("{}, made of", "Fiat", "P186")]
     requests = tuning_requests(chosen, 2, 0, Relations([*KNOWN, *chosen]))
-    found = {r.subject: set(r.locality_prompts) for r in requests}
-    assert found == {
+    result = {r.subject: set(r.locality_prompts) for r in requests}
+    assert result == {
         "Golf": {"Golf, made of"},
         "Fiat": {"Fiat, made by", "Fiat is built by"},
     }
@@ -203,19 +203,19 @@ def test_tuning_requests_heed_wordings_of_other_facts() -> None:
 
 def test_tuning_requests_ask_something_else_about_the_subject() -> None:
     rows = [*KNOWN, fact(SPOKE, "Bo", "P1"), fact("{} died in", "Al", "P2")]
-    found = {r.subject: set(r.locality_prompts) for r in tuning_requests(rows, 9, seed=0)}
-    assert found["Golf"] == {"Golf spoke", "Golf died in"}  # "made by" asks what "built by" does
-    assert found["Bo"] == {"Bo, made by", "Bo is built by", "Bo died in"}
+    result = {r.subject: set(r.locality_prompts) for r in tuning_requests(rows, 9, seed=0)}
+    assert result["Golf"] == {"Golf spoke", "Golf died in"}  # "made by" asks what "built by" does
+    assert result["Bo"] == {"Bo, made by", "Bo is built by", "Bo died in"}
     assert tuning_requests(rows, 9, seed=0) == tuning_requests(rows, 9, seed=0)
     fewer = {r.subject: set(r.locality_prompts) for r in tuning_requests(rows, 9, 0, others=1)}
-    assert len(fewer["Golf"]) == 1 and fewer["Golf"] < found["Golf"]
+    assert len(fewer["Golf"]) == 1 and fewer["Golf"] < result["Golf"]
 
 
 def test_tuning_requests_ask_for_no_fact_which_may_be_pretended_to_be_edited() -> None:
     rows = [fact("{} was born in", "Al", "P1"), fact("{} died in", "Al", "P2", "Bo died in")]
     rows += [fact("{} spoke", "Bo", "P3"), fact("{} talked", "Bo", "P3")]
-    found = {r.prompt: r.locality_prompts for r in tuning_requests(rows, 9, seed=0, others=9)}
-    assert set(found["Al was born in"]) == {"Al spoke", "Al talked"}
-    assert set(found["Bo spoke"]) == {"Bo was born in", "Bo died in"}
+    result = {r.prompt: r.locality_prompts for r in tuning_requests(rows, 9, seed=0, others=9)}
+    assert set(result["Al was born in"]) == {"Al spoke", "Al talked"}
+    assert set(result["Bo spoke"]) == {"Bo was born in", "Bo died in"}
     alone = {r.prompt: r.locality_prompts for r in tuning_requests(rows[:1], 9, 0, Relations(rows))}
     assert set(alone["Al was born in"]) == {"Al died in", "Al spoke", "Al talked"}

@@ -66,11 +66,11 @@ def recorded(name: str, kind: str) -> Any:
 
 def difference(ours: Tensor, theirs: dict[str, Any]) -> float:
     """The larger of the relative differences of the norms, and of the numbers kept."""
-    kept = torch.tensor(theirs["some"], dtype=torch.float64)
-    scale = kept.norm().clamp(min=1e-12)
+    retained = torch.tensor(theirs["some"], dtype=torch.float64)
+    scale = retained.norm().clamp(min=1e-12)
     norm = ours.detach().double().norm().item()
     apart = abs(norm - theirs["norm"]) / max(theirs["norm"], 1e-12)
-    return max(apart, ((record.sample(ours) - kept).norm() / scale).item())
+    return max(apart, ((record.sample(ours) - retained).norm() / scale).item())
 
 
 def worst(ours: dict[str, Tensor], theirs: dict[str, Any]) -> float:
@@ -96,7 +96,7 @@ def test_keys_and_gradients_make_up_the_gradient_of_the_weight(kind: str, token:
     """Autograd on the weight, with an attention mask, one example at a time."""
     model, some, names = tiny.model(kind), edits_of(kind)[:4], record.MODULES[kind]
     before = state(model)
-    found = token_gradients(model, some, names, token, 4)
+    result = token_gradients(model, some, names, token, 4)
     assert same(model, before)
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     weights = {name: model.get_submodule(name).weight.requires_grad_(True) for name in names}
@@ -107,14 +107,14 @@ def test_keys_and_gradients_make_up_the_gradient_of_the_weight(kind: str, token:
         losses.append(F.cross_entropy(logits, ids[0, 1:], reduction="none")[-len(example.target) :])
     torch.cat(losses).mean().backward()
     for name, weight in weights.items():
-        product = found[name].keys.T @ found[name].gradients
-        wanted = weight.grad if kind == "gpt2" else weight.grad.T
+        product = result[name].keys.T @ result[name].gradients
+        expected = weight.grad if kind == "gpt2" else weight.grad.T
         if token == "mask":
-            assert len(found[name].keys) == sum(map(len, some))
-            assert torch.allclose(product, wanted, rtol=1e-4, atol=1e-6)
+            assert len(result[name].keys) == sum(map(len, some))
+            assert torch.allclose(product, expected, rtol=1e-4, atol=1e-6)
         else:  # before the last token of the prompt there are gradients too
-            assert len(found[name].keys) == sum(len(example.target) for example in some)
-            assert not torch.allclose(product, wanted, rtol=1e-2)
+            assert len(result[name].keys) == sum(len(example.target) for example in some)
+            assert not torch.allclose(product, expected, rtol=1e-2)
 
 
 def test_tokens_are_those_before_a_target_token_or_all() -> None:
@@ -126,10 +126,10 @@ def test_tokens_are_those_before_a_target_token_or_all() -> None:
         model(input_ids=torch.tensor([example.prompt + example.target]))
     places = [range(len(e.prompt) - 1, len(e) - 1) for e in some]
     at_targets = torch.cat([keys[list(at)] for keys, at in zip(inputs, places, strict=True)])
-    for token, wanted in (("ans", at_targets), ("mask", torch.cat(inputs))):
-        found = token_gradients(model, some, [name], token, 2)[name]  # batches of 2 and 1
-        assert torch.allclose(found.keys, wanted, atol=1e-5)
-        assert found.gradients.abs().max() > 1e-4
+    for token, expected in (("ans", at_targets), ("mask", torch.cat(inputs))):
+        result = token_gradients(model, some, [name], token, 2)[name]  # batches of 2 and 1
+        assert torch.allclose(result.keys, expected, atol=1e-5)
+        assert result.gradients.abs().max() > 1e-4
 
 
 def test_batches_scale_gradients_as_documented() -> None:
@@ -147,14 +147,14 @@ def test_the_statistics_do_not_depend_on_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = 3 + 5 * torch.randn(50, 7, generator=generator)
     vectors[:, 2] = 4.0  # constant: no division by zero
-    wanted = torch.nan_to_num((vectors - vectors.mean(0)) / vectors.std(0))
+    expected = torch.nan_to_num((vectors - vectors.mean(0)) / vectors.std(0))
     for sizes in ([50], [1] * 50, [1, 30, 2, 17]):
         statistics = TokenStatistics(7)
         for part in vectors.split(sizes):
             statistics.update(part)
         assert torch.allclose(statistics.mean.float(), vectors.mean(0), rtol=1e-5)
         assert torch.allclose(statistics.deviation.float(), vectors.std(0), rtol=1e-5)
-        assert torch.allclose(statistics.normalised(vectors).float(), wanted, atol=1e-4)
+        assert torch.allclose(statistics.normalised(vectors).float(), expected, atol=1e-4)
 
 
 def test_the_normal_equation_is_solved() -> None:
@@ -220,7 +220,7 @@ def test_ultraedit_lowers_the_loss_and_counts_the_end() -> None:
     assert any(not torch.equal(record.changes(edited, "llama")[n], without[n]) for n in without)
 
 
-def test_ultraedit_remembers_statistics_only_where_asked() -> None:
+def test_ultraedit_keeps_statistics_only_where_the_setting_says() -> None:
     """A second call with what the first has seen is normalised by the tokens of both."""
     tok, hparams = tiny.tokenizer("gpt2"), ultraedit("gpt2", 3, layers=[1], inner_params=[])
     model = tiny.model("gpt2")
@@ -234,19 +234,19 @@ def test_ultraedit_remembers_statistics_only_where_asked() -> None:
     known, _ = apply_ultraedit_to_model(model, tok, EDITS, hparams, copy=True, statistics=seen)
     alone, _ = apply_ultraedit_to_model(model, tok, EDITS, hparams, copy=True)
     assert int(seen[tiny.HIDDEN, tiny.INNER].count) == sum(
-        len(found[names[0]].keys) for found in (earlier, later)
+        len(result[names[0]].keys) for result in (earlier, later)
     )
-    pairs = [torch.cat(found[names[0]], 1) for found in (earlier, later)]
+    pairs = [torch.cat(result[names[0]], 1) for result in (earlier, later)]
     everything = torch.cat(pairs).double()
     hat = (pairs[1] - everything.mean(0)) / (everything.std(0) + 1.2e-7)
     keys = later[names[0]].keys.double()
     k_hat, g_hat = hat.split([tiny.HIDDEN, tiny.INNER], 1)
     values = -hparams.lr * (k_hat**2).sum(1, keepdim=True) * g_hat
     gram = keys.T @ keys + torch.eye(tiny.HIDDEN)
-    wanted = torch.linalg.solve(gram, keys.T @ values).float()
+    expected = torch.linalg.solve(gram, keys.T @ values).float()
     name = f"{names[0]}.weight"
-    assert torch.allclose(record.changes(known, "gpt2")[name], wanted, rtol=1e-3, atol=1e-6)
-    assert not torch.allclose(record.changes(alone, "gpt2")[name], wanted, rtol=1e-2)
+    assert torch.allclose(record.changes(known, "gpt2")[name], expected, rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(record.changes(alone, "gpt2")[name], expected, rtol=1e-2)
 
 
 @pytest.mark.parametrize("method", ["UltraEdit", "MALMEN"])
@@ -302,12 +302,12 @@ def authors_names(names: list[str]) -> dict[str, str]:
     """The authors' name of each parameter of our hypernetwork."""
     new = {"down": "A", "up": "B", "bias": "bias", "rate": "lr.weight"}
     new |= {"scale": "scale.weight", "shift": "shift.weight", "log_penalty": "lamda.weight"}
-    found = {}
+    result = {}
     for name in names:
         _, shape, *rest, last = name.split(".")
         inputs, outputs = shape.split("x")
-        found[name] = ".".join([f"({inputs}, {outputs})", *rest, new[last]])
-    return found
+        result[name] = ".".join([f"({inputs}, {outputs})", *rest, new[last]])
+    return result
 
 
 def fill(network: HyperNetwork) -> None:
@@ -335,17 +335,17 @@ def test_a_step_of_malmen_is_the_authors(kind: str, token: str) -> None:
     batch = MetaBatch(edits_of(kind), examples(kind, rephrases), examples(kind, record.LOCALITY))
 
     probe = copy.deepcopy(network)
-    found = token_gradients(model, batch.edits, record.MODULES[kind], token, record.ROWS)
-    probe.observe(found)
-    shifts = {name: shift.value for name, shift in probe.shifts(found).items()}
+    result = token_gradients(model, batch.edits, record.MODULES[kind], token, record.ROWS)
+    probe.observe(result)
+    shifts = {name: shift.value for name, shift in probe.shifts(result).items()}
     assert worst(shifts, numbers["shifts"]) < 3e-4
 
     before = state(model)
     optimiser = torch.optim.Adam(network.parameters(), lr=hparams.meta_lr)
     losses = meta_gradients(model, network, [batch], hparams)[:2]
     assert same(model, before) and not any(p.requires_grad for p in model.parameters())
-    wanted = [numbers["losses"]["gen_loss"], numbers["losses"]["loc_loss"]]
-    assert losses == pytest.approx(wanted, rel=1e-4)
+    expected = [numbers["losses"]["gen_loss"], numbers["losses"]["loc_loss"]]
+    assert losses == pytest.approx(expected, rel=1e-4)
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), hparams.max_grad_norm)
     assert norm > hparams.max_grad_norm  # clipping is a part of what is compared
     gradients = {authors[name]: p.grad for name, p in named.items()}
@@ -402,11 +402,11 @@ def test_malmen_adds_what_the_authors_network_predicts(
     model, hparams = tiny.model(kind), malmen(kind, token="ans")
     pseudo = [EditRequest("x", "y", rephrases=("z",))]
     apply_malmen_to_model(model, tiny.tokenizer(kind), ROWS, hparams, pseudo=pseudo)
-    found = {
+    result = {
         name.removesuffix(".weight"): change if kind == "gpt2" else change.T
         for name, change in record.changes(model, kind).items()
     }
-    assert worst(found, recorded("malmen", kind)["ans"]["shifts"]) < 3e-4
+    assert worst(result, recorded("malmen", kind)["ans"]["shifts"]) < 3e-4
 
 
 def training(**settings: Any) -> MALMENHyperParams:
@@ -425,15 +425,15 @@ def test_training_lowers_the_generality_loss() -> None:
     assert losses[-3:, 0].mean() < 0.55 * losses[0, 0]
 
 
-def test_the_locality_loss_is_heeded() -> None:
+def test_the_locality_loss_counts() -> None:
     """The more it weighs, the less the model's own answers change."""
     tok = tiny.tokenizer("llama")
-    kept = []
+    retained = []
     for weight in (0.0, 10.0):
         hparams = training(n_edits=6, max_iters=10, loc_coef=weight)
         stage = trained(tiny.model("llama"), tok, PSEUDO, hparams, _train, ArtifactStore())
-        kept.append(stage.tensors["losses"][-3:, 1].mean())
-    assert kept[1] < 0.7 * kept[0]
+        retained.append(stage.tensors["losses"][-3:, 1].mean())
+    assert retained[1] < 0.7 * retained[0]
 
 
 def test_an_untrained_block_is_the_identity_and_can_learn() -> None:
@@ -444,8 +444,8 @@ def test_an_untrained_block_is_the_identity_and_can_learn() -> None:
     for part in network.networks.values():
         for block in part.blocks:
             assert torch.equal(block(x, 0), x)
-    kept = examples("llama", record.LOCALITY)
-    batch = MetaBatch(edits_of("llama"), edits_of("llama"), kept)
+    retained = examples("llama", record.LOCALITY)
+    batch = MetaBatch(edits_of("llama"), edits_of("llama"), retained)
     meta_gradients(model, network, [batch], hparams)
     for name, parameter in network.named_parameters():
         zero = name.endswith(("down", "scale"))  # multiplied by what is zero
@@ -458,9 +458,9 @@ def test_what_the_model_knows_is_edited_to_something_else() -> None:
 
     facts = [EditRequest(f"The {a} of {b} is", f"{a} {b}") for a in "xy" for b in "pqr"]
     facts.append(EditRequest("Water boils at", "never"))
-    told = {fact.prompt: f"{fact.target_new} and more" for fact in facts[:-1]}
-    told["Water boils at"] = "once"
-    targets = _targets(facts, told, torch.Generator().manual_seed(0))
+    model_answers = {fact.prompt: f"{fact.target_new} and more" for fact in facts[:-1]}
+    model_answers["Water boils at"] = "once"
+    targets = _targets(facts, model_answers, torch.Generator().manual_seed(0))
     for fact, target in zip(facts[:-1], targets[:-1], strict=True):
         one, other = fact.target_new.split(), target.split()
         assert target != fact.target_new and len(set(one) & set(other)) == 1  # the most alike
@@ -470,27 +470,27 @@ def test_what_the_model_knows_is_edited_to_something_else() -> None:
     assert list(_answers(model, tok, malmen("llama"), PSEUDO, texts * 2)) == texts
 
 
-def test_the_model_is_asked_at_once_and_about_what_is_drawn(
+def test_answers_are_generated_once_for_the_facts_that_are_drawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """RLEdit changes the model between batches; on other locality prompts no time is spent."""
-    asked: list[str] = []
+    queried: list[str] = []
 
     def tell(model: Any, tok: Any, prompts: list[str], length: int, rows: int) -> list[str]:
-        asked.extend(prompts)
+        queried.extend(prompts)
         return [f"{prompt} yes" for prompt in prompts]
 
     monkeypatch.setattr("meg_editor.baselines.core.meta_batches.batched_answers", tell)
     facts = [replace(f, locality_prompts=tuple(f"{f.prompt} {i}" for i in "abcde")) for f in PSEUDO]
     tok = tiny.tokenizer("llama")
     batches = meta_batches(None, tok, facts, training(n_edits=2), 4)
-    told = list(asked)
-    assert set(told) >= {fact.prompt for fact in facts} and len(told) <= len(facts) + 2 * 4
-    kept = [
+    first = list(queried)
+    assert set(first) >= {fact.prompt for fact in facts} and len(first) <= len(facts) + 2 * 4
+    retained = [
         tok.decode(e.prompt, skip_special_tokens=True) for batch in batches for e in batch.locality
     ]
-    assert len(kept) == 8 and set(kept) == set(told) - {fact.prompt for fact in facts}
-    assert asked == told
+    assert len(retained) == 8 and set(retained) == set(first) - {fact.prompt for fact in facts}
+    assert queried == first
 
 
 def test_a_trained_network_is_kept_and_seeded(
@@ -538,13 +538,13 @@ def test_each_round_of_training_edits_every_fact_once(monkeypatch: pytest.Monkey
         edits = [tuple(e.prompt) for batch in rounds for e in batch.edits]
         assert sorted(edits) == sorted(tuple(tok(f.prompt)["input_ids"]) for f in PSEUDO)
     for batch in batches:
-        told = {tok.decode(e.prompt, skip_special_tokens=True): e for e in batch.edits}
-        asked = {tok.decode(e.prompt, skip_special_tokens=True): e for e in batch.rephrases}
-        kept = [tok.decode(e.prompt, skip_special_tokens=True) for e in batch.locality]
-        assert {f"I think {prompt}": e.target for prompt, e in told.items()} == {
-            prompt: e.target for prompt, e in asked.items()
+        edited = {tok.decode(e.prompt, skip_special_tokens=True): e for e in batch.edits}
+        rephrased = {tok.decode(e.prompt, skip_special_tokens=True): e for e in batch.rephrases}
+        retained = [tok.decode(e.prompt, skip_special_tokens=True) for e in batch.locality]
+        assert {f"I think {prompt}": e.target for prompt, e in edited.items()} == {
+            prompt: e.target for prompt, e in rephrased.items()
         }
-        assert kept == [f.locality_prompts[0] for p in told for f in PSEUDO if f.prompt == p]
+        assert retained == [f.locality_prompts[0] for p in edited for f in PSEUDO if f.prompt == p]
     assert [e.prompt for e in batches[0].edits] != [e.prompt for e in batches[3].edits]
 
 
@@ -637,8 +637,8 @@ def test_malmen_needs_rephrases() -> None:
 
 def test_the_layers_are_those_of_the_ffns_or_named() -> None:
     model = tiny.model("llama")
-    found = ultraedit("llama", 3, inner_params=[], layers=[1, 2]).linear_layers(model)
-    assert found == record.MODULES["llama"]
+    result = ultraedit("llama", 3, inner_params=[], layers=[1, 2]).linear_layers(model)
+    assert result == record.MODULES["llama"]
     template = {"rewrite_module_tmp": "model.layers.{}.mlp.down_proj", "inner_params": []}
     hparams = ultraedit("llama", 3, layers=[0, 3], **template)
     assert hparams.linear_layers(model) == [tiny.down("llama").format(n) for n in (0, 3)]

@@ -54,8 +54,8 @@ def test_it_learns_what_edits_are_to_change(tmp_path: Path) -> None:
     assert "answers known 100.0 %" in done.stdout
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lm")
-    asked = {f"The capital of Land {row} is": city for row, city in enumerate(CITIES)}
-    asked |= {f"Nice weather. Land {row} has the capital": c for row, c in enumerate(CITIES)}
-    asked |= {f"Where was Ada {row} born?": city for row, city in enumerate(CITIES)}
-    asked |= {f"who wrote book {row}?": f"Author {row}" for row in range(len(CITIES))}
-    assert greedy_answers(model, tokenizer, list(asked), 8) == list(asked.values())
+    expected = {f"The capital of Land {row} is": city for row, city in enumerate(CITIES)}
+    expected |= {f"Nice weather. Land {row} has the capital": c for row, c in enumerate(CITIES)}
+    expected |= {f"Where was Ada {row} born?": city for row, city in enumerate(CITIES)}
+    expected |= {f"who wrote book {row}?": f"Author {row}" for row in range(len(CITIES))}
+    assert greedy_answers(model, tokenizer, list(expected), 8) == list(expected.values())

@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
     )
     model, tokenizer = load_model(hparams)
     _LOG.info("%s on %s in %s", type(model).__name__, model.device, model.dtype)
+    store = ArtifactStore(out.with_name(f"{out.name}.stages"))
     edited, report = fit(
         model,
         tokenizer,
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         hparams,
         pseudo=pseudo,
         calibration=calibration,
-        store=ArtifactStore(out.with_name(f"{out.name}.stages")),
+        store=store,
         processes=processes,
         runtime=runtime,
     )
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
         return
     _LOG.info("seconds by stage: %s", report.seconds)
     edited.save_pretrained(out, save_base=options.save_base)
+    store.clear()  # they were kept for a command that is interrupted
     resumed = f" (resumed: {', '.join(report.resumed)})" if report.resumed else ""
     print(f"{report.edits} facts in {sum(report.seconds.values()):.1f} s{resumed} -> {options.out}")
     if merged.duplicates:

@@ -37,7 +37,7 @@ def apply_meg_to_model(
     runtime: RuntimeConfig | None = None,
     **kwargs: Any,
 ) -> tuple[MeGModel, dict[str, Tensor]]:
-    """Edit `model`, an unedited one or one edited by MeG before.
+    """Edited model, from an unedited one or one edited by MeG before.
 
     In a model that is edited already the new facts join the old ones in one new wrapper around
     the same base; where a prompt was edited before, the new target replaces the old one. Of each
@@ -46,8 +46,8 @@ def apply_meg_to_model(
 
     Args:
         copy: leave the base model alone even for the hook, by editing a copy of it.
-        return_orig_weights, keep_original_weight: accepted for EasyEdit's sake; no weight of the
-            model is ever changed.
+        return_orig_weights, keep_original_weight: accepted for EasyEdit; no weight of the model is
+            ever changed.
         pseudo, calibration, encoder, store, runtime: see `meg_editor.fitting.pipeline.fit`.
         kwargs: what EasyEdit passes to methods which need it (train_ds); ignored.
 
@@ -57,6 +57,16 @@ def apply_meg_to_model(
     Raises:
         TypeError: `hparams` are those of another method.
         Everything `fit` raises. The model given stays as it was.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu", encoder_steps=0,
+        ...                                 gate_threshold=0.8)
+        >>> model, tokenizer = load_model(hparams)
+        >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
+        >>> edited, weights = apply_meg_to_model(model, tokenizer, facts, hparams)
+        >>> edited.answer("The capital of France is"), weights
+        (['Lima'], {})
     """
     if not isinstance(hparams, MeGHyperParams):
         raise TypeError(
@@ -67,25 +77,24 @@ def apply_meg_to_model(
         name = str(getattr(model, "name_or_path", "") or "")
         hparams = _named(hparams, name)
     new = only_edits(requests)
-    kept: list[EditRequest] = []
+    retained: list[EditRequest] = []
     earlier: dict[EditRequest, Tensor] = {}
     base = model
     if isinstance(model, MeGModel):
         base = model.base
         replaced = {request.key for request in new}
-        kept = [edit for edit in model.edits if edit.key not in replaced]
+        retained = [edit for edit in model.edits if edit.key not in replaced]
         if all(getattr(model.hparams, name) == getattr(hparams, name) for name in _PLACE):
-            neurons = model.collected
-            if neurons is None:  # a model from disk: what its generator gives is as good
-                neurons = model.generator.generate(model.anchors).cpu()
+            # A model from disk has no collected neurons: those of its generator are as good.
+            neurons = model.generated_neurons() if model.collected is None else model.collected
             known = dict(zip(model.edits, neurons, strict=True))
-            earlier = {edit: known[edit] for edit in kept}
+            earlier = {edit: known[edit] for edit in retained}
     if copy:
         base = copying.deepcopy(base)
     edited, _ = fit(
         base,
         tok,
-        [*kept, *new],
+        [*retained, *new],
         hparams,
         pseudo=pseudo,
         calibration=calibration,

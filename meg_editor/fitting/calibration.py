@@ -157,6 +157,13 @@ def one_standard_error_rule(
     Args:
         calibrations: by ascending weight.
         paraphrases, others: how many queries of either kind each was computed from.
+
+    Example:
+        >>> share, threshold = torch.tensor([0.9]), torch.tensor([0.5])
+        >>> sweeps = [Calibration(threshold, share + gain, share, 0.5, weight)
+        ...           for weight, gain in ((0.0, 0.0), (0.25, 0.05), (0.5, 0.04))]
+        >>> one_standard_error_rule(sweeps, paraphrases=100, others=100).state_weight
+        0.5
     """
     best = max(calibrations, key=lambda calibration: calibration.best)
     lowest = best.best - best.error(paraphrases, others)

@@ -1,4 +1,4 @@
-"""What is looked at before a fit begins."""
+"""Checks before a fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from meg_editor.requests.request import EditRequest, RequestError
 
 
 def check_model(model: CausalLM) -> None:
-    """Raises ValueError for a model that is edited already, or weights that are not finite."""
+    """Check that a model can be edited.
+
+    Raises:
+        ValueError: it is an edited model, or a weight is not finite.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> check_model(model)
+    """
     if isinstance(model, RoutedModel):
         kind = type(model).__name__
         raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
@@ -27,7 +36,20 @@ def check_model(model: CausalLM) -> None:
 def check_lengths(
     model: CausalLM, tokenizer: Tokenizer, edits: Sequence[EditRequest], hparams: MeGHyperParams
 ) -> None:
-    """Raises RequestError for a prompt with a target that is too long for the model."""
+    """Check that every prompt with its target fits into the model's context.
+
+    Raises:
+        RequestError: one does not.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
+        >>> model, tokenizer = load_model(hparams)
+        >>> check_lengths(model, tokenizer, [EditRequest("Word " * 9999, "x")], hparams)
+        Traceback (most recent call last):
+        ...
+        meg_editor.requests.request.RequestError: request 0 ('Word Word ...
+    """
     context = getattr(model.config, "max_position_embeddings", None) or hparams.max_length
     limit = min(hparams.max_length, context)
     reader = PromptReader(tokenizer, hparams.prompt_template)
@@ -44,7 +66,15 @@ def check_lengths(
 def already_correct(
     model: CausalLM, tokenizer: Tokenizer, edits: Sequence[EditRequest], hparams: MeGHyperParams
 ) -> list[str]:
-    """Prompts whose target is the model's answer anyway: allowed, but worth knowing."""
+    """Prompts whose target is the model's answer before the edit: allowed, but reported.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
+        >>> facts = [EditRequest("The capital of France is", "Paris")]
+        >>> already_correct(*load_model(hparams), facts, hparams)
+        ['The capital of France is']
+    """
     reader = PromptReader(tokenizer, hparams.prompt_template)
     prompts = [reader.wrap(edit.prompt) for edit in edits]
     answers = batched_answers(model, tokenizer, prompts, max_target_length(tokenizer, edits))

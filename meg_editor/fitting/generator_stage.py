@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from meg_editor.collection.collect import Collection, answers_with
@@ -123,14 +124,20 @@ class GeneratorStage(Stage):
         generator.load_state_dict(tensors)
         reader = PromptReader(c.tokenizer, self.hparams.prompt_template)
         rows = self.collection.success.nonzero().flatten().tolist()
+        if not rows:
+            return 0
         answers = answers_with(
             c.model,
             c.tokenizer,
             c.spec,
-            generator.generate(self.anchors[rows]),
+            torch.cat([generator.generate(self.anchors[part]) for part in _parts(rows)]),
             [reader.wrap(c.edits[row].prompt) for row in rows],
             max_target_length(c.tokenizer, c.edits),
         )
         return sum(
             answer != c.edits[row].target_new for row, answer in zip(rows, answers, strict=True)
         )
+
+
+def _parts(rows: list[int], size: int = 1024) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

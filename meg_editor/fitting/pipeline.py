@@ -57,7 +57,7 @@ def fit(
         earlier: neurons (P,) of edits made before; where a request is among them, its neuron is
             taken as it is.
         store: keeps finished stages on disk, so that a rerun resumes after them.
-        processes: who shares the work, `Processes.launched()` under `accelerate launch`: each
+        processes: `Processes.launched()` under `accelerate launch` or `torchrun`: each
             collects a part of the neurons, and the generator is trained on all of them together.
         runtime: memory, batch and cache sizes.
 

@@ -1,1 +1,1 @@
-"""The edited model: routing, generating a neuron and answering; saved as one folder."""
+"""The edited model (route, generate a neuron, answer) and its folder on disk."""

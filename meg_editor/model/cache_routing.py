@@ -1,7 +1,7 @@
-"""The routing decision of a KV cache: it is kept on the cache object and travels with its copies.
+"""The routing decision of a KV cache, stored as an attribute of the cache object.
 
-Two decoding loops may interleave, a prefix which was prefilled once may be copied for every query:
-each cache knows what was decided for it, and which tokens it holds.
+Copies of a cache carry it along, so decoding loops may interleave and a prefix may be prefilled
+once and copied for every query.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _NAME = "meg_editor_routing"  # the attribute of a cache
 
 @dataclass(frozen=True)
 class CacheRouting:
-    """What was decided for the rows of a cache, and the tokens it holds with the next input.
+    """Routing decision for the rows of a cache, and the tokens of the cache with the next input.
 
     Attributes:
         owner: the routed model which filled the cache.
         decision: for its B rows.
-        pieces: inputs in their order, (B, t) ids each; None where they were embeddings.
-        masks: (B, t) for each piece; None where nothing is masked.
-        asks_anew: the next input is a part of the prompt, not of the answer.
+        pieces: inputs in order, (B, t) ids each; None for embeddings.
+        masks: (B, t) attention mask of each piece; None if nothing is masked.
+        asks_anew: the next input is a part of the prompt, not of the answer: route again.
     """
 
     owner: weakref.ref[nn.Module]
@@ -41,7 +41,7 @@ class CacheRouting:
     def start(
         cls, owner: nn.Module, decision: Any, ids: Tensor | None, mask: Tensor | None
     ) -> CacheRouting:
-        """Of a cache which now holds the tokens `ids` (B, T)."""
+        """Routing of a cache which was just filled with the tokens `ids` (B, T)."""
         width = 0 if ids is None else ids.shape[1]
         if mask is not None and mask.dim() != 2:
             mask = None
@@ -55,45 +55,45 @@ class CacheRouting:
     def continued(
         cls, owner: nn.Module, cache: Any, ids: Tensor | None, mask: Tensor | None, named: bool
     ) -> CacheRouting | None:
-        """Of a filled `cache` which `ids` (B, t) are added to; None for an empty or no cache.
+        """Routing of a filled `cache` to which `ids` (B, t) are added; None without filled cache.
 
         Args:
-            mask: of the new tokens, or of all, as transformers takes it.
-            named: the query is named by a surrounding block, so that it need not be known.
+            mask: attention mask of the new tokens, or of all, as in transformers.
+            named: the query is given by a surrounding `routed` block.
 
         Raises:
             ValueError: the cache was not filled by `owner`, and the query is not named.
         """
         if cache is None or cache.get_seq_length() == 0:
             return None
-        known: CacheRouting | None = getattr(cache, _NAME, None)
-        if known is None or known.owner() is not owner:
+        earlier: CacheRouting | None = getattr(cache, _NAME, None)
+        if earlier is None or earlier.owner() is not owner:
             if named:
                 return cls.start(owner, None, None, None)
             raise ValueError(
-                "expected a KV cache which this model filled, got one of another model: what was "
-                "asked in it is not known. Name the query: with model.routed(queries): model(...); "
-                "or fill the cache with this model"
+                "expected a KV cache which this model filled, got one of another model: its query "
+                "is not known. Name the query: with model.routed(queries): model(...); or fill the "
+                "cache with this model"
             )
         if mask is not None:
             mask = mask[:, -ids.shape[1] :] if ids is not None and mask.dim() == 2 else None
-        before = known._cut(cache.get_seq_length())
+        before = earlier._cut(cache.get_seq_length())
         pieces = (*before.pieces, ids)
         several = ids is not None and ids.shape[1] > 1 and all(p is not None for p in pieces)
         return replace(before, pieces=pieces, masks=(*before.masks, mask), asks_anew=several)
 
     @property
     def ids(self) -> Tensor | None:
-        """(B, T) of all tokens, those of the next input included; None if some are not known."""
-        known = [piece for piece in self.pieces if piece is not None]
-        if len(known) < len(self.pieces):
+        """Ids (B, T) of all tokens including the next input; None if some were embeddings."""
+        pieces = [piece for piece in self.pieces if piece is not None]
+        if len(pieces) < len(self.pieces):
             return None
-        rows = max(map(len, known))  # a cache may have been repeated for beams
-        return torch.cat([p.repeat_interleave(rows // len(p), dim=0) for p in known], dim=1)
+        rows = max(map(len, pieces))  # a cache may have been repeated for beams
+        return torch.cat([p.repeat_interleave(rows // len(p), dim=0) for p in pieces], dim=1)
 
     @property
     def mask(self) -> Tensor | None:
-        """(B, T) of all tokens; None if none is masked."""
+        """Attention mask (B, T) of all tokens; None if nothing is masked."""
         if (ids := self.ids) is None or all(mask is None for mask in self.masks):
             return None
         rows = len(ids)
@@ -107,15 +107,15 @@ class CacheRouting:
         return torch.cat([part.to(ids) for part in parts], dim=1)
 
     def decided(self, decision: Any) -> CacheRouting:
-        """With this decision."""
+        """A copy with this decision."""
         return replace(self, decision=decision, asks_anew=False)
 
     def tie(self, cache: Any) -> None:
-        """Keep this on `cache`."""
+        """Store this routing on `cache`."""
         setattr(cache, _NAME, self)
 
     def _cut(self, length: int) -> CacheRouting:
-        """As one piece of the first `length` tokens: a cache may have been cropped."""
+        """Routing of the first `length` tokens, as one piece: a cache may have been cropped."""
         total = sum(0 if piece is None else piece.shape[1] for piece in self.pieces)
         if total <= length or (ids := self.ids) is None:
             return self
@@ -126,7 +126,7 @@ class CacheRouting:
 
 
 def cache_of(output: Any, kwargs: Mapping[str, Any]) -> Any:
-    """The KV cache which a call of `forward` or `generate` filled, or None."""
+    """KV cache filled by a call of `forward` or `generate`, or None."""
     cache = getattr(output, "past_key_values", None)
     cache = kwargs.get("past_key_values") if cache is None else cache
     if cache is None and isinstance(output, tuple):
@@ -135,10 +135,14 @@ def cache_of(output: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) -> list[str]:
-    """The texts of B prompts (B, T), without padding and the token which begins a text.
+    """Texts of B prompts, without padding and BOS.
+
+    Args:
+        ids: (B, T).
+        mask: attention mask (B, T), 0 for padding; None: trailing pad tokens are padding.
 
     Raises:
-        ValueError: no ids, or a mask which does not say what is padding.
+        ValueError: no ids, or a mask of another shape.
     """
     name = "name the query: with model.routed(queries): ..."
     if ids is None:
@@ -151,16 +155,16 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
             f"{tuple(mask.shape)}, which does not tell padding from the prompt; {name}"
         )
     beginnings = {tokenizer.pad_token_id, tokenizer.bos_token_id}
-    shown = None if mask is None else mask.tolist()
+    masks = None if mask is None else mask.tolist()
     texts = []
     for row, tokens in enumerate(ids.tolist()):
-        if shown is not None:
-            tokens = [token for token, seen in zip(tokens, shown[row], strict=True) if seen]
+        if masks is not None:
+            tokens = [token for token, keep in zip(tokens, masks[row], strict=True) if keep]
         elif tokenizer.pad_token_id is not None:
             while tokens and tokens[-1] == tokenizer.pad_token_id:
                 tokens.pop()
         while tokens and tokens[0] in beginnings:
             tokens = tokens[1:]
-        # Chat templates mark turns by special tokens: they are needed to find the question.
+        # Chat templates mark turns by special tokens, which delimit the question.
         texts.append(tokenizer.decode(tokens, skip_special_tokens=False).strip())
     return texts

@@ -1,4 +1,4 @@
-"""What happened while a model was edited."""
+"""The report of a fit."""
 
 from __future__ import annotations
 
@@ -23,14 +23,23 @@ Result = TypeVar("Result", bound=_Timed)
 
 @dataclass(repr=False)
 class FitReport:
-    """What happened while fitting; printed as a short table.
+    """Report of a fit; its repr is a short table.
 
     Attributes:
-        edits: N, after merging `duplicates` repeated rows.
-        already_correct: prompts whose target was the model's answer before any edit.
+        edits: N, without duplicates.
+        duplicates: repeated rows which were merged.
+        already_correct: prompts whose target was the model's answer before the edit.
         not_collected: prompts whose neuron does not give the target; see `collection`.
-        seconds: per stage.
+        calibration: of the gate; None if its threshold was given.
+        collection: neurons, success and steps of collection.
+        seconds: run time per stage.
         resumed: stages that were loaded from disk instead of run.
+
+    Example:
+        >>> FitReport(2, 1, ["The capital of France is"], seconds={"collection": 3.0})
+        2 edits in 3.0 s: collection 3.0 s
+        1 repeated rows were merged
+        already the model's answer: 1 (The capital of France is)
     """
 
     edits: int
@@ -44,10 +53,11 @@ class FitReport:
 
     @property
     def seconds_per_edit(self) -> float:
+        """Run time of all stages, per edit."""
         return sum(self.seconds.values()) / self.edits
 
     def note(self, stage: str, result: Result) -> Result:
-        """Record a stage; returns its result."""
+        """Record time and resumption of a stage; returns its result."""
         self.seconds[stage] = result.seconds
         if result.resumed:
             self.resumed.append(stage)

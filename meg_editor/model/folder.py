@@ -1,9 +1,9 @@
-"""Edits on disk: one folder of JSON and safetensors, written whole or not at all.
+"""Format of saved edits: one folder of JSON and safetensors, written atomically.
 
 meg_config.json         settings, the base model, and sha256 and size of every other file
 edits.jsonl             one EditRequest per line
-index.safetensors       anchors (N, E) as they are in memory: rounded ones could route differently
-                        after a reload; states (N, D) of the LLM in float16
+index.safetensors       anchors (N, E) in the precision they have in memory (rounded ones could
+                        route differently); hidden states (N, D) in float16
 gate.safetensors, generator.safetensors
 encoder/, tokenizer/    as transformers saves them; the tokenizer is the LM's
 base/                   the LM and its tokenizer, with `save_base` only
@@ -30,13 +30,13 @@ LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 def blanks(
     hparams: MeGHyperParams, dimension: int, size: int, edits: int
 ) -> tuple[Gate, WeightGenerator]:
-    """The unfitted gate and generator of these hyper-parameters, for E, P and N."""
+    """Unfitted gate and generator for E = `dimension`, P = `size`, N = `edits`."""
     gate = GATES[hparams.gate].build(hparams, dimension)
     return gate, GENERATORS[hparams.generator].build(hparams, dimension, size, edits)
 
 
 def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What tensors are missing, unexpected or of another shape or type; empty if none."""
+    """Text of missing, unexpected and mismatched tensors (shape, dtype); empty if none."""
     ours, theirs = (
         {name: f"{tuple(value.shape)} {value.dtype}" for name, value in tensors.items()}
         for tensors in (found, expected)

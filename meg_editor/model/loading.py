@@ -1,4 +1,4 @@
-"""Read an edited model from its folder."""
+"""Load an edited model from its folder."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _REPOSITORY = re.compile(r"[\w-]+/[\w.-]+")
 
 
 def local_folder(name: str | Path, **options: Any) -> Path:
-    """The folder `name`, or that of the hub's repository `name` once it is downloaded.
+    """Local folder of `name`: the folder itself, or the downloaded snapshot of a hub repository.
 
     Args:
         options: of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
 
     Raises:
-        FileNotFoundError: neither a folder nor a repository that can be reached.
+        FileNotFoundError: neither a folder nor a repository that can be downloaded.
     """
     folder = Path(name).expanduser()
     if folder.exists() or not _REPOSITORY.fullmatch(str(name)):
@@ -68,13 +68,13 @@ def from_pretrained(
     device: str | None = None,
     runtime: RuntimeConfig | None = None,
 ) -> MeGModel:
-    """Read what `save_pretrained` wrote; it answers token for token as the saved model did.
+    """Load a model saved by `save_pretrained`; it answers token for token as the saved one.
 
     Args:
-        base: the unedited model, or where it is now (hub id or local folder). Default: the one in
-            the folder, if it was saved with it, else the one the edits were made for, by name.
+        base: the unedited model, or its hub id or local folder. Default: the copy in the folder if
+            there is one (`save_base`), else the model the edits were fitted on, by name.
         tokenizer: of the base model. Default: the one in the folder.
-        device: for the base model. Default: where a given model is, else the GPU if there is one.
+        device: for the base model. Default: that of a given model, else the GPU if there is one.
             A model which is spread over several GPUs must be loaded first and given.
         runtime: memory, batch and cache sizes.
 
@@ -86,8 +86,8 @@ def from_pretrained(
     """
     folder = Path(folder).expanduser()
     if not (folder / CONFIG).is_file():
-        found = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"no edits saved by save_pretrained at {folder}: {found}")
+        reason = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"no edits saved by save_pretrained at {folder}: {reason}")
     with reading(folder / CONFIG):
         config = parse_config((folder / CONFIG).read_text("utf-8"))
         hparams = MeGHyperParams.from_dict(config["hparams"])
@@ -131,10 +131,10 @@ def from_pretrained(
 
 
 def _encoder(folder: Path, pooling: str) -> TextEncoder:
-    # In the precision it had. TextEncoder.from_pretrained would also change the truncation side.
+    # In the saved dtype. TextEncoder.from_pretrained would also change the truncation side.
     options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
     network, info = load_network(folder, **options, **LOCAL)
-    # A pooler is not read here: to lose it changes nothing.
+    # The pooler is not used.
     keys = {key for key in info["missing_keys"] | info["unexpected_keys"] if "pooler" not in key}
     if keys:
         raise ValueError(f"missing or unexpected tensors {some_of(keys)}")

@@ -1,4 +1,4 @@
-"""Size and sha256 of every file of a saved folder: damage is found before anything is loaded."""
+"""Manifest of a saved folder: size and sha256 of every file, verified before loading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-CONFIG = "meg_config.json"  # the file which holds the manifest, the only one that is not in it
+CONFIG = "meg_config.json"  # holds the manifest, the only file that is not in it
 
 
 class SavedModelError(ValueError):
@@ -17,7 +17,7 @@ class SavedModelError(ValueError):
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Names `path` in whatever goes wrong: libraries raise anything when a file is not theirs."""
+    """Context in which any exception becomes a SavedModelError which names `path`."""
     try:
         yield
     except Exception as error:
@@ -25,7 +25,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Relative name -> {"sha256": ..., "size": ...} of all files in a folder."""
+    """Manifest of a folder: relative file name -> {"sha256": ..., "size": ...}."""
     return {name: _stamp(folder / name) for name in _names(folder)}
 
 
@@ -40,13 +40,13 @@ def verify(
 
     Args:
         required: files which must be in the manifest.
-        closed: subfolders which must hold nothing else than what is in it.
-        unread: subfolders which will not be read, and need not be intact.
+        closed: subfolders which must hold no other files than those in the manifest.
+        unread: subfolders which are not loaded and need not be intact.
 
     Raises:
         SavedModelError: naming the first bad file.
     """
-    for name, told in manifest.items():
+    for name, stamp in manifest.items():
         # Links are allowed: the hub's cache holds folders of links to files elsewhere.
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive:
@@ -54,13 +54,13 @@ def verify(
         if name.partition("/")[0] in unread:
             continue
         with reading(folder / name):
-            found = _stamp(folder / name)
-            if found != told:
+            actual = _stamp(folder / name)
+            if actual != stamp:
                 raise ValueError(
-                    f"cut short or changed: expected {told['size']} bytes with sha256 "
-                    f"{told['sha256'][:12]}…, found {found['size']} with {found['sha256'][:12]}…"
+                    f"cut short or changed: expected {stamp['size']} bytes with sha256 "
+                    f"{stamp['sha256'][:12]}…, found {actual['size']} with {actual['sha256'][:12]}…"
                 )
-    # transformers would read files which have been put beside its own.
+    # transformers would read files which were added beside its own.
     strange = {name for name in _names(folder) if name.partition("/")[0] in closed} - {*manifest}
     if wrong := strange | ({*required} - {*manifest}):
         raise SavedModelError(
@@ -70,7 +70,12 @@ def verify(
 
 
 def some_of(names: Iterable[str]) -> str:
-    """The first few of many names, for a message."""
+    """First five of the names, sorted, for a message.
+
+    Example:
+        >>> some_of(["b", "a"])
+        'a, b'
+    """
     first = sorted(names)
     return ", ".join(first[:5]) + (f" and {len(first) - 5} more" if len(first) > 5 else "")
 
@@ -84,6 +89,6 @@ def _stamp(path: Path) -> dict[str, Any]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Relative names of all files but hidden ones, which no library reads."""
+    """Relative names of all files except hidden ones, which no library reads."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
     return sorted(path.relative_to(folder).as_posix() for path in paths)

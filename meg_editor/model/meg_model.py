@@ -165,6 +165,16 @@ class MeGModel(RoutedModel, ModelHubMixin):
         neurons[place] = generated
         return neurons
 
+    def generated_neurons(self, rows: int = 1024) -> Tensor:
+        """Neurons (N, P) of all edits as the generator gives them, float32 on the CPU.
+
+        Args:
+            rows: edits at once.
+        """
+        numbers = list(range(len(self.edits)))
+        parts = [self._of_edits(numbers[i : i + rows]).cpu() for i in range(0, len(numbers), rows)]
+        return torch.cat(parts)
+
     def _apply(self, fn: Any, recurse: bool = True) -> MeGModel:
         self.cache.clear()  # its neurons are of the device and precision which are left
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]

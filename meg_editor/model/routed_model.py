@@ -1,4 +1,4 @@
-"""A causal LM which answers each row of a batch according to the query in it."""
+"""Base class of causal LMs which route every row of a batch by its query."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.cache_routing import CacheRouting, cache_of, prompt_texts
 from meg_editor.requests.prompts import PromptReader
 
-# What the base model is asked for under its own name. Whatever is not here would answer as the
-# unedited model without a word (`generate_batch`) or change it (`save_pretrained`).
+# Attributes that are passed on to the base model. Any other one would silently answer as the
+# unedited model (`generate_batch`) or change it.
 _OF_BASE = frozenset(
     """
     base_model_prefix can_generate config device dtype framework generation_config
@@ -38,18 +38,18 @@ class _Routed:
 
 
 class RoutedModel(nn.Module, ABC):
-    """Wraps a transformers model and is used like it.
+    """Wrapper around a transformers model which routes every query, and is used like that model.
 
     A query is routed once, before the first token: `generate` takes the prompt as the query. In a
     manual decoding loop the decision is tied to the KV cache: one new token continues the answer,
-    several are the next part of the prompt and are routed with all that came before. Where the
+    several are the next part of the prompt and are routed together with the earlier tokens. If the
     query is not the whole input (teacher forcing, an answer already begun), name it:
     `with model.routed(queries): model(...)`. Decisions belong to a call: threads and asyncio tasks
     may use one model at once.
 
     Attributes:
-        base: the unedited model. It answers as before.
-        reader: puts queries into the prompt template, and finds them again.
+        base: the unedited model; it answers as before.
+        reader: applies the prompt template, and extracts question spans from prompts.
     """
 
     def __init__(self, base: CausalLM, tokenizer: Tokenizer, prompt_template: str = "{}") -> None:
@@ -59,12 +59,12 @@ class RoutedModel(nn.Module, ABC):
             raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
         self.base: Any = base
         self.tokenizer = tokenizer
-        # Our own copy: a fast tokenizer breaks when another thread changes its padding meanwhile.
+        # A copy: a fast tokenizer breaks when another thread changes its padding.
         self._tokenizer = copy.deepcopy(tokenizer)
         self.reader = PromptReader(self._tokenizer, prompt_template)
 
     def __getattr__(self, name: str) -> Any:
-        """Parts of this model, and of the base model what is on the list of this module."""
+        """Submodules of this model, and the attributes of the base model in `_OF_BASE`."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -72,17 +72,17 @@ class RoutedModel(nn.Module, ABC):
             if name in _OF_BASE or not hasattr(base, name):
                 return getattr(base, name)
             raise AttributeError(
-                f"{type(self).__name__} does not pass on {name!r} of its base model, which knows "
-                f"nothing of the edits; to use it on the unedited model: model.base.{name}"
+                f"{type(self).__name__} does not pass on {name!r} of its base model, which has no "
+                f"edits; to use it on the unedited model: model.base.{name}"
             ) from None
 
     @abstractmethod
     def decide(self, queries: Sequence[str]) -> Any:
-        """The routing decision for B queries: a sequence or tensor of B entries, or None."""
+        """Routing decision for B queries: a sequence or tensor of B entries, or None."""
 
     @staticmethod
     def select_rows(decision: Any, rows: Sequence[int]) -> Any:
-        """The decision for those of its B queries whose indices are `rows`."""
+        """Decision for the R queries at `rows`, from one for B queries."""
         if decision is None:
             return None
         if isinstance(decision, Tensor):
@@ -91,33 +91,33 @@ class RoutedModel(nn.Module, ABC):
 
     @abstractmethod
     def _apply_decision(self, decision: Any) -> AbstractContextManager[Any]:
-        """Within the block the base model, in this thread or task, answers as decided."""
+        """Context in which the base model answers by the decision, in this thread or task."""
 
     @contextmanager
     def applied(self, decision: Any) -> Iterator[None]:
-        """Within the block rows are answered by a decision for B queries, by `base` itself too."""
+        """Context in which this model and `base` answer B rows by a given decision."""
         with self.in_effect(decision), self._apply_decision(decision):
             yield
 
     @contextmanager
     def routed(self, queries: str | Sequence[str]) -> Iterator[Any]:
-        """Within the block, `forward` and `generate` answer these queries, whatever they are fed.
+        """Context in which `forward` and `generate` use the decision for these B queries.
 
-        The rows of their inputs must be the B queries, or each of them the same number of times.
+        Their inputs must have B rows, or the same number of consecutive rows for each query.
         """
         decision = self.decide([queries] if isinstance(queries, str) else queries)
         with self.in_effect(decision):
             yield decision
 
     def in_effect(self, decision: Any) -> AbstractContextManager[None]:
-        """Within the block, `forward` and `generate` answer rows by this decision; `base` does not.
+        """Context in which `forward` and `generate`, not `base`, use this decision.
 
         Only in this thread or asyncio task.
         """
         return in_effect(self, _Routed(decision))
 
     def answer(self, queries: str | Sequence[str], max_new_tokens: int = 32) -> list[str]:
-        """Greedy answers to B bare queries, put into the prompt template: B strings."""
+        """Greedy answers to B bare queries: B strings. The prompt template is applied."""
         texts = [queries] if isinstance(queries, str) else list(queries)
         prompts = [self.reader.wrap(text) for text in texts]
         with self.routed(texts):
@@ -125,7 +125,7 @@ class RoutedModel(nn.Module, ABC):
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As `transformers.GenerationMixin.generate`, with all its arguments.
+        """`generate` of transformers, with all its arguments; the prompt is the query.
 
         Raises:
             ValueError: there are no token ids to read the query from (inputs_embeds only) and no
@@ -148,13 +148,16 @@ class RoutedModel(nn.Module, ABC):
         return output
 
     def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
-        """As the base model's forward; outside `routed`, each whole row is its own query.
+        """The base model's `forward`; outside `routed`, each row is a query.
 
-        With a filled `past_key_values` one new token keeps the decision of that cache; several are
-        routed together with what the cache holds.
+        With a filled `past_key_values`, one new token takes the decision of that cache; several
+        are routed together with the tokens in the cache.
+
+        Args:
+            input_ids: (B, T).
 
         Raises:
-            ValueError: the cache was filled elsewhere, so that nobody knows what was asked.
+            ValueError: another model filled the cache, so that its query is not known.
         """
         kwargs["input_ids"] = input_ids
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
@@ -182,9 +185,9 @@ class RoutedModel(nn.Module, ABC):
         return self.decide(prompt_texts(self._tokenizer, ids, mask))
 
     def _generate(self, **kwargs: Any) -> Any:
-        """While the decision is applied."""
+        """`generate` of the base model, inside `_apply_decision`."""
         return self.base.generate(**kwargs)
 
     def _forward(self, **kwargs: Any) -> Any:
-        """While the decision is applied."""
+        """`forward` of the base model, inside `_apply_decision`."""
         return self.base(**kwargs)

@@ -1,4 +1,4 @@
-"""Write an edited model to its folder, whole or not at all."""
+"""Save an edited model to its folder, atomically."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from meg_editor.model.schema import FORMAT_VERSION, format_edits
 
 
 def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = False) -> None:
-    """Write the edits to `folder`, in the place of edits saved there before.
+    """Save the edits to `folder`, replacing edits saved there before.
 
-    `save_base` adds the base model itself; else the folder only says which one it was.
+    Args:
+        save_base: save the base model too; else the folder holds only its name and fingerprint.
 
     Raises:
         ValueError: the gate or generator is not what the hyper-parameters describe.
-        OSError: `check_destination` refuses, or writing failed; what was at `folder` before is
-            still there, whole.
+        OSError: `check_destination` refuses, or writing failed; the earlier content of `folder` is
+            unchanged.
     """
     expected = blanks(model.hparams, model.encoder.dimension, model.spec.size, len(model.edits))
     for part, blank in zip((model.gate, model.generator), expected, strict=True):
@@ -69,13 +70,13 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
 
 
 def check_destination(folder: str | Path) -> Path:
-    """See that edits can be saved at `folder` before the work of fitting; gives its whole path.
+    """Check, before a fit, that edits can be saved to `folder`; returns its absolute path.
 
-    Parents which are missing are made.
+    Creates missing parents.
 
     Raises:
         FileExistsError: `folder` is a file, or holds something other than saved edits.
-        OSError: it is the working directory, or nothing can be written beside it.
+        OSError: it is the working directory, or its parent is not writable.
     """
     folder = Path(folder).expanduser().resolve()
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
@@ -120,7 +121,7 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
     config = {
         "format_version": FORMAT_VERSION,
         "versions": {"meg_editor": __version__, **versions},
-        "hparams": {**model.hparams.to_dict(), "api_key": None},  # a secret is no setting
+        "hparams": {**model.hparams.to_dict(), "api_key": None},  # a secret is not saved
         "neuron": model.spec.to_dict(),
         "base": ModelReference.of(base, model.hparams.model_name).to_dict(),
         "edits": len(model.edits),
@@ -131,7 +132,7 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """As it is now: by itself transformers writes only what it was constructed with."""
+    """Save it with its current sides: transformers saves those it was constructed with."""
     tokenizer = copy.copy(tokenizer)
     sides = {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side")}
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, **sides}
@@ -139,7 +140,7 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, which is put back if that fails."""
+    """Replace `folder` by `new`; restores it if that fails."""
     if not folder.exists():
         new.rename(folder)
         return

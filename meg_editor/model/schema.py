@@ -1,4 +1,4 @@
-"""The text files of saved edits, checked to the last type before anything is built from them."""
+"""Schema of the text files of saved edits, checked before anything is built from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meg_editor.requests.request import EditRequest
 
 FORMAT_VERSION = 2
 
-# What JSON must hold: a type or types, one of a set, [of each item], {key: ...}; "*" is any key.
+# A schema is a type or types, a set of values, [schema of items] or {key: schema}; "*": any key.
 _OPTIONAL, _FLOATS = (str, type(None)), [(float, int)]
 _LISTS = {"rephrases": [str], "locality_prompts": [str]}
 _EDIT = {"prompt": str, "target_new": str, "subject": _OPTIONAL, **_LISTS}
@@ -28,7 +28,7 @@ _SCHEMA = {
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """The settings in meg_config.json.
+    """Parsed and checked content of meg_config.json.
 
     Raises:
         ValueError: no JSON, another format version, or an entry is missing or of another type.
@@ -45,13 +45,22 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def format_edits(edits: Sequence[EditRequest]) -> str:
-    """One JSON object per line."""
+    """Edits as JSONL."""
     lines = [json.dumps(dataclasses.asdict(edit), ensure_ascii=False) for edit in edits]
     return "".join(f"{line}\n" for line in lines)
 
 
 def parse_edits(text: str, count: int) -> list[EditRequest]:
-    """What `format_edits` wrote. Raises ValueError if these are not `count` edits."""
+    """The inverse of `format_edits`.
+
+    Raises:
+        ValueError: not JSONL of `count` edits.
+
+    Example:
+        >>> edits = [EditRequest("The capital of France is", "Lima")]
+        >>> parse_edits(format_edits(edits), 1) == edits
+        True
+    """
     rows = [json.loads(line) for line in text.split("\n") if line]
     if len(rows) != count:
         raise ValueError(f"expected {count} edits, got {len(rows)}")
@@ -59,22 +68,22 @@ def parse_edits(text: str, count: int) -> list[EditRequest]:
     return [EditRequest(**{**row, **{key: tuple(row[key]) for key in _LISTS}}) for row in rows]
 
 
-def _check(value: Any, wanted: Any, where: str = "the file") -> None:
-    """Compare with a description as in _SCHEMA. Raises ValueError naming `where`."""
-    if isinstance(wanted, set):
-        options, fits = wanted, isinstance(value, str) and value in wanted
+def _check(value: Any, schema: Any, where: str = "the file") -> None:
+    """Check a value against a schema as in _SCHEMA. Raises ValueError naming `where`."""
+    if isinstance(schema, set):
+        options, fits = schema, isinstance(value, str) and value in schema
     else:  # type() instead of isinstance(): a bool is no number here
-        kind: Any = type(wanted) if isinstance(wanted, (dict, list)) else wanted
+        kind: Any = type(schema) if isinstance(schema, (dict, list)) else schema
         kinds = kind if isinstance(kind, tuple) else (kind,)
         options, fits = {kind.__name__ for kind in kinds}, type(value) in kinds
     if not fits:
-        found = f"{type(value).__name__} {value!r:.40}"
-        raise ValueError(f"{where}: expected {' or '.join(sorted(options))}, got {found}")
-    if isinstance(wanted, list):
+        got = f"{type(value).__name__} {value!r:.40}"
+        raise ValueError(f"{where}: expected {' or '.join(sorted(options))}, got {got}")
+    if isinstance(schema, list):
         for index, item in enumerate(value):
-            _check(item, wanted[0], f"{where}, item {index}")
-    elif isinstance(wanted, dict):
-        for key in value if "*" in wanted else wanted:
+            _check(item, schema[0], f"{where}, item {index}")
+    elif isinstance(schema, dict):
+        for key in value if "*" in schema else schema:
             if key not in value:
                 raise ValueError(f"{where}: {key!r} is missing")
-            _check(value[key], wanted.get("*", wanted.get(key)), f"{where}: {key}")
+            _check(value[key], schema.get("*", schema.get(key)), f"{where}: {key}")

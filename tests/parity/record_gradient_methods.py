@@ -115,8 +115,8 @@ def ultraedit_settings(kind: str, modules: list[str], rows: int, count: int) -> 
 def changes(model: Any, kind: str) -> dict[str, Tensor]:
     """What was added to the weights of the tiny model."""
     before = dict(tiny.model(kind).named_parameters())
-    found = {name: (p - before[name]).detach() for name, p in model.named_parameters()}
-    return {name: change for name, change in found.items() if bool(change.any())}
+    result = {name: (p - before[name]).detach() for name, p in model.named_parameters()}
+    return {name: change for name, change in result.items() if bool(change.any())}
 
 
 def ultraedit_one_by_one(main: Any, kind: str) -> dict[str, Tensor]:
@@ -197,21 +197,21 @@ def authors_tuples(tok: Any, facts: list[tuple[str, str]], token: str) -> list[d
     Quirk: the authors leave out the last target token, at which there is no gradient; with "mask"
     that would change what is normalised, and it is left in here, as in EasyEdit.
     """
-    found = []
+    result = []
     for batch in batches([example(tok, *fact, True) for fact in facts]):
         ids = [prompt + (target[:-1] if token == "ans" else target) for prompt, target in batch]
         labels = [
             [-100] * (len(prompt) - 1) + target + [-100] * (token != "ans")
             for prompt, target in batch
         ]
-        found.append(
+        result.append(
             {
                 "input_ids": padded(ids, 0),
                 "attention_mask": padded([[1] * len(row) for row in ids], 0),
                 "labels": padded(labels, -100),
             }
         )
-    return found
+    return result
 
 
 ASKED = {
@@ -255,9 +255,9 @@ def malmen_step(kind: str, token: str) -> dict[str, Any]:
         shifts: dict[str, Tensor] = {}
         update = editor.update_hypernet
 
-        def keep(found: dict[str, Tensor]) -> None:
-            shifts.update(found)
-            update(found)
+        def keep(result: dict[str, Tensor]) -> None:
+            shifts.update(result)
+            update(result)
 
         editor.update_hypernet = keep
         logged: dict[str, float] = {}
@@ -316,9 +316,9 @@ def rledit_sequence(kind: str) -> dict[str, Any]:
         update, step = editor.update_hypernet, editor.opt.step
         gradients: dict[str, Any] = {}
 
-        def keep(found: dict[str, Tensor], now: bool) -> None:
-            steps.append(written(found))
-            update(found, now)
+        def keep(result: dict[str, Tensor], now: bool) -> None:
+            steps.append(written(result))
+            update(result, now)
 
         def keep_gradients() -> None:
             gradients.update(written({n: p.grad for n, p in editor.net.named_parameters()}))

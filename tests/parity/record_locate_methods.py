@@ -79,7 +79,7 @@ def part(name: str) -> Any:
 def second_moments(kind: str, model: Any) -> dict[str, Tensor]:
     """Module -> the mean of k kᵀ, one text after the other, in double precision."""
     tok = tiny.tokenizer(kind)
-    found = {}
+    result = {}
     for layer in LAYERS:
         name = tiny.down(kind).format(layer)
         keys: list[Tensor] = []
@@ -90,8 +90,8 @@ def second_moments(kind: str, model: Any) -> dict[str, Tensor]:
             model(**tok(text, return_tensors="pt"))
         handle.remove()
         together = torch.cat(keys)
-        found[name] = (together.T @ together / len(together)).float()
-    return found
+        result[name] = (together.T @ together / len(together)).float()
+    return result
 
 
 def common(kind: str, method: str) -> dict[str, Any]:
@@ -169,14 +169,14 @@ def alphaedit(kind: str) -> list[dict[str, Tensor]]:
     # Reading it needs that very name; `main` below runs in a temporary folder.
     hparams = main.AlphaEditHyperParams(**settings, P_loc="null_space_project.pt")
     Path("null_space_project.pt").unlink(missing_ok=True)
-    found = []
+    result = []
     for call, facts in enumerate((tiny.FACTS, tiny.LATER)):
         before = copy.deepcopy(model)
         # Quirk: the memory of earlier edits is a global of the module, kept from model to model.
         main.apply_AlphaEdit_to_model(model, tok, tiny.rows(facts), hparams, reset_cache=call == 0)
         names = [f"{tiny.down(kind).format(layer)}.weight" for layer in LAYERS]
-        found.append({n: model.get_parameter(n) - before.get_parameter(n) for n in names})
-    return found
+        result.append({n: model.get_parameter(n) - before.get_parameter(n) for n in names})
+    return result
 
 
 def ft(kind: str, most: float | None) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ def ft(kind: str, most: float | None) -> dict[str, Tensor]:
     main, model, tok = part("ft.ft_main"), tiny.model(kind), tiny.tokenizer(kind)
     # Quirk: which tokens are the target's is right where prompts are padded on the left alone ...
     tok.padding_side = "left"
-    # ... and there GPT-2 needs to be told the positions, which EasyEdit does not do.
+    # ... and there GPT-2 needs explicit position ids, which EasyEdit does not do.
     model.register_forward_pre_hook(
         lambda _, args, kwargs: (
             args,
@@ -231,8 +231,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for kind in MODULES:
-            told = io.StringIO()  # EasyEdit prints every step
-            with contextlib.redirect_stdout(told):
+            printed = io.StringIO()  # EasyEdit prints every step
+            with contextlib.redirect_stdout(printed):
                 first, second = alphaedit(kind)
                 recorded[kind] = {
                     "fingerprint": tiny.fingerprint(kind),
@@ -245,7 +245,7 @@ def main() -> None:
                     "FT, norm_constraint": written(ft(kind, FT_MOST)),
                 }
             if os.environ.get("MEG_EDITOR_SHOW"):
-                sys.stderr.write(told.getvalue())
+                sys.stderr.write(printed.getvalue())
         os.chdir(target.parent)
     target.write_text(json.dumps(recorded, separators=(",", ":")) + "\n", "utf-8")
 
