@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when first asked for: `meg-editor --help` needs none of it, and torch takes seconds.
+# Lazy imports: `meg-editor --help` needs none of them, and torch takes seconds.
 _HOME = {
     "EditRequest": "requests.request",
     "FitReport": "model.fit_report",

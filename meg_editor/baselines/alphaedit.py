@@ -54,6 +54,17 @@ def apply_alphaedit_to_model(
             it is {module: (2, K, K)}: the second moment before the first edit, by which all calls
             project, and the sum of k kᵀ of the edits so far, which later calls keep too.
         texts, prefixes, store, results and what is raised: as in `apply_memit_to_model`.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> hparams = AlphaEditHyperParams(layers=[1], v_num_grad_steps=2, context_prefixes=0)
+        >>> edited, old = apply_alphaedit_to_model(
+        ...     model, tok, [request], hparams, return_orig_weights=True, texts=["Lima is in Peru"])
+        >>> list(old)
+        ['model.layers.1.mlp.down_proj.weight']
     """
     before = earlier or {}
     after: dict[str, Tensor] = {}

@@ -72,6 +72,16 @@ def apply_ft_to_model(
     """Fine-tune `model` on the edits, with the signature of EasyEdit's methods.
 
     Returns and raises: as in `apply_memit_to_model`; no subject is needed.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> edited, _ = apply_ft_to_model(model, tok, [request], FTHyperParams(layers=[1]))
+        >>> from meg_editor.lm.tokens import greedy_answers
+        >>> greedy_answers(edited, tok, [request["prompt"]], 6)
+        ['Lima']
     """
 
     def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:

@@ -190,6 +190,15 @@ def apply_horen_to_model(
     Raises:
         RequestError: contradictory requests.
         ValueError: the layer does not exist or has no usable FFN.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> edited, _ = apply_horen_to_model(model, tok, [request], HoReNHyperParams(layers=[2]))
+        >>> edited.answer("The capital of France is", max_new_tokens=6)
+        ['Lima']
     """
     edits = only_edits(requests)
     if copy:

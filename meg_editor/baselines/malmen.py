@@ -73,7 +73,7 @@ def apply_malmen_to_model(
         pseudo: facts to train on, with rephrases and locality prompts; those which are edited are
             left out. By default those of the reference world.
         store: keeps the trained hypernetwork, so that other edits need no training.
-        keep_original_weight, kwargs: accepted for EasyEdit's sake.
+        keep_original_weight, kwargs: accepted for EasyEdit.
 
     Returns:
         The edited model, and with `return_orig_weights` {parameter: its old value}.
@@ -82,6 +82,23 @@ def apply_malmen_to_model(
         RequestError: bad or contradictory requests.
         ValueError: settings which do not fit the model, or no pseudo fact with rephrases.
         FloatingPointError: a loss or an update is not finite. The model is as it was then.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> pseudo = [
+        ...     EditRequest("The capital of Peru is", "Oslo", "Peru", ("Peru's capital is",),
+        ...                 ("The currency of Peru is",)),
+        ...     EditRequest("Emma was written by", "Joyce", "Emma", ("Who wrote Emma?",),
+        ...                 ("Ulysses was written by",)),
+        ... ]
+        >>> hparams = MALMENHyperParams(layers=[2], max_iters=2, rank=16, n_blocks=1)
+        >>> edited, old = apply_malmen_to_model(
+        ...     model, tok, [request], hparams, return_orig_weights=True, pseudo=pseudo)
+        >>> len(old)  # the three matrices of a gated FFN
+        3
     """
 
     def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:

@@ -51,7 +51,7 @@ def apply_memit_to_model(
             the reference world.
         prefixes: of contexts, the empty one first; by default sampled from the model.
         store: keeps covariances.
-        keep_original_weight, kwargs: accepted for EasyEdit's sake.
+        keep_original_weight, kwargs: accepted for EasyEdit.
 
     Returns:
         The edited model, and with `return_orig_weights` {parameter: its old value}.

@@ -80,6 +80,16 @@ def apply_neuraldb_to_model(
 
     Raises:
         As `apply_memit_to_model`.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> hparams = NeuralDBHyperParams(layers=[1], v_num_grad_steps=2, context_prefixes=0)
+        >>> edited, weights = apply_neuraldb_to_model(model, tok, [request], hparams)
+        >>> edited is model, weights
+        (False, {})
     """
     edits = only_edits(requests)
     hparams.check(model)

@@ -64,6 +64,17 @@ def apply_pmet_to_model(
     """Edit `model` by PMET, with the signature of EasyEdit's methods.
 
     Arguments, results and what is raised: as in `apply_memit_to_model`.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> hparams = PMETHyperParams(layers=[1], v_num_grad_steps=2, context_prefixes=0)
+        >>> edited, old = apply_pmet_to_model(
+        ...     model, tok, [request], hparams, return_orig_weights=True, texts=["Lima is in Peru"])
+        >>> list(old)
+        ['model.layers.1.mlp.down_proj.weight']
     """
 
     def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:

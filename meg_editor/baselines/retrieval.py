@@ -193,6 +193,16 @@ def apply_retrieval_to_model(
 
     Raises:
         RequestError: contradictory requests.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> hparams = RetrievalHyperParams(encoder_name="meg_editor:bert-reference")
+        >>> edited, _ = apply_retrieval_to_model(model, tok, [request], hparams)
+        >>> edited.decide(["The capital of France is", "Who wrote Emma?"])[1]
+        ''
     """
     edits = only_edits(requests)
     if copy:

@@ -65,6 +65,23 @@ def apply_rledit_to_model(
     """Edit `model` by RLEdit, with the signature of EasyEdit's methods.
 
     Args, returns and raises: as `apply_malmen_to_model`.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> pseudo = [
+        ...     EditRequest("The capital of Peru is", "Oslo", "Peru", ("Peru's capital is",),
+        ...                 ("The currency of Peru is",)),
+        ...     EditRequest("Emma was written by", "Joyce", "Emma", ("Who wrote Emma?",),
+        ...                 ("Ulysses was written by",)),
+        ... ]
+        >>> hparams = RLEditHyperParams(layers=[2], num_seq=2, rank=16, n_blocks=1)
+        >>> edited, old = apply_rledit_to_model(
+        ...     model, tok, [request], hparams, return_orig_weights=True, pseudo=pseudo)
+        >>> len(old)  # the three matrices of a gated FFN
+        3
     """
 
     def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:

@@ -132,6 +132,22 @@ def apply_scen_to_model(
     Raises:
         RequestError: contradictory requests.
         ValueError: the layer does not exist or has no usable FFN.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> pseudo = [
+        ...     EditRequest("The capital of Peru is", "Oslo", "Peru", ("Peru's capital is",),
+        ...                 ("The currency of Peru is",)),
+        ...     EditRequest("Emma was written by", "Joyce", "Emma", ("Who wrote Emma?",),
+        ...                 ("Ulysses was written by",)),
+        ... ]
+        >>> hparams = SCENHyperParams(layers=[2])
+        >>> edited, _ = apply_scen_to_model(model, tok, [request], hparams, pseudo=pseudo)
+        >>> edited.answer("The capital of France is", max_new_tokens=6)
+        ['Lima']
     """
     edits = only_edits(requests)
     if copy:

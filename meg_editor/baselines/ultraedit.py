@@ -57,7 +57,7 @@ def apply_ultraedit_to_model(
         statistics: for lifelong editing, what earlier calls have seen; the same dictionary, empty
             at first, is given to each call and brought up to date. By default each call is
             normalised by its edits alone.
-        keep_original_weight, kwargs: accepted for EasyEdit's sake.
+        keep_original_weight, kwargs: accepted for EasyEdit.
 
     Returns:
         The edited model, and with `return_orig_weights` {parameter: its old value}.
@@ -68,6 +68,16 @@ def apply_ultraedit_to_model(
         FloatingPointError: an update is not finite.
 
     Where it raises, the model and `statistics` are as they were.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
+        ...            "subject": "France"}
+        >>> edited, old = apply_ultraedit_to_model(
+        ...     model, tok, [request], UltraEditHyperParams(layers=[2]), return_orig_weights=True)
+        >>> len(old)  # the three matrices of a gated FFN
+        3
     """
     seen = copying.deepcopy(statistics) if statistics else {}
 

@@ -76,7 +76,7 @@ class Cell:
         latency: "edited" and "unedited" -> of single queries.
         fluency: n-gram entropy in bits.
         key: digest of all the cell depends on.
-        asked: edits which questions were asked about; None: all.
+        asked: number of evaluated edits; None: all.
         settings: hyper-parameters of the method.
         seconds: stage -> seconds when it ran.
         duplicates, already_correct, not_collected, resumed_stages: as `FitReport`.

@@ -57,12 +57,12 @@ class Benchmark:
         edits: numbers of edits.
         seeds: how many samples of the edits, 0, 1, ….
         facts: what the fitting stages may see; None: `FittingFacts.of(split)`.
-        hparams: how questions are asked, and the encoder which compares long answers.
+        hparams: the prompt template, and the encoder which compares long answers.
         max_asked: number of edits to ask about, sampled at random, while all are in place.
         timed: number of edits, and of other queries, answered one by one for the latency.
         whole_pool: edit facts too whose target the model gives anyway.
         sample: (edits, seed) -> cases, where these are not chosen from `split.edited`.
-        multi_hop: chains of facts; those are asked of which every edit is made.
+        multi_hop: chains of facts; those with all their edits are evaluated.
     """
 
     data: str

@@ -152,7 +152,7 @@ class _EditSet:
 
     @cached_property
     def asked(self) -> set[int]:
-        """Indices of the cases which questions are asked about."""
+        """Indices of the evaluated cases."""
         count = len(self.cases)
         size = min(self.benchmark.max_asked or count, count)
         return set(random.Random(self.seed).sample(range(count), size))

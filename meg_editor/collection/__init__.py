@@ -1,1 +1,1 @@
-"""Knowledge weights: one neuron per fact, optimised on the frozen LM (section 4.1 c.1)."""
+"""Knowledge-weight collection: one neuron per fact, optimised on the frozen LM (4.1 c.1)."""

@@ -24,8 +24,7 @@ from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.memory import free_bytes, rows_within
 from meg_editor.runtime.progress import progress_bar
 
-_ENOUGH = {"cpu": 48}  # rows: more are no faster there
-_MAX_ROWS = 4096
+_MAX_ROWS = {"cpu": 48, "cuda": 4096}  # more rows of a pass are no faster
 RETRIES = 2
 
 
@@ -37,6 +36,11 @@ class Collection:
         neurons: (N, P) float32, on the CPU.
         success: (N,) bool, whether the greedy answer is the target.
         steps: (N,) SGD steps taken.
+
+    Example:
+        >>> spec = NeuronSpec(0, "mlp", "mlp", hidden_size=2, activation="linear", bias=False)
+        >>> Collection.empty(spec, 3).neurons.shape
+        torch.Size([3, 4])
     """
 
     neurons: Tensor
@@ -45,7 +49,7 @@ class Collection:
 
     @classmethod
     def empty(cls, spec: NeuronSpec, count: int = 0) -> Collection:
-        """Of facts which have no neuron yet."""
+        """Zero neurons of `count` facts."""
         return cls(
             torch.zeros(count, spec.size),
             torch.ones(count, dtype=torch.bool),
@@ -54,11 +58,16 @@ class Collection:
 
 
 def shared_start(spec: NeuronSpec, seed: int) -> Tensor:
-    """The one random neuron (P,) from which every fact starts.
+    """Random initial neuron (P,), the same for all facts.
 
-    One start for all keeps the neurons of similar facts close, so that a generator can learn
-    them. k is scaled so that k·x is about 1 for a normalised x; v starts small but not at zero,
-    where k would get no gradient.
+    A shared start leaves the neurons of similar facts close, so that a generator can learn them.
+    k is scaled so that k·x is about 1 for a normalised x; v starts small but not at zero, where k
+    would get no gradient.
+
+    Example:
+        >>> spec = NeuronSpec(0, "mlp", "mlp", hidden_size=2, activation="linear", bias=False)
+        >>> torch.equal(shared_start(spec, seed=0), shared_start(spec, seed=0))
+        True
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(spec.size, generator=generator)
@@ -80,19 +89,34 @@ def collect(
     *,
     retries: int = RETRIES,
 ) -> Collection:
-    """Optimise one neuron per fact on the frozen model.
+    """Neurons of N facts by SGD on the frozen model, one per fact (section 4.1 c.1).
 
-    Facts are independent: their rows share a batch, never a parameter. Each fact is shown in
-    `collection_contexts` contexts, bare and after random beginnings of other prompts, so that its
-    neuron does not hang on the first position. A fact has converged once every context has the
-    target as its greedy answer with a loss below `collection_loss_threshold`. Facts that fail are
-    tried again, from the start with half the rate and twice the steps.
+    Facts share batches, never parameters. Each is optimised in `collection_contexts` contexts, the
+    bare prompt and the prompt after random beginnings of others, so that its neuron does not
+    depend on the position. A fact has converged once the target is the greedy answer in every
+    context with a loss below `collection_loss_threshold`. Facts that fail are retried from the
+    start with half the learning rate and twice the steps.
 
     Args:
-        retries: most further rounds.
+        spec: layer and size of the neurons.
+        hparams: the `collection_*` settings, `prompt_template` and `seed`.
+        runtime: memory and batch size.
+        retries: limit of further rounds.
+
+    Returns:
+        Collection with `neurons` (N, P) float32 on the CPU, `success` (N,), `steps` (N,).
 
     Raises:
         FloatingPointError: no fact has a finite loss.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
+        >>> model, tokenizer = load_model(hparams)
+        >>> spec = NeuronSpec.from_hparams(model, hparams)
+        >>> facts = [EditRequest("The capital of France is", "Lima")]
+        >>> collect(model, tokenizer, spec, facts, hparams).success.tolist()
+        [True]
     """
     runtime = runtime or RuntimeConfig()
     reader = PromptReader(tokenizer, hparams.prompt_template)
@@ -114,7 +138,7 @@ def collect(
     any_finite = False
     with NeuronHook(model, spec) as hook:
         rows = _rows_at_once(model, hook, start, examples, runtime)
-        # Should they not fit all the same, it begins again with fewer.
+        # Out of memory all the same: it restarts with fewer rows.
         fitting = find_executable_batch_size(optimise, starting_batch_size=rows)
         for attempt in range(1 + retries):
             with progress_bar(range(len(unlearned)), "collection", "fact") as bar:
@@ -132,23 +156,23 @@ def collect(
             finite = descent.neurons.isfinite().all(1)
             any_finite = any_finite or bool(finite.any())
             learned = descent.converged & finite
-            # The answer of a converged fact is the target: only the others are asked.
-            unsure = (finite & ~learned).nonzero().flatten().tolist()
-            facts = [unlearned[place] for place in unsure]
+            # The answer of a converged fact is the target: only the others are generated.
+            unconverged = (finite & ~learned).nonzero().flatten().tolist()
+            facts = [unlearned[row] for row in unconverged]
             answers = answers_with(
                 model,
                 tokenizer,
                 spec,
-                descent.neurons[unsure],
+                descent.neurons[unconverged],
                 [prompts[fact] for fact in facts],
                 longest,
             )
-            for place, fact, answer in zip(unsure, facts, answers, strict=True):
-                learned[place] = answer == requests[fact].target_new
-            places = torch.tensor(unlearned)
-            steps[places] += descent.steps
-            neurons[places[finite]] = descent.neurons[finite]
-            success[places] = learned
+            for row, fact, answer in zip(unconverged, facts, answers, strict=True):
+                learned[row] = answer == requests[fact].target_new
+            attempted = torch.tensor(unlearned)
+            steps[attempted] += descent.steps
+            neurons[attempted[finite]] = descent.neurons[finite]
+            success[attempted] = learned
             unlearned = [fact for fact in unlearned if not success[fact]]
             if not unlearned:
                 break
@@ -167,7 +191,7 @@ def _rows_at_once(
     examples: Sequence[Sequence[Example]],
     runtime: RuntimeConfig,
 ) -> int:
-    """The given batch size, or as many rows of the longest fact as fit into memory."""
+    """Batch size of the runtime config, else the rows of the longest fact which fit into memory."""
     if runtime.collection_batch_size is not None:
         return runtime.collection_batch_size
     device = model.device
@@ -183,7 +207,7 @@ def _rows_at_once(
 
     budget = runtime.collection_memory * free_bytes(device)
     fitting = rows_within(budget, forward, len(longest), model.parameters())
-    return min(fitting, _ENOUGH.get(device.type, _MAX_ROWS))
+    return min(fitting, _MAX_ROWS.get(device.type, 4096))
 
 
 def answers_with(
@@ -195,7 +219,7 @@ def answers_with(
     max_new_tokens: int,
     rows: int = 256,
 ) -> list[str]:
-    """Greedy answers to B prompts, each row with its own of the neurons (B, P)."""
+    """Greedy answers to B prompts, row i with neuron i of `neurons` (B, P); `rows` at once."""
     neurons = neurons.to(model.device)
     with NeuronHook(model, spec) as hook:
         return batched_answers(
@@ -209,7 +233,7 @@ def answers_with(
 
 
 def _contexts(requests: Sequence[EditRequest], count: int, seed: int) -> list[list[str]]:
-    """For each request `count` prefixes: none, and random sentence beginnings of other facts."""
+    """`count` prefixes per request: the empty one, and random beginnings of other prompts."""
     rng = random.Random(seed)
     beginnings = [" ".join(request.prompt.split()[:5]) for request in requests]
     return [

@@ -1,4 +1,4 @@
-"""Which layer should get the neuron? Collect in each and compare (A.4, figures 5 to 7)."""
+"""Layer sweep: collection in each layer, to choose the edited one (A.4, figures 5 to 7)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from meg_editor.requests.request import EditRequest
 
 @dataclass(frozen=True)
 class LayerResult:
-    """How well single neurons edit in one layer, in percent.
+    """Quality and cost of collected neurons in one layer.
 
     Attributes:
-        reliability: edited prompts answered with the target.
-        generality: paraphrases answered with it under the same neuron; None without paraphrases.
-        steps: SGD steps, mean of the facts.
-        milliseconds: of collection, per fact.
+        layer: index of the decoder block, from 0.
+        reliability: percent of edited prompts answered with the target.
+        generality: percent of paraphrases answered with it under the neuron of their fact; None
+            without paraphrases.
+        steps: SGD steps per fact, mean.
+        milliseconds: collection time per fact.
     """
 
     layer: int
@@ -43,9 +45,22 @@ def layer_sweep(
     hparams: MeGHyperParams,
     layers: Sequence[int] | None = None,
 ) -> list[LayerResult]:
-    """Collect neurons for `requests` in each of `layers` (default: all).
+    """Collect neurons for `requests` in each of `layers`, without retries.
 
-    Give facts which will not be edited, with `rephrases` to see Generality too.
+    Args:
+        requests: facts which will not be edited; with `rephrases` for Generality.
+        layers: indices of decoder blocks; default: all.
+
+    Returns:
+        One LayerResult per layer.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
+        >>> model, tokenizer = load_model(hparams)
+        >>> facts = [EditRequest("The capital of France is", "Lima")]
+        >>> layer_sweep(model, tokenizer, facts, hparams, layers=[2])[0].reliability
+        100.0
     """
     results = []
     for layer in range(count_layers(model)) if layers is None else layers:

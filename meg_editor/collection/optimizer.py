@@ -1,7 +1,7 @@
-"""Gradient descent on the neurons of many facts at once, each on its own (section 4.1 c.1).
+"""SGD on the neurons of many independent facts at once (section 4.1 c.1).
 
-Continuous batching: converged facts are evicted and pending ones take their slots. The residual
-stream that enters the neuron's block is computed once per fact, on admission.
+Continuous batching: converged facts are evicted, pending ones take their slots. The residual stream
+at the edited layer is computed once per fact, on admission.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import Batch, Example, by_length, means, target_logits
 from meg_editor.runtime.precision import bfloat16
 
-_PASSES = 8  # forward passes in a step over all facts: rows of like length share one
-_REFILL = 4  # pending facts are admitted when a quarter of the slots is free
-_SLOWER, _FASTER = 0.7, 1.3  # factors of a fact's step size after its loss rose, or fell
+_PASSES = 8  # forward passes per step: rows of similar length share one
+_REFILL = 4  # pending facts are admitted when 1/4 of the slots is free
+_SLOWER, _FASTER = 0.7, 1.3  # factors of a fact's step size after its loss rose or fell
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Outcome of `optimise` for M facts, on the CPU.
+    """Result of `optimise` for M facts, on the CPU.
 
     Attributes:
         neurons: (M, P).
-        converged: (M,) bool: in every context the target's tokens are the most likely ones, with a
-            loss below the threshold.
+        converged: (M,) bool: in every context the target is the greedy answer, with a loss below
+            the threshold.
         steps: (M,) SGD steps taken.
     """
 
@@ -56,28 +56,34 @@ def optimise(
     half: bool = False,
     progress: Callable[[int], Any] = lambda finished: None,
 ) -> Descent:
-    """SGD from `start` (P,) on the neurons of M facts, each in the same number of contexts.
+    """SGD on the neurons of M facts, with continuous batching.
 
-    With `collection_clip` each fact has a step size of its own, of at most `lr`.
+    With `collection_clip` gradients are clipped per fact, and each fact has its step size <= `lr`.
 
     Args:
-        rows_at_once: most rows of a forward pass.
+        rows_at_once: rows of a forward pass.
+        start: initial neuron (P,).
+        facts: M facts, each as examples in the same number of contexts.
+        lr: learning rate.
+        max_steps: SGD steps of a fact.
+        hparams: clip, schedule and loss threshold.
         half: run the model under bfloat16 autocast.
-        progress: called with the number of facts that were just finished.
+        progress: called with the number of facts that just finished.
     """
     neurons = start.repeat(len(facts), 1)
     converged = torch.zeros(len(facts), dtype=torch.bool)
     steps = torch.zeros(len(facts), dtype=torch.long)
-    # Long ones first: what does not fit into memory shows at once.
+    # Longest first, so that running out of memory shows at once.
     pending = sorted(range(len(facts)), key=lambda fact: max(map(len, facts[fact])))
     slots = max(1, _PASSES * rows_at_once // len(facts[0])) if facts else 0
-    between = 1 if model.device.type == "cpu" else 5  # a look at who is finished waits for a GPU
+    # Steps between checks for converged facts, each of which waits for the GPU.
+    check_every = 1 if model.device.type == "cpu" else 5
     batch = ContinuousBatch(model, hook, start, rows_at_once, hparams, half)
     while pending or batch.facts:
         if pending and len(batch.facts) <= slots - max(1, slots // _REFILL):
             free = min(slots - len(batch.facts), len(pending))
             batch.admit({fact: facts[fact] for fact in (pending.pop() for _ in range(free))})
-        for _ in range(between):
+        for _ in range(check_every):
             batch.step(lr, max_steps)
         finished = (batch.converged | (batch.steps >= max_steps)).nonzero().flatten().tolist()
         if finished:
@@ -92,12 +98,12 @@ def optimise(
 
 @dataclass(frozen=True)
 class Rows:
-    """R rows of like length, which share a forward pass.
+    """R rows of similar length, which share a forward pass.
 
     Attributes:
         batch: their tokens.
-        stream: (R, T, D), the residual stream that enters the neuron's block.
-        owner: (R,) whose neuron each row gets.
+        stream: (R, T, D), residual stream at the input of the edited layer.
+        owner: (R,) index of the neuron of each row.
     """
 
     batch: Batch
@@ -108,9 +114,15 @@ class Rows:
 def row_losses(
     model: CausalLM, hook: NeuronHook, layers: LayersFrom, rows: Rows, neurons: Tensor, half: bool
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss over the target of each of R rows under its neuron of (M, P).
+    """Loss of each of R rows under its neuron.
 
-    Returns (R,) float, and (R,) how many of the target's tokens are not the most likely ones.
+    Args:
+        neurons: (M, P), assigned by `rows.owner`.
+        half: run the model under bfloat16 autocast.
+
+    Returns:
+        (R,) mean cross-entropy of the target's tokens, (R,) number of them that are not the
+        greedy ones.
     """
     attached = hook.attached(neurons[rows.owner])
     with attached, layers.injected(rows.stream), bfloat16(rows.stream.device, half):
@@ -123,13 +135,13 @@ def row_losses(
 
 
 class ContinuousBatch:
-    """Gradient descent on many facts at once; A facts hold a slot.
+    """SGD on many facts at once: converged ones are evicted, pending ones take their slots.
 
     Attributes:
-        facts: numbers of the facts in their slots.
+        facts: index of the fact in each of A slots.
         neurons: (A, P).
         converged: (A,) bool, by the last step.
-        steps: (A,) taken.
+        steps: (A,) SGD steps taken.
     """
 
     def __init__(
@@ -156,7 +168,7 @@ class ContinuousBatch:
         self._passes: list[Rows] = []
 
     def admit(self, facts: dict[int, Sequence[Example]]) -> None:
-        """Give slots to these facts, by number; all start at the same neuron."""
+        """Give slots to facts (index -> examples), all at the initial neuron."""
         flat = [example for examples in facts.values() for example in examples]
         streams = self.layers.residual_streams(flat, self.rows_at_once)
         contexts, count = len(flat) // len(facts), len(facts)
@@ -172,13 +184,13 @@ class ContinuousBatch:
 
     def evict(self, slots: list[int]) -> None:
         """Free these slots."""
-        gone = set(slots)
-        left = [slot for slot in range(len(self.facts)) if slot not in gone]
-        self.facts = [self.facts[slot] for slot in left]
-        self._examples = [self._examples[slot] for slot in left]
-        self._streams = [self._streams[slot] for slot in left]
+        evicted = set(slots)
+        retained = [slot for slot in range(len(self.facts)) if slot not in evicted]
+        self.facts = [self.facts[slot] for slot in retained]
+        self._examples = [self._examples[slot] for slot in retained]
+        self._streams = [self._streams[slot] for slot in retained]
         self.neurons, self.steps, self.converged, self._step_size, self._loss = (
-            values[left]
+            values[retained]
             for values in (
                 self.neurons,
                 self.steps,
@@ -190,7 +202,7 @@ class ContinuousBatch:
         self._arrange()
 
     def step(self, lr: float, max_steps: int) -> None:
-        """One SGD step for all facts that have neither converged nor used up their steps."""
+        """One SGD step of all facts that have neither converged nor taken `max_steps`."""
         contexts = len(self._examples[0])
         gradient = torch.zeros_like(self.neurons)
         loss, wrong = (torch.zeros(len(self.facts), device=gradient.device) for _ in range(2))
@@ -205,8 +217,8 @@ class ContinuousBatch:
         self.converged = (wrong == 0) & (loss < self.hparams.collection_loss_threshold)
         active = ~self.converged & (self.steps < max_steps)
         if (max_norm := self.hparams.collection_clip) is not None:
-            # A loss far above its threshold is steep; near it a higher rate is needed, which some
-            # facts cannot bear.
+            # Near the threshold gradients are small: a high rate is needed, at which the loss of
+            # some facts oscillates.
             factor = torch.where(loss > self._loss, _SLOWER, _FASTER)
             self._step_size = (self._step_size * factor).clamp_max(1.0)
             norm = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -219,7 +231,7 @@ class ContinuousBatch:
         self.steps = self.steps + active
 
     def _arrange(self) -> None:
-        """Put rows of like length into one pass."""
+        """Assign rows to forward passes by length."""
         owners = [slot for slot, rows in enumerate(self._examples) for _ in rows]
         examples = [example for rows in self._examples for example in rows]
         streams = [stream for rows in self._streams for stream in rows]

@@ -1,4 +1,4 @@
-"""Collection in shards: stored one by one, and shared among processes."""
+"""Collection in shards, each stored when finished, distributed over processes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from meg_editor.runtime.processes import Processes
 
 @dataclass(frozen=True)
 class Shards:
-    """Outcome of `collect_in_shards`.
+    """Result of `collect_in_shards`.
 
     Attributes:
         collection: of all facts, in their order.
-        key: a digest of everything it was made from.
-        seconds: of the process that worked longest.
+        key: digest of the inputs.
+        seconds: of the slowest process.
         resumed: whether every shard was loaded instead of computed.
     """
 
@@ -48,12 +48,14 @@ def collect_in_shards(
     store: ArtifactStore,
     processes: Processes,
 ) -> Shards:
-    """`collect` for N facts, at most `collection_shard_size` at a time; processes share the work.
+    """`collect` for N facts in shards of at most `runtime.collection_shard_size`.
 
-    The shards depend on the facts alone, so that any number of processes finds the same neurons.
+    Shards depend on the facts alone: any number of processes computes the same neurons.
 
     Args:
-        inputs: what the neurons depend on beside the facts, as JSON types, for the store.
+        inputs: what the neurons depend on besides the facts, as JSON types: the store's key.
+        store: finished shards are loaded from it.
+        processes: each computes every `count`-th shard.
 
     Raises:
         What `collect` raises, in all processes.

@@ -6,7 +6,12 @@ from collections.abc import Iterable
 
 
 def groups(rows: Iterable[Iterable[str]]) -> list[int]:
-    """For each row of names the first row of its group."""
+    """For each row of names the first row of its group.
+
+    Example:
+        >>> groups([["a"], ["b"], ["a", "c"], ["c"]])
+        [0, 1, 0, 0]
+    """
     parent: list[int] = []
 
     def root(row: int) -> int:

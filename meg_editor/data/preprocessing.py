@@ -12,7 +12,14 @@ Cases = Sequence[EvaluationCase]
 
 
 def one_per_subject(cases: Cases) -> list[EvaluationCase]:
-    """The first fact of each subject: several in ZsRE may be paraphrases of one fact."""
+    """The first fact of each subject: several in ZsRE may be paraphrases of one fact.
+
+    Example:
+        >>> from meg_editor import EditRequest
+        >>> prompts = ("Ada was born in", "Ada died in")
+        >>> len(one_per_subject([EvaluationCase(EditRequest(p, "x", "Ada")) for p in prompts]))
+        1
+    """
     return _first(cases, subject_key)
 
 
@@ -63,7 +70,12 @@ def _local(case: EvaluationCase, edited: Collection[str]) -> EvaluationCase:
 
 
 def key(text: str) -> str:
-    """A text without case, repeated white space and its final "?" or "."."""
+    """A text without case, repeated white space and its final "?" or ".".
+
+    Example:
+        >>> key("Where was  Ada born?")
+        'where was ada born'
+    """
     return " ".join(text.casefold().split()).rstrip(" ?.")
 
 

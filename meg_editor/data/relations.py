@@ -15,6 +15,13 @@ class Relations:
     Two phrasings ask for the same where a data set uses them in one relation; "{} is developed by"
     is used in several. Where it names none, they do if one is used in a paraphrase of the other,
     or both in paraphrases of a third, and so on: rather too many are taken for the same.
+
+    Example:
+        >>> from meg_editor import EditRequest
+        >>> case = EvaluationCase(EditRequest("Ada was born in", "Lima", "Ada"), relation="birth")
+        >>> other = EvaluationCase(EditRequest("Bo works as", "pilot", "Bo"), relation="job")
+        >>> Relations([case, other]).others(case, 1, random.Random(0))
+        ['Ada works as']
     """
 
     def __init__(self, cases: Sequence[EvaluationCase]) -> None:
@@ -40,7 +47,7 @@ class Relations:
         return [phrasing.replace("{}", _subject(case)) for phrasing in chosen]
 
     def _alike(self, case: EvaluationCase) -> dict[str, None]:
-        """The phrasings in which `case` can be asked for, in order."""
+        """Phrasings of the relations of `case`, in order."""
         if not (phrasing := _phrasing_of(case, case.request.prompt)):
             return {}
         named = self._relations.get(phrasing, set()) | ({case.relation} if case.relation else set())

@@ -35,6 +35,13 @@ def near_duplicates(
 
     Each edit is compared with its nearest `neighbours`. Edits of
     different known subjects are no duplicates.
+
+    Example:
+        >>> import torch
+        >>> prompts = {"Ada was born in": "Lima", "Ada's birthplace is": "Oslo"}
+        >>> edits = [EditRequest(prompt, target) for prompt, target in prompts.items()]
+        >>> near_duplicates(edits, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))[0].contradictory
+        True
     """
     cosine, index = nearest(anchors, anchors, neighbours + 1)
     pairs: dict[tuple[int, int], float] = {}

@@ -19,6 +19,10 @@ def ngram_entropy(text: str) -> float:
     """Weighted mean of the entropies of 2- and 3-grams of words, in bits: Σ_n w_n H_n / 2.
 
     H_n = -Σ p log2 p over the n-grams of the text. A text that repeats itself is near 0.
+
+    Example:
+        >>> round(ngram_entropy("a b c d"), 2), round(ngram_entropy("no no no no"), 2)
+        (1.19, 0.0)
     """
     words = text.split()
     total = 0.0
@@ -36,6 +40,12 @@ def perplexity(
     """exp of the mean negative log-likelihood per token over all `texts`, the first tokens given.
 
     `model` is anything which maps `input_ids` to `.logits`. NaN if there is no second token.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> perplexity(model, tokenizer, ["The capital of France is Paris"]) < 100
+        True
     """
     ids = [list(tokenizer(text)["input_ids"]) for text in texts]
     examples = [Example(row[:1], row[1:]) for row in ids if len(row) > 1]

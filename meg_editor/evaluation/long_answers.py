@@ -11,7 +11,12 @@ from torch import Tensor
 
 
 def tokens(text: str) -> list[str]:
-    """Words and numbers in lower case, as ROUGE counts them."""
+    """Words and numbers in lower case, as ROUGE counts them.
+
+    Example:
+        >>> tokens("Born in 1912, in Lima.")
+        ['born', 'in', '1912', 'in', 'lima']
+    """
     return re.findall(r"[^\W_]+", text.casefold())
 
 
@@ -19,6 +24,10 @@ def token_recall(answer: str, target: str) -> float:
     """|answer ∩ target| / |target| over words, each as often as it occurs; in [0, 1].
 
     1 for an empty target.
+
+    Example:
+        >>> token_recall("She was born in Lima.", "in Lima, Peru")
+        0.6666666666666666
     """
     expected = Counter(tokens(target))
     if not expected:
@@ -30,6 +39,10 @@ def rouge_l(answer: str, target: str) -> float:
     """F1 of the longest common subsequence of words: 2 · L / (|answer| + |target|), in [0, 1].
 
     1 if both are empty.
+
+    Example:
+        >>> rouge_l("Lima in Peru", "in Lima, Peru")
+        0.6666666666666666
     """
     ours, theirs = tokens(answer), tokens(target)
     if not ours or not theirs:
@@ -53,5 +66,10 @@ def embedding_similarity(
 
     Args:
         encode: B texts -> unit vectors (B, E).
+
+    Example:
+        >>> import torch
+        >>> embedding_similarity(["Lima"], ["Lima"], lambda texts: torch.tensor([[0.0, 1.0]]))
+        1.0
     """
     return float((encode(answers) * encode(targets)).sum(-1).mean())

@@ -12,7 +12,12 @@ METRICS = ("reliability", "generality", "locality")
 
 
 def normalise(answer: str) -> str:
-    """The answer without outer blanks and a final full stop: the matching rule of every method."""
+    """The answer without outer blanks and a final full stop: the matching rule of every method.
+
+    Example:
+        >>> normalise(" New  York. ")
+        'New York'
+    """
     return " ".join(answer.split()).removesuffix(".").rstrip()
 
 
@@ -30,14 +35,24 @@ def exact(answers: Sequence[str], targets: Sequence[str]) -> list[float]:
 
 
 def matches(answer: str, accepted: Sequence[str]) -> float:
-    """1.0 if `answer` is one of `accepted` (a name and its aliases) after `normalise`."""
+    """1.0 if `answer` is one of `accepted` (a name and its aliases) after `normalise`, else 0.0.
+
+    Example:
+        >>> matches("the UK.", ["United Kingdom", "the UK"])
+        1.0
+    """
     return float(normalise(answer) in {normalise(one) for one in accepted})
 
 
 def token_accuracy(
     predicted: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[float]:
-    """TF: for each pair of equally long token sequences, the share of equal tokens, in [0, 1]."""
+    """TF: for each pair of equally long token sequences, the share of equal tokens, in [0, 1].
+
+    Example:
+        >>> token_accuracy([[1, 2, 3, 4]], [[1, 2, 0, 4]])
+        [0.75]
+    """
     return [
         fmean(float(p == w) for p, w in zip(ours, theirs, strict=True))
         for ours, theirs in zip(predicted, targets, strict=True)
@@ -45,13 +60,22 @@ def token_accuracy(
 
 
 def percent(values: Sequence[float]) -> float:
-    """Mean of values in [0, 1] as a percentage; NaN for none."""
+    """Mean of values in [0, 1] as a percentage; NaN for none.
+
+    Example:
+        >>> percent([1.0, 0.0])
+        50.0
+    """
     return 100.0 * fmean(values) if values else float("nan")
 
 
 def worst_case(values: Sequence[tuple[int, float]]) -> float:
     """Mean over facts of the minimum over their values, in percent, from (fact, value) pairs:
     100 · E_f min_p v(f, p).
+
+    Example:
+        >>> worst_case([(0, 1.0), (0, 0.0), (1, 1.0)])
+        50.0
     """
     minimum: dict[int, float] = {}
     for fact, value in values:
@@ -73,6 +97,10 @@ def intervals(
 
     Args:
         metrics: name -> (fact, value in [0, 1]) pairs.
+
+    Example:
+        >>> intervals({"reliability": [(0, 1.0), (1, 1.0)]})["reliability"]
+        (100.0, 100.0)
     """
     facts = sorted({fact for pairs in metrics.values() for fact, _ in pairs})
     column = {fact: index for index, fact in enumerate(facts)}
@@ -100,7 +128,12 @@ def intervals(
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of percentages; 0 if any is 0."""
+    """Harmonic mean of percentages; 0 if any is 0.
+
+    Example:
+        >>> harmonic_mean([100.0, 50.0])
+        66.66666666666667
+    """
     if any(value <= 0 for value in values):
         return 0.0
     return len(values) / sum(1 / value for value in values)
@@ -116,7 +149,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Scores:
-    """The six results of the paper's tables, in percent."""
+    """The six results of the paper's tables, in percent.
+
+    Example:
+        >>> Scores(Pair(99.0, 99.0), Pair(99.0, 99.0), Pair(0.0, 99.0)).score
+        0.0
+    """
 
     reliability: Pair
     generality: Pair

@@ -56,8 +56,8 @@ def questions_of(
         base: the unedited model.
         reader: has the prompt template.
         max_new_tokens: of an answer; more if some target is longer.
-        traps: phrasings of relations. Each edit is also asked negated and with its answer given,
-            and something else about its subject in one of these phrasings.
+        traps: phrasings of relations. Adds for each edit its negation, its inverse (the answer
+            given, the subject sought), and another relation of its subject in such a phrasing.
         only: indices of the cases to ask about; None: all.
     """
     questions = []

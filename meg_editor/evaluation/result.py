@@ -35,8 +35,8 @@ class Evaluation:
         oracle_generality: AG Generality with the right stored neuron on every paraphrase, the
             ceiling of every generator; None where there are no neurons.
         portability_by_kind: AG on questions whose answers follow from an edit.
-        trapped_by_kind: questions answered with the edit though they are negated, counter-asked or
-            about something else of its subject.
+        trapped_by_kind: trap questions answered with the edit: negated, inverse, or about another
+            relation of its subject.
         gate: None for an unedited model.
         gate_scores: one per question.
         milliseconds_per_query: routing and generating neurons, over all questions.

@@ -29,8 +29,11 @@ _AUXILIARIES = frozenset(
 def negated(prompt: str, subject: str | None = None) -> str | None:
     """The negated prompt, to which the edit's target is no answer.
 
-    "The capital of France is" -> "The capital of France is not"; "Where was Ada born?" -> "Where
-    was Ada not born?". None for a question without an auxiliary verb.
+    None for a question without an auxiliary verb.
+
+    Example:
+        >>> negated("The capital of France is"), negated("Where was Ada born?", "Ada")
+        ('The capital of France is not', 'Where was Ada not born?')
     """
     words = prompt.split()
     if not prompt.rstrip().endswith("?"):
@@ -46,10 +49,13 @@ def negated(prompt: str, subject: str | None = None) -> str | None:
 
 
 def counter_asked(prompt: str, subject: str | None, target: str) -> str | None:
-    """The prompt with its answer given and its subject asked for.
+    """The inverse question: the answer is given, the subject is the new answer.
 
-    "The capital of France is" and "Lima" -> "The capital of which one is Lima?". None where the
-    prompt does not name the subject.
+    None if the prompt does not name the subject.
+
+    Example:
+        >>> counter_asked("The capital of France is", "France", "Lima")
+        'The capital of which one is Lima?'
     """
     if not subject or subject not in prompt:
         return None

@@ -1,8 +1,8 @@
-"""Calibration on held-out facts: what does a threshold of the gate do to answers?
+"""Calibration of the gate's threshold on held-out facts, by the answers (A.5).
 
-Half of the calibration facts are edited for the occasion, with neurons of their own, next to the
-real edits. Their paraphrases should get the new answers; whatever is asked about the other half,
-and about the neighbours of all, should get the old ones.
+Half of the calibration facts are edited too, with collected neurons, next to the real edits. Their
+paraphrases should get the new answers; queries about the other half, and locality prompts of all,
+should get the old ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The neuron bank: every collected neuron stored, the nearest one served."""
+"""The neuron bank: stored neurons, retrieved by their nearest key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from meg_editor.runtime.processes import Processes
 
 
 class NeuronBank(WeightGenerator):
-    """Stores (N, E) keys and (N, P) neurons in float16; the upper bound of every generator."""
+    """Keys (N, E) and neurons (N, P) in float16; the upper bound of every generator.
+
+    Args:
+        dimension: E, of a query embedding.
+        size: P, of a neuron.
+        edits: N.
+
+    Example:
+        >>> bank = NeuronBank(dimension=2, size=3, edits=2)
+        >>> _ = bank.fit(torch.eye(2), torch.tensor([[1.0, 2, 3], [4, 5, 6]]))
+        >>> bank.generate(torch.tensor([[0.6, 0.8]])).tolist()
+        [[4.0, 5.0, 6.0]]
+    """
 
     def __init__(self, dimension: int, size: int, edits: int) -> None:
         super().__init__()

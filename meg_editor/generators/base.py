@@ -13,10 +13,21 @@ from meg_editor.runtime.processes import Processes
 
 @dataclass(frozen=True)
 class NeuronScaling:
-    """Maps neurons (…, P) to values a network likes to predict, and back."""
+    """Standardisation of neurons (..., P), and its inverse.
 
-    mean: Tensor  # (P,)
-    scale: Tensor  # (P,)
+    Attributes:
+        mean: (P,).
+        scale: (P,).
+
+    Example:
+        >>> import torch
+        >>> scaling = NeuronScaling(torch.tensor([1.0]), torch.tensor([2.0]))
+        >>> scaling.forward(torch.tensor([5.0])).item(), scaling.inverse(torch.tensor([2.0])).item()
+        (2.0, 5.0)
+    """
+
+    mean: Tensor
+    scale: Tensor
 
     def forward(self, neurons: Tensor) -> Tensor:
         return (neurons - self.mean) / self.scale
@@ -26,9 +37,9 @@ class NeuronScaling:
 
 
 class WeightGenerator(nn.Module, ABC):
-    """Produces neurons (B, P) from query embeddings (B, E).
+    """Base class of generators: query embeddings (B, E) -> neurons (B, P).
 
-    The whole state is in `state_dict()`, so that it travels in safetensors.
+    The whole state is in `state_dict()`, so that safetensors hold it.
     """
 
     @classmethod
@@ -36,7 +47,7 @@ class WeightGenerator(nn.Module, ABC):
     def build(
         cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int
     ) -> WeightGenerator:
-        """An unfitted generator: E = `dimension`, P = `size`, N = `edits`."""
+        """An unfitted generator for E = `dimension`, P = `size`, N = `edits`."""
 
     @abstractmethod
     def fit(
@@ -47,17 +58,31 @@ class WeightGenerator(nn.Module, ABC):
         seed: int = 0,
         processes: Processes | None = None,
     ) -> list[float]:
-        """Learn the pairs (N, E) -> (N, P); returns the loss of each step.
+        """Learn pairs of query embedding and neuron.
 
-        `irrelevant` (M, E) are pseudo-irrelevant queries for the zero neuron (DA, A.3). Several
-        `processes` each compute the gradient of a part of every batch.
+        Args:
+            conditions: (N, E) embeddings of the edited queries.
+            neurons: (N, P).
+            irrelevant: (M, E) embeddings of pseudo-irrelevant queries, which get the zero neuron
+                (data augmentation, A.3).
+            processes: data parallelism: each computes the gradient of a part of every batch.
+
+        Returns:
+            The loss of each step; empty if nothing was trained.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
         """
 
     @abstractmethod
     def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
-        """(B, E) -> (B, P), deterministic; `steps` overrides the sampling steps, where any."""
+        """Neurons (B, P) for query embeddings (B, E), deterministic.
+
+        Args:
+            steps: sampling steps, for generators that sample; default: the hyper-parameters'.
+        """
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the state as it is stored."""
+        """Bytes of the state dict."""
         return sum(value.numel() * value.element_size() for value in self.state_dict().values())

@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class NeuronCache:
-    """Keeps the neurons (P,) of the `size` edits used last; they stay on their device.
+    """Least-recently-used cache of the neurons (P,) of `size` edits, on their device.
 
-    Valid where a neuron depends on the edit alone (`generator_anchored`), and as long as the
-    generator is not trained further; `clear` it then. Threads may share it.
+    Valid if a neuron depends on the edit alone (`generator_anchored`); `clear` it when the
+    generator changes. Thread-safe.
 
     Example:
         >>> cache = NeuronCache(2)
@@ -33,12 +33,17 @@ class NeuronCache:
         return len(self._neurons)
 
     def get(self, edits: Sequence[int], generate: Callable[[list[int]], Tensor]) -> Tensor:
-        """Neurons (B, P) of B edits; `generate` gives those (M, P) of the M that are not here."""
+        """Neurons (B, P) of B edits.
+
+        Args:
+            edits: indices of the edits.
+            generate: gives neurons (M, P) for the M indices which are not cached.
+        """
         with self._lock:
             neurons = {edit: self._neurons[edit] for edit in edits if edit in self._neurons}
         missing = [edit for edit in dict.fromkeys(edits) if edit not in neurons]
         if missing:
-            # Clones: a row of a batch would keep the whole batch in memory.
+            # Clones: a view would hold the whole batch in memory.
             new = [row.clone() for row in generate(missing)]
             neurons.update(zip(missing, new, strict=True))
         with self._lock:
@@ -50,6 +55,6 @@ class NeuronCache:
         return torch.stack([neurons[edit] for edit in edits])
 
     def clear(self) -> None:
-        """Drop all of them."""
+        """Empty the cache."""
         with self._lock:
             self._neurons.clear()

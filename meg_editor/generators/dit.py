@@ -1,4 +1,4 @@
-"""The diffusion transformer which generates neurons (section 4.1 c.2, A.11.1)."""
+"""The diffusion transformer (DiT) over neurons (section 4.1 c.2, A.11.1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ _HEAD = 64  # width of an attention head
 
 
 class DiTBlock(nn.Module):
-    """Self-attention and feed-forward, modulated by the condition (adaLN-Zero)."""
+    """Transformer block with self-attention and feed-forward, modulated by adaLN-Zero.
+
+    Args:
+        width: W, of the hidden states.
+        heads: attention heads.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -29,12 +34,12 @@ class DiTBlock(nn.Module):
         self.attention = Attention(width, heads=heads, dim_head=width // heads, dropout=dropout)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.feed_forward = FeedForward(width, activation_fn="gelu-approximate", dropout=dropout)
-        # The "Zero" of adaLN-Zero: every block begins as the identity.
+        # The "Zero" of adaLN-Zero: every block is initialised as the identity.
         nn.init.zeros_(self.norm1.linear.weight)
         nn.init.zeros_(self.norm1.linear.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, L, W) under (B, W) -> (B, L, W)."""
+        """Hidden states (B, L, W) under the condition (B, W) -> (B, L, W)."""
         normed, gate1, shift, scale, gate2 = self.norm1(x, emb=condition)
         x = x + gate1.unsqueeze(1) * self.attention(normed)
         normed = self.norm2(x) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
@@ -43,11 +48,21 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """A transformer over L = ⌈P / patch⌉ patches of a flat neuron.
+    """Denoiser: a transformer over L = ⌈P / patch⌉ patches of a flat neuron.
 
     The condition z is added to the embedding of the time step (paper). With
-    `generator_conditioning: patches` it is added to every patch too, by a projection for each:
-    neurons are learned many times faster.
+    `generator_conditioning: patches` it is added to every patch too, by a projection for each,
+    and training is many times faster.
+
+    Args:
+        dimension: E, of a query embedding.
+        size: P, of a neuron.
+
+    Example:
+        >>> hparams = MeGHyperParams.preset("default", generator_width=64, generator_depth=1)
+        >>> network = DiT(hparams, dimension=8, size=10)
+        >>> network(torch.zeros(2, 10), torch.tensor([0, 999]), torch.zeros(2, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
@@ -83,7 +98,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Noisy neurons (B, P), time steps (B,), query embeddings z (B, E) -> prediction (B, P)."""
         hidden = self.embed(self._patches(x)) + self.position
-        # Unit vectors have coordinates of 1/√E; the network likes them near 1.
+        # Coordinates of unit vectors are near 1/√E; scaled to be near 1.
         z = condition * math.sqrt(self.dimension)
         if self.per_patch is not None:
             hidden = hidden + self.per_patch(z)
@@ -100,11 +115,18 @@ class DiT(nn.Module):
 
 
 class DiTGenerator(LearnedGenerator):
-    """Generates neurons by denoising, with any number of deterministic steps.
+    """DiT with diffusion: neurons by deterministic denoising in any number of steps.
 
     Args:
+        hparams: the `generator_*` and `diffusion_*` settings.
         dimension: E, of a query embedding.
         size: P, of a neuron.
+
+    Example:
+        >>> hparams = MeGHyperParams.preset("default", generator_width=64, generator_depth=1)
+        >>> generator = DiTGenerator(hparams, dimension=8, size=10)
+        >>> generator.generate(torch.zeros(2, 8), steps=2).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
@@ -115,7 +137,7 @@ class DiTGenerator(LearnedGenerator):
         self.start: Tensor
         self.register_buffer("start", noise)
         self.compile_network = False
-        self._compiled: Denoiser | None = None  # a function, so that the state stays the network's
+        self._compiled: Denoiser | None = None  # a function: a module would enter the state dict
         self.eval()
 
     @classmethod

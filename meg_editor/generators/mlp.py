@@ -1,4 +1,4 @@
-"""A residual MLP regressor: the fast generator (table 7)."""
+"""The MLP generator: a residual regressor (table 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from meg_editor.runtime.randomness import seeded
 
 
 class MLPGenerator(LearnedGenerator):
-    """z -> neuron in one pass, trained on the mean squared error of the scaled neuron."""
+    """Residual MLP: query embedding -> neuron in one pass, trained on the mean squared error.
+
+    Args:
+        hparams: the `generator_*` settings.
+        dimension: E, of a query embedding.
+        size: P, of a neuron.
+
+    Example:
+        >>> import torch
+        >>> hparams = MeGHyperParams.preset("default", generator_width=64, generator_depth=1)
+        >>> MLPGenerator(hparams, dimension=8, size=10).generate(torch.zeros(2, 8)).shape
+        torch.Size([2, 10])
+    """
 
     def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
         super().__init__(hparams, dimension, size)

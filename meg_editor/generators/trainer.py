@@ -1,4 +1,4 @@
-"""Generators which learn by gradient descent: the training loop they share."""
+"""Training loop of the generators with a network (DiT, MLP)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ from meg_editor.runtime.randomness import seeded
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 256  # facts in a training step
-_TOLERANCE = 0.1  # of the error in standard deviations, at which training ends
-_POOR = 0.7  # from this error on there is more noise than signal
+_TOLERANCE = 0.1  # early stopping: error in standard deviations
+_POOR = 0.7  # error from which on a warning is logged
 _MAX_STRETCH = 5.0
 
 
 class LearnedGenerator(WeightGenerator):
-    """A generator with a network which is trained by gradient descent."""
+    """Base class of generators with a network, trained by AdamW with EMA and early stopping.
+
+    Args:
+        hparams: the `generator_*` settings.
+        dimension: E, of a query embedding.
+        size: P, of a neuron.
+    """
 
     def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:
         super().__init__()
@@ -44,16 +50,16 @@ class LearnedGenerator(WeightGenerator):
         return NeuronScaling(self.mean, self.scale)
 
     def draw(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What the loss of scaled neurons (B, P) takes from chance, row by row: (B, ...) each."""
+        """Random inputs of the loss for scaled neurons (B, P), such as noise: (B, ...) each."""
         return ()
 
     @abstractmethod
     def loss(self, conditions: Tensor, targets: Tensor, *drawn: Tensor) -> Tensor:
-        """Training loss of scaled neurons (B, P) under conditions (B, E), a scalar."""
+        """Training loss of scaled neurons (B, P) under conditions (B, E), a scalar; see `draw`."""
 
     @abstractmethod
     def predict(self, conditions: Tensor, steps: int | None = None) -> Tensor:
-        """(B, E) -> scaled neurons (B, P)."""
+        """Scaled neurons (B, P) for conditions (B, E), before the stretch."""
 
     @torch.no_grad()
     def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
@@ -69,43 +75,43 @@ class LearnedGenerator(WeightGenerator):
     ) -> list[float]:
         h = self.hparams
         if h.generator_scale is None:
-            # All neurons start at one point: what they have in common need not be learned.
+            # All neurons start at one point: their mean need not be learned.
             self.mean.copy_(neurons.mean(0))
             spread = neurons.std(0, correction=0)
             self.scale.copy_(spread.clamp_min(0.05 * float(spread.mean()) + 1e-12))
         targets = self.scaling.forward(neurons)
         zero = self.scaling.forward(torch.zeros_like(neurons[:1]))
         processes = processes or Processes()
-        # What is drawn is drawn where it is used: nothing is copied to the device in a step.
+        # Drawn on the device: nothing is copied to it in a step.
         device = neurons.device
-        chance: dict[str, Any] = {
+        options: dict[str, Any] = {
             "generator": torch.Generator(device).manual_seed(seed),
             "device": device,
         }
 
         def batch() -> tuple[Tensor, Tensor]:
             count = min(_BATCH, len(neurons))
-            rows = torch.randperm(len(neurons), **chance)[:count]
+            rows = torch.randperm(len(neurons), **options)[:count]
             z, w = conditions[rows], targets[rows]
             if irrelevant is not None and len(irrelevant):
                 extra = max(1, round(count * h.generator_zero_augmentation))
-                others = torch.randint(len(irrelevant), (extra,), **chance)
+                others = torch.randint(len(irrelevant), (extra,), **options)
                 z = torch.cat([z, irrelevant[others]])
                 w = torch.cat([w, zero.expand(extra, -1)])
             return z, w
 
         def loss() -> Tensor:
-            """This process's share of the loss: all of them draw the same batch."""
+            """Loss of the rows of this rank; all ranks draw the same batch."""
             z, w = batch()
-            drawn = self.draw(w, chance["generator"])
-            own = slice(processes.rank, None, processes.count)
-            share = len(z[own]) / len(z)
-            own = own if share else slice(0, 1)  # more processes than rows
-            return share * self.loss(z[own], w[own], *(values[own] for values in drawn))
+            drawn = self.draw(w, options["generator"])
+            rows = slice(processes.rank, None, processes.count)
+            share = len(z[rows]) / len(z)
+            rows = rows if share else slice(0, 1)  # more processes than rows
+            return share * self.loss(z[rows], w[rows], *(values[rows] for values in drawn))
 
         if h.generator_zero_augmentation == 0:
             irrelevant = None
-        probe = slice(0, 64)  # enough to judge by; sampling is most of the cost of a look
+        probe = slice(0, 64)  # enough for early stopping; sampling is its main cost
         steps = max(
             h.generator_steps,
             h.generator_epochs * math.ceil(len(neurons) / _BATCH),
@@ -131,21 +137,25 @@ class LearnedGenerator(WeightGenerator):
         return losses
 
     def _shrinkage(self, conditions: Tensor, targets: Tensor) -> Tensor:
-        """Slope of what is generated over what it should be, a scalar.
+        """Regression slope of generated over target neurons, a scalar.
 
-        Least squares shrinks what it cannot tell towards the mean. A neuron which is too short
-        does not fire; one of the right length in a somewhat wrong direction does.
+        Least squares shrinks predictions towards the mean. A neuron which is too short does not
+        fire; one of the right length in a somewhat wrong direction does.
         """
-        rows = sample(len(targets))
+        rows = every_nth(len(targets))
         generated, expected = self.predict(conditions[rows]), targets[rows]
         slope = ((generated * expected).sum() + 1e-12) / (expected.square().sum() + 1e-12)
         return slope.clamp(1 / _MAX_STRETCH, 1.0)
 
     @torch.no_grad()
     def error(self, conditions: Tensor, neurons: Tensor) -> float:
-        """Mean plus standard deviation of the generated neurons' relative error (A.11.1).
+        """Mean plus standard deviation of the relative error of generated neurons (A.11.1).
 
-        Before they are stretched.
+        In standard deviations of the neurons, before the stretch.
+
+        Args:
+            conditions: (B, E).
+            neurons: (B, P), the targets.
         """
         generated = self.scaling.inverse(self.predict(conditions))
         distance = self.scaling.forward(generated) - self.scaling.forward(neurons)
@@ -160,9 +170,9 @@ class LearnedGenerator(WeightGenerator):
         seed: int,
         processes: Processes,
     ) -> list[float]:
-        """AdamW with a short warm-up and a cosine decay; the average of the weights is kept.
+        """AdamW with warm-up, cosine decay and an exponential moving average of the weights.
 
-        Ends early when the average generates its neurons within `_TOLERANCE`.
+        Stops early when the error of the averaged network is below `_TOLERANCE`.
         """
         h = self.hparams
         network = list(self.parameters())
@@ -185,10 +195,10 @@ class LearnedGenerator(WeightGenerator):
                 processes.sum_([*gradients, losses[-1]])
                 nn.utils.clip_grad_norm_(network, 1.0)
                 optimizer.step()
-                # A young average forgets its random start quickly.
+                # The average forgets the random initialisation quickly.
                 decay = min(h.generator_ema, (1 + step) / (10 + step))
                 torch._foreach_lerp_(average, [p.detach() for p in network], 1 - decay)
-                # Few edits are learned in a moment: look soon, then ever more rarely.
+                # Few edits are learned quickly: early checks first, then rarer ones.
                 if step + 1 in checks:
                     if not bool(losses[-1].isfinite()):
                         break  # raised below
@@ -204,13 +214,18 @@ class LearnedGenerator(WeightGenerator):
         return values
 
 
-def sample(count: int) -> slice:
-    """About a thousand of `count` rows, evenly spread: enough for what is averaged over all."""
+def every_nth(count: int) -> slice:
+    """Slice of about a thousand of `count` rows, evenly spaced, to estimate an average.
+
+    Example:
+        >>> every_nth(4096)
+        slice(None, None, 4)
+    """
     return slice(None, None, math.ceil(count / 1024))
 
 
 def _check_finite(losses: Sequence[Tensor], rate: float) -> list[float]:
-    """The losses as numbers. Only at the end: it waits for the device."""
+    """The losses as numbers. Called at the end only, since it waits for the device."""
     values: list[float] = torch.stack(list(losses)).tolist()
     for step, loss in enumerate(values):
         if not math.isfinite(loss):
@@ -222,7 +237,7 @@ def _check_finite(losses: Sequence[Tensor], rate: float) -> list[float]:
 
 @contextmanager
 def _swapped(network: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Within the block, the parameters have other values."""
+    """Context in which the parameters have other values."""
     live = [parameter.data for parameter in network]
     for parameter, value in zip(network, values, strict=True):
         parameter.data = value

@@ -24,15 +24,18 @@ _ROWS = 256
 
 @register_model("meg")
 class MeGLM(HFLM):  # type: ignore[misc]
-    """A MeGModel for `lm_eval.simple_evaluate(model=MeGLM(edited), tasks=[...])`.
+    """A MeGModel as a model of the harness.
 
-    The context of a request is its query, never the answer whose likelihood is asked for. Requests
-    which are not about an edit, nearly all of a benchmark, are scored in the harness's own batches;
-    those about an edit context by context.
+    The context of a request is its query, never the continuation whose likelihood is scored.
+    Requests which are not about an edit, nearly all of a benchmark, are scored in the harness's own
+    batches; those about an edit, context by context.
 
     Args:
         edited: a MeGModel, or the folder of one.
         kwargs: of `lm_eval.models.huggingface.HFLM`, such as `batch_size`.
+
+    Example:
+        >>> lm_eval.simple_evaluate(model=MeGLM(edited), tasks=["mmlu"])  # doctest: +SKIP
     """
 
     def __init__(self, edited: MeGModel | str | Path, **kwargs: Any) -> None:
@@ -48,16 +51,16 @@ class MeGLM(HFLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         def query(request: tuple[Any, list[int], list[int]]) -> str:
             strings, _, continuation = request
-            # A rolling likelihood has no context: the text is its own query.
+            # A rolling likelihood has no context: the text is the query.
             return str(strings[0]) if strings else self.tok_decode(continuation)
 
         def score(
             some: list[tuple[Any, list[int], list[int]]],
         ) -> list[tuple[float, bool]]:
-            found: list[tuple[float, bool]] = HFLM._loglikelihood_tokens(
+            scores: list[tuple[float, bool]] = HFLM._loglikelihood_tokens(
                 self, some, disable_tqdm=True, override_bs=override_bs
             )
-            return found
+            return scores
 
         return self._routed(requests, query, score)
 
@@ -74,28 +77,28 @@ class MeGLM(HFLM):  # type: ignore[misc]
         query: Callable[[Request], str],
         run: Callable[[list[Request]], list[Result]],
     ) -> list[Result]:
-        """`run` on all requests, each with the neuron of its query, in their order."""
+        """Results of `run` for all requests, in order, each with the neuron of its query."""
         rows: dict[str, list[int]] = {}
         for row, request in enumerate(requests):
             rows.setdefault(query(request), []).append(row)
         results: dict[int, Result] = {}
         plain: list[int] = []
 
-        def keep(chosen: list[int]) -> None:
-            found = run([requests[row] for row in chosen])
-            results.update(zip(chosen, found, strict=True))
+        def run_rows(chosen: list[int]) -> None:
+            batch = run([requests[row] for row in chosen])
+            results.update(zip(chosen, batch, strict=True))
 
         queries = list(rows)
         for start in range(0, len(queries), _ROWS):
             chunk = queries[start : start + _ROWS]
             routing = self.edited.route(chunk)
             neurons = self.edited.neurons(routing)
-            for place, text in enumerate(chunk):
-                if neurons is None or not routing.is_edit[place]:
+            for i, text in enumerate(chunk):
+                if neurons is None or not routing.is_edit[i]:
                     plain += rows[text]
                     continue
-                with self.edited.applied(neurons[place : place + 1]):
-                    keep(rows[text])
+                with self.edited.applied(neurons[i : i + 1]):
+                    run_rows(rows[text])
         if plain:
-            keep(sorted(plain))
+            run_rows(sorted(plain))
         return [results[row] for row in range(len(requests))]

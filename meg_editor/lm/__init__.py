@@ -1,1 +1,1 @@
-"""The language model: loading it, finding its FFN, adding a neuron, running a part of it."""
+"""The language model: loading, its FFN, the neuron hook, partial forward passes, tokens."""

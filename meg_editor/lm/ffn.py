@@ -1,7 +1,7 @@
-"""Where the feed-forward network of a decoder block is, whatever the family of the model.
+"""The feed-forward network (FFN) of a decoder block, for any model family.
 
 It is found by its structure, two or three linear layers from the hidden size and back to it, so
-that no list of model families is needed.
+no list of model families is needed.
 """
 
 from __future__ import annotations
@@ -15,25 +15,45 @@ from meg_editor.lm.protocols import CausalLM
 
 
 class FFN(NamedTuple):
-    """The FFN of a decoder block: where its input is read and its output written, by dotted name.
+    """Modules of the FFN of a decoder block, by dotted name.
 
-    Both names are the FFN module's own where it is one; where its linear layers are spread over
-    the block (OPT) or named by a template, they are the first and the last of them.
+    `read` and `write` are both the FFN module if there is one. If the linear layers are children of
+    the block (OPT) or given by a template, `read` is the first and `write` the last of them.
+
+    Attributes:
+        read: module whose input is the FFN's input.
+        write: module whose output is the FFN's output.
+        gated: whether it has a gate (SwiGLU, GeGLU).
+        width: inner size, between the linear layers.
+        ups: linear layers D -> inner: one, or two if gated and not fused.
+        down: linear layer inner -> D.
     """
 
     read: str
     write: str
     gated: bool
-    width: int  # between its linear layers
-    ups: tuple[str, ...]  # the linear layers D -> inner: one; two where it is gated and not fused
-    down: str  # the linear layer inner -> D
+    width: int
+    ups: tuple[str, ...]
+    down: str
 
 
 def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) -> FFN:
     """The FFN of decoder block `layer`, found by its structure or named by a template.
 
-    Raises ValueError for a layer which does not exist, a template which names no FFN, and blocks
-    without a usable one: mixtures of experts, FFNs which add the residual (Bloom, MPT).
+    Args:
+        layer: index of the block, from 0.
+        module_template: such as "model.layers.{}.mlp" (EasyEdit's mlp_module_tmp); default: by
+            structure.
+
+    Raises:
+        ValueError: no such layer, a template which names no FFN, or a block without a usable one:
+            mixtures of experts, FFNs which add the residual (Bloom, MPT).
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> find_ffn(model, 2).down
+        'model.layers.2.mlp.down_proj'
     """
     block = block_name(model, layer)
     if module_template is None:
@@ -50,7 +70,11 @@ def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) ->
 
 
 def decoder_blocks(model: CausalLM) -> tuple[str, nn.ModuleList]:
-    """The dotted name of the list of decoder blocks, and the list."""
+    """Dotted name of the list of decoder blocks, and the list.
+
+    Raises:
+        ValueError: not a decoder LM of transformers.
+    """
     if not hasattr(model, "get_decoder"):
         raise ValueError(f"expected a transformers language model, got {type(model).__name__}")
     count = getattr(text_config(model), "num_hidden_layers", None)
@@ -63,9 +87,10 @@ def decoder_blocks(model: CausalLM) -> tuple[str, nn.ModuleList]:
 
 
 def attention_name(model: CausalLM, layer: int) -> str:
-    """The dotted name of the attention of decoder block `layer`.
+    """Dotted name of the attention module of decoder block `layer`.
 
-    Raises ValueError if the block has no part of which the class is called so.
+    Raises:
+        ValueError: no child of the block has "attention" in its class name.
     """
     block = block_name(model, layer)
     parts = dict(model.get_submodule(block).named_children())
@@ -76,7 +101,11 @@ def attention_name(model: CausalLM, layer: int) -> str:
 
 
 def block_name(model: CausalLM, layer: int) -> str:
-    """The dotted name of block `layer`. Raises ValueError if it is absent or holds experts."""
+    """Dotted name of decoder block `layer`.
+
+    Raises:
+        ValueError: no such layer, or it is a mixture of experts.
+    """
     name, blocks = decoder_blocks(model)
     count = len(blocks)
     if not 0 <= layer < count:
@@ -91,14 +120,14 @@ def block_name(model: CausalLM, layer: int) -> str:
 
 
 def _widest_ffn(model: CausalLM, block: str) -> FFN:
-    """The FFN among the parts of a block. Raises ValueError if it has none."""
+    """The widest FFN among the children of a block. Raises ValueError if it has none."""
     parts = [part for part, _ in model.get_submodule(block).named_children()]
-    found = [ffn for part in parts if (ffn := _ffn_at(model, f"{block}.{part}"))]
-    if not found:
+    ffns = [ffn for part in parts if (ffn := _ffn_at(model, f"{block}.{part}"))]
+    if not ffns:
         raise ValueError(f"{block} has no decoder FFN among {', '.join(parts)}")
     # Small projections can look like an FFN: one which is a module of its own comes before linear
     # layers of the block itself (OPT has only these), then the widest.
-    return max(found, key=lambda ffn: (ffn.read == ffn.write, ffn.width))
+    return max(ffns, key=lambda ffn: (ffn.read == ffn.write, ffn.width))
 
 
 def _ffn_at(model: CausalLM, path: str) -> FFN | None:
@@ -109,8 +138,8 @@ def _ffn_at(model: CausalLM, path: str) -> FFN | None:
     """
     hidden = text_config(model).hidden_size
     by_layer = _linear_shape(model.get_submodule(path)) is not None
-    place = path.rpartition(".")[0] if by_layer else path
-    ffn = model.get_submodule(place)
+    parent = path.rpartition(".")[0] if by_layer else path
+    ffn = model.get_submodule(parent)
     linears = {n: shape for n, child in ffn.named_children() if (shape := _linear_shape(child))}
     # OPT's blocks and recurrent mixers have such layers too, but more weight matrices beside them.
     owners = {n.partition(".")[0] for n, p in ffn.named_parameters() if p.dim() > 1}
@@ -130,11 +159,11 @@ def _ffn_at(model: CausalLM, path: str) -> FFN | None:
         return None
     if len(needed) > 1:
         raise ValueError(
-            f"{place} ({type(ffn).__name__}) takes {' and '.join(needed)}: an FFN which adds the "
+            f"{parent} ({type(ffn).__name__}) takes {' and '.join(needed)}: an FFN which adds the "
             "residual itself is not supported"
         )
-    inside = [f"{place}.{name}" for name in (*ups, down)]
-    read, write = (inside[0], inside[-1]) if by_layer else (place, place)
+    inside = [f"{parent}.{name}" for name in (*ups, down)]
+    read, write = (inside[0], inside[-1]) if by_layer else (parent, parent)
     return FFN(read, write, ratios != plain, inner, tuple(inside[:-1]), inside[-1])
 
 
@@ -146,5 +175,5 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def text_config(model: CausalLM) -> Any:
-    """The config of the language model, also where that is a part of a multimodal one."""
+    """Config of the language model, also of one inside a multimodal model."""
     return model.config.get_text_config(decoder=True)

@@ -1,4 +1,4 @@
-"""Tell two models apart by a sample of every parameter."""
+"""Fingerprints of model weights: a sample of every parameter."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ from torch import Tensor, nn
 
 from meg_editor.lm.protocols import CausalLM
 
-_VALUES = 4  # kept as they are
-_SUMMED = 512  # most further values, of which the sum is kept
+_VALUES = 4  # values stored of each parameter
+_SUMMED = 512  # further values, of which the sum is stored
 
 
 def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
-    """Parameter name -> four of its values and the sum of up to 512, evenly spread.
+    """Sample of every parameter: name -> four of its values and the sum of up to 512 more.
 
     A merged LoRA, a MEMIT edit or one fine-tuned matrix changes it.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> before = fingerprint(layer)
+        >>> _ = layer.weight.data.add_(1.0)
+        >>> same_model(before, fingerprint(layer))
+        False
     """
     sample = {}
     for name, parameter in present_parameters(model, [n for n, _ in model.named_parameters()]):
         flat = parameter.detach().flatten()
         spread = flat[:: max(1, flat.numel() // _SUMMED)][:_SUMMED]
-        # In integers: as float32, the last place of GPT-2's embeddings is one too far.
-        places = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
+        # In integers: in float32, the last index of GPT-2's embeddings is one too large.
+        indices = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
         # fsum: the same on every device and processor.
-        sample[name] = [*flat[places].double().tolist(), math.fsum(spread.double().tolist())]
+        sample[name] = [*flat[indices].double().tolist(), math.fsum(spread.double().tolist())]
     return sample
 
 
 def present_parameters(
     model: CausalLM | nn.Module, names: Iterable[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by name; what a device_map keeps on the CPU or on disk is there for its turn."""
+    """Pairs (name, parameter), one at a time; offloaded ones (device_map) are loaded for it."""
     for name in names:
         module = model.get_submodule(name.rpartition(".")[0])
         with align_module_device(module):

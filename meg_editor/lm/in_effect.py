@@ -1,7 +1,7 @@
-"""What is in effect during one call: it travels with the call, never on a shared object.
+"""State of a call (neurons, routing decision, injection) in a ContextVar, not on shared objects.
 
-One ContextVar holds it. Threads and asyncio tasks each see their own, so that many of them can
-ask one model at once, and an exception or a cancelled stream leaves nothing behind.
+Every thread and asyncio task has its own value, so many of them can use one model at once, and an
+exception or a cancelled stream leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _IN_EFFECT: ContextVar[Mapping[int, Any]] = ContextVar("meg_editor_in_effect", d
 
 @contextmanager
 def in_effect(owner: object, value: Any) -> Iterator[None]:
-    """Within the block `value_of(owner)` is `value`, for this thread or task alone.
+    """Context in which `value_of(owner)` is `value`, in this thread or asyncio task only.
 
     Blocks nest; leaving one restores what was in effect before it.
 
@@ -39,7 +39,14 @@ def in_effect(owner: object, value: Any) -> Iterator[None]:
 
 @contextmanager
 def nothing_in_effect() -> Iterator[None]:
-    """Within the block nothing is in effect for anyone: every model is its unedited base."""
+    """Context in which no value is in effect: every model is its unedited base.
+
+    Example:
+        >>> owner = object()
+        >>> with in_effect(owner, 3), nothing_in_effect():
+        ...     value_of(owner) is None
+        True
+    """
     token = _IN_EFFECT.set(_NOTHING)
     try:
         yield
@@ -48,5 +55,5 @@ def nothing_in_effect() -> Iterator[None]:
 
 
 def value_of(owner: object, default: Any = None) -> Any:
-    """What is in effect for `owner` in this thread or task."""
+    """Value in effect for `owner` in this thread or asyncio task, else `default`."""
     return _IN_EFFECT.get().get(id(owner), default)

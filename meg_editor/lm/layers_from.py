@@ -1,4 +1,4 @@
-"""Run only the decoder blocks a neuron can change: those below it always give the same."""
+"""Forward passes through the decoder blocks from the edited one on: those below are frozen."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _INSTALLING = threading.Lock()
 
 
 class LayersFrom:
-    """The blocks of a frozen decoder from `layer` on.
+    """Decoder blocks from `layer` on: computes the residual stream once, injects it many times.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
         >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
         >>> ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
         >>> layers = LayersFrom(model, 2)
-        >>> stream = layers.residual_stream(ids)  # once
-        >>> with layers.injected(stream):  # as often as you like
-        ...     logits = model(input_ids=ids).logits  # without the blocks below
+        >>> stream = layers.residual_stream(ids)
+        >>> with layers.injected(stream):  # the blocks below are skipped
+        ...     logits = model(input_ids=ids).logits
         >>> torch.equal(logits, model(input_ids=ids).logits)
         True
     """
@@ -40,18 +40,23 @@ class LayersFrom:
     def __init__(self, model: CausalLM, layer: int) -> None:
         self.model, self.layer = model, layer
         self.blocks = list(decoder_blocks(model)[1])
-        self._rest: tuple[Any, ...] | None = None  # what blocks return beside the stream
+        self._rest: tuple[Any, ...] | None = None  # what blocks return besides the stream
 
     @torch.no_grad()
     def residual_stream(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """(B, T) input ids and other inputs of the decoder -> (B, T, D), what enters `layer`."""
+        """Residual stream at the input of block `layer`, (B, T, D).
 
-        def note(_: nn.Module, args: Any, output: Any) -> None:
+        Args:
+            input_ids: (B, T).
+            inputs: further inputs of the decoder, such as `attention_mask`.
+        """
+
+        def save_rest(_: nn.Module, args: Any, output: Any) -> None:
             if value_of(self):
                 self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
 
         below = self.blocks[: self.layer]
-        handles = [block.register_forward_hook(note) for block in below[-1:]]
+        handles = [block.register_forward_hook(save_rest) for block in below[-1:]]
         inputs = {"use_cache": False, **inputs, "input_ids": input_ids}
         try:
             decoder = partial(self.model.get_decoder(), **inputs)
@@ -62,7 +67,11 @@ class LayersFrom:
                 handle.remove()
 
     def residual_streams(self, examples: Sequence[Example], rows_at_once: int) -> list[Tensor]:
-        """What enters `layer` with each of N examples, (T, D) each, without padding."""
+        """Residual streams of N examples at the input of block `layer`: (T, D) each, unpadded.
+
+        Args:
+            rows_at_once: rows of a forward pass.
+        """
         streams: dict[int, Tensor] = {}
         for chunk in by_length([len(example) for example in examples], rows_at_once):
             batch = Batch.of([examples[row] for row in chunk], self.model.device)
@@ -72,10 +81,10 @@ class LayersFrom:
 
     @contextmanager
     def injected(self, stream: Tensor) -> Iterator[None]:
-        """Within the block, forward passes take `stream` (B, T, D) for what enters block `layer`.
+        """Context in which forward passes start at block `layer` with `stream` (B, T, D).
 
-        Only those of this thread or task: others, who answer with the model meanwhile, run all
-        blocks. The input ids must have the shape (B, T).
+        Only in this thread or asyncio task: calls from others still run all blocks. Input ids
+        must have the shape (B, T).
         """
         blocks = self.blocks[: self.layer + 1]
         skipped = {id(block) for block in blocks[:-1]}
@@ -90,12 +99,13 @@ class LayersFrom:
 
 @dataclass(frozen=True)
 class _Injection:
-    """What a thread injects.
+    """The injection of one thread.
 
     Attributes:
-        skipped: ids of the blocks that are passed over.
-        entered: id of the block which the stream enters.
-        rest: what blocks return beside the stream.
+        skipped: `id` of every block which is skipped.
+        entered: `id` of the block which gets the stream as its input.
+        stream: (B, T, D).
+        rest: what blocks return besides the stream.
     """
 
     skipped: set[int]
@@ -104,16 +114,16 @@ class _Injection:
     rest: tuple[Any, ...] | None
 
 
-class _Gate:
-    """A block's forward which obeys the injection of the calling thread.
+class _InjectableForward:
+    """Replacement of a block's `forward` which applies the injection of the calling thread.
 
     Attributes:
-        own: the forward which the block itself had as an attribute (accelerate sets one), or None.
-        users: how many `injected` blocks need it.
+        original: the `forward` in the block's `__dict__` (accelerate sets one), or None.
+        users: number of `injected` contexts which need it.
     """
 
     def __init__(self, block: nn.Module) -> None:
-        self.own: Callable[..., Any] | None = vars(block).get("forward")
+        self.original: Callable[..., Any] | None = vars(block).get("forward")
         self.users = 0
         self._forward, self._id = block.forward, id(block)
         functools.update_wrapper(self, self._forward)
@@ -133,20 +143,20 @@ class _Gate:
 def _install(blocks: Sequence[nn.Module]) -> None:
     with _INSTALLING:
         for block in blocks:
-            gate = vars(block).get("forward")
-            if not isinstance(gate, _Gate):
-                gate = _Gate(block)
-                block.forward = gate
-            gate.users += 1
+            forward = vars(block).get("forward")
+            if not isinstance(forward, _InjectableForward):
+                forward = _InjectableForward(block)
+                block.forward = forward
+            forward.users += 1
 
 
 def _uninstall(blocks: Sequence[nn.Module]) -> None:
     with _INSTALLING:
         for block in blocks:
-            gate = vars(block).get("forward")
-            if isinstance(gate, _Gate):
-                gate.users -= 1
-                if gate.users == 0 and gate.own is None:
+            forward = vars(block).get("forward")
+            if isinstance(forward, _InjectableForward):
+                forward.users -= 1
+                if forward.users == 0 and forward.original is None:
                     vars(block).pop("forward", None)
-                elif gate.users == 0:
-                    block.forward = gate.own  # type: ignore[assignment]
+                elif forward.users == 0:
+                    block.forward = forward.original  # type: ignore[assignment]

@@ -14,10 +14,14 @@ from meg_editor.lm.reference import resolve_model_name
 
 
 def resolve_device(name: str) -> str:
-    """ "auto" becomes the GPU if there is one; of several processes each takes its own.
+    """Device name with "auto" resolved: the GPU (of this process, LOCAL_RANK) if any, else "cpu".
 
     Raises:
         HParamsError: no device of that name, or a CUDA device that is not there.
+
+    Example:
+        >>> resolve_device("cpu")
+        'cpu'
     """
     if name == "auto":
         if not torch.cuda.is_available():
@@ -31,14 +35,30 @@ def resolve_device(name: str) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise HParamsError(
-                f"device {name!r} was asked for, but PyTorch {torch.__version__} sees {count} CUDA "
-                "devices; use device: cpu, or install a CUDA build of PyTorch"
+                f"device: expected one that exists, got {name!r}; PyTorch {torch.__version__} sees "
+                f"{count} CUDA devices; use device: cpu, or install a CUDA build of PyTorch"
             )
     return name
 
 
 def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
-    """The causal LM and its tokenizer, in evaluation mode: float32 on a CPU, else as stored."""
+    """The causal LM to edit, frozen and in evaluation mode, and its tokenizer.
+
+    Args:
+        hparams: `model_name`, `device`, `fp16` and `model_parallel` count. Weights are float32 on
+            a CPU, else in the precision they are stored in.
+
+    Raises:
+        HParamsError: the device does not exist.
+        OSError: no such model.
+
+    Example:
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> inputs = tokenizer("The capital of France is", return_tensors="pt")
+        >>> ids = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        >>> tokenizer.decode(ids, skip_special_tokens=True).strip()
+        'Paris'
+    """
     device = resolve_device(hparams.device)
     name = resolve_model_name(hparams.model_name)
     dtype: Any = torch.float16 if hparams.fp16 else "auto"

@@ -1,4 +1,4 @@
-"""Size and place of the dynamic neuron (section 4.2); `neuron_hook` adds it to a forward pass."""
+"""Layer, modules and size of the dynamic neuron (section 4.2); `NeuronHook` applies it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ACTIVATION_KEYS = ("activation_function", "hidden_activation", "hidden_act", "a
 
 @dataclass(frozen=True)
 class NeuronSpec:
-    """Place, size and activation of the dynamic neuron.
+    """Layer, modules, size and activation of the dynamic neuron (section 4.2, A.11.1).
 
     Attributes:
         layer: index of the decoder block, from 0.
@@ -59,9 +59,22 @@ class NeuronSpec:
         return 2 * self.hidden_size + self.bias
 
     def split(self, neurons: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Views of the parts of flat neurons (..., P): k (..., D), b (...,) or None, v (..., D).
+        """Key, bias and value of flat neurons, as views.
 
-        Raises ValueError if the last dimension is not P.
+        Args:
+            neurons: (..., P).
+
+        Returns:
+            k (..., D), b (...,) or None, v (..., D).
+
+        Raises:
+            ValueError: the last dimension is not P.
+
+        Example:
+            >>> import torch
+            >>> spec = NeuronSpec(0, "mlp", "mlp", hidden_size=2, activation="gelu", bias=True)
+            >>> [part.tolist() for part in spec.split(torch.arange(5.0))]
+            [[0.0, 1.0], 2.0, [3.0, 4.0]]
         """
         if neurons.shape[-1:] != (self.size,):
             raise ValueError(f"expected neurons (..., {self.size}), got {tuple(neurons.shape)}")
@@ -79,22 +92,34 @@ class NeuronSpec:
         activation: str | None = None,
         bias: bool | None = None,
     ) -> NeuronSpec:
-        """The spec of a neuron in the FFN of decoder block `layer`, found by the FFN's structure.
+        """Spec of a neuron in the FFN of decoder block `layer`.
 
-        A plain FFN gets a neuron like its own (its activation, with bias); a gated one gets the
-        paper's Llama neuron: linear, without bias (A.11.1). `activation` and `bias` override that.
-        `module_template`, such as "model.layers.{}.mlp" (EasyEdit's mlp_module_tmp), overrides the
-        place; where it names a linear layer of an FFN ("model.decoder.layers.{}.fc2" in OPT), the
-        neuron reads at the first and writes at the last linear layer of that FFN.
+        A plain FFN gets a neuron with the activation of the FFN and a bias; a gated one gets the
+        paper's Llama neuron: linear, without bias (A.11.1).
 
-        Raises ValueError for a layer which does not exist, a template which names no FFN, and
-        layers without a usable one: mixtures of experts, FFNs which add the residual (Bloom, MPT).
+        Args:
+            layer: index of the block, from 0.
+            module_template: such as "model.layers.{}.mlp" (EasyEdit's mlp_module_tmp); default: by
+                structure. If it names a linear layer of an FFN ("model.decoder.layers.{}.fc2" in
+                OPT), the neuron reads at the first and writes at the last linear layer of it.
+            activation, bias: override those above.
+
+        Raises:
+            ValueError: no such layer, a template which names no FFN, or a layer without a usable
+                one: mixtures of experts, FFNs which add the residual (Bloom, MPT).
+
+        Example:
+            >>> from meg_editor import MeGHyperParams, load_model
+            >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+            >>> spec = NeuronSpec.from_model(model, layer=2)
+            >>> spec.read, spec.activation
+            ('model.layers.2.mlp', 'linear')
         """
         ffn = find_ffn(model, layer, module_template)
         config = text_config(model)
         if activation is None and not ffn.gated:
-            own = (getattr(config, key, None) for key in _ACTIVATION_KEYS)
-            activation = next((name for name in own if isinstance(name, str)), None)
+            names = (getattr(config, key, None) for key in _ACTIVATION_KEYS)
+            activation = next((name for name in names if isinstance(name, str)), None)
             if activation is None:
                 raise ValueError(f"{type(config).__name__} names no activation: pass activation=")
         return cls(
@@ -108,21 +133,29 @@ class NeuronSpec:
 
     @classmethod
     def from_hparams(cls, model: CausalLM, hparams: MeGHyperParams) -> NeuronSpec:
-        """`from_model` with everything the hyper-parameters say of the neuron."""
+        """`from_model` with the layer and module template of the hyper-parameters."""
         return cls.from_model(model, hparams.layer, module_template=hparams.mlp_module_tmp)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
+        """The fields, as plain JSON types."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NeuronSpec:
-        """The inverse of `to_dict`. Raises ValueError for missing and unexpected keys."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: missing or unexpected keys.
+        """
         if wrong := {field.name for field in fields(cls)} ^ set(data):
             raise ValueError(f"missing or unexpected keys of NeuronSpec: {sorted(wrong)}")
         return cls(**data)
 
 
 def count_layers(model: CausalLM) -> int:
-    """The number of decoder blocks. Raises ValueError if the model has none to be found."""
+    """Number of decoder blocks.
+
+    Raises:
+        ValueError: not a decoder LM of transformers.
+    """
     return len(decoder_blocks(model)[1])

@@ -1,8 +1,8 @@
-"""Adds one neuron per batch row to an FFN: `ffn(x) += act(k·x + b) · v` (eq. 10-12).
+"""One neuron per batch row, added to an FFN by hooks: `ffn(x) += act(k·x + b) · v` (eq. 10-12).
 
 Shapes: B queries, T tokens, D hidden size, P neuron size. No parameter of the model is changed:
-where no neurons are in effect it is the unedited model. Which neurons are in effect is known to
-the calling thread or asyncio task alone (`in_effect`), so that many can use one model at once.
+without neurons in effect it is the unedited model. Neurons are in effect in one thread or asyncio
+task only (`in_effect`), so many can use one model at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from meg_editor.lm.protocols import CausalLM
 
 
 class EditIgnoredError(RuntimeError):
-    """The model ran without the hook of its neuron: the edit would have been ignored in silence."""
+    """The model ran without the neuron hook, so the edit was not applied."""
 
 
 @dataclass
@@ -54,11 +54,15 @@ _PASSES: ContextVar[Mapping[int, _Pass]] = ContextVar("meg_editor_passes", defau
 
 
 class NeuronHook:
-    """Adds one neuron per batch row to the FFN within `attached`; does nothing otherwise.
+    """Forward hooks which add one neuron per batch row to the FFN, within `attached` only.
 
-    Forward passes may have more rows than there are neurons (beams, num_return_sequences): each
-    neuron then serves as many consecutive rows. The hooks come off the model with `remove`, on
-    leaving the `with`, or when this object is garbage-collected; copies of the model have none.
+    A forward pass may have more rows than neurons (beams, num_return_sequences): each neuron then
+    serves as many consecutive rows. Hooks are removed by `remove`, on leaving the `with`, and when
+    this object is garbage-collected; deep copies of the model have none.
+
+    Args:
+        model: the LM; its parameters stay as they are.
+        spec: layer and modules of the neuron.
 
     Raises:
         ValueError: the model has no such modules.
@@ -93,20 +97,22 @@ class NeuronHook:
         ]
         weakref.finalize(self, _remove, self._handles)
         if _is_compiled(model):
-            torch.compiler.reset()  # what was traced so far knows nothing of the new hooks
+            torch.compiler.reset()  # earlier traces do not call the new hooks
 
     @contextmanager
     def attached(self, neurons: Tensor | None) -> Iterator[None]:
-        """Within the block, rows get their neurons (B, P), in this thread or task alone.
+        """Context in which forward passes of this thread or asyncio task use these neurons.
 
-        None attaches nothing. Blocks nest; leaving one restores what was attached before it.
-        Gradients flow to `neurons`; under gradient checkpointing the backward pass belongs inside
-        the block too.
+        Contexts nest; leaving one restores the neurons attached before. Gradients flow to
+        `neurons`; with gradient checkpointing, run the backward pass inside the context.
+
+        Args:
+            neurons: (B, P), one per row; None attaches none.
 
         Raises:
             ValueError: another shape or a removed hook; in the forward pass, a batch whose rows
                 are not a multiple of B.
-            EditIgnoredError: see `checked`.
+            EditIgnoredError: by `check`.
         """
         if not self._handles:
             raise ValueError("this NeuronHook was removed: it cannot attach neurons")
@@ -124,7 +130,7 @@ class NeuronHook:
             _PASSES.reset(token)
 
     def check(self) -> None:
-        """To be called after a forward pass within `attached`.
+        """Check, after a forward pass within `attached`, that the neurons were added.
 
         Raises:
             EditIgnoredError: neurons are attached, but the model ran without this hook.
@@ -137,7 +143,7 @@ class NeuronHook:
             )
 
     def remove(self) -> None:
-        """Takes the hooks out of the model; a second call does nothing."""
+        """Remove the hooks from the model; a second call does nothing."""
         _remove(self._handles)
 
     def __enter__(self) -> NeuronHook:
@@ -155,15 +161,15 @@ class NeuronHook:
     def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if value_of(self) is not None:
             noted = _PASSES.get().get(id(self))
-            entering = args[0] if args else next(iter(kwargs.values()))
-            self._note(_Pass(noted.batch if noted else None, entering))
+            x = args[0] if args else next(iter(kwargs.values()))
+            self._note(_Pass(noted.batch if noted else None, x))
 
     def _add_neurons(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         attached: _Attached | None = value_of(self)
         noted = _PASSES.get().get(id(self))
         if attached is None or noted is None or noted.input is None:
             return None  # PyTorch keeps the output as it is
-        # The input is let go. Under gradient checkpointing the block itself does not run again.
+        # Frees the input. Under gradient checkpointing the block's own hook does not run again.
         self._note(_Pass(noted.batch))
         attached.ran = True
         first = output[0] if isinstance(output, tuple) else output
@@ -196,18 +202,18 @@ class NeuronHook:
 
 
 class _WeakHook:
-    """Calls a method of its owner as a hook; once the owner is gone, takes itself off its module.
+    """Hook which calls a method of a weakly referenced owner, and removes itself without one.
 
-    A deep copy has no owner: a copied model is never changed by the neurons of the original.
+    A deep copy has no owner: the neurons of the original do not change a copied model.
     """
 
     def __init__(self, owner: object, method: str) -> None:
         self._owner, self._method = weakref.ref(owner), method
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _WeakHook:
-        nobody = _WeakHook(NeuronHook, self._method)
-        nobody._owner = lambda: None  # type: ignore[assignment]
-        return nobody
+        copied = _WeakHook(NeuronHook, self._method)
+        copied._owner = lambda: None  # type: ignore[assignment]
+        return copied
 
     # Not traced by torch.compile, which would bake in the neurons of the call it traces.
     @torch.compiler.disable  # type: ignore[untyped-decorator]

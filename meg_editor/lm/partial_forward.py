@@ -1,6 +1,6 @@
-"""Partial forward passes: capture what enters a module, or exit early.
+"""Partial forward passes: capture the input of a module, exit early.
 
-The hooks act for the calling thread or task alone: others run through meanwhile.
+The hooks act on calls of this thread or asyncio task only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from meg_editor.lm.in_effect import in_effect, value_of
 
 
 class _Exit(Exception):
-    """Nothing after this is needed."""
+    """Ends a forward pass early."""
 
 
 def capture_input(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
-    """What enters `module` while `forward` runs, which gets no further.
+    """Input of `module` in the forward pass `forward`, which ends there.
+
+    Args:
+        module: its first positional argument is captured, else `hidden_states`.
+        forward: runs the model.
 
     Raises:
         ValueError: `forward` does not reach `module`.
@@ -39,7 +43,7 @@ def capture_input(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
         captured.append(first if args else kwargs.get("hidden_states", first))
         raise _Exit
 
-    # Before any NeuronHook on the module: this pass is not one it should take part in.
+    # Before any NeuronHook on the module, which must not see this pass.
     handle = module.register_forward_pre_hook(capture, prepend=True, with_kwargs=True)
     try:
         with in_effect(captured, True), suppress(_Exit):
@@ -52,18 +56,28 @@ def capture_input(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
 
 
 def run_until(modules: Iterable[nn.Module], forward: Callable[[], Any]) -> None:
-    """Run `forward` until each of `modules` has run, with the hooks they had before."""
-    left = set(modules)
+    """Run `forward`, ending once each of `modules` has run and their earlier hooks with them.
 
-    def leave(module: nn.Module, *_: Any) -> None:
-        if value_of(left):
-            left.discard(module)
-            if not left:
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Identity(), nn.ReLU())
+        >>> outputs = []
+        >>> _ = model[0].register_forward_hook(lambda m, x, y: outputs.append(y.tolist()))
+        >>> run_until([model[0]], lambda: model(torch.ones(1)))
+        >>> outputs
+        [[1.0]]
+    """
+    pending = set(modules)
+
+    def exit_early(module: nn.Module, *_: Any) -> None:
+        if value_of(pending):
+            pending.discard(module)
+            if not pending:
                 raise _Exit
 
-    handles = [module.register_forward_hook(leave) for module in left]
+    handles = [module.register_forward_hook(exit_early) for module in pending]
     try:
-        with in_effect(left, True), suppress(_Exit):
+        with in_effect(pending, True), suppress(_Exit):
             forward()
     finally:
         for handle in handles:

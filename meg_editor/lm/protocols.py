@@ -1,4 +1,4 @@
-"""What this package needs of a causal LM and of its tokenizer, as structural types."""
+"""Structural types of a causal LM and of its tokenizer: what this package uses of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 class CausalLM(Protocol):
     """A decoder LM of transformers: any `PreTrainedModel` with a language-model head.
 
-    Inside these types `Any` remains where transformers itself has it: configs and outputs.
+    Configs and outputs are `Any`, as in transformers.
     """
 
     config: Any

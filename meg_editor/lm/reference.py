@@ -1,8 +1,7 @@
-"""How a base model is referred to, so that it is found and recognised again elsewhere.
+"""References to base models: name, revision, dtype and fingerprint, valid on other machines.
 
-The reference models shipped in meg_editor/lm/assets have names of their own,
-"meg_editor:llama-reference" and "meg_editor:bert-reference", because their path is another one in
-every installation.
+The models shipped in meg_editor/lm/assets are named "meg_editor:llama-reference" and
+"meg_editor:bert-reference", because their path differs between installations.
 """
 
 from __future__ import annotations
@@ -22,21 +21,29 @@ _PREFIX, _LLAMA, _BERT = "meg_editor:", "llama-reference", "bert-reference"
 
 
 class WrongModelError(ValueError):
-    """The base model is not the one which the edits were made for."""
+    """The base model has other weights than the one the edits were fitted on."""
 
 
 def reference_model_path() -> Path:
-    """The folder of the reference causal LM. Raises FileNotFoundError if it is not installed."""
+    """Folder of the reference causal LM.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
     return _installed(_LLAMA)
 
 
 def reference_encoder_path() -> Path:
-    """The folder of the reference text encoder. Raises FileNotFoundError if not installed."""
+    """Folder of the reference text encoder.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
     return _installed(_BERT)
 
 
 def resolve_model_name(name: str) -> str:
-    """What transformers can load: a path for "meg_editor:…" names, any other name itself.
+    """Name or path for transformers' `from_pretrained`; "meg_editor:…" names become paths.
 
     Raises:
         ValueError: a "meg_editor:…" name that is not one of the two.
@@ -44,16 +51,21 @@ def resolve_model_name(name: str) -> str:
     """
     if not name.startswith(_PREFIX):
         return name
-    found = name[len(_PREFIX) :]
-    if found not in (_LLAMA, _BERT):
+    asset = name[len(_PREFIX) :]
+    if asset not in (_LLAMA, _BERT):
         raise ValueError(
             f"unknown reference model {name!r}; there are {_PREFIX}{_LLAMA} and {_PREFIX}{_BERT}"
         )
-    return str(_installed(found))
+    return str(_installed(asset))
 
 
 def portable_model_name(name: str) -> str:
-    """The inverse of `resolve_model_name`; other local folders get their absolute path."""
+    """The inverse of `resolve_model_name`; other local folders become absolute paths.
+
+    Example:
+        >>> portable_model_name(resolve_model_name("meg_editor:llama-reference"))
+        'meg_editor:llama-reference'
+    """
     if not name or not Path(name).is_dir():
         return name
     path = Path(name).resolve()
@@ -64,13 +76,21 @@ def portable_model_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Which causal LM it was.
+    """A causal LM, identified by name and weights.
 
     Attributes:
-        name: hub id, absolute path or "meg_editor:…" name; empty if the model came from nowhere.
+        name: hub id, absolute path or "meg_editor:…" name; empty if the model was built in memory.
         revision: the commit on the hub, if any.
         dtype: of its weights, such as "float32".
         fingerprint: see `meg_editor.lm.fingerprint`.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> reference = ModelReference.of(model)
+        >>> reference.name, reference.dtype
+        ('meg_editor:llama-reference', 'float32')
+        >>> reference.check(model)
     """
 
     name: str
@@ -79,8 +99,12 @@ class ModelReference:
     fingerprint: dict[str, list[float]]
 
     @classmethod
-    def of(cls, model: Any, default_name: str = "") -> ModelReference:
-        """The reference to a transformers model."""
+    def of(cls, model: CausalLM, default_name: str = "") -> ModelReference:
+        """Reference to a transformers model.
+
+        Args:
+            default_name: for a model whose config has no name.
+        """
         name = portable_model_name(model.config.name_or_path or default_name)
         revision = getattr(model.config, "_commit_hash", None)
         return cls(name, revision, _dtype_name(model), fingerprint(model))
@@ -90,11 +114,11 @@ class ModelReference:
         return asdict(self)
 
     def load(self, place: str | Path | None = None, copied: bool = False) -> Any:
-        """Load the model, by default from where it came from, in the precision it had.
+        """The model, loaded in the dtype of this reference.
 
         Args:
-            place: where it is now, a hub id or a folder.
-            copied: `place` holds a mere copy in safetensors: its name stays the one it had.
+            place: hub id or folder to load it from; default: its name and revision.
+            copied: `place` holds a copy in safetensors; the model keeps its original name.
 
         Raises:
             OSError: there is no such model, or it cannot be loaded.
@@ -115,17 +139,21 @@ class ModelReference:
                 f"{options.get('revision', 'not given')}): {error}. Pass the model itself, or "
                 "where it is now: from_pretrained(folder, base=...)"
             ) from error
-        if copied:  # where it came from is where it is sought if it is saved without a copy
+        if copied:  # saved again without a copy, it is loaded by its original name
             model.name_or_path = model.config.name_or_path = self.name
             model.config._commit_hash = self.revision
         return model.eval().requires_grad_(False)
 
-    def check(self, model: Any) -> None:
-        """Raises WrongModelError if `model` has other weights than those of this reference."""
-        expected, found = self.fingerprint, fingerprint(model)
+    def check(self, model: CausalLM) -> None:
+        """Check that `model` has the weights of this reference.
+
+        Raises:
+            WrongModelError: it has others; the message names the first parameter that differs.
+        """
+        expected, actual = self.fingerprint, fingerprint(model)
         exact = self.dtype == _dtype_name(model)
-        for name in sorted({*expected, *found}):
-            ours, theirs = expected.get(name, []), found.get(name, [])
+        for name in sorted({*expected, *actual}):
+            ours, theirs = expected.get(name, []), actual.get(name, [])
             if not same_model({name: ours}, {name: theirs}, exact=exact):
                 given = getattr(model, "name_or_path", "") or f"a {type(model).__name__}"
                 raise WrongModelError(

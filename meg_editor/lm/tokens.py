@@ -1,4 +1,4 @@
-"""Prompts and targets as tokens, and greedy answers: what collection and evaluation share."""
+"""Prompts and targets as tokens, batches of them, and greedy answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from meg_editor.runtime.progress import progress_bar
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the tokens that should follow it, the end of text included."""
+    """Token ids of a prompt and of its target, the end of text included."""
 
     prompt: list[int]
     target: list[int]
@@ -27,7 +27,18 @@ class Example:
 
 
 def encode_example(tokenizer: Tokenizer, prompt: str, target: str, end: bool = True) -> Example:
-    """Tokenise `prompt` + " " + `target`, split where the prompt ends; `end` appends EOS."""
+    """Tokenise `prompt` + " " + `target`, split where the prompt ends.
+
+    Args:
+        end: append EOS to the target.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> example = encode_example(tokenizer, "The capital of France is", "Paris")
+        >>> tokenizer.decode(example.target)
+        ' Paris<eos>'
+    """
     prompt_ids = list(tokenizer(prompt)["input_ids"])
     whole = list(tokenizer(f"{prompt} {target}")["input_ids"])
     if whole[: len(prompt_ids)] == prompt_ids:
@@ -42,7 +53,7 @@ def encode_example(tokenizer: Tokenizer, prompt: str, target: str, end: bool = T
 def max_target_length(
     tokenizer: Tokenizer, requests: Sequence[EditRequest], min_length: int = 1
 ) -> int:
-    """Tokens of the longest target, at least `min_length`: no answer is cut off before its end."""
+    """Tokens of the longest target with EOS, at least `min_length`: a limit for `generate`."""
     targets = (encode_example(tokenizer, r.prompt, r.target_new).target for r in requests)
     return max([min_length, *map(len, targets)])
 
@@ -53,7 +64,11 @@ class Batch:
 
     Attributes:
         ids: (B, T) input ids.
-        labels: (B, T) the token that should come NEXT at each position, -100 elsewhere.
+        labels: (B, T) the NEXT token at positions before a target token, -100 elsewhere.
+
+    Example:
+        >>> Batch.of([Example([5, 6], [7]), Example([5], [6, 7, 8])], "cpu").labels.tolist()
+        [[-100, 7, -100, -100], [6, 7, 8, -100]]
     """
 
     ids: Tensor
@@ -61,6 +76,7 @@ class Batch:
 
     @classmethod
     def of(cls, examples: Sequence[Example], device: torch.device | str) -> Batch:
+        """B examples, padded to the longest."""
         width = max(len(example) for example in examples)
         ids = torch.zeros(len(examples), width, dtype=torch.long)
         labels = torch.full((len(examples), width), -100)
@@ -72,40 +88,62 @@ class Batch:
 
 
 def target_logits(model: CausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits where a target token comes next.
+    """Logits at the positions before target tokens.
 
     Returns:
-        (M, V) float32 logits, (M,) target tokens, (M,) the row of each, for M target tokens.
+        For M target tokens: logits (M, V) float32, the tokens (M,), the row of each (M,).
     """
     is_target = batch.labels != -100
-    # The vocabulary is the widest layer: multiply only where a target stands.
+    # The vocabulary is the widest layer: multiply only before targets.
     hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
     return logits_of(model, hidden[is_target]), batch.labels[is_target], is_target.nonzero()[:, 0]
 
 
 def means(values: Tensor, group: Tensor, count: int) -> Tensor:
-    """(count,) the means of the groups which values (n,) belong to by index; 0 of an empty one."""
+    """Means of grouped values, 0 for an empty group.
+
+    Args:
+        values: (M,).
+        group: (M,) index of the group of each value.
+        count: number of groups, G.
+
+    Returns:
+        (G,) means.
+
+    Example:
+        >>> means(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2]), 3).tolist()
+        [2.0, 0.0, 5.0]
+    """
     zeros = torch.zeros(count, device=values.device)
     size = zeros.index_add(0, group, torch.ones_like(values))
     return zeros.index_add(0, group, values) / size.clamp(min=1)
 
 
 def logits_of(model: CausalLM, hidden: Tensor) -> Tensor:
-    """(..., D) last hidden states of the decoder -> (..., V) float32 logits."""
+    """Logits (..., V), float32, of last hidden states (..., D) of the decoder."""
     logits: Tensor = model.get_output_embeddings()(hidden).float()
     softcap = getattr(model.config, "final_logit_softcapping", None)
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
 def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
-    """Indices in chunks of at most `rows`, similar lengths together."""
+    """Indices sorted by length, in chunks of at most `rows`.
+
+    Example:
+        >>> list(by_length([9, 1, 5], rows=2))
+        [[1, 2], [0]]
+    """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), rows):
         yield order[start : start + rows]
 
 
 def pad_token(tokenizer: Tokenizer) -> int:
-    """The id to pad with: the end of text where the tokenizer has no padding."""
+    """Id of the padding token, else of EOS.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -113,17 +151,23 @@ def pad_token(tokenizer: Tokenizer) -> int:
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
-    """B rows of numbers -> (B, longest) int64, on the CPU.
+    """B rows of token ids as a tensor (B, T) int64, on the CPU, T that of the longest.
 
     Under a causal mask padding on the right needs no mask, and shifts no position.
+
+    Example:
+        >>> right_padded([[1, 2], [3]]).tolist()
+        [[1, 2], [3, 0]]
     """
     width = max(map(len, rows), default=0)
     filled = [[*row, *[fill] * (width - len(row))] for row in rows]
     return torch.tensor(filled, dtype=torch.long).reshape(len(rows), width)
 
 
-def left_padded(tokenizer: Tokenizer, prompts: Sequence[str], device: Any) -> dict[str, Tensor]:
-    """Tokenised for generation, whatever side the tokenizer pads: input_ids and attention_mask."""
+def left_padded(
+    tokenizer: Tokenizer, prompts: Sequence[str], device: torch.device | str
+) -> dict[str, Tensor]:
+    """B prompts tokenised for `generate`: input_ids and attention_mask, (B, T) each."""
     rows = tokenizer(list(prompts))["input_ids"]
     width = max(map(len, rows))
     pad = pad_token(tokenizer)
@@ -136,14 +180,14 @@ def left_padded(tokenizer: Tokenizer, prompts: Sequence[str], device: Any) -> di
 def greedy_tokens(
     model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
 ) -> list[list[int]]:
-    """What the model says after each of B prompts, greedily, up to the end of text and with it."""
+    """Greedy continuations of B prompts as token ids, EOS included."""
     batch = left_padded(tokenizer, prompts, model.device)
     output = model.generate(
         **batch,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        repetition_penalty=1.0,  # some models' own settings have one: no longer the likeliest token
+        repetition_penalty=1.0,  # a generation_config may set one: no longer the likeliest token
         pad_token_id=pad_token(tokenizer),
     )
     rows = output[:, batch["input_ids"].shape[1] :].tolist()
@@ -152,15 +196,25 @@ def greedy_tokens(
 
 
 def decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
-    """B answers in tokens as texts."""
-    # One by one: `batch_decode` makes one text of no rows at all.
+    """Texts of B answers in tokens, stripped."""
+    # One by one: `batch_decode` gives one text for no rows.
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
 
 def greedy_answers(
     model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """What the model says after each of B prompts, greedily, until it stops by itself."""
+    """Greedy answers to B prompts: B strings.
+
+    Args:
+        max_new_tokens: limit for models which do not stop by themselves.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> greedy_answers(model, tokenizer, ["The capital of France is"], max_new_tokens=8)
+        ['Paris']
+    """
     return decoded(tokenizer, greedy_tokens(model, tokenizer, prompts, max_new_tokens))
 
 
@@ -174,15 +228,17 @@ def batched_tokens(
 ) -> list[list[int]]:
     """`greedy_tokens` of any number of prompts, at most `rows` at once.
 
-    `attach` gives the context in which the prompts of the named indices are answered, such as
-    that of a hook with their neurons.
+    Args:
+        attach: gives, for the indices of the prompts of a batch, the context to answer them in,
+            such as `NeuronHook.attached` with their neurons.
+        rows: prompts of a batch.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     chunks = list(by_length([len(prompt) for prompt in prompts], rows))
     for chunk in progress_bar(chunks, "answers", "batch"):
         with attach(chunk) if attach else nullcontext():
-            some = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
-        for index, tokens in zip(chunk, some, strict=True):
+            batch = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
+        for index, tokens in zip(chunk, batch, strict=True):
             answers[index] = tokens
     return answers
 
@@ -190,5 +246,5 @@ def batched_tokens(
 def batched_answers(
     model: CausalLM, tokenizer: Tokenizer, *arguments: Any, **options: Any
 ) -> list[str]:
-    """`batched_tokens` as texts."""
+    """`batched_tokens` as texts: one string per prompt."""
     return decoded(tokenizer, batched_tokens(model, tokenizer, *arguments, **options))

@@ -125,6 +125,16 @@ def tune_encoder(
     Raises:
         ValueError: fewer than two pseudo facts have rephrases.
         FloatingPointError: the loss is not finite; the encoder is left as it was.
+
+    Example:
+        >>> from meg_editor.lm.reference import reference_encoder_path
+        >>> encoder = TextEncoder.from_pretrained(reference_encoder_path())
+        >>> pseudo = [
+        ...     EditRequest("The capital of Peru is", "Lima", rephrases=("Peru's capital is",)),
+        ...     EditRequest("Emma was written by", "Austen", rephrases=("Who wrote Emma?",)),
+        ... ]
+        >>> len(tune_encoder(encoder, pseudo, steps=2))
+        2
     """
     if objective == "frozen" or steps < 1:
         return []

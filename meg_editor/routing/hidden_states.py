@@ -28,6 +28,14 @@ class HiddenStateReader:
 
     Attributes:
         module: dotted name of that FFN.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> spec = NeuronSpec.from_model(model, layer=2)
+        >>> reader = HiddenStateReader(model, tokenizer, spec, PromptReader(tokenizer))
+        >>> reader.read(["The capital of France is"]).shape == (1, spec.hidden_size)
+        True
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class Match:
 class QueryIndex(nn.Module):
     """The N edited queries, ranked by `(1 - n - s) * cosine + n * name_overlap + s * state_cosine`.
 
-    Embeddings know what is asked, but little of the subject: "Where was Ada born?" and "Where was
+    Embeddings encode the relation, but little of the subject: "Where was Ada born?" and "Where was
     Bea born?" lie close together. `name_overlap` is the share of the subject's words that occur in
     the query; for an edit without a known subject the other two terms share its weight. No encoder
     has met every phrasing: `state_cosine` compares the LM's own hidden states, standardised, at
@@ -106,7 +106,7 @@ class QueryIndex(nn.Module):
         Args:
             embeddings: unit vectors, (B, E).
             texts: the B queries, for the subject names.
-            hidden_states: callable giving (R, D) features for the rows it is asked for; only
+            hidden_states: callable giving (R, D) features for the rows it is given; only
                 evaluated for rows whose upper bound reaches `min_score`. Needed if s > 0.
             min_score: rows that cannot reach it may return any score below it.
         """
@@ -150,6 +150,11 @@ def nearest(
 
     (B, E), (N, E) unit vectors -> (B, count) float, (B, count) int64. Memory is O(B * chunk),
     whatever N is. Keys in half precision are searched in it and the best compared exactly.
+
+    Example:
+        >>> cosine, index = nearest(torch.tensor([[0.6, 0.8]]), torch.eye(2), count=2)
+        >>> index.tolist(), cosine.tolist()
+        ([[1, 0]], [[0.8..., 0.6...]])
     """
     rounded = keys.dtype != queries.dtype
     # A CPU has to unpack half precision: worth it once for several queries, not for one.

@@ -83,7 +83,15 @@ def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 
 def check_pooling(pooling: str) -> str:
-    """`pooling` itself. Raises ValueError if `pool` does not know it."""
+    """`pooling` itself, checked.
+
+    Raises:
+        ValueError: `pool` does not know it.
+
+    Example:
+        >>> check_pooling("cls+mean")
+        'cls+mean'
+    """
     if any(mode not in MODES for mode in pooling.split("+")):
         raise ValueError(f"pooling: expected some of {', '.join(MODES)}, got {pooling!r}")
     return pooling

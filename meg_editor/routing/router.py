@@ -29,6 +29,10 @@ class RoutedQuery:
         edit: index of the best-matching edited query, whether the query is an edit or not.
         score: of the gate.
         threshold: lowest score of an edit.
+
+    Example:
+        >>> print(RoutedQuery("Who wrote Emma?", True, edit=3, score=0.91, threshold=0.8))
+        'Who wrote Emma?': edit 3, score 0.910 >= 0.800
     """
 
     question: str
@@ -45,9 +49,9 @@ class RoutedQuery:
 
 @dataclass(frozen=True, repr=False)
 class Routing:
-    """Where B queries go; a sequence of `RoutedQuery`.
+    """Routing decisions of B queries; a sequence of `RoutedQuery`.
 
-    The tensors stay on the device until they are asked for.
+    The tensors stay on the device until they are read.
 
     Attributes:
         candidates: the candidate question spans of each query.
@@ -57,7 +61,19 @@ class Routing:
         score: (B,) of the gate, to compare with `min_score`.
         min_score: () lowest score of an edit.
         nearest: (B,) index of the best-matching edited query, whether the query is an edit or not.
-        cosine: (B,) of the embeddings of these two, whatever the names.
+        cosine: (B,) of the embeddings of these two.
+
+    Example:
+        >>> import torch
+        >>> yes, first, score = torch.tensor([True]), torch.tensor([0]), torch.tensor([1.0])
+        >>> embeddings, threshold = torch.tensor([[1.0, 0.0]]), torch.tensor(1.0)
+        >>> candidates = [["Who wrote Emma?"]]
+        >>> routing = Routing(candidates, first, embeddings, yes, score, threshold, first, score)
+        >>> routing[0].is_edit, routing[0].edit
+        (True, 0)
+        >>> routing
+        Routing of 1 queries:
+          'Who wrote Emma?': edit 0, score 1.000 >= 1.000
     """
 
     candidates: Sequence[Sequence[str]]
@@ -128,7 +144,18 @@ def build_index(
 
 
 class Router:
-    """Encoder, gate, the index of the edited queries, and hidden states for it."""
+    """Routes queries (eq. 9 and 10): encoder, index of the edited queries, hidden states, gate.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, fit, load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu", encoder_steps=0,
+        ...                                 gate_threshold=0.8)
+        >>> model, tokenizer = load_model(hparams)
+        >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
+        >>> edited, _ = fit(model, tokenizer, facts, hparams)
+        >>> edited.router.route([["The capital of France is"]])[0].is_edit
+        True
+    """
 
     def __init__(
         self, encoder: TextEncoder, gate: Gate, index: QueryIndex, states: HiddenStateReader

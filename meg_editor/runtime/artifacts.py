@@ -1,4 +1,4 @@
-"""Finished fitting stages, kept so that an interrupted run resumes after them."""
+"""Stored results of stages: an interrupted run resumes after the finished ones."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Artifact:
-    """The stored result of a artifact.
+    """The stored result of a stage.
 
     Attributes:
-        tensors: everything the stage produced.
-        key: a digest of everything it was made from.
-        seconds: how long the stage ran.
-        resumed: whether it was loaded instead of run.
+        tensors: the result.
+        key: digest of the stage's name and inputs.
+        seconds: run time of the stage.
+        resumed: whether it was loaded instead of computed.
     """
 
     tensors: Tensors
@@ -40,14 +40,14 @@ class Artifact:
 
 
 class ArtifactStore:
-    """Runs each stage at most once for the same inputs.
+    """Results of stages by their inputs: each stage runs once for equal inputs.
 
     Args:
-        folder: where results are kept as safetensors; None keeps them in memory.
-        max_bytes: most bytes in memory where there is no folder; the least recently used go first.
+        folder: folder of the results as safetensors; None: in memory.
+        max_bytes: limit in memory; the least recently used are evicted first.
 
     Attributes:
-        seconds_saved: of the stages that were loaded instead of run.
+        seconds_saved: run time of the stages that were loaded instead of computed.
 
     Example:
         >>> store = ArtifactStore()
@@ -64,12 +64,16 @@ class ArtifactStore:
         self._counted: set[str] = set()
 
     def run(self, name: str, inputs: Any, compute: Callable[[], Tensors]) -> Artifact:
-        """`compute()`, or its result from an earlier run with equal `inputs` (JSON types)."""
+        """Result of `compute()`, or of an earlier run with equal `inputs` (JSON types)."""
         start = time.perf_counter()
         return self.find(name, inputs) or self.keep(name, inputs, compute(), start)
 
     def find(self, name: str, inputs: Any) -> Artifact | None:
-        """The result of an earlier run, if there is one."""
+        """Result of an earlier run with equal inputs, or None.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
         key = digest([name, __version__, inputs])
         path = self._path(name, key)
         if path is None:
@@ -84,7 +88,14 @@ class ArtifactStore:
         return artifact
 
     def keep(self, name: str, inputs: Any, tensors: Tensors, start: float) -> Artifact:
-        """Store what was computed since `start`, a time of `time.perf_counter`."""
+        """Store a result; returns it on the CPU, as an earlier run would be found.
+
+        Args:
+            start: when it was begun, by `time.perf_counter`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         key = digest([name, __version__, inputs])
         tensors = {entry: value.cpu().contiguous() for entry, value in tensors.items()}
         artifact = Artifact(tensors, key, time.perf_counter() - start, resumed=False)
@@ -95,13 +106,13 @@ class ArtifactStore:
         return self._remember(artifact)
 
     def clear(self) -> None:
-        """Delete what was stored; a folder that holds nothing else goes too."""
+        """Delete all stored results, and the folder if it is empty then."""
         self._memory.clear()
         if self.folder is None or not self.folder.is_dir():
             return
         for path in self.folder.glob("*-*.safetensors"):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: something in it is not ours
+        with suppress(OSError):  # not empty: other files
             self.folder.rmdir()
 
     def _path(self, name: str, key: str) -> Path | None:
@@ -120,7 +131,12 @@ def _bytes(artifact: Artifact) -> int:
 
 
 def digest(parts: Any) -> str:
-    """Of JSON types, and of anything else by its text."""
+    """Hash of JSON types; of any other object, of its `str`.
+
+    Example:
+        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+        True
+    """
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -156,6 +172,6 @@ def _write(path: Path, artifact: Artifact) -> None:
         save_file(artifact.tensors, unfinished, metadata)
         os.replace(unfinished, path)  # all or nothing: Ctrl-C leaves no half-written stage
     except SafetensorError as error:
-        raise OSError(f"cannot keep a finished stage at {path}: {error}; free space") from error
+        raise OSError(f"cannot store a finished stage at {path}: {error}; free space") from error
     finally:
         unfinished.unlink(missing_ok=True)

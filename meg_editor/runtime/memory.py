@@ -1,4 +1,4 @@
-"""How many rows fit into memory?"""
+"""Memory: free bytes, activation bytes of a forward pass, rows which fit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import psutil
 import torch
 from torch import Tensor
 
-# What is saved for the backward pass is not all: gradients and work space come on top.
+# Activations are not all: gradients and work space come on top.
 _MARGIN = 2.0
 
 
 def free_bytes(device: torch.device | str) -> int:
-    """Of a GPU or, for any other device, of the machine."""
+    """Free memory of a GPU; for any other device, available memory of the machine.
+
+    Example:
+        >>> free_bytes("cpu") > 0
+        True
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -22,17 +27,27 @@ def free_bytes(device: torch.device | str) -> int:
 
 
 def saved_bytes(forward: Callable[[], Any], weights: Iterable[Tensor]) -> int:
-    """Bytes which a forward pass keeps for its backward pass, `weights` not counted."""
-    known = {weight.untyped_storage().data_ptr() for weight in weights}
+    """Bytes of the activations which a forward pass saves for its backward pass.
+
+    Args:
+        forward: runs it; its result must depend on a tensor which requires a gradient.
+        weights: tensors which do not count.
+
+    Example:
+        >>> x = torch.ones(256, requires_grad=True)
+        >>> saved_bytes(lambda: (x * 2).square(), [x])
+        1024
+    """
+    skipped = {weight.untyped_storage().data_ptr() for weight in weights}
     sizes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
+        if storage.data_ptr() not in skipped:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         held = forward()  # held, so that no storage is freed and counted under its address again
     del held
     return sum(sizes.values())
@@ -41,6 +56,11 @@ def saved_bytes(forward: Callable[[], Any], weights: Iterable[Tensor]) -> int:
 def rows_within(
     budget: float, forward: Callable[[], Any], rows: int, weights: Iterable[Tensor]
 ) -> int:
-    """How many rows fit into `budget` bytes, one at least, if `forward` handles `rows`."""
-    each = _MARGIN * saved_bytes(forward, weights) / rows
-    return max(1, int(budget / max(each, 1.0)))
+    """Number of rows, at least 1, whose activations fit into `budget` bytes.
+
+    Args:
+        forward: a forward pass of `rows` rows.
+        weights: as for `saved_bytes`.
+    """
+    row_bytes = _MARGIN * saved_bytes(forward, weights) / rows
+    return max(1, int(budget / max(row_bytes, 1.0)))

@@ -1,4 +1,4 @@
-"""The processes of an `accelerate launch`, which fit one model together; usually there is one."""
+"""Processes of `accelerate launch` or `torchrun` which fit one model together."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 
 
 class Processes:
-    """Who works on a fit. All processes call the same methods in the same order.
+    """Collective operations of the processes of a fit; all call the same ones in the same order.
 
     Attributes:
-        rank: the number of this process, from 0.
-        count: how many there are.
+        rank: index of this process, from 0.
+        count: number of processes; 1 without `accelerate launch`.
+
+    Example:
+        >>> processes = Processes()
+        >>> processes.once(lambda: 3), processes.each(lambda: [1, 2])
+        (3, [1, 2])
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -29,17 +34,21 @@ class Processes:
 
     @classmethod
     def launched(cls, device: str = "auto") -> Processes:
-        """Those which `accelerate launch` or `torchrun` started: gloo on CPUs, nccl on GPUs."""
+        """Processes of this launch: gloo on CPUs, NCCL on GPUs.
+
+        Args:
+            device: "cpu" takes gloo even if there is a GPU.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
         cpu = device == "cpu" or not torch.cuda.is_available()
-        # The others wait while one calibrates: NCCL's 10 minutes would end the work.
-        state = PartialState(cpu=cpu, timeout=_PATIENCE)
+        # The others wait while one calibrates, for longer than NCCL's default of 10 minutes.
+        state = PartialState(cpu=cpu, timeout=_TIMEOUT)
         return cls(state.process_index, state.num_processes)
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes and prints for all."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     def once(self, compute: Callable[[], T]) -> T:
@@ -59,9 +68,9 @@ class Processes:
         return result
 
     def each(self, compute: Callable[[], Sequence[T]]) -> list[T]:
-        """`compute()` in every process; all get the results of all, in the order of ranks.
+        """Results of `compute()` of all processes, in the order of ranks; each gets all of them.
 
-        An error in one of them is raised in all.
+        An error in one process is raised in all.
         """
         if self.count == 1:
             return list(compute())
@@ -77,7 +86,7 @@ class Processes:
         return list(gathered)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its sum over the processes, in place."""
+        """All-reduce (sum) of tensors, in place."""
         if self.count > 1:
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])  # one message, not many
             torch.distributed.all_reduce(flat)

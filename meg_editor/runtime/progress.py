@@ -1,4 +1,4 @@
-"""Progress with a time left on standard error: a bar on a terminal, else a line now and then."""
+"""Progress on standard error, with the time left: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EVERY = 5.0  # seconds between two lines
 
 @dataclass
 class _Stage:
-    """Work of several loops; `last` is when it began or printed its last line."""
+    """A stage of several loops; `last` is the time of its start or of its last line."""
 
     label: str
     last: float
@@ -30,7 +30,7 @@ _STAGE: ContextVar[_Stage | None] = ContextVar("meg_editor_stage", default=None)
 
 
 class Progress(Protocol[Item]):
-    """What `progress_bar` returns: iterate over it, or enter it and call `update`."""
+    """Type of a progress bar: iterate over it, or enter it and call `update`."""
 
     def __iter__(self) -> Iterator[Item]: ...
 
@@ -39,7 +39,7 @@ class Progress(Protocol[Item]):
     def __exit__(self, *error: Any) -> Any: ...
 
     def update(self, n: int = 1) -> Any:
-        """`n` more items are done."""
+        """Advance by `n` items."""
 
 
 def progress_bar(items: Iterable[Item], label: str, unit: str = "step") -> Progress[Item]:
@@ -68,9 +68,9 @@ def progress_bar(items: Iterable[Item], label: str, unit: str = "step") -> Progr
 
 @contextmanager
 def progress_stage(label: str, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
-    """Within the block, short loops print too where the last line of the block is long ago.
+    """Context in which loops share one timer, so that a stage of many short loops prints too.
 
-    Their lines begin with the stage: `calibration: answers 3/8 batches, 2 s left`.
+    Lines begin with the stage: `calibration: answers 3/8 batches, 2 s left`.
 
     Example:
         >>> with progress_stage("calibration"):
@@ -85,12 +85,21 @@ def progress_stage(label: str, clock: Callable[[], float] = time.monotonic) -> I
 
 
 class ProgressLines(Generic[Item]):
-    """Prints `collection: 128/1024 facts, 12 s left` every few seconds.
+    """Progress as lines, such as `collection: 128/1024 facts, 12 s left`, every few seconds.
 
     Args:
-        write: gets each line; default: standard error.
-        clock: seconds, ascending.
+        items: what to iterate over; the time left needs its length.
+        label: the stage, such as "collection".
+        unit: what is counted, in the singular.
+        write: called with each line; default: print to standard error.
+        clock: monotonic time in seconds.
         every: seconds from the start to the first line, and between lines.
+
+    Example:
+        >>> bar = ProgressLines(range(8), "collection", "fact", write=print, every=0)
+        >>> bar.update(8)
+        >>> bar.done
+        8
     """
 
     def __init__(
@@ -112,7 +121,7 @@ class ProgressLines(Generic[Item]):
         self.done = 0
         self._write, self._clock, self._every = write or _to_stderr, clock, every
         self._start = clock()
-        self._stage = stage or _Stage(label, self._start)  # alone it is a stage of its own
+        self._stage = stage or _Stage(label, self._start)  # a loop outside any stage
 
     def __iter__(self) -> Iterator[Item]:
         self._start = self._clock()
@@ -132,7 +141,7 @@ class ProgressLines(Generic[Item]):
         """Nothing is left to close; errors pass."""
 
     def update(self, n: int = 1) -> None:
-        """`n` more items are done; prints a line if the last one is long ago."""
+        """Advance by `n` items; prints a line if the last one is `every` seconds ago."""
         self.done += n
         now = self._clock()
         if now - self._stage.last >= self._every and self.done != self.total:
@@ -148,7 +157,12 @@ class ProgressLines(Generic[Item]):
 
 
 def duration(seconds: float) -> str:
-    """Readable length of time: "12 s", "3 min 20 s", "2 h 5 min"."""
+    """Seconds as text.
+
+    Example:
+        >>> duration(12), duration(200), duration(7500)
+        ('12 s', '3 min 20 s', '2 h 5 min')
+    """
     whole = round(seconds)
     minutes, hours = whole // 60, whole // 3600
     if hours:

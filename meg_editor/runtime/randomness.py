@@ -1,4 +1,4 @@
-"""Seeded blocks which leave the random state of everything else as it was."""
+"""Seeded random numbers with the global random state restored afterwards."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within the block PyTorch's random numbers on the CPU and on `device` follow from `seed`.
+    """Context with seeded random numbers of PyTorch on the CPU and on `device`; restores the state.
 
-    After it they go on as if nothing had happened. `torch.manual_seed` would reseed every GPU.
+    `torch.manual_seed` would reseed every GPU.
 
     Example:
         >>> with seeded(3):

@@ -12,7 +12,7 @@ _NUMBERS = re.compile(r"\[\n[-+\d\s.,eE]+\]")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, making parent folders; an interruption leaves the old file."""
+    """Write `text` as UTF-8, atomically; creates parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(text, "utf-8")
@@ -20,7 +20,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people to read: an entry per line, but lists of numbers on one.
+    """Write indented JSON, with lists of numbers on one line; atomically.
 
     Example:
         >>> import tempfile
@@ -37,10 +37,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, again: str) -> Any:
-    """The value of a JSON file, or None where there is no file.
+    """Value of a JSON file, or None if there is no file.
 
     Args:
-        again: a verb for the error, what deleting the file makes the program do again: "run".
+        again: verb for the error message "delete it to ... again", such as "run".
 
     Raises:
         ValueError: the file is damaged.

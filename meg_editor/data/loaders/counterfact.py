@@ -13,7 +13,7 @@ from meg_editor.data.loaders.rewrite import read_rewrite
 def load_counterfact(path: str | Path) -> Dataset:
     """Edits from `target_true` to `target_new`.
 
-    Locality is asked by the neighbourhood prompts (subjects which share the old answer) and by
+    Locality is tested by the neighbourhood prompts (subjects which share the old answer) and by
     the attribute prompts (subjects which have the new one anyway). In EasyEdit's release most
     "rephrase prompts" are CounterFact's generation prompts, which ask for something near the
     fact: where a record names the kind of its prompts (`rephrase_kind`), only those marked

@@ -5,7 +5,7 @@
     editor = BaseEditor.from_hparams(MeGHyperParams.from_hparams("hparams/MeG/phi-2.yaml"))
     metrics, edited_model, _ = editor.batch_edit(prompts=prompts, target_new=targets)
 
-Importing this package does nothing; asking it for `BaseEditor` calls `register()`.
+Importing this package changes nothing; importing `BaseEditor` from it calls `register()`.
 """
 
 from __future__ import annotations

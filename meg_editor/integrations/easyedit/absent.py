@@ -1,4 +1,4 @@
-"""Stand-ins for packages which EasyEdit imports and seldom uses."""
+"""Stubs for optional packages which EasyEdit imports."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 
 class Absent(type):
-    """The type of stand-ins: they can be named, subclassed and subscripted, but not
-    called.
+    """Metaclass of stubs: they can be named, subclassed and subscripted, but not called.
 
     Raises:
         ImportError: on a call, naming what is missing.
@@ -30,5 +29,13 @@ class Absent(type):
 
 
 def absent(name: str) -> Any:
-    """A stand-in for the module, class or function of that dotted name."""
+    """Stub for the module, class or function of that dotted name.
+
+    Example:
+        >>> absent("fairscale.nn").checkpoint_wrapper(None)
+        Traceback (most recent call last):
+        ...
+        ImportError: this part of EasyEdit needs fairscale.nn.checkpoint_wrapper, which is not
+        installed or has left its package; install fairscale
+    """
     return Absent(name.rpartition(".")[2], (), {"__qualname__": name, "__module__": __name__})

@@ -1,7 +1,7 @@
-"""EasyEdit's evaluation, routed on the true prompt.
+"""EasyEdit's evaluation, with the prompt as the query.
 
-EasyEdit scores an answer by feeding prompt and answer as one text. A model which routes on what it
-is fed would see the answer there; its queries are the prompts alone.
+EasyEdit scores an answer by teacher forcing on prompt + answer. Routing must not see the answer, so
+the prompts are named as the queries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.model.routed_model import RoutedModel
 
-# Where these functions are called by name; not every version has every one.
+# Modules which call these functions by name; not every version has all of them.
 MODULES = ("evaluate.evaluate", "evaluate.portability_evaluate", "editors.editor")
 EVALUATORS = ("test_prediction_acc", "test_generation_quality", "PPL", "OOD_PPL", "F1")
 
@@ -22,10 +22,10 @@ _PROMPTS = ("prompts", "prompt", "prefixes")
 
 
 def on_the_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`original`, an evaluator of EasyEdit, with a RoutedModel routed on the prompts it is given.
+    """Wrapper of an evaluator of EasyEdit: a RoutedModel is routed on its prompts.
 
-    The prompt template of MeG's hyper-parameters is put around the prompts, before the edit and
-    after it, as EasyEdit itself does with chat templates.
+    The prompt template of MeG's hyper-parameters is applied before and after the edit, as EasyEdit
+    does with chat templates.
     """
     signature = inspect.signature(original)
 
@@ -35,13 +35,13 @@ def on_the_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
         call.apply_defaults()
         given = call.arguments
         name = next(name for name in _PROMPTS if name in given)
-        asked = given[name]
-        queries = [asked] if isinstance(asked, str) else list(asked)
+        prompts = given[name]
+        queries = [prompts] if isinstance(prompts, str) else list(prompts)
         hparams, model = given.get("hparams"), given["model"]
         if isinstance(hparams, MeGHyperParams):
             wrapped = [hparams.prompt_template.replace("{}", query) for query in queries]
-            given[name] = wrapped[0] if isinstance(asked, str) else wrapped
-        # Generation from the bare prompt needs no help: it is routed on what it is fed.
+            given[name] = wrapped[0] if isinstance(prompts, str) else wrapped
+        # Generation from the bare prompt is routed on its input.
         if not isinstance(model, RoutedModel) or given.get("vanilla_generation"):
             return original(*call.args, **call.kwargs)
         with model.routed(queries):

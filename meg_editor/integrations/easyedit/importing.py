@@ -1,14 +1,13 @@
-"""Import EasyEdit as it is, on a machine which has what it needs for language models.
+"""Import EasyEdit unchanged, with only its dependencies for language models installed.
 
 EasyEdit, the wheel 0.0.1.dev0 as well as the current checkout, imports some twenty packages for
-parts which seldom run, and the wheel writes every device as "cuda:N". Its source is therefore read
-through a loader of our own, which changes two things in memory, nothing on disk:
+parts which seldom run, and the wheel writes every device as "cuda:N". A custom loader therefore
+rewrites its source in memory, not on disk:
 
-- an import that fails binds a stand-in, which raises where it is used (see `absent.py`);
-- `f"cuda:{device}"` understands "cpu" and "cuda:0" too.
+- a failing import binds a stub, which raises when it is called (see `absent.py`);
+- `f"cuda:{device}"` accepts "cpu" and "cuda:0" too.
 
-What EasyEdit does to the process while it is imported (CUDA_LAUNCH_BLOCKING, seeds, handlers of
-the root logger) is undone.
+Side effects of the import (CUDA_LAUNCH_BLOCKING, seeds, handlers of the root logger) are undone.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ class EasyEditError(ImportError):
 
 
 def import_easyedit() -> ModuleType:
-    """The package `easyeditor`, imported once.
+    """The package `easyeditor`; imported once.
 
     Raises:
-        EasyEditError: it is not there, cannot be imported, or is not the EasyEdit of either
-            version; the message tells what to do.
+        EasyEditError: it is not installed, cannot be imported, or is of another version; the
+            message says what to do.
     """
     if sys.modules.get(_PACKAGE):
         return _checked(sys.modules[_PACKAGE])
@@ -69,14 +68,19 @@ def import_easyedit() -> ModuleType:
 
 
 def device_name(device: Any) -> str:
-    """What "cuda:{device}" means: "cpu" and "cuda:1" are names already, 1 is "cuda:1"."""
+    """Name of a device of EasyEdit.
+
+    Example:
+        >>> device_name(1), device_name("cpu"), device_name("cuda:1")
+        ('cuda:1', 'cpu', 'cuda:1')
+    """
     text = str(device)
     return text if text.startswith(("cpu", "cuda")) else f"cuda:{text}"
 
 
 def _checked(package: ModuleType) -> ModuleType:
-    wanted = ("BaseEditor", "HyperParams")
-    if lacking := [name for name in wanted if not hasattr(package, name)]:
+    required = ("BaseEditor", "HyperParams")
+    if lacking := [name for name in required if not hasattr(package, name)]:
         raise EasyEditError(
             f"{package.__name__} at {getattr(package, '__file__', None)} has no "
             f"{' and no '.join(lacking)}: it is not EasyEdit, or too old; {_HELP}"
@@ -85,7 +89,7 @@ def _checked(package: ModuleType) -> ModuleType:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of EasyEdit, and nothing else."""
+    """Finds the modules of EasyEdit only."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -100,7 +104,7 @@ class _Finder(MetaPathFinder):
 
 class _Loader(SourceFileLoader):
     def get_code(self, fullname: str) -> Any:
-        # Not by way of __pycache__, where the source as it stands belongs.
+        # Not through __pycache__, which belongs to the unchanged source.
         path = self.get_filename(fullname)
         tree = _Rewriter().visit(ast.parse(self.get_data(path), path))
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
@@ -133,12 +137,12 @@ class _Rewriter(_Devices):
         return _otherwise(node, {a.asname or a.name: f"{node.module}.{a.name}" for a in names})
 
     def visit_Try(self, node: ast.Try) -> Any:
-        return _Devices().generic_visit(node)  # EasyEdit looks after its imports here
+        return _Devices().generic_visit(node)  # EasyEdit handles failing imports itself
 
 
 def _otherwise(node: ast.Import | ast.ImportFrom, bound: dict[str, str]) -> list[ast.stmt]:
-    """One `try` per name: the import, or else a stand-in."""
-    found: list[ast.stmt] = []
+    """One `try` per name: the import, else a stub."""
+    statements: list[ast.stmt] = []
     for alias in node.names:
         name = alias.asname or alias.name.partition(".")[0]
         one: ast.stmt = (
@@ -155,8 +159,8 @@ def _otherwise(node: ast.Import | ast.ImportFrom, bound: dict[str, str]) -> list
             )
         )
         handler = ast.ExceptHandler(ast.Name("ImportError", ast.Load()), None, ast.parse(code).body)
-        found.append(ast.Try([one], [handler], [], []))
-    return [ast.copy_location(statement, node) for statement in found]
+        statements.append(ast.Try([one], [handler], [], []))
+    return [ast.copy_location(statement, node) for statement in statements]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""EasyEdit's implementations as methods of the benchmark, with the settings of ours.
+"""EasyEdit's implementations as methods of the benchmark, with our settings.
 
-Where EasyEdit needs a nudge to do what its papers say, a comment begins with "Quirk"; the recorder
+Workarounds for EasyEdit are marked "Quirk" in a comment; the recorder
 of the parity tests (tests/parity/record_locate_methods.py) lists them.
 """
 
@@ -24,9 +24,10 @@ from meg_editor.baselines.core.settings import CovarianceHyperParams
 from meg_editor.baselines.core.token_gradients import TokenGradientHyperParams
 from meg_editor.integrations.easyedit.importing import EasyEditError, import_easyedit
 from meg_editor.lm.ffn import attention_name, block_name, decoder_blocks, find_ffn
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.runtime.artifacts import ArtifactStore
 
-# Ours -> the package, its main module and the function of EasyEdit's.
+# Name of a method -> package, module and function of EasyEdit.
 _PLACES = {
     "ft": ("ft", "ft_main", "apply_ft_to_model"),
     "memit": ("memit", "memit_main", "apply_memit_to_model"),
@@ -35,7 +36,7 @@ _PLACES = {
     "ultraedit": ("ultraedit", "ultraedit_main", "UltraEditRewriteExecutor"),
 }
 NAMES = tuple(_PLACES)
-# Keys that EasyEdit's dataclasses need and ours ignore.
+# Keys of EasyEdit's dataclasses which ours do not have.
 _UNUSED: dict[str, Any] = {
     "kl_factor": 0.0,
     "objective_optimization": "target_new",
@@ -55,11 +56,11 @@ _UNUSED: dict[str, Any] = {
 
 
 def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
-    """EasyEdit's `name` with the signature of all methods; its hparams are those of our `name`.
+    """EasyEdit's method `name` with the signature of all methods and the settings of our `name`.
 
     Raises:
         EasyEditError: EasyEdit is missing, or has no such method.
-        ValueError: there is no such method to compare.
+        ValueError: unknown name.
     """
     if name not in _PLACES:
         raise ValueError(f"easyedit:{name}: expected one of {', '.join(NAMES)}")
@@ -71,8 +72,8 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
         raise EasyEditError(f"this EasyEdit has no {name}: {error}") from error
 
     def apply(
-        model: Any,
-        tok: Any,
+        model: CausalLM,
+        tok: Tokenizer,
         requests: Sequence[dict[str, Any]],
         hparams: Any,
         *_: Any,
@@ -104,8 +105,8 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
     return apply
 
 
-def _settings(module: Any, model: Any, hparams: Any, edits: int) -> Any:
-    """Our settings as EasyEdit's dataclass."""
+def _settings(module: Any, model: CausalLM, hparams: Any, edits: int) -> Any:
+    """Our settings as the dataclass of EasyEdit's method."""
     layer = hparams.layers[0]
     down, block = find_ffn(model, layer).down, block_name(model, layer)
     swap = f".{layer}."
@@ -120,7 +121,7 @@ def _settings(module: Any, model: Any, hparams: Any, edits: int) -> Any:
         **_UNUSED,
         **hparams.to_dict(),
         "device": str(model.device),
-        # Quirk: AlphaEdit asks the model's name which side of a weight is the FFN's width.
+        # Quirk: AlphaEdit infers from the name which side of a weight is the FFN's width.
         "model_name": "gpt2-xl" if conv else "llama",
         "batch_size": getattr(hparams, "train_batch_size", edits),
         "rewrite_module_tmp": down.replace(swap, ".{}."),
@@ -150,13 +151,13 @@ def _settings(module: Any, model: Any, hparams: Any, edits: int) -> Any:
 
 def _fill_caches(
     module: Any,
-    model: Any,
-    tok: Any,
+    model: CausalLM,
+    tok: Tokenizer,
     hparams: CovarianceHyperParams,
     texts: Sequence[str] | None,
     store: ArtifactStore | None,
 ) -> None:
-    """The same contexts and covariances as ours have."""
+    """Fill the caches of EasyEdit with the contexts and covariances of our method."""
     prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
     contexts = [f"{prefix.replace('{', ' ').replace('}', ' ')}{{}}" for prefix in prefixes[1:]]
     module.CONTEXT_TEMPLATES_CACHE = [["{}"], contexts] if contexts else [["{}"]]
@@ -170,11 +171,11 @@ def _fill_caches(
 
 @contextlib.contextmanager
 def _quiet_and_elsewhere() -> Iterator[None]:
-    """Every step is printed, and AlphaEdit writes to the working directory."""
-    here = os.getcwd()
+    """Context which hides the printed steps; AlphaEdit writes to a temporary working directory."""
+    before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         os.chdir(folder)
         try:
             yield
         finally:
-            os.chdir(here)
+            os.chdir(before)

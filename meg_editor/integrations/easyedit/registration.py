@@ -1,22 +1,22 @@
-"""Make MeG a method of EasyEdit, and undo it. All that is changed in EasyEdit is changed here.
+"""Register MeG as a method of EasyEdit, and undo it. All patches of EasyEdit are in this module.
 
 util.alg_dict.ALG_DICT
-    gets "MeG": that is how EasyEdit finds its methods.
+    gets "MeG": EasyEdit looks up methods there.
 editors.batch_editor.BatchEditor.is_batchable_method
-    knows MeG: it is a hard-coded list.
+    accepts MeG: it is a hard-coded list.
 editors.editor.BaseEditor.__init__
     loads MeG's models by `load_model`: EasyEdit chooses by parts of names, refuses Phi-2, and
     leaves a given pair of model and tokenizer without padding. No ./logs is written.
 editors.editor.BaseEditor.edit, edit_requests, generate_edit
-    with sequential_edit edit, by MeG, the model of the fact before. EasyEdit edits the one it
-    started with, counting on weights changed in place; the wheel ignores sequential_edit.
+    with sequential_edit pass MeG the model edited last. EasyEdit passes the initial one, as it
+    assumes weights changed in place; the wheel ignores sequential_edit.
 editors.editor.BaseEditor.batch_edit, of the wheel alone
-    takes, for MeG, the arguments of the current EasyEdit. The wheel ignores sequential_edit and
+    accepts, for MeG, the arguments of the current EasyEdit. The wheel ignores sequential_edit and
     returns the metrics of the last chunk only.
 evaluate.*
-    routes queries on the prompt, see `evaluation.py`.
+    routes on the prompt, see `evaluation.py`.
 
-Other methods run as before.
+Other methods are unchanged.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _MARK = "_meg_editor_replaced"
 
 
 class RegistrationError(RuntimeError):
-    """EasyEdit has a method "MeG" already, which is not this one."""
+    """EasyEdit has another method named "MeG"."""
 
 
 def register() -> ModuleType:
-    """Add MeG to EasyEdit and return the package `easyeditor`. A second call changes nothing.
+    """Add MeG to EasyEdit; returns the package `easyeditor`. Undone by `unregister`; idempotent.
 
     Raises:
         EasyEditError: EasyEdit cannot be imported.
@@ -61,7 +61,7 @@ def register() -> ModuleType:
     if NAME in methods:
         return easyedit
     replacements = list(_replacements())
-    # One memory of finished stages per registration: an encoder is tuned once for all calls.
+    # One store per registration: the encoder is tuned once for all calls.
     apply = functools.partial(apply_meg_to_model, store=ArtifactStore(None))
     setattr(apply, _MARK, None)
     methods[NAME] = apply
@@ -74,7 +74,7 @@ def register() -> ModuleType:
 
 
 def unregister() -> None:
-    """Take MeG out of EasyEdit again; without a registration, do nothing."""
+    """Undo `register`; does nothing without a registration."""
     table = sys.modules.get("easyeditor.util.alg_dict")
     methods = getattr(table, "ALG_DICT", {})
     if not hasattr(methods.get(NAME), _MARK):
@@ -92,11 +92,11 @@ def _module(name: str) -> ModuleType:
 
 
 def _replacements() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
-    """What is replaced: owner, name, and the function in its place."""
+    """Patches: owner, attribute name, replacement."""
     editor = _module("editors.editor")
     batch_editor = _module("editors.batch_editor").BatchEditor
-    known = batch_editor.is_batchable_method
-    yield batch_editor, "is_batchable_method", lambda name: name == NAME or known(name)
+    batchable = batch_editor.is_batchable_method
+    yield batch_editor, "is_batchable_method", lambda name: name == NAME or batchable(name)
     yield editor.BaseEditor, "__init__", _init(editor.BaseEditor.__init__, editor)
     for name in ("edit", "edit_requests", "generate_edit"):
         if hasattr(editor.BaseEditor, name):
@@ -128,14 +128,14 @@ def _init(original: Callable[..., Any], editor: Any) -> Callable[..., Any]:
         pair: Any = (model, tok)
         make_logs = editor.make_logs
         hparams.model_name, hparams.device, editor.make_logs = pair, device, lambda: None
-        # Of a model in parallel the wheel wants the index of its GPU, and makes that the device.
+        # With model_parallel the wheel expects the index of a GPU, and makes that the device.
         hparams.model_parallel = parallel and model.device.type == "cuda"
         try:
             original(self, hparams)
         finally:
             hparams.model_name, hparams.device, editor.make_logs = given, device, make_logs
             hparams.model_parallel = parallel
-        # A string, because evaluation looks for the names of model families in it.
+        # A string, because evaluation searches it for names of model families.
         self.model_name = given if isinstance(given, str) else str(model.name_or_path)
 
     return init
@@ -188,8 +188,8 @@ def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
             rows = slice(start, start + self.hparams.batch_size)
             chunk = {name: _cut(value, rows) for name, value in call.arguments.items()}
             options = chunk.pop("kwargs", {})
-            found, edited, weights = original(**chunk, **options)
-            metrics += found
+            chunk_metrics, edited, weights = original(**chunk, **options)
+            metrics += chunk_metrics
             if sequential:
                 self.model = edited
         return metrics, edited, weights
@@ -198,7 +198,7 @@ def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cut(value: Any, rows: slice) -> Any:
-    """Rows of every list in an argument of batch_edit."""
+    """An argument of batch_edit with every list cut to `rows`."""
     if isinstance(value, dict):
         return {name: _cut(entry, rows) for name, entry in value.items()}
     return value[rows] if isinstance(value, (list, tuple)) else value

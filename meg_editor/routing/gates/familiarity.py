@@ -19,6 +19,19 @@ class FamiliarityGate(Gate):
 
     The score is minus the entropy H of its prediction in nats (eq. 9), so a query is an edit if
     H ≤ ε and the threshold is -ε (eq. 10).
+
+    Args:
+        dimension: E, of an embedding.
+        classes: K.
+        epsilon: ε in nats; default: 0.1.
+
+    Example:
+        >>> edited = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+        >>> with seeded(0):
+        ...     gate = FamiliarityGate(dimension=8, blocks=1, dropout=0.0, lr=1e-2, epochs=200)
+        >>> gate.fit(edited)
+        >>> (gate.score(edited, edited[:, 0]) >= gate.threshold).tolist()
+        [True, True, True, True]
     """
 
     def __init__(

@@ -14,6 +14,12 @@ class SimilarityGate(Gate):
 
     Not in the paper. With an encoder tuned against hard negatives and an index of names it
     separates paraphrases from neighbours far better than entropy does.
+
+    Example:
+        >>> gate = SimilarityGate(threshold=0.5)
+        >>> score = gate.score(torch.zeros(2, 8), torch.tensor([0.9, 0.1]))
+        >>> (score >= gate.threshold).tolist()
+        [True, False]
     """
 
     def __init__(self, threshold: float | None = None) -> None:

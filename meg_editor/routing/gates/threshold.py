@@ -19,6 +19,11 @@ class GateOutcomes:
         score: (M,) of the gate.
         accepted: (M,) whether the answer is right if the query is taken for an edit.
         rejected: (M,) whether it is right if the query is left alone.
+
+    Example:
+        >>> yes, no = torch.tensor([True, True]), torch.tensor([False, False])
+        >>> GateOutcomes(torch.tensor([0.2, 0.8]), yes, no).right(torch.tensor([0.0, 0.5])).tolist()
+        [1.0, 0.5]
     """
 
     score: Tensor
@@ -130,6 +135,14 @@ def calibrate(
 
     Raises:
         ValueError: there are no paraphrases or no other queries.
+
+    Example:
+        >>> yes, no = torch.tensor([True, True]), torch.tensor([False, False])
+        >>> paraphrases = GateOutcomes(torch.tensor([0.8, 0.9]), yes, no)
+        >>> others = GateOutcomes(torch.tensor([0.1, 0.2]), no, yes)
+        >>> calibration = calibrate(paraphrases, others)
+        >>> 0.2 < calibration.threshold <= 0.8, calibration.balance
+        (True, 1.0)
     """
     yes, no = paraphrases.score, others.score
     if not len(yes) or not len(no):
