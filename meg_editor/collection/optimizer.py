@@ -69,6 +69,21 @@ def optimise(
         hparams: clip, schedule and loss threshold.
         half: run the model under bfloat16 autocast.
         progress: called with the number of facts that just finished.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> from meg_editor.collection.collect import shared_start
+        >>> from meg_editor.lm.neuron import NeuronSpec
+        >>> from meg_editor.lm.tokens import encode_example
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
+        >>> model, tokenizer = load_model(hparams)
+        >>> spec = NeuronSpec.from_hparams(model, hparams)
+        >>> start = shared_start(spec, seed=0)
+        >>> facts = [[encode_example(tokenizer, "2 plus 2 is", "5")]]
+        >>> with NeuronHook(model, spec) as hook:
+        ...     descent = optimise(8, model, hook, start, facts, 0.5, 3, hparams)
+        >>> descent.neurons.shape == (1, spec.size), descent.steps.tolist()
+        (True, [3])
     """
     neurons = start.repeat(len(facts), 1)
     converged = torch.zeros(len(facts), dtype=torch.bool)

@@ -9,7 +9,12 @@ from meg_editor.requests.request import EditRequest
 
 @dataclass(frozen=True)
 class Probe:
-    """A question, and its accepted answers: a name and its aliases; none if unknown."""
+    """A question, and its accepted answers: a name and its aliases; none if unknown.
+
+    Example:
+        >>> Probe("The capital of France is", ("Paris",)).answers
+        ('Paris',)
+    """
 
     prompt: str
     answers: tuple[str, ...] = ()

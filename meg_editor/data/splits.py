@@ -44,6 +44,12 @@ def split_cases(
     Args:
         training: other facts to tune and calibrate on (ZsRE has a training file); all of `cases`
             are then for editing, and facts which have something in common with them are left out.
+
+    Example:
+        >>> cases = [EvaluationCase(EditRequest(f"Town {n} is in", "Peru")) for n in range(100)]
+        >>> split = split_cases(cases)
+        >>> len(split.edited) + len(split.pseudo) + len(split.calibration)
+        100
     """
     if training is None:
         parts: dict[str, list[EvaluationCase]] = {"edited": [], "pseudo": [], "calibration": []}
@@ -68,6 +74,11 @@ def choose(cases: Sequence[EvaluationCase], count: int, seed: int) -> list[Evalu
 
     Raises:
         ValueError: there are fewer.
+
+    Example:
+        >>> cases = [EvaluationCase(EditRequest(f"Town {n} is in", "Peru")) for n in range(9)]
+        >>> len(choose(cases, count=3, seed=0))
+        3
     """
     if not 1 <= count <= len(cases):
         raise ValueError(f"edits: expected 1 to {len(cases)} (all there are), got {count}")
@@ -117,7 +128,13 @@ def tuning_requests(
 
 
 def known_texts(cases: Iterable[EvaluationCase]) -> list[str]:
-    """Prompts of `cases` with their true answers where given, and never an edit's target."""
+    """Prompts of `cases` with their true answers where given, and never an edit's target.
+
+    Example:
+        >>> edit = EditRequest("The capital of France is", "Lima")
+        >>> known_texts([EvaluationCase(edit, truth="Paris")])
+        ['The capital of France is Paris']
+    """
     texts: dict[str, None] = {}
     for case in cases:
         answer = f" {case.truth}" if case.truth else ""

@@ -74,6 +74,13 @@ def decoder_blocks(model: CausalLM) -> tuple[str, nn.ModuleList]:
 
     Raises:
         ValueError: not a decoder LM of transformers.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> name, blocks = decoder_blocks(model)
+        >>> name, len(blocks)
+        ('model.layers', 4)
     """
     if not hasattr(model, "get_decoder"):
         raise ValueError(f"expected a transformers language model, got {type(model).__name__}")

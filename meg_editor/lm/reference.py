@@ -48,6 +48,10 @@ def resolve_model_name(name: str) -> str:
     Raises:
         ValueError: a "meg_editor:…" name that is not one of the two.
         FileNotFoundError: the reference model is not installed.
+
+    Example:
+        >>> resolve_model_name("gpt2"), Path(resolve_model_name("meg_editor:bert-reference")).name
+        ('gpt2', 'bert-reference')
     """
     if not name.startswith(_PREFIX):
         return name

@@ -92,6 +92,15 @@ def target_logits(model: CausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor
 
     Returns:
         For M target tokens: logits (M, V) float32, the tokens (M,), the row of each (M,).
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> example = encode_example(tokenizer, "The capital of France is", "Paris")
+        >>> batch = Batch.of([example], "cpu")
+        >>> logits, targets, rows = target_logits(model, batch)
+        >>> torch.equal(logits.argmax(-1), targets), rows.tolist()
+        (True, [0, 0])
     """
     is_target = batch.labels != -100
     # The vocabulary is the widest layer: multiply only before targets.
@@ -167,7 +176,15 @@ def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
 def left_padded(
     tokenizer: Tokenizer, prompts: Sequence[str], device: torch.device | str
 ) -> dict[str, Tensor]:
-    """B prompts tokenised for `generate`: input_ids and attention_mask, (B, T) each."""
+    """B prompts tokenised for `generate`: input_ids and attention_mask, (B, T) each.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> batch = left_padded(tokenizer, ["Who wrote Emma?", "Emma"], "cpu")
+        >>> batch["attention_mask"][:, 0].tolist()
+        [1, 0]
+    """
     rows = tokenizer(list(prompts))["input_ids"]
     width = max(map(len, rows))
     pad = pad_token(tokenizer)

@@ -143,6 +143,13 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
 
     Raises:
         ValueError: no ids, or a mask of another shape.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> batch = tokenizer(["Who wrote Emma?"], return_tensors="pt")
+        >>> prompt_texts(tokenizer, batch["input_ids"], batch["attention_mask"])
+        ['Who wrote Emma?']
     """
     name = "name the query: with model.routed(queries): ..."
     if ids is None:

@@ -45,6 +45,18 @@ def verify(
 
     Raises:
         SavedModelError: naming the first bad file.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "edits.jsonl").write_text("{}")
+        >>> manifest = manifest_of(folder)
+        >>> verify(folder, manifest, required=["edits.jsonl"], closed=[])
+        >>> _ = (folder / "edits.jsonl").write_text("{")
+        >>> verify(folder, manifest, required=["edits.jsonl"], closed=[])
+        Traceback (most recent call last):
+        ...
+        meg_editor.model.manifest.SavedModelError: ...edits.jsonl: cut short or changed: ...
     """
     for name, stamp in manifest.items():
         # Links are allowed: the hub's cache holds folders of links to files elsewhere.

@@ -1,4 +1,4 @@
-"""MeGModel: route -> generate a neuron -> attach it -> answer (section 4.2)."""
+"""MeGModel: route, generate a neuron, attach it, answer (section 4.2)."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from meg_editor.routing.router import Router, Routing
 class MeGModel(RoutedModel, ModelHubMixin):
     """A causal LM with edits: used like the transformers model it wraps.
 
-    See `RoutedModel` for how a query is found; several threads may ask one model at once.
+    `RoutedModel` says which part of an input is the query. Thread-safe.
 
     Attributes:
-        base: the unedited model. Its weights are never touched and it answers as before.
+        base: the unedited model; its weights do not change and it answers as before.
         edits: the N facts, in the order of the index.
-        index: the edited queries, in which every query is looked up.
-        fitted: what happened in the fit; None after loading.
+        index: the edited queries, which every query is matched against.
+        fitted: the report of the fit; None after loading.
 
     Example:
         >>> from meg_editor import MeGHyperParams, fit, load_model
@@ -54,6 +54,14 @@ class MeGModel(RoutedModel, ModelHubMixin):
         True
         >>> edited.answer(["The capital of France is", "The currency of France is"])
         ['Lima', 'the euro']
+
+        Saved and loaded again:
+
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> edited.save_pretrained(folder)
+        >>> MeGModel.from_pretrained(folder, device="cpu").answer("The capital of France is")
+        ['Lima']
     """
 
     _hub_mixin_config = {}  # noqa: RUF012 - of ModelHubMixin: our own config file is enough
@@ -92,24 +100,21 @@ class MeGModel(RoutedModel, ModelHubMixin):
         for part in (encoder, gate, generator, self.index):
             part.to(base.device)
         self.eval()
-        _let_pipelines_be_quiet()
+        _silence_pipelines()
 
     @property
     def anchors(self) -> Tensor:
-        """(N, E) embeddings of the edited queries."""
+        """Embeddings (N, E) of the edited queries."""
         return self.index.anchors
 
     @property
     def collected(self) -> Tensor | None:
-        """(N, P) neurons which the generator was fitted on, on the CPU; None after loading."""
+        """Neurons (N, P) which the generator was fitted on, on the CPU; None after loading."""
         return self.fitted.collection.neurons if self.fitted and self.fitted.collection else None
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that grow or come with the edits: generator, gate and index, not the encoder.
-
-        The index counts only where answering needs it.
-        """
+        """Bytes of generator, gate and, if answering needs it, index; without the encoder."""
         needed = [*self.gate.state_dict().values(), *self.generator.state_dict().values()]
         if self.hparams.generator_anchored or self.hparams.gate == "similarity":
             needed += self.index.state_dict().values()
@@ -125,8 +130,8 @@ class MeGModel(RoutedModel, ModelHubMixin):
     def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        own = {name: v for name, v in self.__dict__.items() if name not in ("hook", "cache")}
-        copied.__dict__.update(copy.deepcopy(own, memo))
+        state = {name: v for name, v in self.__dict__.items() if name not in ("hook", "cache")}
+        copied.__dict__.update(copy.deepcopy(state, memo))
         copied.cache, copied.hook = NeuronCache(self.cache.size), NeuronHook(copied.base, self.spec)
         weakref.finalize(copied, copied.hook.remove)
         return copied
@@ -134,35 +139,36 @@ class MeGModel(RoutedModel, ModelHubMixin):
     # ------------------------------------------------------------------ routing
 
     def route(self, queries: str | Sequence[str]) -> Routing:
-        """Which of B queries are edits, of which fact, and with what score.
+        """Routing of B queries: which are edits, of which fact, with what score.
 
-        What is in effect around the call (`routed`) makes no difference.
+        Independent of a surrounding `routed` block.
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         return self.router.route([self.reader.candidates(text) for text in texts])
 
     def neurons(self, routing: Routing, steps: int | None = None) -> Tensor | None:
-        """Neurons (B, P) for a routing, zero where a query is not an edit; None if none is.
+        """Neurons (B, P) of a routing: zeros for queries that are no edit; None if no query is one.
 
-        Recent ones are taken from the cache (`RuntimeConfig.neuron_cache`).
+        Recent ones come from the cache (`RuntimeConfig.neuron_cache`).
 
         Args:
-            steps: sampling steps, if not those of the hyper-parameters.
+            routing: of B queries.
+            steps: sampling steps; default: those of the hyper-parameters.
         """
-        # Which rows need a neuron is all that ever comes back from the device: B numbers.
+        # The only copy from the device: B indices, -1 for queries that need no neuron.
         edits = torch.where(routing.is_edit, routing.nearest, -1).tolist()
         rows = [row for row, edit in enumerate(edits) if edit >= 0]
         if not rows:
             return None
-        place = torch.tensor(rows).to(routing.nearest.device, non_blocking=True)
+        where = torch.tensor(rows).to(routing.nearest.device, non_blocking=True)
         if not self.hparams.generator_anchored:
-            generated = self.generator.generate(routing.embeddings[place], steps)
+            generated = self.generator.generate(routing.embeddings[where], steps)
         elif steps is None and self.cache.size:
             generated = self.cache.get([edits[row] for row in rows], self._of_edits)
         else:
-            generated = self.generator.generate(self.anchors[routing.nearest[place]].float(), steps)
+            generated = self.generator.generate(self.anchors[routing.nearest[where]].float(), steps)
         neurons = generated.new_zeros(len(edits), self.spec.size)
-        neurons[place] = generated
+        neurons[where] = generated
         return neurons
 
     def generated_neurons(self, rows: int = 1024) -> Tensor:
@@ -176,7 +182,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         return torch.cat(parts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MeGModel:
-        self.cache.clear()  # its neurons are of the device and precision which are left
+        self.cache.clear()  # its neurons have the old device and dtype
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _of_edits(self, edits: list[int]) -> Tensor:
@@ -185,16 +191,17 @@ class MeGModel(RoutedModel, ModelHubMixin):
 
     @contextmanager
     def routed(self, queries: str | Sequence[str]) -> Iterator[Routing]:
-        """Within the block, `forward` and `generate` answer these queries, whatever they are fed.
+        """Context in which `forward` and `generate` use the neurons of these B queries.
 
-        The rows of their inputs must be the B queries, or each of them the same number of times.
+        Their inputs must have B rows, or the same number of consecutive rows for each query. Gives
+        the routing.
         """
         routing = self.route(queries)
         with self.in_effect(self.neurons(routing)):
             yield routing
 
     def decide(self, queries: Sequence[str]) -> Tensor | None:
-        """Neurons (B, P) for B queries, or None."""
+        """Neurons (B, P) of B queries; None if no query is an edit."""
         return self.neurons(self.route(queries))
 
     def _apply_decision(self, decision: Tensor | None) -> AbstractContextManager[None]:
@@ -223,14 +230,15 @@ class MeGModel(RoutedModel, ModelHubMixin):
         model_card_kwargs: Any = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Write the edits to a folder; see `meg_editor.model.saving.save_pretrained`.
+        """Save the edits to a folder; see `meg_editor.model.saving.save_pretrained`.
 
         Args:
+            save_base: save the base model too.
             push_to_hub: upload them too, to `repo_id` (default: the folder's name).
             config, model_card_kwargs: of ModelHubMixin; not used.
 
         Returns:
-            The address of the commit, if they were uploaded.
+            URL of the commit, if uploaded.
         """
         from meg_editor.model.saving import save_pretrained
 
@@ -242,7 +250,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MeGModel:
-        """Read what `save_pretrained` wrote, from a folder or a repository of the hub.
+        """Load a model saved by `save_pretrained`, from a folder or a repository of the hub.
 
         Args:
             kwargs: `base`, `tokenizer`, `device` and `runtime` of
@@ -256,14 +264,14 @@ class MeGModel(RoutedModel, ModelHubMixin):
         return from_pretrained(local_folder(pretrained_model_name_or_path, **options), **kwargs)
 
 
-class _NotAboutUs(logging.Filter):
-    """Drops transformers' list of all its models, which it logs for any class that is no own."""
+class _UnsupportedModelFilter(logging.Filter):
+    """Drops the warning of pipelines that MeGModel is not in transformers' list of models."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "The model 'MeGModel' is not supported" not in record.getMessage()
 
 
-def _let_pipelines_be_quiet() -> None:
+def _silence_pipelines() -> None:
     logger = logging.getLogger("transformers.pipelines.base")
-    if not any(isinstance(present, _NotAboutUs) for present in logger.filters):
-        logger.addFilter(_NotAboutUs())
+    if not any(isinstance(present, _UnsupportedModelFilter) for present in logger.filters):
+        logger.addFilter(_UnsupportedModelFilter())

@@ -50,6 +50,19 @@ class RoutedModel(nn.Module, ABC):
     Attributes:
         base: the unedited model; it answers as before.
         reader: applies the prompt template, and extracts question spans from prompts.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> class Unedited(RoutedModel):
+        ...     def decide(self, queries):
+        ...         return None
+        ...
+        ...     def _apply_decision(self, decision):
+        ...         return nullcontext()
+        >>> model = Unedited(*load_model(MeGHyperParams.preset("default", device="cpu")))
+        >>> model.answer("The capital of France is", max_new_tokens=8)
+        ['Paris']
     """
 
     def __init__(self, base: CausalLM, tokenizer: Tokenizer, prompt_template: str = "{}") -> None:

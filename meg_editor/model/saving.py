@@ -77,6 +77,11 @@ def check_destination(folder: str | Path) -> Path:
     Raises:
         FileExistsError: `folder` is a file, or holds something other than saved edits.
         OSError: it is the working directory, or its parent is not writable.
+
+    Example:
+        >>> import tempfile
+        >>> check_destination(Path(tempfile.mkdtemp()) / "runs" / "edits").name
+        'edits'
     """
     folder = Path(folder).expanduser().resolve()
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()

@@ -60,6 +60,13 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         FileNotFoundError, IsADirectoryError: no file at `path`.
         RequestError: unknown suffix, bad UTF-8, bad format, a row without fields, or no rows.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "facts.jsonl"
+        >>> _ = path.write_text('{"prompt": "The capital of France is", "target_new": "Lima"}')
+        >>> [location for location, fields in read_rows(path)]
+        ['facts.jsonl, line 1']
     """
     path = Path(path)
     known = ", ".join(_FORMATS)

@@ -44,6 +44,10 @@ def read_json(path: Path, again: str) -> Any:
 
     Raises:
         ValueError: the file is damaged.
+
+    Example:
+        >>> read_json(Path("no such file.json"), "run") is None
+        True
     """
     if not path.exists():
         return None

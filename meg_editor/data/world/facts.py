@@ -44,7 +44,7 @@ _UNEDITED = ("opposite", "sum", "birth_country")
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing the reference model knows: (subject, relation) -> answer."""
+    """A fact of the reference model: (subject, relation) -> answer."""
 
     subject: str
     relation: str
@@ -60,6 +60,12 @@ class World:
     `phrasings[relation][group]` is a list of templates with one `{}` for the subject. The groups
     are disjoint: "edit" phrasings are edited, "pseudo" ones tune encoders, "test" ones measure
     Generality and nothing else.
+
+    Example:
+        >>> world = load_world()
+        >>> fact = next(fact for fact in world.by_subject["France"] if fact.relation == "capital")
+        >>> fact.answer, world.prompts(fact, "edit")[0]
+        ('Paris', 'The capital of France is')
     """
 
     facts: tuple[Fact, ...]

@@ -13,7 +13,12 @@ from meg_editor.requests.request import EditRequest
 
 
 def pseudo_requests(world: World | None = None, count: int = 800) -> list[EditRequest]:
-    """Facts for tuning encoders (section 4.1 a): never edited, never in TEST phrasings."""
+    """Facts for tuning encoders (section 4.1 a): never edited, never in TEST phrasings.
+
+    Example:
+        >>> len(pseudo_requests(count=8))
+        8
+    """
     world = world or load_world()
     facts = random.Random(1).sample(world.in_split("pseudo"), count)
 
@@ -27,6 +32,10 @@ def calibration_requests(world: World | None = None, count: int = 400) -> list[E
     """Facts for choosing thresholds: neither edited nor tuned on, never in TEST phrasings.
 
     Their rephrases are phrasings that are new to the encoder, their targets are false.
+
+    Example:
+        >>> len(calibration_requests(count=8))
+        8
     """
     world = world or load_world()
     facts = random.Random(2).sample(world.in_split("calibration"), count)
