@@ -36,7 +36,7 @@ def answer_times(
             own, base = (partial(s.generate, **batch, **settings) for s in (meg, meg.base))
             for run in (base, partial(meg.decide, queries), own):
                 if not kind.endswith("again"):
-                    meg.cache.clear()
+                    meg.neuron_cache.clear()
                 start = clock(meg.device)
                 run()
                 taken.append(1000 * (clock(meg.device) - start))

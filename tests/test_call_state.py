@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import pickle  # noqa: TID251
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -513,3 +514,150 @@ def test_pipelines_say_nothing_and_answer_with_the_edit(
     assert answer["generated_text"] == model.tokenizer.decode(
         generated(model, EDITED), skip_special_tokens=True
     )
+
+
+# --------------------------------------------------------- blocks left in any order
+
+
+def test_generators_which_hold_blocks_leave_nothing_behind(model: MeGModel) -> None:
+    """A streaming server suspends a request inside its block, and closes them in any order."""
+
+    def request(text: str) -> Iterator[None]:
+        with model.routed(text):
+            yield
+
+    plain = generated(model, OTHER)
+    first, second = request(EDITED), request(PROMPTS[1])
+    next(first), next(second)
+    first.close()
+    while_open = generated(model, OTHER)
+    second.close()
+    assert generated(model, OTHER) == plain
+    with model.routed(PROMPTS[1]):
+        assert generated(model, OTHER) == while_open != plain
+    with model.applied(model.decide([EDITED])):
+        held = request(OTHER)
+        next(held)
+    held.close()
+    assert generated(model.base, EDITED) != generated(model, EDITED)
+
+
+def test_a_block_may_be_left_in_another_thread(model: MeGModel) -> None:
+    def request() -> Iterator[None]:
+        with model.routed(EDITED):
+            yield
+
+    plain = generated(model, OTHER)
+    held: list[Iterator[None]] = []
+    opened, closed = threading.Event(), threading.Event()
+    answers: list[list[int]] = []
+
+    def work(number: int) -> None:
+        if number:
+            held.append(request())
+            next(held[0])
+            opened.set()
+            assert closed.wait(20)
+            answers.append(generated(model, OTHER))
+        else:
+            assert opened.wait(20)
+            held[0].close()  # type: ignore[attr-defined]
+            closed.set()
+
+    in_threads(2, work)
+    assert answers == [plain] and generated(model, OTHER) == plain
+
+
+def test_a_task_made_inside_a_block_does_not_outlive_it(model: MeGModel) -> None:
+    async def ask(text: str) -> list[int]:
+        return generated(model, text)
+
+    async def main() -> list[int]:
+        with model.routed(EDITED):
+            task = asyncio.create_task(ask(OTHER))
+        return await task
+
+    assert asyncio.run(main()) == generated(model, OTHER)
+
+
+def test_rows_of_a_cache_take_their_decisions_along(model: MeGModel) -> None:
+    def answers(order: list[int], way: str) -> list[list[int]]:
+        batch = left_padded(model.tokenizer, [EDITED, PROMPTS[2], OTHER], "cpu")
+        output = model(**batch)
+        cache, logits = output.past_key_values, output.logits[order]
+        getattr(cache, way)(torch.tensor(order))
+        cache = copy.deepcopy(cache)
+        tokens = []
+        mask = batch["attention_mask"][order]
+        for _ in range(4):
+            token = logits[:, -1].argmax(-1, keepdim=True)
+            tokens.append(token)
+            mask = torch.cat([mask, torch.ones(len(order), 1, dtype=torch.long)], 1)
+            logits = model(input_ids=token, past_key_values=cache, attention_mask=mask).logits
+        return torch.cat(tokens, 1).tolist()
+
+    straight = answers([0, 1, 2], "reorder_cache")
+    assert answers([2, 0, 1], "reorder_cache") == [straight[2], straight[0], straight[1]]
+    assert answers([1], "batch_select_indices") == [straight[1]]
+    assert answers([2, 1], "batch_select_indices") == [straight[2], straight[1]]
+
+
+def test_tokens_of_another_model_in_a_cache_are_noticed(model: MeGModel) -> None:
+    cache = model(input_ids=ids_of(model, EDITED)).past_key_values
+    model.base(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+    with pytest.raises(ValueError, match=r"tokens of another.*model\.routed"):
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_what_was_wrapped_can_be_pickled(model: MeGModel) -> None:
+    cache = model(input_ids=ids_of(model, EDITED)).past_key_values
+    loaded = pickle.loads(pickle.dumps(cache))
+    with pytest.raises(ValueError, match="KV cache"):
+        model(input_ids=torch.tensor([[5]]), past_key_values=loaded)
+    base = pickle.loads(pickle.dumps(model.base))
+    assert generated(base, EDITED) == generated(model.base, EDITED)
+    assert hooks(base) == 0
+
+
+# ------------------------------------------------------------------ modes and precisions
+
+
+def test_routing_is_the_same_in_training_mode(make_meg_model: Any) -> None:
+    model = make_meg_model("bank", gate="familiarity")
+    scores = model.route(PROMPTS).score
+    model.train()
+    assert model.base.training and not model.encoder.training
+    assert torch.equal(model.route(PROMPTS).score, scores)
+    model.eval()
+    assert not model.base.training
+
+
+def test_a_cast_rounds_the_base_alone(make_meg_model: Any, tmp_path: Any) -> None:
+    model = make_meg_model("bank")
+    scores, before = model.route(MIXED).score, float(model.gate.threshold)
+    model.to(torch.bfloat16)
+    assert model.base.dtype == torch.bfloat16 and float(model.gate.threshold) == before
+    assert model.encoder.encode([EDITED]).dtype == torch.float32
+    torch.testing.assert_close(model.route(MIXED).score, scores, atol=0.02, rtol=0)
+    model.save_pretrained(tmp_path / "edits")
+    loaded = MeGModel.from_pretrained(tmp_path / "edits", base=model.base)
+    assert loaded.answer(MIXED, 4) == model.answer(MIXED, 4)
+
+
+def test_no_queries_and_empty_ones(model: MeGModel) -> None:
+    assert model.answer([]) == [] and len(model.route([])) == 0
+    assert len(model.answer("", 2)) == 1
+    ids = ids_of(model, EDITED)
+    mask = torch.ones_like(ids)
+    assert torch.equal(model(ids, mask).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("how", ["forward", "in place", "blocks"])
+def test_hidden_states_are_read_of_a_compiled_base(make_meg_model: Any, how: str) -> None:
+    model = make_meg_model("bank", gate_state_weight=0.5)
+    scores = model.route(MIXED).score
+    expected = [generated(model, text) for text in MIXED[:4]]
+    compiled(model.base, how)
+    torch.testing.assert_close(model.route(MIXED).score, scores)
+    assert [generated(model, text) for text in MIXED[:4]] == expected

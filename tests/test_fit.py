@@ -184,6 +184,8 @@ STAGES = ["encoder", "collection", "gate", "generator"]
         ({"calibration": "another neighbour"}, ["gate"]),
         ({"pseudo": "another fact"}, ["encoder", "gate", "generator"]),
         ({"model": "one weight"}, ["collection", "gate", "generator"]),
+        ({"model": "rope_theta"}, ["collection", "gate"]),
+        ({"encoder": "layer_norm_eps"}, STAGES[:1] + STAGES[2:]),
         ({"gate_name_weight": 0.3}, ["gate"]),
         ({"gate_state_weight": 0.25}, ["gate"]),
         ({"collection_steps": 19}, ["collection", "gate", "generator"]),
@@ -193,17 +195,29 @@ STAGES = ["encoder", "collection", "gate", "generator"]
         ({"seed": 5}, STAGES),
         ({"device": "cpu", "batch_size": 7, "api_key": "x"}, []),
         ({"runtime": RuntimeConfig(collection_batch_size=3, neuron_cache=0)}, []),
+        ({"runtime": RuntimeConfig(collection_bfloat16=True)}, ["collection", "gate"]),
     ],
     ids=str,
 )
 def test_a_stage_runs_again_exactly_if_something_it_reads_changed(
-    run: Any, tiny_llama: Any, tmp_path: Path, change: dict[str, Any], again: list[str]
+    run: Any,
+    tiny_llama: Any,
+    tiny_encoder: TextEncoder,
+    tmp_path: Path,
+    change: dict[str, Any],
+    again: list[str],
 ) -> None:
     run(store=ArtifactStore(tmp_path))
     edits, options = list(EDITS), dict[str, Any]()
     for name, value in change.items():
         if name in ("subject", "target_new"):
             edits[1] = dataclasses.replace(edits[1], **{name: value})
+        elif value == "rope_theta":
+            options["model"] = copy.deepcopy(tiny_llama)
+            options["model"].config.rope_parameters = {"rope_theta": 77.0}
+        elif name == "encoder":
+            options["encoder"] = copy.deepcopy(tiny_encoder)
+            options["encoder"].model.config.layer_norm_eps = 0.1
         elif name == "model":
             options["model"] = copy.deepcopy(tiny_llama)
             options["model"].model.layers[2].self_attn.v_proj.weight[3] += 0.5

@@ -67,9 +67,9 @@ def test_answers_from_the_cache_are_the_same(
     queries = [PROMPTS[3], OTHERS[0], PROMPTS[1]]
     routing = model.route(queries)
     first = model.neurons(routing)
-    assert first is not None and len(model.cache) == 2
+    assert first is not None and len(model.neuron_cache) == 2
     torch.testing.assert_close(first, other.neurons(other.route(queries)))
-    assert len(other.cache) == 0
+    assert len(other.neuron_cache) == 0
 
     def refuse(*_: object) -> Tensor:
         raise AssertionError("generated again")
@@ -85,7 +85,7 @@ def test_answers_from_the_cache_are_the_same(
 
 def test_neurons_of_single_queries_are_not_kept(make_meg_model: Callable[..., MeGModel]) -> None:
     model = make_meg_model(generator_anchored=False)
-    assert model.neurons(model.route(PROMPTS[:2])) is not None and len(model.cache) == 0
+    assert model.neurons(model.route(PROMPTS[:2])) is not None and len(model.neuron_cache) == 0
 
 
 def test_a_model_which_moves_forgets_the_neurons_of_the_old_place(
@@ -93,5 +93,5 @@ def test_a_model_which_moves_forgets_the_neurons_of_the_old_place(
 ) -> None:
     model = make_meg_model("bank")
     model.decide(PROMPTS[:2])
-    assert len(model.cache) == 2
-    assert model.to(torch.float64) is model and len(model.cache) == 0
+    assert len(model.neuron_cache) == 2
+    assert model.to(torch.float64) is model and len(model.neuron_cache) == 0

@@ -69,9 +69,13 @@ def collect_in_shards(
     def compute(part: Sequence[EditRequest]) -> Tensors:
         return dict(vars(collect(model, tokenizer, spec, part, hparams, runtime)))
 
+    def facts(part: Sequence[EditRequest]) -> list[Any]:
+        texts = [text for fact in part for text in (fact.prompt, fact.target_new)]
+        return [texts, [list(row) for row in tokenizer(texts)["input_ids"]]]
+
     def shards_of_this_process() -> list[tuple[int, Artifact]]:
         return [
-            (shard, store.run("collection", [*inputs, _texts(part)], partial(compute, part)))
+            (shard, store.run("collection", [*inputs, *facts(part)], partial(compute, part)))
             for shard, part in list(enumerate(parts))[processes.rank :: processes.count]
         ]
 
@@ -93,7 +97,3 @@ def collect_in_shards(
         max(seconds),
         bool(artifacts) and all(artifact.resumed for artifact in artifacts),
     )
-
-
-def _texts(facts: Sequence[EditRequest]) -> list[list[Any]]:
-    return [[fact.prompt, fact.target_new] for fact in facts]

@@ -1,4 +1,4 @@
-"""Run-time choices: where the work is done and how fast, never what comes out."""
+"""Run-time choices: how fast the work is done, and how much memory it takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from meg_editor.config.settings import FlatHyperParams, setting
 
 @dataclass
 class RuntimeConfig(FlatHyperParams):
-    """Memory, batch and cache sizes. No stage key holds them: results agree up to rounding.
+    """Memory, batch and cache sizes.
+
+    Results agree up to rounding, and no stage key holds these choices, but for two: facts of a
+    shard take their contexts from each other, and bfloat16 rounds more.
 
     Raises:
         HParamsError: a value of the wrong type or out of its range.

@@ -26,7 +26,7 @@ COLLECTION_SETTINGS = (
 
 
 class CollectionStage:
-    """Collects in shards, each with a key of its own.
+    """Collects in shards, each with a key of its own, and so is no `Stage` with one.
 
     Args:
         earlier: neurons (P,) of edits made before, which are taken as they are.
@@ -41,7 +41,7 @@ class CollectionStage:
 
     def inputs(self) -> list[Any]:
         """Everything the run reads beside the facts of a shard."""
-        return [self.hparams.to_dict(), *self.context.model_key()[:3]]
+        return [self.hparams.to_dict(), *self.context.model_key()]
 
     def run(self) -> tuple[Collection, Shards]:
         """The neurons of all edits, and how those of the new ones came about."""

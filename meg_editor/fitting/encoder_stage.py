@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from meg_editor.fitting.stage import FitContext, Stage, facts_key
+from meg_editor.fitting.stage import FitContext, Stage, config_key, facts_key, tokens_key
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.routing.encoder import TextEncoder, tune_encoder
 from meg_editor.runtime.artifacts import Artifact, Tensors
@@ -29,12 +29,14 @@ class EncoderStage(Stage):
         self.encoder = copy.deepcopy(encoder).to(context.model.device)
 
     def inputs(self) -> list[Any]:
-        vocabulary = self.encoder.tokenizer(self.context.background)["input_ids"]
+        tokenizer = self.encoder.tokenizer
         return [
             fingerprint(self.encoder),
+            config_key(self.encoder.model.config),
             self.encoder.pooling,
+            [tokenizer.truncation_side, tokenizer.model_max_length],
             facts_key(self.context.pseudo),
-            vocabulary[:64],
+            tokens_key(tokenizer, self.context.pseudo),
         ]
 
     def compute(self) -> Tensors:

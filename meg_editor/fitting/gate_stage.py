@@ -56,7 +56,9 @@ class GateStage(Stage):
             tensor_key(self.neurons),
             states.module,
             [[edit.prompt, edit.subject] for edit in c.edits],
+            c.tokens_key(c.edits),
             facts_key(c.calibration),
+            c.tokens_key(c.calibration),
             c.background,
         ]
 

@@ -76,7 +76,9 @@ class GeneratorStage(Stage):
             self.collection.success.tolist(),
             [[edit.prompt, edit.target_new] for edit in c.edits],
             c.background if self.hparams.generator_zero_augmentation else [],
-            c.model_key() if self.hparams.generator == "auto" and self.kind == "dit" else [],
+            [*c.model_key(), c.tokens_key(c.edits)]
+            if self.hparams.generator == "auto" and self.kind == "dit"
+            else [],
         ]
 
     def compute(self) -> Tensors:

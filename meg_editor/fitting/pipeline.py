@@ -17,12 +17,13 @@ from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.generator_stage import GeneratorStage
 from meg_editor.fitting.stage import FitContext
 from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
-from meg_editor.requests.request import EditRequest, merge_requests
+from meg_editor.requests.request import EditRequest, MergedRequests, merge_requests
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.router import build_index
@@ -78,6 +79,26 @@ def fit(
         ['Lima']
     """
     merged = merge_requests(requests)
+    with eager(model):
+        return _fit(
+            model, tokenizer, merged, hparams, pseudo, calibration, encoder, earlier,
+            store, processes, runtime,
+        )  # fmt: skip
+
+
+def _fit(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    merged: MergedRequests,
+    hparams: MeGHyperParams,
+    pseudo: Sequence[EditRequest] | None,
+    calibration: Sequence[EditRequest] | None,
+    encoder: TextEncoder | None,
+    earlier: Mapping[EditRequest, Tensor] | None,
+    store: ArtifactStore | None,
+    processes: Processes | None,
+    runtime: RuntimeConfig | None,
+) -> tuple[MeGModel, FitReport]:
     edits = list(merged.requests)
     processes, runtime = processes or Processes(), runtime or RuntimeConfig()
     check_model(model)

@@ -52,16 +52,21 @@ class FitContext:
         return [fact.prompt for fact in self.pseudo]
 
     def model_key(self) -> list[Any]:
-        """What identifies the LM and its tokenizer in a key."""
-        texts = [edit.prompt for edit in self.edits]
-        ids = self.tokenizer(texts)["input_ids"] if texts else []
+        """What identifies the LM in a key, and how its answers end."""
+        generation = getattr(self.model, "generation_config", None)
         return [
             fingerprint(self.model),
             str(self.model.dtype),
             self.spec.to_dict(),
-            digest([list(row) for row in ids]),
+            config_key(self.model.config),
+            None if generation is None else config_key(generation),
             self.tokenizer.eos_token_id,
+            self.runtime.collection_bfloat16,
         ]
+
+    def tokens_key(self, facts: Sequence[EditRequest]) -> str:
+        """Digest of the tokens of everything facts hold."""
+        return tokens_key(self.tokenizer, facts)
 
 
 class Stage(ABC):
@@ -134,6 +139,22 @@ def declared(hparams: MeGHyperParams, names: Iterable[str]) -> MeGHyperParams:
     """`hparams` with the settings `names` and no others."""
     values = hparams.to_dict()
     return cast(MeGHyperParams, _Declared({name: values[name] for name in sorted(names)}))
+
+
+def config_key(config: Any) -> str:
+    """Digest of a config of transformers, without where it came from."""
+    origin = ("_name_or_path", "_commit_hash", "transformers_version")
+    return digest({key: v for key, v in config.to_dict().items() if key not in origin})
+
+
+def tokens_key(tokenizer: Tokenizer, facts: Sequence[EditRequest]) -> str:
+    """Digest of the tokens of everything facts hold."""
+    texts = [
+        text
+        for fact in facts
+        for text in (fact.prompt, fact.target_new, *fact.rephrases, *fact.locality_prompts)
+    ]
+    return digest([list(row) for row in tokenizer(texts)["input_ids"]] if texts else [])
 
 
 def facts_key(facts: Sequence[EditRequest]) -> str:

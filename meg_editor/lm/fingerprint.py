@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -11,31 +10,34 @@ from torch import Tensor, nn
 
 from meg_editor.lm.protocols import CausalLM
 
-_VALUES = 4  # values stored of each parameter
-_SUMMED = 512  # further values, of which the sum is stored
+_VALUES = 4  # kept as they are
+_AT_ONCE = 2**24  # values
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
-    """Sample of every parameter: name -> four of its values and the sum of up to 512 more.
+    """Parameter name -> four of its values and the sum of the bits of all, read as integers.
 
-    A merged LoRA, a MEMIT edit or one fine-tuned matrix changes it.
+    Any change of any value changes it: a merged LoRA, a MEMIT edit, one row of the embeddings. It
+    is the same on every device and processor.
 
     Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(2, 2)
-        >>> before = fingerprint(layer)
-        >>> _ = layer.weight.data.add_(1.0)
-        >>> same_model(before, fingerprint(layer))
-        False
+        >>> model = nn.ParameterDict({"weight": torch.zeros(2, 3)})
+        >>> fingerprint(model)
+        {'weight': [0.0, 0.0, 0.0, 0.0, 0]}
+        >>> model["weight"].data[1, 2] = 1e-9
+        >>> fingerprint(model)["weight"][-1]
+        814313567
     """
     sample = {}
     for name, parameter in present_parameters(model, [n for n, _ in model.named_parameters()]):
         flat = parameter.detach().flatten()
-        spread = flat[:: max(1, flat.numel() // _SUMMED)][:_SUMMED]
-        # In integers: in float32, the last index of GPT-2's embeddings is one too large.
-        indices = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
-        # fsum: the same on every device and processor.
-        sample[name] = [*flat[indices].double().tolist(), math.fsum(spread.double().tolist())]
+        # In integers: as float32, the last place of GPT-2's embeddings is one too far.
+        places = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
+        integers = _INTEGERS[flat.element_size()]
+        parts = (part.contiguous().view(integers) for part in flat.split(_AT_ONCE))
+        total = sum(int(part.sum(dtype=torch.int64)) for part in parts)
+        sample[name] = [*flat[places].double().tolist(), total]
     return sample
 
 

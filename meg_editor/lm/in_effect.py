@@ -1,26 +1,38 @@
-"""State of a call (neurons, routing decision, injection) in a ContextVar, not on shared objects.
+"""What is in effect during one call: it travels with the call, never on a shared object.
 
-Every thread and asyncio task has its own value, so many of them can use one model at once, and an
-exception or a cancelled stream leaves nothing behind.
+One ContextVar holds it. Threads and asyncio tasks each see their own, so that many of them can
+ask one model at once. A block which is left, in whatever order or thread (a generator that is
+closed elsewhere, an exception, a cancelled stream), is in effect nowhere any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import MappingProxyType
 from typing import Any
 
-_NOTHING: Mapping[int, Any] = MappingProxyType({})
-_IN_EFFECT: ContextVar[Mapping[int, Any]] = ContextVar("meg_editor_in_effect", default=_NOTHING)
+
+class _Entry:
+    """A block that was entered; `parent` is the one around it."""
+
+    __slots__ = ("entered", "owner", "parent", "value")
+
+    def __init__(self, owner: int | None, value: Any, parent: _Entry | None) -> None:
+        self.owner, self.value, self.parent = owner, value, parent
+        self.entered = True
+
+
+_INNERMOST: ContextVar[_Entry | None] = ContextVar("meg_editor_in_effect", default=None)
 
 
 @contextmanager
 def in_effect(owner: object, value: Any) -> Iterator[None]:
-    """Context in which `value_of(owner)` is `value`, in this thread or asyncio task only.
+    """Within the block `value_of(owner)` is `value`, for this thread or task alone.
 
-    Blocks nest; leaving one restores what was in effect before it.
+    Blocks nest; leaving one restores what was in effect before it. Code that runs in the same
+    thread while a generator is suspended inside the block is within the block too; a thread which
+    is started inside it is not.
 
     Example:
         >>> owner = object()
@@ -30,30 +42,36 @@ def in_effect(owner: object, value: Any) -> Iterator[None]:
         >>> value_of(owner) is None
         True
     """
-    token = _IN_EFFECT.set({**_IN_EFFECT.get(), id(owner): value})
-    try:
-        yield
-    finally:
-        _IN_EFFECT.reset(token)
+    yield from _block(id(owner), value)
 
 
 @contextmanager
 def nothing_in_effect() -> Iterator[None]:
-    """Context in which no value is in effect: every model is its unedited base.
-
-    Example:
-        >>> owner = object()
-        >>> with in_effect(owner, 3), nothing_in_effect():
-        ...     value_of(owner) is None
-        True
-    """
-    token = _IN_EFFECT.set(_NOTHING)
-    try:
-        yield
-    finally:
-        _IN_EFFECT.reset(token)
+    """Within the block nothing is in effect for anyone: every model is its unedited base."""
+    yield from _block(None, None)
 
 
 def value_of(owner: object, default: Any = None) -> Any:
-    """Value in effect for `owner` in this thread or asyncio task, else `default`."""
-    return _IN_EFFECT.get().get(id(owner), default)
+    """What is in effect for `owner` in this thread or task."""
+    entry = _INNERMOST.get()
+    while entry is not None:
+        if entry.entered and entry.owner is None:
+            return default
+        if entry.entered and entry.owner == id(owner):
+            return entry.value
+        entry = entry.parent
+    return default
+
+
+def _block(owner: int | None, value: Any) -> Iterator[None]:
+    entry = _Entry(owner, value, _INNERMOST.get())
+    _INNERMOST.set(entry)
+    try:
+        yield
+    finally:
+        # Not a reset to what was before: blocks of generators are not left in their order.
+        entry.entered, entry.value = False, None
+        innermost = _INNERMOST.get()
+        while innermost is not None and not innermost.entered:
+            innermost = innermost.parent
+        _INNERMOST.set(innermost)

@@ -7,8 +7,9 @@ task only (`in_effect`), so many can use one model at once.
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class NeuronHook:
             modules[spec.write].register_forward_hook(_WeakHook(self, "_add_neurons")),
         ]
         weakref.finalize(self, _remove, self._handles)
-        if _is_compiled(model):
+        if is_compiled(model):
             torch.compiler.reset()  # earlier traces do not call the new hooks
 
     @contextmanager
@@ -112,7 +113,6 @@ class NeuronHook:
         Raises:
             ValueError: another shape or a removed hook; in the forward pass, a batch whose rows
                 are not a multiple of B.
-            EditIgnoredError: by `check`.
         """
         if not self._handles:
             raise ValueError("this NeuronHook was removed: it cannot attach neurons")
@@ -122,12 +122,11 @@ class NeuronHook:
             if len(shape) != 2 or shape[0] == 0 or shape[1] != self.spec.size:
                 raise ValueError(f"expected neurons of shape (B, {self.spec.size}), got {shape}")
             attached = _Attached(neurons)
-        token = _PASSES.set(_NO_PASS)
         try:
             with in_effect(self, attached):
                 yield
         finally:
-            _PASSES.reset(token)
+            _PASSES.set({key: v for key, v in _PASSES.get().items() if key != id(self)})
 
     def check(self) -> None:
         """Check, after a forward pass within `attached`, that the neurons were added.
@@ -152,13 +151,13 @@ class NeuronHook:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _note_batch(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_batch(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         # OPT flattens to (B*T, D) before its FFN: only the block still knows B.
         if value_of(self) is not None:
             hidden = args[0] if args else kwargs.get("hidden_states")
             self._note(_Pass(None if hidden is None else hidden.shape[0]))
 
-    def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         if value_of(self) is not None:
             noted = _PASSES.get().get(id(self))
             x = args[0] if args else next(iter(kwargs.values()))
@@ -207,13 +206,15 @@ class _WeakHook:
     A deep copy has no owner: the neurons of the original do not change a copied model.
     """
 
-    def __init__(self, owner: object, method: str) -> None:
-        self._owner, self._method = weakref.ref(owner), method
+    def __init__(self, owner: object | None, method: str) -> None:
+        self._owner: Callable[[], Any] = (lambda: None) if owner is None else weakref.ref(owner)
+        self._method = method
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _WeakHook:
-        copied = _WeakHook(NeuronHook, self._method)
-        copied._owner = lambda: None  # type: ignore[assignment]
-        return copied
+        return _WeakHook(None, self._method)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _WeakHook, (None, self._method)
 
     # Not traced by torch.compile, which would bake in the neurons of the call it traces.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -227,7 +228,39 @@ class _WeakHook:
         return getattr(owner, self._method)(module, *arguments)
 
 
-def _is_compiled(model: CausalLM) -> bool:
+@contextmanager
+def eager(model: CausalLM) -> Iterator[None]:
+    """Within the block a compiled model runs uncompiled, with hooks of which its traces know
+    nothing. Other threads then run their models uncompiled too."""
+    if not is_compiled(model):
+        yield
+        return
+    with _EAGER.lock:
+        _EAGER.users += 1
+        if _EAGER.users == 1:
+            _EAGER.stance = torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        with _EAGER.lock:
+            _EAGER.users -= 1
+            if _EAGER.users == 0:
+                _EAGER.stance.__exit__(None, None, None)
+
+
+class _Eager:
+    """PyTorch's stance is one for the process: the first block sets it, the last takes it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+        self.stance: Any = None
+
+
+_EAGER = _Eager()
+
+
+def is_compiled(model: CausalLM) -> bool:
+    """Whether torch.compile was applied to a part of the model, in place."""
     return any(
         vars(module).get("_compiled_call_impl") is not None
         or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")

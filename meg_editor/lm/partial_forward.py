@@ -36,7 +36,8 @@ def capture_input(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
     """
     captured: list[Tensor] = []
 
-    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # Without kwargs: where another thread meets the hook while it is taken off.
+    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         if not value_of(captured):
             return
         first = next(iter((*args, *kwargs.values())))

@@ -188,7 +188,8 @@ def left_padded(
     rows = tokenizer(list(prompts))["input_ids"]
     width = max(map(len, rows))
     pad = pad_token(tokenizer)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    padded = [[pad] * (width - len(row)) + list(row) for row in rows]
+    ids = torch.tensor(padded, dtype=torch.long, device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": mask}
 

@@ -6,9 +6,10 @@ once and copied for every query.
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -67,13 +68,14 @@ class CacheRouting:
         if cache is None or cache.get_seq_length() == 0:
             return None
         earlier: CacheRouting | None = getattr(cache, _NAME, None)
-        if earlier is None or earlier.owner() is not owner:
+        filled = cache.get_seq_length()
+        if earlier is None or earlier.owner() is not owner or earlier._lacks(filled):
             if named:
                 return cls.start(owner, None, None, None)
             raise ValueError(
-                "expected a KV cache which this model filled, got one of another model: its query "
-                "is not known. Name the query: with model.routed(queries): model(...); or fill the "
-                "cache with this model"
+                "expected a KV cache which this model filled, got one of another model, or with "
+                "tokens of another: its query is not known. Name the query: "
+                "with model.routed(queries): model(...); or fill the cache with this model"
             )
         if mask is not None:
             mask = mask[:, -ids.shape[1] :] if ids is not None and mask.dim() == 2 else None
@@ -111,8 +113,37 @@ class CacheRouting:
         return replace(self, decision=decision, asks_anew=False)
 
     def tie(self, cache: Any) -> None:
-        """Store this routing on `cache`."""
+        """Store this on `cache`, and select its rows whenever the cache selects its own."""
         setattr(cache, _NAME, self)
+        for name in ("reorder_cache", "batch_select_indices"):
+            if hasattr(type(cache), name):
+                setattr(cache, name, _RowMethod(cache, name))
+
+    def select_rows(self, rows: Sequence[int]) -> CacheRouting:
+        """For a cache of which rows were selected, by index into those it had."""
+        owner: Any = self.owner()
+        known = [len(piece) for piece in self.pieces if piece is not None]
+        decision = self.decision
+        if decision is not None and owner is not None:
+            each = max(max(known, default=0) // len(decision), 1)  # rows repeated for beams
+            decision = owner.select_rows(decision, [row // each for row in rows])
+        pieces = tuple(None if piece is None else piece[list(rows)] for piece in self.pieces)
+        masks = tuple(None if mask is None else mask[list(rows)] for mask in self.masks)
+        return replace(self, decision=decision, pieces=pieces, masks=masks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CacheRouting:
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "owner"}
+        return replace(self, **copy.deepcopy(parts, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled cache has no owner: its query must be named where it is loaded."""
+        return _Unknown, ()
+
+    def _lacks(self, length: int) -> bool:
+        """Whether the cache holds more than is known: the base was run with it."""
+        if any(piece is None for piece in self.pieces):
+            return False
+        return sum(piece.shape[1] for piece in self.pieces if piece is not None) < length
 
     def _cut(self, length: int) -> CacheRouting:
         """Routing of the first `length` tokens, as one piece: a cache may have been cropped."""
@@ -123,6 +154,27 @@ class CacheRouting:
         return replace(
             self, pieces=(ids[:, :length],), masks=(None if mask is None else mask[:, :length],)
         )
+
+
+class _Unknown:
+    """The routing of a cache which was pickled."""
+
+    def owner(self) -> None:
+        return None
+
+
+class _RowMethod:
+    """A method of a cache which selects rows, and selects those of the routing too."""
+
+    def __init__(self, cache: Any, name: str) -> None:
+        self.cache, self.name = cache, name
+
+    def __call__(self, rows: Tensor, *arguments: Any, **options: Any) -> Any:
+        result = getattr(type(self.cache), self.name)(self.cache, rows, *arguments, **options)
+        routing = getattr(self.cache, _NAME, None)
+        if isinstance(routing, CacheRouting):
+            setattr(self.cache, _NAME, routing.select_rows(torch.as_tensor(rows).tolist()))
+        return result
 
 
 def cache_of(output: Any, kwargs: Mapping[str, Any]) -> Any:

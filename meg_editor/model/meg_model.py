@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -92,11 +91,10 @@ class MeGModel(RoutedModel, ModelHubMixin):
         self.fitted: FitReport | None = None
         self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
         self.router = Router(encoder, gate, index, self.states)
-        self.cache = NeuronCache(self.runtime.neuron_cache)
+        self.neuron_cache = NeuronCache(self.runtime.neuron_cache)
         self.hook = NeuronHook(base, spec)
         if isinstance(generator, DiTGenerator):
             generator.compile_network = self.runtime.generator_compile
-        weakref.finalize(self, self.hook.remove)  # the base model may outlive many wrappers
         for part in (encoder, gate, generator, self.index):
             part.to(base.device)
         self.eval()
@@ -130,10 +128,11 @@ class MeGModel(RoutedModel, ModelHubMixin):
     def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        state = {name: v for name, v in self.__dict__.items() if name not in ("hook", "cache")}
+        apart = ("hook", "neuron_cache")
+        state = {name: value for name, value in self.__dict__.items() if name not in apart}
         copied.__dict__.update(copy.deepcopy(state, memo))
-        copied.cache, copied.hook = NeuronCache(self.cache.size), NeuronHook(copied.base, self.spec)
-        weakref.finalize(copied, copied.hook.remove)
+        copied.neuron_cache = NeuronCache(self.neuron_cache.size)
+        copied.hook = NeuronHook(copied.base, self.spec)
         return copied
 
     # ------------------------------------------------------------------ routing
@@ -163,8 +162,8 @@ class MeGModel(RoutedModel, ModelHubMixin):
         where = torch.tensor(rows).to(routing.nearest.device, non_blocking=True)
         if not self.hparams.generator_anchored:
             generated = self.generator.generate(routing.embeddings[where], steps)
-        elif steps is None and self.cache.size:
-            generated = self.cache.get([edits[row] for row in rows], self._of_edits)
+        elif steps is None and self.neuron_cache.size:
+            generated = self.neuron_cache.get([edits[row] for row in rows], self._of_edits)
         else:
             generated = self.generator.generate(self.anchors[routing.nearest[where]].float(), steps)
         neurons = generated.new_zeros(len(edits), self.spec.size)
@@ -182,8 +181,23 @@ class MeGModel(RoutedModel, ModelHubMixin):
         return torch.cat(parts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MeGModel:
-        self.cache.clear()  # its neurons have the old device and dtype
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        """Moves everything, and casts the base alone: a rounded threshold decides otherwise."""
+        self.neuron_cache.clear()  # its neurons are of the device which is left
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor[:0] if tensor.dim() else tensor).device)
+
+        self.base._apply(fn, recurse)
+        for part in (self.encoder, self.gate, self.generator, self.index):
+            part._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def train(self, mode: bool = True) -> MeGModel:
+        """Sets the base alone: dropout in the encoder or the gate would make routing a gamble."""
+        super().train(mode)
+        for part in (self.encoder, self.gate, self.generator):
+            part.eval()
+        return self
 
     def _of_edits(self, edits: list[int]) -> Tensor:
         rows = torch.tensor(edits).to(self.anchors.device, non_blocking=True)
@@ -197,7 +211,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         the routing.
         """
         routing = self.route(queries)
-        with self.in_effect(self.neurons(routing)):
+        with self.with_decision(self.neurons(routing)):
             yield routing
 
     def decide(self, queries: Sequence[str]) -> Tensor | None:

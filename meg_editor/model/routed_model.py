@@ -109,7 +109,7 @@ class RoutedModel(nn.Module, ABC):
     @contextmanager
     def applied(self, decision: Any) -> Iterator[None]:
         """Context in which this model and `base` answer B rows by a given decision."""
-        with self.in_effect(decision), self._apply_decision(decision):
+        with self.with_decision(decision), self._apply_decision(decision):
             yield
 
     @contextmanager
@@ -119,10 +119,10 @@ class RoutedModel(nn.Module, ABC):
         Their inputs must have B rows, or the same number of consecutive rows for each query.
         """
         decision = self.decide([queries] if isinstance(queries, str) else queries)
-        with self.in_effect(decision):
+        with self.with_decision(decision):
             yield decision
 
-    def in_effect(self, decision: Any) -> AbstractContextManager[None]:
+    def with_decision(self, decision: Any) -> AbstractContextManager[None]:
         """Context in which `forward` and `generate`, not `base`, use this decision.
 
         Only in this thread or asyncio task.
@@ -132,6 +132,8 @@ class RoutedModel(nn.Module, ABC):
     def answer(self, queries: str | Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy answers to B bare queries: B strings. The prompt template is applied."""
         texts = [queries] if isinstance(queries, str) else list(queries)
+        if not texts:
+            return []
         prompts = [self.reader.wrap(text) for text in texts]
         with self.routed(texts):
             return greedy_answers(self, self._tokenizer, prompts, max_new_tokens)
@@ -160,7 +162,12 @@ class RoutedModel(nn.Module, ABC):
             CacheRouting.start(self, routed.decision, held, mask).tie(cache)
         return output
 
-    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """The base model's `forward`; outside `routed`, each row is a query.
 
         With a filled `past_key_values`, one new token takes the decision of that cache; several
@@ -172,8 +179,8 @@ class RoutedModel(nn.Module, ABC):
         Raises:
             ValueError: another model filled the cache, so that its query is not known.
         """
-        kwargs["input_ids"] = input_ids
-        mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        kwargs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        mask, past = attention_mask, kwargs.get("past_key_values")
         routed: _Routed | None = value_of(self)
         routing = CacheRouting.continued(self, past, input_ids, mask, named=routed is not None)
         if routed is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, right_padded
@@ -52,7 +53,7 @@ class HiddenStateReader:
         ids = self.tokenizer([self.reader.wrap(query) for query in queries])["input_ids"]
         features = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
         module = model.get_submodule(self.module)
-        with nothing_in_effect():
+        with nothing_in_effect(), eager(self.model):
             for chunk in by_length([len(row) for row in ids], rows):
                 tokens = right_padded([ids[index] for index in chunk]).to(model.device)
                 entering = capture_input(module, partial(model, input_ids=tokens, use_cache=False))
