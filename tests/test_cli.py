@@ -208,18 +208,24 @@ def test_a_rerun_resumes_and_gives_the_same(
             return _do(*arguments, **more)
 
         monkeypatch.setattr(module, name, counted)
-    assert edit(facts)[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(TextEncoder, "save_pretrained", _interrupt)
+        assert edit(facts)[0] == 130
     assert calls == ["tune_encoder", "collect"]
-    before = tree(tmp_path / "out")
+    other = write(tmp_path / "other.json", FACTS[:1])  # the encoder does not depend on the edits
+    with monkeypatch.context() as patched:
+        patched.setattr(TextEncoder, "save_pretrained", _interrupt)
+        assert edit(other)[0] == 130
+    assert calls == ["tune_encoder", "collect", "collect"]
     status, out, _ = edit(facts)
     assert status == 0 and "(resumed: encoder, collection, gate, generator)" in out
-    assert calls == ["tune_encoder", "collect"]
-    assert tree(tmp_path / "out") == before
-
-    other = write(tmp_path / "other.json", FACTS[:1])  # the encoder does not depend on the edits
-    status, out, _ = edit(other)
-    assert status == 0 and "(resumed: encoder)" in out
     assert calls == ["tune_encoder", "collect", "collect"]
+    resumed = tree(tmp_path / "out")
+    assert not (tmp_path / "out.stages").exists()  # they are of no use any more
+
+    assert edit(facts)[0] == 0
+    assert calls == ["tune_encoder", "collect", "collect", "tune_encoder", "collect"]
+    assert tree(tmp_path / "out") == resumed
 
 
 def test_settings_come_from_a_file_then_set_then_their_own_options(
@@ -506,7 +512,8 @@ def test_an_interrupt_while_saving_keeps_the_edits_saved_before(
         patched.setattr(TextEncoder, "save_pretrained", _interrupt)
         assert edit(other)[0] == 130
     assert tree(tmp_path / "out") == before
-    assert {path.name for path in tmp_path.iterdir()} == names
+    # What was finished is kept beside them, for the same command.
+    assert {path.name for path in tmp_path.iterdir()} == names | {"out.stages"}
 
 
 def _interrupt(*_: Any, **__: Any) -> None:
