@@ -23,7 +23,7 @@ from meg_editor.lm.reference import resolve_model_name
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
-from meg_editor.requests.request import EditRequest, MergedRequests, merge_requests
+from meg_editor.requests.request import EditRequest, merge_requests
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.router import build_index
@@ -80,76 +80,57 @@ def fit(
     """
     merged = merge_requests(requests)
     with eager(model):
-        return _fit(
-            model, tokenizer, merged, hparams, pseudo, calibration, encoder, earlier,
-            store, processes, runtime,
-        )  # fmt: skip
+        edits = list(merged.requests)
+        processes, runtime = processes or Processes(), runtime or RuntimeConfig()
+        check_model(model)
+        check_lengths(model, tokenizer, edits, hparams)
+        if pseudo is None or calibration is None:
+            from meg_editor.data.world.requests import calibration_requests, pseudo_requests
 
+            pseudo = pseudo_requests() if pseudo is None else pseudo
+            calibration = calibration_requests() if calibration is None else calibration
+        prompts = {edit.prompt for edit in edits}
+        spec = NeuronSpec.from_hparams(model, hparams)
+        context = FitContext(
+            model,
+            tokenizer,
+            spec,
+            edits,
+            [fact for fact in pseudo if fact.prompt not in prompts],
+            [fact for fact in calibration if fact.prompt not in prompts],
+            hparams,
+            runtime,
+            store or ArtifactStore(),
+            processes,
+        )
+        known = processes.once(lambda: already_correct(model, tokenizer, edits, hparams))
+        report = FitReport(len(edits), merged.duplicates, known)
 
-def _fit(
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    merged: MergedRequests,
-    hparams: MeGHyperParams,
-    pseudo: Sequence[EditRequest] | None,
-    calibration: Sequence[EditRequest] | None,
-    encoder: TextEncoder | None,
-    earlier: Mapping[EditRequest, Tensor] | None,
-    store: ArtifactStore | None,
-    processes: Processes | None,
-    runtime: RuntimeConfig | None,
-) -> tuple[MeGModel, FitReport]:
-    edits = list(merged.requests)
-    processes, runtime = processes or Processes(), runtime or RuntimeConfig()
-    check_model(model)
-    check_lengths(model, tokenizer, edits, hparams)
-    if pseudo is None or calibration is None:
-        from meg_editor.data.world.requests import calibration_requests, pseudo_requests
+        if encoder is None:
+            encoder = TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))
+        tuning = EncoderStage(context, encoder)
+        tuned = report.note(tuning.name, tuning.run())
+        encoder = tuning.tuned(tuned)
 
-        pseudo = pseudo_requests() if pseudo is None else pseudo
-        calibration = calibration_requests() if calibration is None else calibration
-    prompts = {edit.prompt for edit in edits}
-    spec = NeuronSpec.from_hparams(model, hparams)
-    context = FitContext(
-        model,
-        tokenizer,
-        spec,
-        edits,
-        [fact for fact in pseudo if fact.prompt not in prompts],
-        [fact for fact in calibration if fact.prompt not in prompts],
-        hparams,
-        runtime,
-        store or ArtifactStore(),
-        processes,
-    )
-    known = processes.once(lambda: already_correct(model, tokenizer, edits, hparams))
-    report = FitReport(len(edits), merged.duplicates, known)
+        report.collection, shards = CollectionStage(context, earlier or {}).run()
+        report.note(CollectionStage.name, shards)
+        success = report.collection.success.tolist()
+        report.not_collected = [e.prompt for e, ok in zip(edits, success, strict=True) if not ok]
 
-    if encoder is None:
-        encoder = TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))
-    tuning = EncoderStage(context, encoder)
-    tuned = report.note(tuning.name, tuning.run())
-    encoder = tuning.tuned(tuned)
+        gating = GateStage(context, encoder, tuned.key, report.collection.neurons)
+        gate, report.calibration = gating.fitted(report.note(gating.name, gating.run()))
+        if report.calibration:
+            weight = report.calibration.state_weight
+            hparams = dataclasses.replace(hparams, gate_state_weight=weight)
+        reader = PromptReader(tokenizer, hparams.prompt_template)
+        states = HiddenStateReader(model, tokenizer, spec, reader)
+        index = build_index(edits, encoder, states, context.background, hparams)
 
-    report.collection, shards = CollectionStage(context, earlier or {}).run()
-    report.note(CollectionStage.name, shards)
-    success = report.collection.success.tolist()
-    report.not_collected = [e.prompt for e, ok in zip(edits, success, strict=True) if not ok]
-
-    gating = GateStage(context, encoder, tuned.key, report.collection.neurons)
-    gate, report.calibration = gating.fitted(report.note(gating.name, gating.run()))
-    if report.calibration:
-        weight = report.calibration.state_weight
-        hparams = dataclasses.replace(hparams, gate_state_weight=weight)
-    reader = PromptReader(tokenizer, hparams.prompt_template)
-    states = HiddenStateReader(model, tokenizer, spec, reader)
-    index = build_index(edits, encoder, states, context.background, hparams)
-
-    generation = GeneratorStage(context, encoder, tuned.key, index.anchors, report.collection)
-    kind, generator = generation.fitted(report.note(generation.name, generation.run()))
-    hparams = hparams.changed(generator=kind)
-    edited = MeGModel(
-        model, tokenizer, hparams, spec, encoder, gate, generator, index, edits, runtime
-    )
-    edited.fitted = report
-    return edited, report
+        generation = GeneratorStage(context, encoder, tuned.key, index.anchors, report.collection)
+        kind, generator = generation.fitted(report.note(generation.name, generation.run()))
+        hparams = hparams.changed(generator=kind)
+        edited = MeGModel(
+            model, tokenizer, hparams, spec, encoder, gate, generator, index, edits, runtime
+        )
+        edited.fitted = report
+        return edited, report

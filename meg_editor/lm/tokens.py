@@ -205,7 +205,7 @@ def greedy_tokens(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        repetition_penalty=1.0,  # a generation_config may set one: no longer the likeliest token
+        repetition_penalty=1.0,  # a generation_config may set one: no longer the most likely token
         pad_token_id=pad_token(tokenizer),
     )
     rows = output[:, batch["input_ids"].shape[1] :].tolist()

@@ -139,16 +139,19 @@ class CacheRouting:
         """A pickled cache has no owner: its query must be named where it is loaded."""
         return _Unknown, ()
 
+    @property
+    def _length(self) -> int | None:
+        """Tokens that are known; None if some came as embeddings."""
+        widths = [None if piece is None else piece.shape[1] for piece in self.pieces]
+        return None if None in widths else sum(width or 0 for width in widths)
+
     def _lacks(self, length: int) -> bool:
         """Whether the cache holds more than is known: the base was run with it."""
-        if any(piece is None for piece in self.pieces):
-            return False
-        return sum(piece.shape[1] for piece in self.pieces if piece is not None) < length
+        return self._length is not None and self._length < length
 
     def _cut(self, length: int) -> CacheRouting:
         """Routing of the first `length` tokens, as one piece: a cache may have been cropped."""
-        total = sum(0 if piece is None else piece.shape[1] for piece in self.pieces)
-        if total <= length or (ids := self.ids) is None:
+        if self._length is None or self._length <= length or (ids := self.ids) is None:
             return self
         mask = self.mask
         return replace(

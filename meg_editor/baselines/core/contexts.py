@@ -6,6 +6,7 @@ import torch
 
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import left_padded, pad_token
+from meg_editor.runtime.randomness import seeded
 
 _BEGINNINGS = ("The", "Therefore", "Because", "I", "You")
 
@@ -23,9 +24,7 @@ def context_prefixes(
         return [""]
     starts = [_BEGINNINGS[i % len(_BEGINNINGS)] for i in range(count)]
     batch = left_padded(tokenizer, starts, model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with seeded(seed, model.device):
         output = model.generate(
             **batch,
             do_sample=True,
