@@ -46,8 +46,17 @@ from meg_editor.data.world.requests import edit_cases, pseudo_requests
 from meg_editor.evaluation.cost import peak_memory, reset_peak_memory
 from meg_editor.generators import DiTGenerator, NeuronBank, WeightGenerator
 from meg_editor.lm.loading import resolve_device
+from meg_editor.lm.protocols import Tokenizer
 from meg_editor.lm.tokens import by_length, encode_example
+from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.text_files import write_json
+
+
+def first_token_fact(tokenizer: Tokenizer, edit: EditRequest) -> EditRequest | None:
+    """`edit` with the first token of its target as the target; None where that is a blank."""
+    first = encode_example(tokenizer, edit.prompt, edit.target_new).target[:1]
+    target = tokenizer.decode(first).strip()
+    return dataclasses.replace(edit, target_new=target) if target else None
 
 
 def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, list[str]]]:
@@ -62,9 +71,7 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, list[str]]]:
         tokenizer.eos_token = None
         model, layer = random_model(options.shape, device, dtype), SHAPES[options.shape][0]
         rate = random_rate(model)
-        for row, edit in enumerate(edits):
-            first = encode_example(tokenizer, edit.prompt, edit.target_new).target[:1]
-            edits[row] = dataclasses.replace(edit, target_new=tokenizer.decode(first).strip())
+        edits = [fact for edit in edits if (fact := first_token_fact(tokenizer, edit)) is not None]
     # A small model gets a DiT as much narrower as it is itself.
     sizes = {"generator_width": 256, "generator_depth": 3, "generator_patch_size": 256}
     small = default.changed(**sizes)

@@ -236,3 +236,9 @@ def test_cosines_of_keys_in_half_precision_are_exact_and_in_order() -> None:
     torch.testing.assert_close(cosine, products.gather(1, index))
     assert bool((cosine[:, :-1] >= cosine[:, 1:]).all())
     assert torch.equal(index[:, 0], products.argmax(1))
+
+
+def test_the_names_are_on_the_device_of_the_anchors() -> None:
+    """Else a search on a GPU indexes a table of the CPU, as calibration did on the first GPU."""
+    index = QueryIndex(torch.empty(2, E, device="meta"), ["Ada Lovelace", None])
+    assert index.names.table.device.type == "meta"

@@ -76,7 +76,7 @@ class QueryIndex(nn.Module):
                 f"expected one subject (or None) per anchor, got {len(subjects)} and {len(anchors)}"
             )
         self.name_weight, self.state_weight = name_weight, state_weight
-        self.names = SubjectNameIndex(subjects)
+        self.names = SubjectNameIndex(subjects).to(anchors.device)
         self.anchors: Tensor
         self.register_buffer("anchors", anchors.half() if len(anchors) > _MANY else anchors.float())
         self.states: Tensor  # (N, D) standardised, unit length
