@@ -37,11 +37,13 @@ def test_unknown_keys_are_refused_with_the_nearest_name(wrong: str, nearest: str
     assert f"did you mean {nearest!r}" in str(caught.value)
 
 
-def test_unknown_keys_like_nothing_list_what_there_is() -> None:
+def test_unknown_keys_like_nothing_say_where_the_settings_are_listed() -> None:
     with pytest.raises(
-        HParamsError, match="unknown hyper-parameter 'xyzzy'.*model_name.*sampling_steps"
+        HParamsError, match="unknown hyper-parameter 'xyzzy'; `meg-editor settings`"
     ):
         MeGHyperParams.from_dict({"xyzzy": 1})
+    with pytest.raises(HParamsError, match="'xyzzy'; known: .*collection_shard_size.*neuron_cache"):
+        RuntimeConfig.from_dict({"xyzzy": 1})
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from importlib.resources import files
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from meg_editor.config.base_editor import BaseEditorFields
+from meg_editor.config.flat_yaml import parse_flat_yaml
+from meg_editor.config.input_files import short_repr
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import HParamsError, setting
 
@@ -45,7 +45,7 @@ class MeGHyperParams(BaseEditorFields):
     prompt_template: str = setting(
         "{}", "Text around every query before the LM sees it; {} is the query."
     )
-    seed: int = setting(0, "Seed of every random choice.")
+    seed: int = setting(0, "Seed of every random choice.", ge=-(2**63), lt=2**63)
 
     # Stage 1, text encoder (section 4.1 a)
     encoder_name: str = setting(
@@ -63,9 +63,9 @@ class MeGHyperParams(BaseEditorFields):
         True, "Whether locality prompts are negatives beside the batch's own (paper: false)."
     )
     encoder_steps: int = setting(
-        100, "Tuning steps of 64 facts. 0 keeps the encoder as it is.", ge=0
+        100, "Tuning steps of 64 facts. 0 keeps the encoder as it is.", ge=0, lt=10**7
     )
-    encoder_lr: float = setting(1e-4, "AdamW learning rate of tuning (paper: 1e-4).", ge=0)
+    encoder_lr: float = setting(1e-4, "AdamW learning rate of tuning (paper: 1e-4).", ge=0, lt=1e4)
 
     # Stage 2, gate (section 4.1 b)
     gate: Literal["similarity", "familiarity"] = setting(
@@ -93,7 +93,10 @@ class MeGHyperParams(BaseEditorFields):
         lt=1,
     )
     familiarity_epochs: int = setting(
-        2000, "Most epochs of the Familiarity Network (paper: thousands, to convergence).", ge=0
+        2000,
+        "Most epochs of the Familiarity Network (paper: thousands, to convergence).",
+        ge=0,
+        lt=10**7,
     )
 
     # Stage 3, collection (section 4.1 c.1)
@@ -102,9 +105,13 @@ class MeGHyperParams(BaseEditorFields):
         "SGD learning rate of the neurons. Depends on the LM: `meg-editor layers` tries one "
         "(paper: 0.01 Phi-2, 0.07 GPT-J, 0.02 Llama-3).",
         ge=0,
+        lt=1e4,
     )
     collection_steps: int = setting(
-        60, "Most SGD steps for a fact (paper: 80 Phi-2, 500 GPT-J, 50 Llama-3).", ge=1
+        60,
+        "Most SGD steps for a fact (paper: 80 Phi-2, 500 GPT-J, 50 Llama-3).",
+        ge=1,
+        lt=10**7,
     )
     collection_clip: float | None = setting(
         None,
@@ -120,6 +127,7 @@ class MeGHyperParams(BaseEditorFields):
         "Contexts each fact is fitted in: the bare prompt and random others. More generalise "
         "better and take longer (paper: 1).",
         ge=1,
+        lt=1000,
     )
     collection_loss_threshold: float = setting(
         0.01, "Mean loss in nats below which a fact has converged.", ge=0
@@ -140,10 +148,12 @@ class MeGHyperParams(BaseEditorFields):
         "How the query enters the DiT: added to the time step (paper), or to every patch too, "
         "which learns faster.",
     )
-    generator_width: int = setting(768, "Hidden width, in steps of 64 (paper: 768).", ge=1)
-    generator_depth: int = setting(12, "Blocks (paper: 12).", ge=1)
+    generator_width: int = setting(
+        768, "Hidden width, in steps of 64 (paper: 768).", ge=1, lt=2**17
+    )
+    generator_depth: int = setting(12, "Blocks (paper: 12).", ge=1, lt=1000)
     generator_patch_size: int = setting(
-        100, "Neuron weights in a patch of the DiT (paper: 100).", ge=1
+        100, "Neuron weights in a patch of the DiT (paper: 100).", ge=1, lt=2**20
     )
     generator_dropout: float = setting(0.0, "Dropout in training (paper: 0.2).", ge=0, lt=1)
     generator_scale: float | None = setting(
@@ -152,12 +162,14 @@ class MeGHyperParams(BaseEditorFields):
         ge=1e-12,
     )
     generator_epochs: int = setting(
-        200, "Most passes over the edits (paper: tens of thousands).", ge=1
+        200, "Most passes over the edits (paper: tens of thousands).", ge=1, lt=10**7
     )
     generator_steps: int = setting(
-        500, "Fewest training steps: few edits have few batches in an epoch.", ge=1
+        500, "Fewest training steps: few edits have few batches in an epoch.", ge=1, lt=10**8
     )
-    generator_lr: float = setting(1e-3, "AdamW learning rate of training (paper: 1e-4).", ge=0)
+    generator_lr: float = setting(
+        1e-3, "AdamW learning rate of training (paper: 1e-4).", ge=0, lt=1e4
+    )
     generator_ema: float = setting(
         0.99, "Decay of the averaged weights; 0: no average (paper).", ge=0, lt=1
     )
@@ -165,6 +177,7 @@ class MeGHyperParams(BaseEditorFields):
         0.0,
         "Share of other queries in a batch, which get the zero neuron (DA, A.3; paper: table 15).",
         ge=0,
+        lt=1000,
     )
     diffusion_prediction: Literal["v_prediction", "sample"] = setting(
         "sample", "What the DiT predicts: the velocity (paper, eq. 7) or the clean neuron."
@@ -200,15 +213,16 @@ class MeGHyperParams(BaseEditorFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alg_name != "MeG":
-            raise HParamsError(f"alg_name: expected 'MeG', got {self.alg_name!r}")
+            raise HParamsError(f"alg_name: expected 'MeG', got {short_repr(self.alg_name)}")
         if len(self.layers) != 1:
             raise HParamsError(
                 f"layers: expected one layer index such as [5] (MeG adds one neuron in one layer), "
-                f"got {self.layers}"
+                f"got {short_repr(self.layers)}"
             )
         if self.prompt_template.count("{}") != 1:
             raise HParamsError(
-                f"prompt_template: expected exactly one {{}}, got {self.prompt_template!r}"
+                f"prompt_template: expected exactly one {{}}, got "
+                f"{short_repr(self.prompt_template)}"
             )
         if self.gate_name_weight + (self.gate_state_weight or 0) >= 1:
             raise HParamsError(
@@ -249,5 +263,5 @@ class MeGHyperParams(BaseEditorFields):
         entry = folder / f"{name}.yaml"
         if not entry.is_file():
             names = sorted(e.name[:-5] for e in folder.iterdir() if e.name.endswith(".yaml"))
-            raise HParamsError(f"no preset {name!r}; there are {', '.join(names)}")
-        return cls.from_dict({**yaml.safe_load(entry.read_text("utf-8")), **changes})
+            raise HParamsError(f"no preset {short_repr(name)}; there are {', '.join(names)}")
+        return cls.from_dict({**parse_flat_yaml(entry.read_text("utf-8")), **changes})

@@ -27,6 +27,7 @@ class RuntimeConfig(FlatHyperParams):
         "Rows (facts times contexts) optimised at once; null: as many as fit into memory. Set it "
         "when another program will need the memory later.",
         ge=1,
+        lt=2**20,
     )
     collection_memory: float = setting(
         0.5,
@@ -40,6 +41,7 @@ class RuntimeConfig(FlatHyperParams):
         "Facts after which neurons are stored; an interruption loses no more. Several processes "
         "share the work shard by shard.",
         ge=1,
+        lt=2**24,
     )
     collection_bfloat16: bool = setting(
         False,
@@ -47,7 +49,10 @@ class RuntimeConfig(FlatHyperParams):
         "rounding.",
     )
     neuron_cache: int = setting(
-        1024, "Generated neurons that stay in memory, least recently used ones go first.", ge=0
+        1024,
+        "Generated neurons that stay in memory, least recently used ones go first.",
+        ge=0,
+        lt=2**24,
     )
     generator_compile: bool = setting(
         False,

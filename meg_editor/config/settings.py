@@ -10,9 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
+from meg_editor.config.flat_yaml import is_decimal, parse_flat_yaml
+from meg_editor.config.input_files import read_regular_file, short_repr, shown_path
+from meg_editor.config.unicode_text import bad_character
 
 Settings = TypeVar("Settings", bound="FlatHyperParams")
+
+_MAX_FILE = 2**20  # bytes
+# Bounds of a number whose setting names none: a typing error must not ask for terabytes or years.
+_MAX_INT, _MAX_FLOAT = 2**31, 1e6
+_SHOWN_NAMES, _LISTED = 12, "`meg-editor settings` lists all"
 
 
 class HParamsError(ValueError):
@@ -34,7 +41,8 @@ def setting(default: Any, help: str, *, ge: float | None = None, lt: float | Non
     Args:
         default: its default; its type comes from the annotation.
         help: what it is, its unit, when to change it, the paper's value.
-        ge, lt: bounds of a number: greater or equal, less than.
+        ge, lt: bounds of a number: greater or equal, less than. By default integers are between
+            -2**31 and 2**31, floats between -1e6 and 1e6.
     """
     metadata = {"help": help, "ge": ge, "lt": lt}
     if isinstance(default, list):
@@ -78,11 +86,13 @@ class FlatHyperParams:
         known = [entry.name for entry in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
+                name = short_repr(key)
                 if former := cls.explain(str(key)):
-                    raise HParamsError(f"{key!r}: {former}")
-                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-                raise HParamsError(f"unknown hyper-parameter {key!r}{hint}")
+                    raise HParamsError(f"{name}: {former}")
+                close = difflib.get_close_matches(name.strip("'"), known, n=1, cutoff=0.5)
+                listed = f"known: {', '.join(known)}" if len(known) <= _SHOWN_NAMES else _LISTED
+                hint = f"; did you mean {close[0]!r}?" if close else f"; {listed}"
+                raise HParamsError(f"unknown hyper-parameter {name}{hint}")
         return cls(**dict(values))
 
     @classmethod
@@ -95,19 +105,29 @@ class FlatHyperParams:
         """Read a flat YAML file, as EasyEdit does; `.yaml` may be left off.
 
         Raises:
-            FileNotFoundError: no such file.
-            HParamsError: not YAML, not a flat mapping, an unknown key, or a bad value.
+            FileNotFoundError, IsADirectoryError: no such file.
+            HParamsError: not a regular file of at most 1 MiB, not YAML, more than scalars and
+                lists of them (see `parse_flat_yaml`), an unknown key, or a bad value; the message
+                names the file.
         """
         path = Path(path)
-        if not path.is_file() and path.suffix != ".yaml":
-            path = path.with_name(f"{path.name}.yaml")  # names have dots: llama3.2-3b
+        if not path.is_file() and path.suffix != ".yaml" and path.name:
+            named = path.with_name(f"{path.name}.yaml")  # names have dots: llama3.2-3b
+            path = named if named.exists() or not path.exists() else path
+        shown = shown_path(path)
         try:
-            values = yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise HParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise HParamsError(f"{path}: expected a flat YAML mapping, got {type(values).__name__}")
-        return cls.from_dict(values)
+            data = read_regular_file(path, _MAX_FILE, shown)
+        except ValueError as error:
+            raise HParamsError(str(error)) from error
+        try:
+            return cls.from_dict(parse_flat_yaml(data.decode()))
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise HParamsError(
+                f"{shown}: not YAML: byte 0x{data[error.start]:02x} in line {line} is not UTF-8"
+            ) from error
+        except ValueError as error:
+            raise HParamsError(f"{shown}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
@@ -115,19 +135,23 @@ class FlatHyperParams:
 
 
 def _check_range(name: str, value: Any, ge: float | None, lt: float | None) -> None:
-    if value is None:
-        return
-    if ge is not None and value < ge:
-        raise HParamsError(f"{name}: expected at least {ge}, got {value}")
-    if lt is not None and value >= lt:
-        raise HParamsError(f"{name}: expected less than {lt}, got {value}")
+    """Check a number, or every number of a list."""
+    for number in value if isinstance(value, list) else [value]:
+        if type(number) not in (int, float):
+            continue
+        bound = _MAX_INT if type(number) is int else _MAX_FLOAT
+        low, high = -bound if ge is None else ge, bound if lt is None else lt
+        if number < low:
+            raise HParamsError(f"{name}: expected at least {low}, got {short_repr(number)}")
+        if number >= high:
+            raise HParamsError(f"{name}: expected less than {high}, got {short_repr(number)}")
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
     """Check `value` against its type hint; YAML's "1e-4" (text) becomes a number."""
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise HParamsError(f"{name}: expected one of {get_args(hint)}, got {value!r}")
+        if type(value) is not str or value not in get_args(hint):
+            raise HParamsError(f"{name}: expected one of {get_args(hint)}, got {short_repr(value)}")
         return value
     options = get_args(hint) if get_origin(hint) not in (None, list) else (hint,)
     if value is None and type(None) in options:
@@ -135,22 +159,33 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     hint = next(option for option in options if option is not type(None))
     if get_origin(hint) is Literal:
         return _coerce(value, hint, name)
-    if hint == list[int]:
-        if isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
-            return list(value)
-    elif hint == list[str]:
-        if isinstance(value, (list, tuple)) and all(type(item) is str for item in value):
-            return list(value)
+    if hint == list[int] or hint == list[str]:
+        (kind,) = get_args(hint)
+        if isinstance(value, (list, tuple)) and all(type(item) is kind for item in value):
+            return [_checked_text(item, name) for item in value]
     elif hint is float:
-        try:
-            if not isinstance(value, bool) and math.isfinite(float(value)):
-                return float(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-        raise HParamsError(f"{name}: expected a finite number, got {value!r}")
-    elif hint is str and name == "device" and type(value) is int:
+        return _number(value, name)
+    elif hint is str and name == "device" and type(value) is int and 0 <= value < _MAX_INT:
         return f"cuda:{value}"
     elif type(value) is hint:
-        return value
+        return _checked_text(value, name)
     expected = str(hint) if get_origin(hint) else hint.__name__
-    raise HParamsError(f"{name}: expected {expected}, got {value!r} ({type(value).__name__})")
+    got = f"{short_repr(value)} ({type(value).__name__})"
+    raise HParamsError(f"{name}: expected {expected}, got {got}")
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        plain = is_decimal(value) if isinstance(value, str) else hasattr(type(value), "__float__")
+        if plain and not isinstance(value, bool) and math.isfinite(float(value)):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise HParamsError(f"{name}: expected a finite number, got {short_repr(value)}")
+
+
+def _checked_text(value: Any, name: str) -> Any:
+    """`value`, which may hold no control characters if it is text."""
+    if isinstance(value, str) and (flaw := bad_character(value)):
+        raise HParamsError(f"{name}: expected plain text, got {flaw} of {short_repr(value)}")
+    return value

@@ -5,12 +5,18 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from meg_editor.config.input_files import (
+    read_regular_file,
+    short_names,
+    short_repr,
+    shown_path,
+)
+from meg_editor.requests.json_text import parse_json
 from meg_editor.requests.request import MergedRequests, RequestError, merge_requests
 
 # field -> its names in EasyEdit's and KnowEdit's files
@@ -22,6 +28,7 @@ _FIELDS = {
     "locality_prompts": ("locality_prompt",),
 }
 _REQUIRED = ("prompt", "target_new")
+_MAX_FILE = 2**30  # bytes
 
 
 def read_requests(path: str | Path) -> MergedRequests:
@@ -38,7 +45,8 @@ def read_requests(path: str | Path) -> MergedRequests:
 
     Raises:
         FileNotFoundError, IsADirectoryError: no file at `path`.
-        RequestError: unknown suffix, bad UTF-8, bad format, or rows `merge_requests` refuses.
+        RequestError: a pipe or device, more than 1 GiB, unknown suffix, bad UTF-8, bad format (a
+            key given twice too), or rows `merge_requests` refuses.
 
     Example:
         >>> import tempfile
@@ -59,7 +67,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises:
         FileNotFoundError, IsADirectoryError: no file at `path`.
-        RequestError: unknown suffix, bad UTF-8, bad format, a row without fields, or no rows.
+        RequestError: a pipe or device, more than 1 GiB, unknown suffix, bad UTF-8, bad format, a
+            row without fields, or no rows.
 
     Example:
         >>> import tempfile
@@ -69,20 +78,26 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ['facts.jsonl, line 1']
     """
     path = Path(path)
-    known = ", ".join(_FORMATS)
+    known, shown = ", ".join(_FORMATS), shown_path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory: expected a file of edits ({known})")
+        raise IsADirectoryError(f"{shown} is a directory: expected a file of edits ({known})")
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file: expected a file of edits ({known})")
-    name, suffix = path.name, path.suffix.lower()
+        raise FileNotFoundError(f"{shown}: no such file: expected a file of edits ({known})")
+    name, suffix = shown_path(Path(path.name)), path.suffix.lower()
     if suffix not in _FORMATS:
-        raise RequestError(f"{name}: unknown suffix {suffix!r}: expected one of {known}; rename it")
-    if not (text := _decode(path.read_bytes(), name)).strip():
+        raise RequestError(
+            f"{name}: unknown suffix {short_repr(suffix)}: expected one of {known}; rename it"
+        )
+    try:
+        data = read_regular_file(path, _MAX_FILE, name)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    if not (text := _decode(data, name)).strip():
         raise RequestError(f"{name}: the file is empty: expected at least one edit")
     empty = True
     for where, row in _FORMATS[suffix](text, name):
         if not isinstance(row, dict):
-            raise RequestError(f"{where}: expected an object with fields, got {row!r:.40}")
+            raise RequestError(f"{where}: expected an object with fields, got {short_repr(row)}")
         empty = False
         yield where, row
     if empty:
@@ -91,28 +106,30 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _decode(data: bytes, name: str) -> str:
     data = data.removeprefix(codecs.BOM_UTF8)
+    if data.startswith(codecs.BOM_UTF8):
+        raise RequestError(f"{name}, line 1: two byte order marks: expected at most one")
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
         line, bad = data.count(b"\n", 0, error.start) + 1, data[error.start]
         message = f"{name}, line {line}: byte 0x{bad:02x} is not UTF-8; save the file as UTF-8"
         raise RequestError(message) from error
-
-
-def _parse(text: str, name: str, first_line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{name}, line {first_line + error.lineno - 1}, column {error.colno}"
-        hint = "; one object per line: name it .jsonl" if error.msg == "Extra data" else ""
-        raise RequestError(f"{where}: not JSON: {error.msg}{hint}") from error
+    if (position := text.find("\0")) >= 0:
+        line = text.count("\n", 0, position) + 1
+        raise RequestError(
+            f"{name}, line {line}: U+0000 (NUL) in the file; save it as UTF-8, not as UTF-16, "
+            "and without NUL"
+        )
+    return text
 
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
-    content = _parse(text, name)
+    content = parse_json(text, name)
     content = content.get("edits", content) if isinstance(content, dict) else content
     if not isinstance(content, list):
-        raise RequestError(f'{name}: expected a list or {{"edits": [...]}}, got {content!r:.40}')
+        raise RequestError(
+            f'{name}: expected a list or {{"edits": [...]}}, got {short_repr(content)}'
+        )
     for number, row in enumerate(content, 1):
         yield f"{name}, entry {number}", row
 
@@ -120,7 +137,7 @@ def _json_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
 def _jsonl_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut at U+2028
         if line.strip():
-            yield f"{name}, line {number}", _parse(line, name, number)
+            yield f"{name}, line {number}", parse_json(line, name, number)
 
 
 def _csv_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
@@ -133,7 +150,7 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
                 columns = _columns(cells, where)
             elif cells and len(cells) != len(columns):
                 raise RequestError(
-                    f"{where}: expected {len(columns)} cells ({', '.join(columns)}), got "
+                    f"{where}: expected {len(columns)} cells ({short_names(columns)}), got "
                     f"{len(cells)}; put texts with commas in double quotes"
                 )
             elif cells:
@@ -152,8 +169,8 @@ def _columns(cells: list[str], where: str) -> list[str]:
     for field in (*_REQUIRED, *filter(None, columns)):
         if columns.count(field) != 1:
             raise RequestError(
-                f"{where}: expected one column {field!r}, got {columns.count(field)}; the first "
-                "line names the columns, with commas between: prompt,target_new,subject"
+                f"{where}: expected one column {short_repr(field)}, got {columns.count(field)}; "
+                "the first line names the columns, with commas between: prompt,target_new,subject"
             )
     return columns
 
@@ -170,7 +187,9 @@ def _known_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
             continue
         for plain, key in unknown.items():
             if close := get_close_matches(plain, (field, *others), n=1, cutoff=0.7):
-                raise RequestError(f"{where}: unknown field {key!r}; did you mean {close[0]!r}?")
+                raise RequestError(
+                    f"{where}: unknown field {short_repr(key)}; did you mean {close[0]!r}?"
+                )
         if field in _REQUIRED:
             return row  # merge_requests names the missing field and those present
     return fields

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unicodedata import normalize
+
+from meg_editor.config.input_files import short_names, short_repr
+from meg_editor.config.unicode_text import bad_character, canonical_text, has_visible_character
 
 
 class RequestError(ValueError):
@@ -26,6 +30,8 @@ class EditRequest:
     `rephrases` and `locality_prompts` serve evaluation, and encoder tuning where the request is
     pseudo-knowledge. Those of an edit are never trained on.
 
+    Texts stay as given: Unicode forms, invisible joiners and line breaks are kept.
+
     Attributes:
         prompt: the query, without a prompt template.
         target_new: the new answer.
@@ -46,8 +52,11 @@ class EditRequest:
 
     @property
     def key(self) -> str:
-        """The prompt with white space normalised: requests with equal keys edit the same prompt."""
-        return " ".join(self.prompt.split())
+        """Canonical form of the prompt: requests with equal keys edit the same prompt.
+
+        That is NFC without invisible characters, white space normalised; case counts.
+        """
+        return canonical_text(self.prompt)
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any], where: str = "request") -> EditRequest:
@@ -57,7 +66,9 @@ class EditRequest:
         `prompt` with one `{}` to be filled with `subject`.
 
         Raises:
-            RequestError: naming `where` and the field, for anything missing, blank or not text.
+            RequestError: naming `where` and the field, for anything missing, not text, without a
+                visible character, or with NUL, another control character, a byte order mark or a
+                lone surrogate inside.
 
         Example:
             >>> row = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Lima"}
@@ -66,7 +77,9 @@ class EditRequest:
         """
         prompt = _text(row, "prompt", where)
         subject = _text(row, "subject", where) if row.get("subject") not in (None, "") else None
-        if subject is not None and prompt.count("{}") == 1:
+        # A subject such as "main(){}" may already stand in its prompt.
+        filled = subject is not None and "{}" in subject and subject in prompt
+        if subject is not None and prompt.count("{}") == 1 and not filled:
             prompt = prompt.replace("{}", subject)
         rephrases = row.get("rephrases")
         if rephrases in (None, "", []):
@@ -104,8 +117,9 @@ def merge_requests(
         places: where each row comes from ("facts.csv, line 7"), for errors; default "request 0".
 
     Raises:
-        RequestError: a row is malformed, two rows give one prompt different targets (both are
-            named), or there is no row at all.
+        RequestError: a row is malformed, two rows give one prompt (equal `EditRequest.key`)
+            different targets (both are named), or there is no row at all. Targets are compared in
+            NFC.
 
     Example:
         >>> row = {"prompt": "The capital of France is", "target_new": "Lima"}
@@ -129,10 +143,11 @@ def merge_requests(
             first[key] = (request, where)
             continue
         earlier, earlier_where = first[key]
-        if earlier.target_new.strip() != request.target_new.strip():
+        if normalize("NFC", earlier.target_new) != normalize("NFC", request.target_new):
             raise RequestError(
                 f"{where} and {earlier_where} ask for different answers to the same prompt "
-                f"{request.prompt!r}: {request.target_new!r} and {earlier.target_new!r}; keep one"
+                f"{short_repr(request.prompt)}: {short_repr(request.target_new)} and "
+                f"{short_repr(earlier.target_new)}; keep one"
             )
         first[key] = (_joined(earlier, request), earlier_where)
         duplicates += 1
@@ -176,15 +191,17 @@ def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     if name not in row:
-        known = ", ".join(map(repr, row)) or "nothing"
-        raise RequestError(f"{where}: field {name!r} is missing (found {known})")
+        raise RequestError(f"{where}: field {name!r} is missing (found {short_names(row)})")
     value = row[name]
     if value is None:
         raise RequestError(f"{where}: field {name!r} is null: expected text")
     if not isinstance(value, str):
         raise RequestError(f"{where}: field {name!r} must be text, got {_kind(value)}")
-    if not value.strip():
-        raise RequestError(f"{where}: field {name!r} is empty")
+    if not has_visible_character(value):
+        hint = ": it has no visible character" if value.strip() else ""
+        raise RequestError(f"{where}: field {name!r} is empty{hint}")
+    if flaw := bad_character(value):
+        raise RequestError(f"{where}: field {name!r} holds {flaw}; remove it")
     return value.strip()
 
 
@@ -198,4 +215,4 @@ def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
 
 
 def _kind(value: Any) -> str:
-    return f"{type(value).__name__} ({str(value)[:40]})"
+    return f"{type(value).__name__} ({short_repr(value)})"
