@@ -80,5 +80,5 @@ setup(
             "types-tqdm",
         ],
     },
-    entry_points={"console_scripts": ["meg-editor = meg_editor.cli.main:main"]},
+    entry_points={"console_scripts": ["meg-editor = meg_editor.cli.main:entry"]},
 )

@@ -2,6 +2,6 @@
 
 import sys
 
-from meg_editor.cli.main import main
+from meg_editor.cli.main import entry
 
-sys.exit(main())
+sys.exit(entry())

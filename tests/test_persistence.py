@@ -29,7 +29,7 @@ from meg_editor.lm.reference import (
     resolve_model_name,
 )
 from meg_editor.model.loading import from_pretrained
-from meg_editor.model.manifest import SavedModelError
+from meg_editor.model.manifest import SavedModelError, checksum
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.saving import check_destination, save_pretrained
 from meg_editor.requests.request import EditRequest
@@ -74,11 +74,14 @@ def answers(model: MeGModel, edited: bool = True) -> list[list[int]]:
     return answering.generate(**batch, max_new_tokens=8, do_sample=False).tolist()
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change meg_config.json."""
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any], stamp: bool = True) -> None:
+    """Change meg_config.json; with `stamp` its checksum agrees: only its content is wrong."""
     path = folder / "meg_config.json"
     config = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps(change(config) or config), "utf-8")
+    config = change(config) or config
+    if stamp and isinstance(config, dict):
+        config["checksum"] = checksum(config)
+    path.write_text(json.dumps(config), "utf-8")
 
 
 def stamp_of(data: bytes) -> dict[str, Any]:
@@ -339,7 +342,7 @@ def test_a_full_disk_leaves_what_was_there(
     assert len(list(folder.parent.iterdir())) == older  # nothing is left beside it either
 
 
-def test_a_failing_swap_puts_the_older_folder_back(
+def test_a_save_which_cannot_come_into_force_leaves_the_older_folder(
     model: MeGModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, rename = contents(folder.parent), Path.rename
@@ -426,16 +429,17 @@ def test_a_destination_can_be_checked_before_there_is_anything_to_save(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("place", [".", "..", "../edits"])
-def test_the_working_directory_is_not_replaced(
+@pytest.mark.parametrize("place", [".", "../edits"])
+def test_the_working_directory_can_be_saved_to(
     model: MeGModel, folder: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    before = contents(folder)
+    identity = folder.stat().st_ino
     monkeypatch.chdir(folder)
-    for save in (check_destination, model.save_pretrained):
-        with pytest.raises(OSError, match="working directory|something other"):
-            save(place)
-    assert contents(folder) == before
+    model.save_pretrained(place)
+    assert Path.cwd() == folder and folder.stat().st_ino == identity
+    assert from_pretrained(".", base=model.base).edits == model.edits
+    with pytest.raises(FileExistsError, match="something other"):
+        check_destination("..")
 
 
 def test_a_parent_which_cannot_be_written_is_found_before(
@@ -481,12 +485,13 @@ def test_a_damaged_file_is_named(model: MeGModel, folder: Path, name: str) -> No
     path = folder / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    stamp = f"expected {len(whole)} bytes with sha256 {stamp_of(whole)['sha256'][:12]}"
-    result = f"found {len(whole) - 1} with {stamp_of(whole[:-1])['sha256'][:12]}"
-    with pytest.raises(SavedModelError, match=f"{path}: cut short or changed: {stamp}…, {result}"):
+    sizes = f"expected {len(whole)} bytes, found {len(whole) - 1}"
+    with pytest.raises(SavedModelError, match=f"{path}: cut short or changed: {sizes}"):
         from_pretrained(folder, base=model.base)
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit, the same size
-    with pytest.raises(SavedModelError, match=f"{path}: cut short or changed.*copy the folder"):
+    changed = whole[:-1] + bytes([whole[-1] ^ 1])
+    path.write_bytes(changed)  # one bit, the same size
+    stamp, found = (stamp_of(data)["sha256"][:12] for data in (whole, changed))
+    with pytest.raises(SavedModelError, match=f"{path}: .*sha256 {stamp}…, found .*{found}…; copy"):
         from_pretrained(folder, base=model.base)
     path.unlink()
     with pytest.raises(SavedModelError, match=f"{path}.*No such file"):
@@ -575,10 +580,10 @@ def put(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 CHANGES = {
-    "a list": (lambda config: [config], "expected dict, got list"),
+    "a list": (lambda config: [config], "expected an object, got list"),
     "no version": (lambda config: config.pop("format_version") * 0, "'format_version' is missing"),
     "a true version": (put("format_version", value=True), "expected int, got bool"),
-    "a newer format": (put("format_version", value=3), "expected format_version 2, got 3.*0.1.0"),
+    "a newer format": (put("format_version", value=4), "expected format_version 3, got 4.*0.1.0"),
     "no base": (lambda config: config.pop("base") and None, "'base' is missing"),
     "a base name": (put("base", value="gpt2"), "base: expected dict, got str 'gpt2'"),
     "no fingerprint": (put("base", "fingerprint", value=None), "fingerprint: expected dict"),

@@ -35,7 +35,7 @@ def test_an_interruption_leaves_the_old_file(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("meg_editor.runtime.text_files.os.replace", stop)
+    monkeypatch.setattr("os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "new")
     assert path.read_text("utf-8") == "old"

@@ -16,6 +16,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.integrations.easyedit.methods import NAMES as EASYEDIT
 from meg_editor.integrations.easyedit.methods import easyedit_method
+from meg_editor.runtime.files import check_regular
 
 _GENERATORS = ("dit", "mlp", "bank")
 BUILT_IN = ("unedited", "meg", "meg-paper", *(f"meg-{name}" for name in _GENERATORS))
@@ -164,14 +165,21 @@ def _unedited(model: Any, *_: Any, **__: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _load(place: str) -> Any:
+    try:
+        return _import(place)
+    except Exception as error:  # whatever the module of a user raises
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"method: {place} cannot be imported: {what}; mend it") from error
+
+
+def _import(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
     path = Path(place)
-    if not path.exists():
-        raise ValueError(f"method: there is no file {place}")
+    check_regular(path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"method: {place} cannot be read as a module")
+        raise ValueError("it cannot be read as a module")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

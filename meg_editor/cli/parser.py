@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,6 +32,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def natural(text: str) -> int:
+    """A number of an option from 0 up; argparse reports the error.
+
+    Example:
+        >>> natural("7")
+        7
+    """
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, got {text[:40]!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A number of an option from 1 up.
+
+    Example:
+        >>> positive("7")
+        7
+    """
+    if not (number := natural(text)):
+        raise argparse.ArgumentTypeError("expected a whole number from 1 up, got 0")
+    return number
+
+
 def _command(commands: Commands, name: str, text: str, note: str = "") -> argparse.ArgumentParser:
     command = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=note
@@ -41,8 +66,8 @@ def _command(commands: Commands, name: str, text: str, note: str = "") -> argpar
 
 def _demo(commands: Commands) -> None:
     demo = _command(commands, "demo", "edit the reference model and measure everything")
-    demo.add_argument("--edits", type=int, default=256, help="facts to edit (default 256)")
-    demo.add_argument("--seed", type=int, default=0, help="draws the facts (default 0)")
+    demo.add_argument("--edits", type=positive, default=256, help="facts to edit (default 256)")
+    demo.add_argument("--seed", type=natural, default=0, help="draws the facts (default 0)")
     demo.add_argument(
         "--out",
         type=Path,
@@ -71,7 +96,7 @@ def _ask(commands: Commands) -> None:
     ask.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
     ask.add_argument("question", nargs="?", help="without one: a prompt, line by line")
     ask.add_argument("--base", action="store_true", help="show the unedited answer beside it")
-    ask.add_argument("--max-new-tokens", type=int, default=32, help="of an answer (default 32)")
+    ask.add_argument("--max-new-tokens", type=positive, default=32, help="default 32")
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default auto)")
 
 
@@ -81,7 +106,7 @@ def _layers(commands: Commands) -> None:
     _add_model(layers)
     layers.add_argument("--edits", type=Path, help="facts to try (default: the reference world's)")
     _add_data(layers, f"try calibration facts of {_DATA_HELP}")
-    layers.add_argument("--count", type=int, default=64, help="facts without --edits (default 64)")
+    layers.add_argument("--count", type=positive, default=64, help="of these facts (default 64)")
 
 
 def _benchmark(commands: Commands) -> None:
@@ -95,10 +120,10 @@ def _benchmark(commands: Commands) -> None:
     bench.add_argument(
         "--methods", default="unedited,meg,meg-paper", help="comma-separated, or all"
     )
-    bench.add_argument("--seeds", type=int, default=3, help="runs with other facts (default 3)")
-    bench.add_argument("--ask", type=int, help="evaluate about so many edits only (default: all)")
-    bench.add_argument("--trials", type=int, default=8, help="settings tried per baseline")
-    bench.add_argument("--trial-edits", type=int, default=64, help="calibration facts per trial")
+    bench.add_argument("--seeds", type=positive, default=3, help="samples of facts (default 3)")
+    bench.add_argument("--ask", type=positive, help="evaluate so many edits only (default: all)")
+    bench.add_argument("--trials", type=natural, default=8, help="settings tried per baseline")
+    bench.add_argument("--trial-edits", type=positive, default=64, help="facts of a trial")
     bench.add_argument(
         "--settings-from", type=Path, help="an earlier report.json: its baselines are not searched"
     )
@@ -111,8 +136,8 @@ def _tables(commands: Commands) -> None:
     _add_output(tables)
     tables.add_argument("--unke", type=Path, help="UnKE's file, for table 17")
     tables.add_argument("--mquake", type=Path, help="MQuAKE's file, for table 18")
-    tables.add_argument("--long-answers", type=int, default=100, help="facts of table 17")
-    tables.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers of tables")
+    tables.add_argument("--long-answers", type=positive, default=100, help="facts of table 17")
+    tables.add_argument("--only", type=positive, nargs="+", metavar="N", help="numbers of tables")
 
 
 def _settings(commands: Commands) -> None:
@@ -138,7 +163,7 @@ def _add_data(command: argparse.ArgumentParser, text: str, required: bool = Fals
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--edits", type=int, nargs="+", default=[1024], help="default 1024")
+    command.add_argument("--edits", type=positive, nargs="+", default=[1024], help="default 1024")
     command.add_argument("--out", type=Path, required=True, help="folder of cells and reports")
     command.add_argument("--plots", action="store_true", help="draw PNG files too")
 
@@ -149,9 +174,9 @@ def _add_model(command: argparse.ArgumentParser, preset: str = "default") -> Non
     group.add_argument("--encoder", help="hub id or directory (default: the preset's)")
     group.add_argument("--hparams", type=Path, help="YAML file of settings (default: --preset)")
     group.add_argument("--preset", choices=_PRESETS, default=preset, help=f"default: {preset}")
-    group.add_argument("--layer", type=int, help="decoder layer of the neuron, from 0")
+    group.add_argument("--layer", type=natural, help="decoder layer of the neuron, from 0")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1 …")
-    group.add_argument("--seed", type=int, help="seed of every random choice")
+    group.add_argument("--seed", type=natural, help="seed of every random choice")
     group.add_argument(
         "--set",
         action="append",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +18,12 @@ from transformers import AutoTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.generators import WeightGenerator
 from meg_editor.lm.loading import resolve_device
 from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.lm.protocols import Tokenizer
+from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import ModelReference, WrongModelError
+from meg_editor.model.checks import check_finite, check_neuron, check_sizes
 from meg_editor.model.folder import (
     EDITS,
     FILES,
@@ -29,13 +35,27 @@ from meg_editor.model.folder import (
     blanks,
     differences,
 )
-from meg_editor.model.manifest import CONFIG, reading, some_of, verify
+from meg_editor.model.manifest import (
+    CONFIG,
+    SavedModelError,
+    read_config,
+    reading,
+    some_of,
+    stamps,
+    verify,
+)
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.publish import settle, whole_version
 from meg_editor.model.schema import parse_config, parse_edits
+from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder, load_network
+from meg_editor.routing.gates import Gate
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.pooling import check_pooling
+from meg_editor.runtime.files import holding, resolved
 
+_ATTEMPTS = 12
+_PATIENCE = 30.0  # seconds for a save to have its files in place
 _REPOSITORY = re.compile(r"[\w-]+/[\w.-]+")
 
 
@@ -48,7 +68,7 @@ def local_folder(name: str | Path, **options: Any) -> Path:
     Raises:
         FileNotFoundError: neither a folder nor a repository that can be downloaded.
     """
-    folder = Path(name).expanduser()
+    folder = resolved(name)
     if folder.exists() or not _REPOSITORY.fullmatch(str(name)):
         return folder
     try:
@@ -70,6 +90,8 @@ def from_pretrained(
 ) -> MeGModel:
     """Load a model saved by `save_pretrained`; it answers token for token as the saved one.
 
+    What is loaded is one version of the folder, whole, also while another process saves to it.
+
     Args:
         base: the unedited model, or its hub id or local folder. Default: the copy in the folder if
             there is one (`save_base`), else the model the edits were fitted on, by name.
@@ -84,50 +106,137 @@ def from_pretrained(
         WrongModelError: the given or loaded base model has other weights.
         OSError: the base model cannot be loaded.
     """
-    folder = Path(folder).expanduser()
+    folder = resolved(folder)
     if not (folder / CONFIG).is_file():
         reason = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"no edits saved by save_pretrained at {folder}: {reason}")
+    parts = _one_version(folder, partial(_read, own_base=base is None))
+    if not isinstance(base, nn.Module):
+        base = parts.base if parts.base is not None else parts.reference.load(base)
+        device = device or "auto"
+    if isinstance(base, MeGModel):
+        raise WrongModelError("expected an unedited base model, got a MeGModel: pass its .base")
+    parts.reference.check(base)
+    check_neuron(parts.spec, parts.hparams, base)
+    base = base if device is None else base.to(resolve_device(device))
+    return MeGModel(
+        base,
+        parts.tokenizer if tokenizer is None else tokenizer,
+        parts.hparams,
+        parts.spec,
+        parts.encoder,
+        parts.gate,
+        parts.generator,
+        parts.index,
+        parts.edits,
+        runtime,
+    )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a folder holds; `base` is its copy of the base model, if that was to be read."""
+
+    hparams: MeGHyperParams
+    spec: NeuronSpec
+    edits: list[EditRequest]
+    encoder: TextEncoder
+    tokenizer: Tokenizer
+    gate: Gate
+    generator: WeightGenerator
+    index: QueryIndex
+    reference: ModelReference
+    base: CausalLM | None
+
+
+def _one_version(folder: Path, read: Callable[[Path, dict[str, Any]], _Parts]) -> _Parts:
+    """Read a folder; again, if another process saved to it meanwhile.
+
+    Raises:
+        What `read` raises.
+        SavedModelError: it changed again and again.
+    """
+    settle(folder)
+    for attempt in range(_ATTEMPTS):
+        time.sleep(0.02 * attempt)
+        with holding(folder, shared=True, seconds=_PATIENCE):
+            with reading(folder / CONFIG):
+                config = parse_config(read_config(folder))
+            with whole_version(folder, config["files"]) as view:
+                before = stamps(view, config["files"])
+                try:
+                    parts = read(view, config)
+                except Exception:
+                    if stamps(view, config["files"]) == before:
+                        raise
+                    continue
+                if stamps(view, config["files"]) == before and read_config(folder) == config:
+                    return parts
+    raise SavedModelError(
+        f"{folder}: another process saved to it {_ATTEMPTS} times while it was read; load it again"
+    )
+
+
+def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
+    """The parts of a folder which nobody writes to; with `own_base` its copy of the base model."""
+    verify(folder, config["files"], FILES, FOLDERS, unread=() if own_base else ("base",))
     with reading(folder / CONFIG):
-        config = parse_config((folder / CONFIG).read_text("utf-8"))
         hparams = MeGHyperParams.from_dict(config["hparams"])
         spec = NeuronSpec.from_dict(config["neuron"])
         pooling = check_pooling(config["encoder_pooling"])
-    verify(folder, config["files"], FILES, FOLDERS, unread=() if base is None else ("base",))
+        reference = ModelReference(**config["base"])
     with reading(folder / EDITS):
         edits = parse_edits((folder / EDITS).read_text("utf-8"), config["edits"])
     with reading(folder / "encoder"):
+        check_sizes(folder / "encoder")
         encoder = _encoder(folder / "encoder", pooling)
-    if tokenizer is None:
-        with reading(folder / "tokenizer"):
-            tokenizer = cast(
-                Tokenizer, AutoTokenizer.from_pretrained(folder / "tokenizer", **LOCAL)
-            )
-    gate, generator = blanks(hparams, encoder.dimension, spec.size, len(edits))
+        check_finite(encoder.state_dict())
+    with reading(folder / "tokenizer"):
+        tokenizer = cast(Tokenizer, AutoTokenizer.from_pretrained(folder / "tokenizer", **LOCAL))
+    sizes = (hparams, spec, edits, encoder.dimension)
+    with reading(folder / CONFIG), torch.device("meta"):
+        expected = _blank_parts(*sizes)
+    stored = {}
+    for file, blank in expected.items():
+        with reading(folder / file):
+            stored[file] = load_file(folder / file)
+            if wrong := differences(stored[file], blank.state_dict()):
+                raise ValueError(f"{wrong}, by the settings in {CONFIG}")
+            check_finite(stored[file])
+    parts: dict[str, Any] = _blank_parts(*sizes)
+    for file, part in parts.items():
+        part.load_state_dict(stored[file])
+        part.requires_grad_(False)
+    base = None
+    if own_base and "base/config.json" in config["files"]:
+        base = reference.load(folder / "base", copied=True)
+    return _Parts(
+        hparams=hparams,
+        spec=spec,
+        edits=edits,
+        encoder=encoder,
+        tokenizer=tokenizer,
+        gate=parts[GATE],
+        generator=parts[GENERATOR],
+        index=parts[INDEX],
+        reference=reference,
+        base=base,
+    )
+
+
+def _blank_parts(
+    hparams: MeGHyperParams, spec: NeuronSpec, edits: Sequence[EditRequest], dimension: int
+) -> dict[str, nn.Module]:
+    """Gate, generator and index without content, by file."""
+    gate, generator = blanks(hparams, dimension, spec.size, len(edits))
     index = QueryIndex(
-        torch.empty(len(edits), encoder.dimension),
+        torch.empty(len(edits), dimension),
         [edit.subject for edit in edits],
         torch.empty(len(edits), spec.hidden_size),
         name_weight=hparams.gate_name_weight,
         state_weight=hparams.gate_state_weight or 0.0,
     )
-    for file, part in ((GATE, gate), (GENERATOR, generator), (INDEX, index)):
-        with reading(folder / file):
-            tensors = load_file(folder / file)
-            if wrong := differences(tensors, part.state_dict()):
-                raise ValueError(f"{wrong}, by the settings in {CONFIG}")
-            part.load_state_dict(tensors)
-            part.requires_grad_(False)
-    reference = ModelReference(**config["base"])
-    if not isinstance(base, nn.Module):
-        copied = base is None and "base/config.json" in config["files"]
-        base = reference.load(folder / "base" if copied else base, copied)
-        device = device or "auto"
-    if isinstance(base, MeGModel):
-        raise WrongModelError("expected an unedited base model, got a MeGModel: pass its .base")
-    reference.check(base)
-    base = base if device is None else base.to(resolve_device(device))
-    return MeGModel(base, tokenizer, hparams, spec, encoder, gate, generator, index, edits, runtime)
+    return {GATE: gate, GENERATOR: generator, INDEX: index}
 
 
 def _encoder(folder: Path, pooling: str) -> TextEncoder:

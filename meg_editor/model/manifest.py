@@ -1,14 +1,22 @@
-"""Manifest of a saved folder: size and sha256 of every file, verified before loading."""
+"""Manifest of a saved folder: size and sha256 of every file, verified before loading.
+
+The config holds it, and a checksum of itself.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from meg_editor.runtime.files import check_regular
+
 CONFIG = "meg_config.json"  # holds the manifest, the only file that is not in it
+CHECKSUM = "checksum"  # its key for the sha256 of the config
+_MAX_CONFIG = 2**26  # bytes
 
 
 class SavedModelError(ValueError):
@@ -22,6 +30,83 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise SavedModelError(f"{path}: {error}; copy the folder again or save it again") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Parsed config of a folder, whose content is not checked but for its checksum.
+
+    Raises:
+        ValueError: it is no JSON object, or was changed since it was saved.
+        OSError: it cannot be read, or is no file.
+    """
+    found = check_regular(folder / CONFIG)
+    if found is not None and found.st_size > _MAX_CONFIG:
+        raise ValueError(f"expected at most {_MAX_CONFIG} bytes, got {found.st_size}")
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"expected an object, got {type(config).__name__}")
+    if CHECKSUM in config and config[CHECKSUM] != checksum(config):
+        raise ValueError("changed since it was saved: its checksum is another one")
+    return config
+
+
+def checksum(config: Mapping[str, Any]) -> str:
+    """Sha256 of all of a config but its checksum.
+
+    Example:
+        >>> config = {"edits": 3}
+        >>> checksum(config) == checksum({**config, "checksum": checksum(config)})
+        True
+    """
+    content = {key: value for key, value in config.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def manifest_names(folder: Path) -> set[str]:
+    """The files which the config of a folder names, of this or an earlier format.
+
+    Raises:
+        SavedModelError: it is not the config of saved edits.
+    """
+    with reading(folder / CONFIG):
+        config = read_config(folder)
+        files = config.get("files")
+        if not isinstance(files, dict) or "format_version" not in config:
+            raise ValueError("it lists no files of saved edits")
+        for name in files:
+            check_name(name)
+        return set(files)
+
+
+def check_name(name: str) -> None:
+    """Check that a name in a manifest stays in the folder.
+
+    Raises:
+        ValueError: it does not.
+
+    Example:
+        >>> check_name("../x")
+        Traceback (most recent call last):
+        ...
+        ValueError: the file '../x' is not in the folder
+    """
+    path = PurePosixPath(name)
+    strange = path.is_absolute() or ".." in path.parts or str(path) != name or name == "."
+    if strange or "\\" in name or "\0" in name or PureWindowsPath(name).drive:
+        raise ValueError(f"the file {name[:80]!r} is not in the folder")
+
+
+def stamps(folder: Path, names: Iterable[str]) -> list[tuple[int, ...] | None]:
+    """What tells whether files were replaced or written to: identity, size and time of change."""
+    found: list[tuple[int, ...] | None] = []
+    for name in (CONFIG, *names):
+        try:
+            s = (folder / name).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
+    return found
 
 
 def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -59,13 +144,17 @@ def verify(
         meg_editor.model.manifest.SavedModelError: ...edits.jsonl: cut short or changed: ...
     """
     for name, stamp in manifest.items():
-        # Links are allowed: the hub's cache holds folders of links to files elsewhere.
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive:
-            raise SavedModelError(f"{folder / CONFIG}: the file {name!r} is not in the folder")
+        with reading(folder / CONFIG):
+            check_name(name)
         if name.partition("/")[0] in unread:
             continue
         with reading(folder / name):
+            # Links are allowed: the hub's cache holds folders of links to files elsewhere.
+            found = check_regular(folder / name)
+            if found is not None and found.st_size != stamp["size"]:
+                raise ValueError(
+                    f"cut short or changed: expected {stamp['size']} bytes, found {found.st_size}"
+                )
             actual = _stamp(folder / name)
             if actual != stamp:
                 raise ValueError(

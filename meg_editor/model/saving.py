@@ -6,8 +6,6 @@ import copy
 import errno
 import json
 import re
-import shutil
-import uuid
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,19 +16,28 @@ from safetensors.torch import save_file
 
 from meg_editor import __version__
 from meg_editor.lm.reference import ModelReference
+from meg_editor.model.checks import check_neuron
 from meg_editor.model.folder import (
     EDITS,
-    FILES,
-    FOLDERS,
     GATE,
     GENERATOR,
     INDEX,
     blanks,
     differences,
 )
-from meg_editor.model.manifest import CONFIG, manifest_of, some_of
+from meg_editor.model.manifest import (
+    CHECKSUM,
+    CONFIG,
+    SavedModelError,
+    checksum,
+    manifest_names,
+    manifest_of,
+    some_of,
+)
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.publish import publish, settle
 from meg_editor.model.schema import FORMAT_VERSION, format_edits
+from meg_editor.runtime.files import kind_of, resolved
 
 
 def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = False) -> None:
@@ -52,12 +59,10 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
                 f"expected the {type(blank).__name__} which model.hparams describe, got a "
                 f"{type(part).__name__}: {wrong}; set model.hparams to those it was built with"
             )
+    check_neuron(model.spec, model.hparams, model.base)
     folder = check_destination(folder)
-    part_folder = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        part_folder.mkdir(parents=True)
-        _write(model, part_folder, save_base)
-        _swap(part_folder, folder)
+        publish(folder, lambda new: _write(model, new, save_base))
     except Exception as error:
         # safetensors and tokenizers pass on the I/O errors of Rust as exceptions of their own.
         rust = re.search(r"\(os error (\d+)\)", str(error))
@@ -65,41 +70,58 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
             raise
         code = int(rust[1]) if rust else getattr(error, "errno", None)
         raise _not_saved(folder, error, code) from error
-    finally:
-        shutil.rmtree(part_folder, ignore_errors=True)
 
 
 def check_destination(folder: str | Path) -> Path:
     """Check, before a fit, that edits can be saved to `folder`; returns its absolute path.
 
+    It may be missing, empty, or hold saved edits, of which only their own files will be replaced.
     Creates missing parents.
 
     Raises:
-        FileExistsError: `folder` is a file, or holds something other than saved edits.
-        OSError: it is the working directory, or its parent is not writable.
+        FileExistsError: `folder` is something else, or has foreign files in our places.
+        OSError: its name or its parent is impossible, or not writable.
 
     Example:
         >>> import tempfile
         >>> check_destination(Path(tempfile.mkdtemp()) / "runs" / "edits").name
         'edits'
     """
-    folder = Path(folder).expanduser().resolve()
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    strange = names - {CONFIG, *FILES, *FOLDERS} if CONFIG in names else names
-    if strange or folder.is_file():
-        raise FileExistsError(
-            f"{folder} holds something other than saved edits ({some_of(strange or [folder.name])})"
-            " and is not overwritten; move that away, or choose a new or empty folder"
-        )
-    if Path.cwd().is_relative_to(folder):  # it is replaced as a whole
-        raise OSError(errno.EBUSY, f"{folder} is the working directory: name a folder in it")
+    given, folder = Path(folder), resolved(folder)
+    refused = "is not overwritten; move that away, or choose a new or empty folder"
+    if folder.is_dir():
+        if strange := _strange(folder):
+            raise FileExistsError(
+                f"{folder} holds something other than saved edits ({some_of(strange)}) and "
+                f"{refused}"
+            )
+    elif folder.exists() or given.is_symlink():
+        kind = kind_of(folder.stat().st_mode) if folder.exists() else "link to nothing"
+        raise FileExistsError(f"{folder} is a {kind}, which {refused}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
-            pass
+        for place in {folder.parent, folder if folder.is_dir() else folder.parent}:
+            with TemporaryDirectory(dir=place, prefix=f".{folder.name}."):
+                pass
     except OSError as error:
         raise _not_saved(folder, error, error.errno) from error
     return folder
+
+
+def _strange(folder: Path) -> set[str]:
+    """Files in a folder, relative, which are not those of saved edits; hidden ones do not count."""
+    settle(folder)
+    entries = {entry for entry in folder.iterdir() if entry.name[0] != "."}
+    try:
+        ours = manifest_names(folder) | {CONFIG} if folder / CONFIG in entries else set()
+    except SavedModelError:
+        ours = set()
+    if not ours:
+        return {entry.name for entry in entries}
+    # A link may lead to somebody else's folder.
+    inside = {path for entry in entries if not entry.is_symlink() for path in entry.rglob("*")}
+    paths = {path for path in entries | inside if not path.is_dir() or path.is_symlink()}
+    return {path.relative_to(folder).as_posix() for path in paths} - ours
 
 
 def _not_saved(folder: Path, error: Exception, code: int | None) -> OSError:
@@ -133,6 +155,7 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
         "encoder_pooling": model.encoder.pooling,
         "files": manifest_of(folder),
     }
+    config[CHECKSUM] = checksum(config)
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False), "utf-8")
 
 
@@ -142,17 +165,3 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     sides = {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side")}
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, **sides}
     tokenizer.save_pretrained(folder)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Replace `folder` by `new`; restores it if that fails."""
-    if not folder.exists():
-        new.rename(folder)
-        return
-    old = folder.rename(new.with_suffix(".old"))
-    try:
-        new.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from meg_editor.requests.request import EditRequest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # A schema is a type or types, a set of values, [schema of items] or {key: schema}; "*": any key.
 _OPTIONAL, _FLOATS = (str, type(None)), [(float, int)]
@@ -24,16 +24,16 @@ _SCHEMA = {
     "edits": int,
     "encoder_pooling": str,
     "files": {"*": {"sha256": str, "size": int}},
+    "checksum": str,
 }
 
 
-def parse_config(text: str) -> dict[str, Any]:
-    """Parsed and checked content of meg_config.json.
+def parse_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Content of meg_config.json, checked.
 
     Raises:
-        ValueError: no JSON, another format version, or an entry is missing or of another type.
+        ValueError: another format version, or an entry is missing or of another type.
     """
-    config = json.loads(text)
     _check(config, {"format_version": int})
     if config["format_version"] != FORMAT_VERSION:
         raise ValueError(
@@ -41,7 +41,7 @@ def parse_config(text: str) -> dict[str, Any]:
             f"it with the meg_editor that wrote it ({config.get('versions')})"
         )
     _check(config, _SCHEMA)
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def format_edits(edits: Sequence[EditRequest]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,10 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from meg_editor import __version__
+from meg_editor.runtime.files import check_regular, replacing, sweep
 
 Tensors = dict[str, Tensor]
 
@@ -79,7 +79,7 @@ class ArtifactStore:
         if path is None:
             artifact = self._memory.get(key)
             return artifact and self._remember(artifact)
-        if not path.exists():
+        if check_regular(path, missing_ok=True) is None:
             return None
         artifact = _read(path, key)
         if key not in self._counted:
@@ -112,6 +112,7 @@ class ArtifactStore:
             return
         for path in self.folder.glob("*-*.safetensors"):
             path.unlink(missing_ok=True)
+        sweep(self.folder)
         with suppress(OSError):  # not empty: other files
             self.folder.rmdir()
 
@@ -155,9 +156,9 @@ def _read(path: Path, key: str) -> Artifact:
         with safe_open(path, "pt") as file:
             tensors = {entry: file.get_tensor(entry) for entry in file.keys()}
             metadata = file.metadata()
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}; delete it to run its stage again") from error
-    if metadata.get("sha256") != _checksum(tensors):
+    if (metadata or {}).get("sha256") != _checksum(tensors):
         raise ValueError(
             f"{path} is damaged: its checksum is another one; delete it to run its stage again"
         )
@@ -165,13 +166,10 @@ def _read(path: Path, key: str) -> Artifact:
 
 
 def _write(path: Path, artifact: Artifact) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
+    metadata = {"seconds": str(artifact.seconds), "sha256": _checksum(artifact.tensors)}
     try:
-        metadata = {"seconds": str(artifact.seconds), "sha256": _checksum(artifact.tensors)}
-        save_file(artifact.tensors, unfinished, metadata)
-        os.replace(unfinished, path)  # all or nothing: Ctrl-C leaves no half-written stage
-    except SafetensorError as error:
-        raise OSError(f"cannot store a finished stage at {path}: {error}; free space") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(save(artifact.tensors, metadata))
+    except OSError as error:
+        what = f"cannot store a finished stage at {path}: {error}"
+        raise OSError(error.errno, f"{what}; free space or use another folder") from error

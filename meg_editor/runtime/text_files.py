@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
+
+from meg_editor.runtime.files import check_regular, replacing
 
 _NUMBERS = re.compile(r"\[\n[-+\d\s.,eE]+\]")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically; creates parent folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(text, "utf-8")
-    os.replace(unfinished, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,12 +43,13 @@ def read_json(path: Path, again: str) -> Any:
 
     Raises:
         ValueError: the file is damaged.
+        OSError: it is no file.
 
     Example:
         >>> read_json(Path("no such file.json"), "run") is None
         True
     """
-    if not path.exists():
+    if check_regular(path, missing_ok=True) is None:
         return None
     try:
         return json.loads(path.read_text("utf-8"))

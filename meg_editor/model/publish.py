@@ -1,0 +1,149 @@
+"""A saved folder at every instant holds one whole version, for readers and after a kill.
+
+A new version is written to a hidden folder inside, `.….part`, and is on the disk before that is
+renamed to `.….ready`. Then its config takes the place of the former one, in one step: from here
+on the new version is in force, and its files are moved out of the hidden folder, each in one step.
+A reader finds them in either place. What a kill leaves is finished or removed at the next save or
+load. Only files of the manifests, old and new, are touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from meg_editor.model.manifest import CONFIG, manifest_names
+from meg_editor.runtime.files import (
+    holding,
+    replacing,
+    sweep,
+    sync,
+    sync_tree,
+    unfinished_name,
+)
+
+_READY = ".ready"
+_READY_NAMES = f".{CONFIG}.*{_READY}"
+_OBSOLETE = "obsolete.json"  # names of the former version which the new one lacks
+_PATIENCE = 60.0  # seconds to wait for readers, who notice a change all the same
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have `folder` hold what `write` writes to the folder it is given, instead of what it holds.
+
+    Args:
+        folder: missing, empty, or a saved version.
+
+    Raises:
+        What `write` raises, or OSError; the former version is then still in force.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent, glob.escape(folder.name))
+    if folder.exists():
+        _replace(folder, write)
+        return
+    new = unfinished_name(folder)
+    new.mkdir()
+    with _removed(new), holding(new):
+        write(new)
+        sync_tree(new)
+        try:
+            new.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            sync(folder.parent)
+            return
+    _replace(folder, write)  # another process was first
+
+
+def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+    with holding(folder, seconds=_PATIENCE) as free:
+        if free:
+            _finish(folder)
+    new = unfinished_name(folder / CONFIG)
+    new.mkdir()
+    with _removed(new), holding(new):
+        write(new)
+        sync_tree(new)
+        with holding(folder, seconds=_PATIENCE):
+            former = manifest_names(folder) if (folder / CONFIG).exists() else set()
+            obsolete = sorted(former - manifest_names(new))
+            with replacing(new / _OBSOLETE) as file:
+                file.write(json.dumps(obsolete).encode())
+            ready = new.with_suffix(_READY)
+            with _removed(ready, unless=lambda: not (ready / CONFIG).exists()):
+                new.rename(ready)
+                sync(folder)
+                os.replace(ready / CONFIG, folder / CONFIG)  # from here on the new one is in force
+                with suppress(OSError):  # readers look in both places
+                    _move_in(folder, ready)
+
+
+def settle(folder: Path) -> None:
+    """Finish or remove what a killed save left inside `folder`, if one may, and nobody reads it."""
+    if any(folder.glob(f".{CONFIG}.*")):
+        with suppress(OSError), holding(folder) as free:
+            if free:
+                _finish(folder)
+
+
+def _finish(folder: Path) -> None:
+    for ready in folder.glob(_READY_NAMES):
+        if (ready / CONFIG).exists():  # not in force yet
+            shutil.rmtree(ready)
+        else:
+            _move_in(folder, ready)
+    sweep(folder, CONFIG)
+
+
+def _move_in(folder: Path, ready: Path) -> None:
+    """Move the files of a version which is in force out of its hidden folder."""
+    obsolete = json.loads((ready / _OBSOLETE).read_text("utf-8"))
+    for name in sorted(manifest_names(folder)):
+        if (ready / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(ready / name, folder / name)
+    for name in obsolete:
+        (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # the folder is the root, or not empty
+            (folder / name).parent.rmdir()
+    sync(folder)
+    shutil.rmtree(ready)
+
+
+@contextmanager
+def _removed(folder: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Remove `folder` if the block raises, or leaves it behind."""
+    try:
+        yield
+    finally:
+        if not unless():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def whole_version(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Folder with the files of the version in force, for a reader.
+
+    It is `folder` itself unless a killed save waits to be finished by somebody who may write.
+    """
+    ready = next(folder.glob(_READY_NAMES), None)
+    if ready is None or (ready / CONFIG).exists():
+        yield folder
+        return
+    with TemporaryDirectory(prefix="meg-editor-") as temporary:
+        view = Path(temporary)
+        for name in (CONFIG, *names):
+            source = ready / name if (ready / name).exists() else folder / name
+            (view / name).parent.mkdir(parents=True, exist_ok=True)
+            (view / name).symlink_to(source.absolute())
+        yield view

@@ -1,0 +1,238 @@
+"""Files written whole: a reader sees the former content or the new one, whatever is killed when."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+PART = ".part"  # ends the name of what is being written
+_ID = "[0-9a-f]" * 8
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """File which takes the place of `path` when the block ends, and is gone if it raises.
+
+    It is on the disk before it is seen. Missing parents are created; a link stays and what it
+    points to is replaced. What killed writers of `path` left behind is removed.
+
+    Raises:
+        OSError: it cannot be written, or `path` is a device, a pipe or a folder.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "scores.txt"
+        >>> with replacing(path) as file:
+        ...     _ = file.write(b"99.4")
+        >>> path.read_text()
+        '99.4'
+    """
+    path = resolved(path)
+    check_regular(path, missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, glob.escape(path.name))
+    unfinished = unfinished_name(path)
+    try:
+        with unfinished.open("xb") as file, locked(file.fileno()):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def unfinished_name(path: Path) -> Path:
+    """A new hidden name beside `path` for what will take its place.
+
+    Example:
+        >>> unfinished_name(Path("runs/report.json")).name
+        '.report.json....part'
+    """
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+
+
+def sweep(folder: Path, names: str = "*") -> None:
+    """Remove what killed writers left in `folder`; what a living one writes is locked and stays.
+
+    Args:
+        names: pattern of what they were writing.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> unfinished_name(folder / "report.json").touch()
+        >>> sweep(folder)
+        >>> list(folder.iterdir())
+        []
+    """
+    for path in folder.glob(f".{names}.{_ID}{PART}"):
+        with suppress(OSError), holding(path) as free:
+            if not free:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@contextmanager
+def holding(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterator[bool]:
+    """Hold the lock of an existing file or folder within the block, if it is free in time.
+
+    Yields whether it is held. Locks bind those who use them, over processes and threads.
+
+    Args:
+        shared: beside others who share it; else alone.
+        seconds: how long to wait for it.
+
+    Raises:
+        OSError: `path` cannot be opened.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with holding(folder) as first, holding(folder) as second:
+        ...     print(first, second)
+        True False
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        with locked(descriptor, shared=shared, seconds=seconds) as held:
+            yield held
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(descriptor: int, *, shared: bool = False, seconds: float = 0.0) -> Iterator[bool]:
+    """`holding`, of an open file. Where the file system has no locks they count as held."""
+    if fcntl is None:
+        yield True
+        return
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    end, held = time.monotonic() + seconds, False
+    while not held:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                break
+            time.sleep(0.005)
+        except OSError:  # such as a network file system
+            held = True
+    try:
+        yield held
+    finally:
+        if held:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def resolved(path: str | Path) -> Path:
+    """Absolute path without "~" and links.
+
+    Raises:
+        OSError: a loop of links, an unknown user behind "~", or a name no file can have.
+
+    Example:
+        >>> resolved("~nobody-of-this-name/edits")
+        Traceback (most recent call last):
+        ...
+        OSError: ...
+    """
+    try:
+        path = Path(path).expanduser()
+        os.fsencode(path)
+        return path.resolve()
+    except (RuntimeError, ValueError) as error:  # pathlib's for "~nobody", loops and NUL
+        raise OSError(errno.EINVAL, f"{str(path)!r} names no file: {error}") from error
+
+
+def check_regular(path: Path, *, missing_ok: bool = False) -> os.stat_result | None:
+    """Check that a path is a file, so that opening it neither blocks nor never ends.
+
+    Returns:
+        Its stat, links followed; None if it is missing.
+
+    Raises:
+        OSError: it is a folder, device, pipe or socket, or it is missing.
+
+    Example:
+        >>> check_regular(Path("/dev/null"))
+        Traceback (most recent call last):
+        ...
+        OSError: [Errno 22] expected a file, got a device: '/dev/null'
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if missing_ok:
+            return None
+        raise
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, f"expected a file, got a {kind_of(found.st_mode)}", str(path))
+    return found
+
+
+def kind_of(mode: int) -> str:
+    """What a `st_mode` is, in a word.
+
+    Example:
+        >>> kind_of(Path(".").stat().st_mode)
+        'folder'
+    """
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISFIFO(mode):
+        return "pipe"
+    if stat.S_ISSOCK(mode):
+        return "socket"
+    return "file" if stat.S_ISREG(mode) else "device"
+
+
+def sync(folder: Path) -> None:
+    """Have the disk hold the names in `folder`, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have the disk hold every file below `folder`, readable for all whom the umask lets.
+
+    Some libraries create files which their owner alone can read.
+    """
+    probe = unfinished_name(folder / "mode")
+    probe.touch(0o666)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            sync(path)
+            continue
+        with path.open("rb") as file:
+            if stat.S_IMODE(path.stat().st_mode) != mode:
+                path.chmod(mode)
+            os.fsync(file.fileno())
+    sync(folder)
