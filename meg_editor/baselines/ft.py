@@ -36,13 +36,13 @@ class FTHyperParams(WriteHyperParams, FittingHyperParams):
 
     alg_name: str = setting("FT", "Always FT.")
     optimizer: Literal["adam", "sgd"] = setting("adam", "A.12: SGD.")
-    num_steps: int = setting(25, "Maximum number of epochs.", ge=1)
+    num_steps: int = setting(25, "Maximum number of epochs.", ge=1, lt=10**7)
     lr: float = setting(5e-4, "Learning rate.", ge=0)
     weight_decay: float = setting(0.0, "Weight decay of the optimiser.", ge=0)
     norm_constraint: float | None = setting(
         None, "Maximum change of a weight; null: unlimited.", ge=0
     )
-    train_batch_size: int = setting(100, "Edits per step.", ge=1)
+    train_batch_size: int = setting(100, "Edits per step.", ge=1, lt=2**20)
     tuned: Literal["ffn", "down"] = setting("ffn", "All of the FFN, or its last linear layer.")
     shuffle: bool = setting(True, "Shuffle the edits in every epoch.")
     early_stop_loss: float = setting(

@@ -39,14 +39,14 @@ class HoReNHyperParams(WriteHyperParams, FittingHyperParams):
     one_layer: ClassVar[bool] = True
 
     alg_name: str = setting("HOREN", "Always HOREN.")
-    n_iter: int = setting(50, "Steps of Adam on a value.", ge=1)
+    n_iter: int = setting(50, "Steps of Adam on a value.", ge=1, lt=10**7)
     edit_lr: float = setting(1.0, "Rate of Adam.", ge=0)
     query_share: float = setting(
         0.5, "Share of the prompt's tokens, the last ones, which make up a query.", ge=0
     )
     hopfield_retrieval_alpha: float = setting(0.1, "Step towards the retrieved key.", ge=0)
     hopfield_retrieval_beta: float = setting(20.0, "Inverse temperature.", ge=0)
-    hopfield_retrieval_max_iter: int = setting(1, "Steps.", ge=0)
+    hopfield_retrieval_max_iter: int = setting(1, "Steps.", ge=0, lt=10**7)
     hopfield_key_match_threshold: float = setting(0.85, "Least cosine to the nearest key.")
 
 

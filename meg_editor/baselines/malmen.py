@@ -50,7 +50,7 @@ class MALMENHyperParams(HyperNetworkHyperParams):
     )
 
     alg_name: str = setting("MALMEN", "Always MALMEN.")
-    max_iters: int = setting(500, "Steps of training.", ge=0)
+    max_iters: int = setting(500, "Steps of training.", ge=0, lt=10**7)
 
 
 def apply_malmen_to_model(

@@ -37,15 +37,19 @@ class RLEditHyperParams(HyperNetworkHyperParams):
     """
 
     alg_name: str = setting("RLEDIT", "Always RLEDIT.")
-    batch_size_once: int = setting(4, "Edits per forward and backward pass.", ge=1)
-    rank: int = setting(1024, "Rank of each block of the hypernetwork.", ge=1)
-    n_blocks: int = setting(4, "Blocks of the hypernetwork.", ge=0)
+    batch_size_once: int = setting(4, "Edits per forward and backward pass.", ge=1, lt=2**20)
+    rank: int = setting(1024, "Rank of each block of the hypernetwork.", ge=1, lt=2**17)
+    n_blocks: int = setting(4, "Blocks of the hypernetwork.", ge=0, lt=1000)
     loc_coef: float = setting(0.6, "Weight of the locality loss.", ge=0)
-    n_edits: int = setting(20, "Facts edited at a time.", ge=1)
-    num_seq: int = setting(400, "Batches in a sequence of training.", ge=1)
-    n_epochs: int = setting(1, "Sequences of training; each ends with a step of Adam.", ge=0)
+    n_edits: int = setting(20, "Facts edited at a time.", ge=1, lt=2**24)
+    num_seq: int = setting(400, "Batches in a sequence of training.", ge=1, lt=10**7)
+    n_epochs: int = setting(
+        1, "Sequences of training; each ends with a step of Adam.", ge=0, lt=10**7
+    )
     time_decay: float = setting(0.95, "Of the loss of an edit, per batch since.", ge=0)
-    back_depth: int = setting(10, "Batches whose loss counts: this one and those before.", ge=1)
+    back_depth: int = setting(
+        10, "Batches whose loss counts: this one and those before.", ge=1, lt=10**7
+    )
     reg_coef: float = setting(1e-4, "Weight of the squared norm of the shifts.", ge=0)
 
 

@@ -16,7 +16,7 @@ from meg_editor.config.unicode_text import bad_character
 
 Settings = TypeVar("Settings", bound="FlatHyperParams")
 
-_MAX_FILE = 2**20  # bytes
+_MAX_FILE = 2**17  # bytes; the parser takes two seconds for so many
 # Bounds of a number whose setting names none: a typing error must not ask for terabytes or years.
 _MAX_INT, _MAX_FLOAT = 2**31, 1e6
 _SHOWN_NAMES, _LISTED = 12, "`meg-editor settings` lists all"
@@ -106,7 +106,7 @@ class FlatHyperParams:
 
         Raises:
             FileNotFoundError, IsADirectoryError: no such file.
-            HParamsError: not a regular file of at most 1 MiB, not YAML, more than scalars and
+            HParamsError: not a regular file of at most 128 KiB, not YAML, more than scalars and
                 lists of them (see `parse_flat_yaml`), an unknown key, or a bad value; the message
                 names the file.
         """

@@ -202,14 +202,16 @@ class HyperNetworkHyperParams(TokenGradientHyperParams, FittingHyperParams):
     token: Literal["ans", "mask"] = setting(
         "ans", "ans: where a target token comes next; mask: every token of prompt and target."
     )
-    batch_size_once: int = setting(32, "Edits per forward and backward pass.", ge=1)
-    rank: int = setting(1920, "Rank of each block of the hypernetwork.", ge=1)
-    n_blocks: int = setting(2, "Blocks of the hypernetwork.", ge=0)
+    batch_size_once: int = setting(32, "Edits per forward and backward pass.", ge=1, lt=2**20)
+    rank: int = setting(1920, "Rank of each block of the hypernetwork.", ge=1, lt=2**17)
+    n_blocks: int = setting(2, "Blocks of the hypernetwork.", ge=0, lt=1000)
     lr: float = setting(1e-6, "First value of the hypernetwork's rates.", ge=0)
     meta_lr: float = setting(1e-5, "Rate of Adam when the hypernetwork is trained.", ge=0)
     loc_coef: float = setting(1.0, "Weight of the locality loss.", ge=0)
     max_grad_norm: float = setting(1.0, "The hypernetwork's gradients are clipped to it.", ge=0)
-    n_edits: int = setting(512, "Maximum number of pseudo facts edited in a training step.", ge=1)
+    n_edits: int = setting(
+        512, "Maximum number of pseudo facts edited in a training step.", ge=1, lt=2**24
+    )
 
     def network(self, model: CausalLM) -> HyperNetwork:
         """An untrained hypernetwork for a model."""

@@ -109,9 +109,12 @@ class FittingHyperParams(BaselineHyperParams):
     """Settings of methods which optimise something or draw at random."""
 
     rows_at_once: int = setting(
-        64, "Sequences per forward pass: lower it if memory runs out; results are the same.", ge=1
+        64,
+        "Sequences per forward pass: lower it if memory runs out; results are the same.",
+        ge=1,
+        lt=2**20,
     )
-    seed: int = setting(0, "Seed of every random choice.")
+    seed: int = setting(0, "Seed of every random choice.", ge=-(2**63), lt=2**63)
 
 
 @dataclass
@@ -200,9 +203,12 @@ class LocateHyperParams(WriteHyperParams, FittingHyperParams):
         setting("subject_last", "The token at which a fact is looked up.")
     )
     context_prefixes: int = setting(
-        5, "Sampled texts put before a prompt; keys and values are averaged over them.", ge=0
+        5,
+        "Sampled texts put before a prompt; keys and values are averaged over them.",
+        ge=0,
+        lt=1000,
     )
-    v_num_grad_steps: int = setting(25, "Adam steps on a value.", ge=1)
+    v_num_grad_steps: int = setting(25, "Adam steps on a value.", ge=1, lt=10**7)
     v_lr: float = setting(0.5, "Adam's learning rate.", ge=0)
     v_loss_layer: int | None = setting(None, "The last layer; null: the last layer.")
     v_weight_decay: float = setting(1e-3, "Weight of |shift| / |value|².", ge=0)
@@ -228,4 +234,4 @@ class CovarianceHyperParams(LocateHyperParams):
 
     mom2_n_samples: int = setting(100000, "Maximum number of texts for the covariance.", ge=1)
     mom2_dtype: Literal["float32", "float64"] = setting("float32", "Precision of its sums.")
-    max_length: int = setting(128, "Maximum length of such a text, in tokens.", ge=1)
+    max_length: int = setting(128, "Maximum length of such a text, in tokens.", ge=1, lt=2**24)

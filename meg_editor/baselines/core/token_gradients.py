@@ -54,7 +54,7 @@ class TokenGradientHyperParams(WriteHyperParams):
     token: Literal["ans", "mask"] = setting(
         "mask", "ans: where a target token comes next; mask: every token of prompt and target."
     )
-    batch_size_once: int = setting(10, "Edits per forward and backward pass.", ge=1)
+    batch_size_once: int = setting(10, "Edits per forward and backward pass.", ge=1, lt=2**20)
     editor_batch_size: int = setting(
         1024, "Tokens computed with at once; the results are the same.", ge=1
     )
