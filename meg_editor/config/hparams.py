@@ -186,6 +186,7 @@ class MeGHyperParams(BaseEditorFields):
         4, "Deterministic sampling steps of the DiT, at most 1000 (paper: 50).", ge=1, lt=1001
     )
 
+    listed: ClassVar[str] = "`meg-editor settings` lists all"
     former: ClassVar[Mapping[str, str]] = {
         "collection_margin": "it is collection_loss_threshold now",
         "generator_condition": "it is generator_conditioning now: time or patches",

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from meg_editor.config.flat_yaml import is_decimal, parse_flat_yaml
 from meg_editor.config.input_files import read_regular_file, short_repr, shown_path
@@ -19,7 +19,6 @@ Settings = TypeVar("Settings", bound="FlatHyperParams")
 _MAX_FILE = 2**17  # bytes; the parser takes two seconds for so many
 # Bounds of a number whose setting names none: a typing error must not ask for terabytes or years.
 _MAX_INT, _MAX_FLOAT = 2**31, 1e6
-_SHOWN_NAMES, _LISTED = 12, "`meg-editor settings` lists all"
 
 
 class HParamsError(ValueError):
@@ -54,6 +53,9 @@ def setting(default: Any, help: str, *, ge: float | None = None, lt: float | Non
 class FlatHyperParams:
     """Base class of every method's hyper-parameters; its fields are made by `setting`.
 
+    Attributes:
+        listed: where all settings are listed, if they are too many for a message.
+
     Raises:
         HParamsError: on construction, for a value of the wrong type or out of its range.
 
@@ -64,6 +66,8 @@ class FlatHyperParams:
         >>> Mine.from_dict({"lr": "1e-3"})
         Mine(lr=0.001)
     """
+
+    listed: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -90,7 +94,7 @@ class FlatHyperParams:
                 if former := cls.explain(str(key)):
                     raise HParamsError(f"{name}: {former}")
                 close = difflib.get_close_matches(name.strip("'"), known, n=1, cutoff=0.5)
-                listed = f"known: {', '.join(known)}" if len(known) <= _SHOWN_NAMES else _LISTED
+                listed = cls.listed or f"known: {', '.join(known)}"
                 hint = f"; did you mean {close[0]!r}?" if close else f"; {listed}"
                 raise HParamsError(f"unknown hyper-parameter {name}{hint}")
         return cls(**dict(values))
