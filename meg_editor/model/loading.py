@@ -38,6 +38,7 @@ from meg_editor.model.folder import (
 from meg_editor.model.manifest import (
     CONFIG,
     SavedModelError,
+    check_name,
     read_config,
     reading,
     some_of,
@@ -162,6 +163,8 @@ def _one_version(folder: Path, read: Callable[[Path, dict[str, Any]], _Parts]) -
         with holding(folder, shared=True, seconds=_PATIENCE):
             with reading(folder / CONFIG):
                 config = parse_config(read_config(folder))
+                for name in config["files"]:
+                    check_name(name)
             with whole_version(folder, config["files"]) as view:
                 before = stamps(view, config["files"])
                 try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -92,7 +93,8 @@ def check_name(name: str) -> None:
     """
     path = PurePosixPath(name)
     strange = path.is_absolute() or ".." in path.parts or str(path) != name or name == "."
-    if strange or "\\" in name or "\0" in name or PureWindowsPath(name).drive:
+    # No file can have NUL or half a character in its name.
+    if strange or re.search(r"[\\\0\ud800-\udfff]", name) or PureWindowsPath(name).drive:
         raise ValueError(f"the file {name[:80]!r} is not in the folder")
 
 

@@ -20,6 +20,7 @@ from meg_editor.generators.cache import NeuronCache
 from meg_editor.generators.dit import DiTGenerator
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.routed_model import RoutedModel
@@ -92,7 +93,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
         self.router = Router(encoder, gate, index, self.states)
         self.neuron_cache = NeuronCache(self.runtime.neuron_cache)
-        self.hook = NeuronHook(base, spec)
+        self.hook, self._capture = self._hooks()
         if isinstance(generator, DiTGenerator):
             generator.compile_network = self.runtime.generator_compile
         for part in (encoder, gate, generator, self.index):
@@ -128,12 +129,19 @@ class MeGModel(RoutedModel, ModelHubMixin):
     def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        apart = ("hook", "neuron_cache")
+        apart = ("hook", "_capture", "neuron_cache")
         state = {name: value for name, value in self.__dict__.items() if name not in apart}
         copied.__dict__.update(copy.deepcopy(state, memo))
         copied.neuron_cache = NeuronCache(self.neuron_cache.size)
-        copied.hook = NeuronHook(copied.base, self.spec)
+        copied.hook, copied._capture = copied._hooks()
         return copied
+
+    def _hooks(self) -> tuple[NeuronHook, InputCapture | None]:
+        """The hooks on the base model: none is registered or removed while it answers."""
+        capture = None
+        if self.index.state_weight:
+            capture = InputCapture(self.base.get_submodule(self.states.module))
+        return NeuronHook(self.base, self.spec), capture
 
     # ------------------------------------------------------------------ routing
 

@@ -107,7 +107,8 @@ def _finish(folder: Path) -> None:
 
 def _move_in(folder: Path, ready: Path) -> None:
     """Move the files of a version which is in force out of its hidden folder."""
-    obsolete = json.loads((ready / _OBSOLETE).read_text("utf-8"))
+    listed = ready / _OBSOLETE  # missing if a kill came at the very end
+    obsolete = json.loads(listed.read_text("utf-8")) if listed.exists() else []
     for name in sorted(manifest_names(folder)):
         if (ready / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -122,9 +122,9 @@ def holding(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterat
 
 @contextmanager
 def locked(descriptor: int, *, shared: bool = False, seconds: float = 0.0) -> Iterator[bool]:
-    """`holding`, of an open file. Where the file system has no locks they count as held."""
+    """`holding`, of an open file. Where there are no locks none is held, without waiting."""
     if fcntl is None:
-        yield True
+        yield False
         return
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     end, held = time.monotonic() + seconds, False
@@ -137,7 +137,7 @@ def locked(descriptor: int, *, shared: bool = False, seconds: float = 0.0) -> It
                 break
             time.sleep(0.005)
         except OSError:  # such as a network file system
-            held = True
+            break
     try:
         yield held
     finally:
