@@ -91,7 +91,7 @@ class FlatHyperParams:
         for key in values:
             if key not in known:
                 name = short_repr(key)
-                if former := cls.explain(str(key)):
+                if former := cls.explain(key) if isinstance(key, str) else None:
                     raise HParamsError(f"{name}: {former}")
                 close = difflib.get_close_matches(name.strip("'"), known, n=1, cutoff=0.5)
                 listed = cls.listed or f"known: {', '.join(known)}"
