@@ -64,14 +64,20 @@ def value_of(owner: object, default: Any = None) -> Any:
 
 
 def _block(owner: int | None, value: Any) -> Iterator[None]:
-    entry = _Entry(owner, value, _INNERMOST.get())
+    # Blocks that were left in another thread end here: else every request would add one.
+    entry = _Entry(owner, value, _innermost())
     _INNERMOST.set(entry)
     try:
         yield
     finally:
         # Not a reset to what was before: blocks of generators are not left in their order.
         entry.entered, entry.value = False, None
-        innermost = _INNERMOST.get()
-        while innermost is not None and not innermost.entered:
-            innermost = innermost.parent
-        _INNERMOST.set(innermost)
+        _INNERMOST.set(_innermost())
+
+
+def _innermost() -> _Entry | None:
+    """The innermost block of this thread or task that was not left yet."""
+    entry = _INNERMOST.get()
+    while entry is not None and not entry.entered:
+        entry = entry.parent
+    return entry

@@ -18,6 +18,7 @@ from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import Batch, Example, by_length
+from meg_editor.lm.weak_hook import WeakHook
 
 _INSTALLING = threading.Lock()
 
@@ -50,12 +51,8 @@ class LayersFrom:
             input_ids: (B, T).
             inputs: further inputs of the decoder, such as `attention_mask`.
         """
-
-        def save_rest(_: nn.Module, args: Any, output: Any) -> None:
-            if value_of(self):
-                self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
-
         below = self.blocks[: self.layer]
+        save_rest = WeakHook(self, "_save_rest")
         handles = [block.register_forward_hook(save_rest) for block in below[-1:]]
         inputs = {"use_cache": False, **inputs, "input_ids": input_ids}
         try:
@@ -78,6 +75,10 @@ class LayersFrom:
             for row, stream in zip(chunk, self.residual_stream(batch.ids), strict=True):
                 streams[row] = stream[: len(examples[row])]
         return [streams[row] for row in range(len(examples))]
+
+    def _save_rest(self, _: nn.Module, args: Any, output: Any) -> None:
+        if value_of(self):
+            self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
 
     @contextmanager
     def injected(self, stream: Tensor) -> Iterator[None]:
@@ -128,6 +129,10 @@ class _InjectableForward:
         self._forward, self._id = block.forward, id(block)
         functools.update_wrapper(self, self._forward)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In a copy or a pickle of the block: the `forward` which is replaced here."""
+        return _same, (self._forward,)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         injection: _Injection | None = value_of(_Injection)
         if injection is not None and self._id in injection.skipped:
@@ -138,6 +143,10 @@ class _InjectableForward:
         if args:
             return self._forward(injection.stream, *args[1:], **kwargs)
         return self._forward(**{**kwargs, "hidden_states": injection.stream})
+
+
+def _same(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return forward
 
 
 def _install(blocks: Sequence[nn.Module]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from transformers.activations import ACT2FN
 from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.protocols import CausalLM
+from meg_editor.lm.weak_hook import WeakHook
 
 
 class EditIgnoredError(RuntimeError):
@@ -92,9 +93,9 @@ class NeuronHook:
         block = modules[spec.read.rpartition(".")[0]]
         before = {"with_kwargs": True}
         self._handles = [
-            block.register_forward_pre_hook(_WeakHook(self, "_note_batch"), **before),
-            modules[spec.read].register_forward_pre_hook(_WeakHook(self, "_note_input"), **before),
-            modules[spec.write].register_forward_hook(_WeakHook(self, "_add_neurons")),
+            block.register_forward_pre_hook(WeakHook(self, "_note_batch"), **before),
+            modules[spec.read].register_forward_pre_hook(WeakHook(self, "_note_input"), **before),
+            modules[spec.write].register_forward_hook(WeakHook(self, "_add_neurons")),
         ]
         weakref.finalize(self, _remove, self._handles)
         if is_compiled(model):
@@ -198,34 +199,6 @@ class NeuronHook:
         value = self._activation(key if b is None else key + b.unsqueeze(1))
         addition: Tensor = value.unsqueeze(-1) * v.unsqueeze(1)
         return addition
-
-
-class _WeakHook:
-    """Hook which calls a method of a weakly referenced owner, and removes itself without one.
-
-    A deep copy has no owner: the neurons of the original do not change a copied model.
-    """
-
-    def __init__(self, owner: object | None, method: str) -> None:
-        self._owner: Callable[[], Any] = (lambda: None) if owner is None else weakref.ref(owner)
-        self._method = method
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _WeakHook:
-        return _WeakHook(None, self._method)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _WeakHook, (None, self._method)
-
-    # Not traced by torch.compile, which would bake in the neurons of the call it traces.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, *arguments: Any) -> Any:
-        owner = self._owner()
-        if owner is None:
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for key in [key for key, hook in hooks.items() if hook is self]:
-                    del hooks[key]
-            return None
-        return getattr(owner, self._method)(module, *arguments)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ The hooks act on calls of this thread or asyncio task only.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -12,10 +13,57 @@ from typing import Any
 from torch import Tensor, nn
 
 from meg_editor.lm.in_effect import in_effect, value_of
+from meg_editor.lm.weak_hook import WeakHook
 
 
 class _Exit(Exception):
     """Ends a forward pass early."""
+
+
+class InputCapture:
+    """A hook which captures the input of `module`; without captures it does nothing.
+
+    While this object lives, `capture_input` uses its hook instead of registering one per call:
+    a model which is asked by some threads can be copied and pickled by others. The hook comes off
+    when this object is garbage-collected.
+
+    Args:
+        shared: whether `capture_input` finds it.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Identity(), nn.ReLU())
+        >>> capture = InputCapture(model[1])
+        >>> capture.of(lambda: model(torch.tensor([-1.0]))).tolist()
+        [-1.0]
+        >>> capture_input(model[1], lambda: model(torch.tensor([-2.0]))).tolist()
+        [-2.0]
+    """
+
+    def __init__(self, module: nn.Module, shared: bool = True) -> None:
+        self.shared = shared
+        self._name = type(module).__name__
+        # Before any NeuronHook on the module, which must not see a pass that ends here.
+        hook = WeakHook(self, "_capture")
+        handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+        self.remove = weakref.finalize(self, handle.remove)
+
+    def of(self, forward: Callable[[], Any]) -> Tensor:
+        """Input of the module in the forward pass `forward`; see `capture_input`."""
+        captured: list[Tensor] = []
+        with in_effect(self, captured), suppress(_Exit):
+            forward()
+        if not captured:
+            raise ValueError(f"the forward pass does not reach {self._name}")
+        return captured[0]
+
+    # Without kwargs: where another thread meets the hook while it is taken off.
+    def _capture(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+        captured: list[Tensor] | None = value_of(self)
+        if captured is not None:
+            first = next(iter((*args, *kwargs.values())))
+            captured.append(first if args else kwargs.get("hidden_states", first))
+            raise _Exit
 
 
 def capture_input(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
@@ -34,26 +82,15 @@ def capture_input(module: nn.Module, forward: Callable[[], Any]) -> Tensor:
         >>> capture_input(model[1], lambda: model(torch.tensor([-1.0]))).tolist()
         [-1.0]
     """
-    captured: list[Tensor] = []
-
-    # Without kwargs: where another thread meets the hook while it is taken off.
-    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
-        if not value_of(captured):
-            return
-        first = next(iter((*args, *kwargs.values())))
-        captured.append(first if args else kwargs.get("hidden_states", first))
-        raise _Exit
-
-    # Before any NeuronHook on the module, which must not see this pass.
-    handle = module.register_forward_pre_hook(capture, prepend=True, with_kwargs=True)
+    for hook in tuple(module._forward_pre_hooks.values()):
+        owner = hook.owner if isinstance(hook, WeakHook) else None
+        if isinstance(owner, InputCapture) and owner.shared:
+            return owner.of(forward)
+    capture = InputCapture(module, shared=False)
     try:
-        with in_effect(captured, True), suppress(_Exit):
-            forward()
+        return capture.of(forward)
     finally:
-        handle.remove()
-    if not captured:
-        raise ValueError(f"the forward pass does not reach {type(module).__name__}")
-    return captured[0]
+        capture.remove()
 
 
 def run_until(modules: Iterable[nn.Module], forward: Callable[[], Any]) -> None:
@@ -68,18 +105,26 @@ def run_until(modules: Iterable[nn.Module], forward: Callable[[], Any]) -> None:
         >>> outputs
         [[1.0]]
     """
-    pending = set(modules)
-
-    def exit_early(module: nn.Module, *_: Any) -> None:
-        if value_of(pending):
-            pending.discard(module)
-            if not pending:
-                raise _Exit
-
-    handles = [module.register_forward_hook(exit_early) for module in pending]
+    pending = _Pending(modules)
+    handles = [
+        module.register_forward_hook(WeakHook(pending, "discard")) for module in pending.modules
+    ]
     try:
         with in_effect(pending, True), suppress(_Exit):
             forward()
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Pending:
+    """Modules which have to run before a forward pass ends."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.modules = set(modules)
+
+    def discard(self, module: nn.Module, *_: Any) -> None:
+        if value_of(self):
+            self.modules.discard(module)
+            if not self.modules:
+                raise _Exit
