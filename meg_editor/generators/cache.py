@@ -28,6 +28,7 @@ class NeuronCache:
         self.size = size
         self._neurons: OrderedDict[int, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        self._cleared = 0  # times
 
     def __len__(self) -> int:
         return len(self._neurons)
@@ -40,6 +41,7 @@ class NeuronCache:
             generate: gives neurons (M, P) for the M indices which are not cached.
         """
         with self._lock:
+            cleared = self._cleared
             neurons = {edit: self._neurons[edit] for edit in edits if edit in self._neurons}
         missing = [edit for edit in dict.fromkeys(edits) if edit not in neurons]
         if missing:
@@ -47,7 +49,8 @@ class NeuronCache:
             new = [row.clone() for row in generate(missing)]
             neurons.update(zip(missing, new, strict=True))
         with self._lock:
-            for edit in edits:
+            # What was generated before a `clear` is out of date.
+            for edit in edits if cleared == self._cleared else ():
                 self._neurons[edit] = neurons[edit]
                 self._neurons.move_to_end(edit)
             while len(self._neurons) > self.size:
@@ -58,3 +61,4 @@ class NeuronCache:
         """Empty the cache."""
         with self._lock:
             self._neurons.clear()
+            self._cleared += 1
