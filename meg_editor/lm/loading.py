@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import HParamsError
+from meg_editor.lm.loading_lock import LOADING
 from meg_editor.lm.reference import resolve_model_name
 
 
@@ -44,6 +45,8 @@ def resolve_device(name: str) -> str:
 def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
     """The causal LM to edit, frozen and in evaluation mode, and its tokenizer.
 
+    Threads load one after another.
+
     Args:
         hparams: `model_name`, `device`, `fp16` and `model_parallel` count. Weights are float32 on
             a CPU, else in the precision they are stored in.
@@ -65,7 +68,8 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
     if device == "cpu" and not hparams.fp16:
         dtype = torch.float32
     placement = {"device_map": "auto"} if hparams.model_parallel else {}
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placement)
+    with LOADING:
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placement)
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

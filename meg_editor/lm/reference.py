@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from meg_editor.lm.fingerprint import fingerprint, same_model
+from meg_editor.lm.loading_lock import LOADING
 from meg_editor.lm.protocols import CausalLM
 
 ASSETS = Path(__file__).parent / "assets"
@@ -136,7 +137,9 @@ class ModelReference:
         try:
             if not source:
                 raise ValueError("it had no name when the edits were saved")
-            model: Any = AutoModelForCausalLM.from_pretrained(resolve_model_name(source), **options)
+            name = resolve_model_name(source)
+            with LOADING:
+                model: Any = AutoModelForCausalLM.from_pretrained(name, **options)
         except Exception as error:  # transformers, safetensors and tokenizers have many kinds
             raise OSError(
                 f"cannot load the base model {source!r} (revision "

@@ -18,6 +18,7 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.generators import WeightGenerator
 from meg_editor.generators.cache import NeuronCache
 from meg_editor.generators.dit import DiTGenerator
+from meg_editor.lm.loading_lock import LOADING
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.partial_forward import InputCapture
@@ -87,8 +88,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         self.hparams, self.spec = hparams, spec
         self.runtime = runtime or RuntimeConfig()
         self.encoder, self.gate, self.generator = encoder, gate, generator
-        self.index = index
-        self.edits = tuple(edits)
+        self.index, self.edits = index, tuple(edits)
         self.fitted: FitReport | None = None
         self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
         self.router = Router(encoder, gate, index, self.states)
@@ -127,8 +127,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
+        copied = memo[id(self)] = type(self).__new__(type(self))
         apart = ("hook", "_capture", "neuron_cache")
         state = {name: value for name, value in self.__dict__.items() if name not in apart}
         copied.__dict__.update(copy.deepcopy(state, memo))
@@ -138,9 +137,8 @@ class MeGModel(RoutedModel, ModelHubMixin):
 
     def _hooks(self) -> tuple[NeuronHook, InputCapture | None]:
         """The hooks on the base model: none is registered or removed while it answers."""
-        capture = None
-        if self.index.state_weight:
-            capture = InputCapture(self.base.get_submodule(self.states.module))
+        module = self.base.get_submodule(self.states.module)
+        capture = InputCapture(module) if self.index.state_weight else None
         return NeuronHook(self.base, self.spec), capture
 
     # ------------------------------------------------------------------ routing
@@ -283,7 +281,9 @@ class MeGModel(RoutedModel, ModelHubMixin):
 
         hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         options = {name: kwargs.pop(name) for name in hub if name in kwargs}
-        return from_pretrained(local_folder(pretrained_model_name_or_path, **options), **kwargs)
+        folder = local_folder(pretrained_model_name_or_path, **options)
+        with LOADING:
+            return from_pretrained(folder, **kwargs)
 
 
 class _UnsupportedModelFilter(logging.Filter):
