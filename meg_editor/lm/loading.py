@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import HParamsError
-from meg_editor.lm.loading_lock import LOADING
+from meg_editor.lm.one_load import one_load
 from meg_editor.lm.reference import resolve_model_name
 
 
@@ -68,7 +68,7 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
     if device == "cpu" and not hparams.fp16:
         dtype = torch.float32
     placement = {"device_map": "auto"} if hparams.model_parallel else {}
-    with LOADING:
+    with one_load():
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placement)
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.pad_token_id is None:

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from meg_editor.lm.fingerprint import fingerprint, same_model
-from meg_editor.lm.loading_lock import LOADING
+from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM
 
 ASSETS = Path(__file__).parent / "assets"
@@ -138,7 +138,7 @@ class ModelReference:
             if not source:
                 raise ValueError("it had no name when the edits were saved")
             name = resolve_model_name(source)
-            with LOADING:
+            with one_load():
                 model: Any = AutoModelForCausalLM.from_pretrained(name, **options)
         except Exception as error:  # transformers, safetensors and tokenizers have many kinds
             raise OSError(

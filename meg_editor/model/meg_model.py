@@ -18,9 +18,9 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.generators import WeightGenerator
 from meg_editor.generators.cache import NeuronCache
 from meg_editor.generators.dit import DiTGenerator
-from meg_editor.lm.loading_lock import LOADING
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.one_load import one_load
 from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.fit_report import FitReport
@@ -282,7 +282,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         options = {name: kwargs.pop(name) for name in hub if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, **options)
-        with LOADING:
+        with one_load():
             return from_pretrained(folder, **kwargs)
 
 

@@ -7,7 +7,6 @@ import errno
 import json
 import re
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ from meg_editor.model.manifest import (
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.publish import publish, settle
 from meg_editor.model.schema import FORMAT_VERSION, format_edits
-from meg_editor.runtime.files import kind_of, resolved
+from meg_editor.runtime.files import kind_of, resolved, unfinished_name
 
 
 def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = False) -> None:
@@ -100,9 +99,10 @@ def check_destination(folder: str | Path) -> Path:
         raise FileExistsError(f"{folder} is a {kind}, which {refused}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for place in {folder.parent, folder if folder.is_dir() else folder.parent}:
-            with TemporaryDirectory(dir=place, prefix=f".{folder.name}."):
-                pass
+        for place in {folder, folder / CONFIG} if folder.is_dir() else {folder}:
+            probe = unfinished_name(place)  # swept, should a kill leave it
+            probe.mkdir()
+            probe.rmdir()
     except OSError as error:
         raise _not_saved(folder, error, error.errno) from error
     return folder

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from meg_editor.lm.one_load import one_load
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.pooling import check_pooling, own_pooling, pool
 from meg_editor.runtime.progress import progress_bar
@@ -99,10 +100,11 @@ class TextEncoder(nn.Module):
 
 def load_network(name: str | Path, **options: Any) -> Any:
     """`AutoModel.from_pretrained` without BERT's pooler, which checkpoints often lack."""
-    try:
-        return AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
-    except TypeError:  # an encoder which has no pooler to leave out
-        return AutoModel.from_pretrained(name, **options)
+    with one_load():
+        try:
+            return AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
+        except TypeError:  # an encoder which has no pooler to leave out
+            return AutoModel.from_pretrained(name, **options)
 
 
 def tune_encoder(
