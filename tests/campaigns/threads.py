@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from transformers import TextIteratorStreamer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from anywhere
+
 from meg_editor.lm.tokens import left_padded
 
 TOKENS = 6
@@ -321,5 +323,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     sys.exit(main())
