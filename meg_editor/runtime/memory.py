@@ -45,7 +45,9 @@ def saved_bytes(forward: Callable[[], Any], weights: Iterable[Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in skipped:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Not the tensor itself: one that its own node saves would hold the node, the node it, in
+        # C++, where no garbage collector sees the cycle. Not None: its storage must not be freed.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         held = forward()  # held, so that no storage is freed and counted under its address again
