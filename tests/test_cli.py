@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from meg_editor.cli import main as cli
 from meg_editor.cli.hparams import parse_changes
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.model.manifest import checksum
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.routing.encoder import TextEncoder
 
@@ -189,6 +191,7 @@ def test_a_saved_base_needs_no_model_elsewhere(
     assert edit(facts, "--save-base")[0] == 0
     config = json.loads((tmp_path / "out" / "meg_config.json").read_text("utf-8"))
     config["base"]["name"] = "/nowhere"
+    config["checksum"] = checksum(config)
     (tmp_path / "out" / "meg_config.json").write_text(json.dumps(config), "utf-8")
     assert run("ask", tmp_path / "out", FACTS[0]["prompt"])[1].startswith("Erewhon\n")
 
@@ -347,12 +350,95 @@ def test_an_error_nobody_foresaw_is_one_line_too(
     edit: Command, facts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: Any) -> None:
-        raise RuntimeError("out of\nmemory")
+        raise RuntimeError("no such\nkernel")
 
     monkeypatch.setattr("meg_editor.lm.loading.load_model", fail)
     status, _, err = edit(facts)
     assert status == 1
-    assert err == "meg-editor: unexpected RuntimeError: out of memory; --debug shows where\n"
+    assert err == "meg-editor: unexpected RuntimeError: no such kernel; --debug shows where\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        ImportError("libtorch.so: cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_said_in_one_line(
+    edit: Command, facts: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("meg_editor.lm.loading.load_model", fail)
+    status, _, err = edit(facts)
+    assert status == 2
+    assert err.startswith("meg-editor: error: out of memory; close") and err.count("\n") == 1
+
+
+def test_a_method_whose_module_is_broken_is_bad_input(run: Command, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def apply_to_model(:")
+    (tmp_path / "failing.py").write_text("1 / 0")
+    for name, problem in (("broken.py", "SyntaxError"), ("failing.py", "ZeroDivisionError")):
+        where = tmp_path / name
+        options = ("--data", "reference", "--out", tmp_path / "out", "--methods", f"mine={where}")
+        refused(run("benchmark", *options), f"{where} cannot be imported: {problem}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("benchmark", "--data", "reference", "--out", "x", "--seeds", "0"),
+        ("benchmark", "--data", "reference", "--out", "x", "--edits", "0"),
+        ("ask", "x", "y", "--max-new-tokens", "0"),
+        ("ask", "x", "y", "--max-new-tokens", "9" * 5000),
+        ("edit", "--edits", "x", "--out", "y", "--seed", "-1"),
+        ("edit", "--edits", "bad\udcff.json", "--out", "y"),
+        ("ask", "x", "What\ud800?"),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:40].encode("ascii", "replace").decode(),
+)
+def test_impossible_arguments_are_refused(
+    run: Command, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2 and "error: " in last and len(last) < 300
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_a_signal_cleans_up_and_tells_by_its_status(
+    edit: Command,
+    facts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def interrupted(*_: Any) -> None:
+        signal.raise_signal(number)
+        raise AssertionError("the signal was not noticed")
+
+    monkeypatch.setattr(TextEncoder, "save_pretrained", interrupted)
+    if number == signal.SIGTERM:
+        with pytest.raises(SystemExit) as caught:
+            edit(facts)
+        assert caught.value.code == status
+    else:
+        assert edit(facts)[0] == status
+    left = {path.name for path in tmp_path.iterdir()} - before
+    assert left == {"out.stages"}, "nothing half-written stays beside the finished stages"
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
 
 
 # ------------------------------------------------------------------------------ bad input
@@ -449,10 +535,10 @@ def test_a_foreign_or_impossible_folder_is_refused_before_the_work(
     refused(edit(facts, "--out", "."), f"{tmp_path}/mine", "thesis.txt")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    refused(edit(facts, "--out", "."), f"{tmp_path}/empty", "working directory")
+    assert edit(facts, "--out", ".")[2].startswith("meg-editor: unexpected AssertionError")
     refused(edit(facts, "--out", "/"), "not overwritten")
     assert tree(tmp_path / "mine") == {"thesis.txt": b"mine"}
-    assert not list(tmp_path.glob("*.stages"))
+    assert not list(tmp_path.glob("*.stages")) and not tree(tmp_path / "empty")
 
 
 def _never(*_: Any) -> None:

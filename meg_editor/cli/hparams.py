@@ -11,9 +11,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from meg_editor.config.flat_yaml import parse_yaml_value
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.input_files import short_repr
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import HParamsError
 
@@ -92,9 +92,10 @@ def parse_changes(changes: Sequence[str], hints: dict[str, Any]) -> dict[str, An
             values[name] = int(text) if name == "device" and text.isdigit() else text
             continue
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--set {name}: cannot read the value {text!r}: {error}") from error
+            values[name] = parse_yaml_value(text)
+        except ValueError as error:
+            shown = short_repr(text)
+            raise ValueError(f"--set {name}: cannot read {shown}: {error}") from error
     return values
 
 
@@ -127,7 +128,7 @@ def check_not_saved_edits(model: str | None) -> None:
     folder = config.parent
     try:
         base = json.loads(config.read_text("utf-8"))["base"]["name"] or "its base model"
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         base = "its base model"
     raise ValueError(
         f"--model {folder} is a folder of saved edits, not a model, and saved edits cannot be "

@@ -66,7 +66,7 @@ def _command(commands: Commands, name: str, text: str, note: str = "") -> argpar
 
 def _demo(commands: Commands) -> None:
     demo = _command(commands, "demo", "edit the reference model and measure everything")
-    demo.add_argument("--edits", type=positive, default=256, help="facts to edit (default 256)")
+    demo.add_argument("--edits", type=int, default=256, help="facts to edit (default 256)")
     demo.add_argument("--seed", type=natural, default=0, help="draws the facts (default 0)")
     demo.add_argument(
         "--out",
