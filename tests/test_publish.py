@@ -148,6 +148,6 @@ def test_no_device_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "null").symlink_to("/dev/null")
     for name, kind in (("pipe", "pipe"), ("null", "device"), (".", "folder")):
         writing = replacing(tmp_path / name)
-        with pytest.raises(OSError, match=f"expected a file, got a {kind}"), writing:
+        with pytest.raises(OSError, match=f"expected a regular file, got a {kind}"), writing:
             pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import reprlib
-import stat
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from meg_editor.runtime.files import check_regular
 
 _NAMES = 8  # in a message
 
@@ -86,15 +88,13 @@ def read_regular_file(path: Path, limit: int, shown: str) -> bytes:
         ValueError: /dev/zero: expected a regular file, got a device; save its content to a file
         first
     """
-    status = path.stat()
-    kind = stat.S_IFMT(status.st_mode)
-    if kind == stat.S_IFDIR:
-        raise IsADirectoryError(f"{shown}: expected a file, got a directory")
-    if kind != stat.S_IFREG:
-        name = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}.get(kind, "device")
-        raise ValueError(
-            f"{shown}: expected a regular file, got a {name}; save its content to a file first"
-        )
-    if status.st_size > limit:
-        raise ValueError(f"{shown}: expected at most {limit:,} bytes, got {status.st_size:,}")
+    try:
+        found = check_regular(path)
+    except OSError as error:
+        problem = f"{shown}: {error.strerror}"
+        if error.errno != errno.EINVAL:
+            raise type(error)(problem) from error
+        raise ValueError(f"{problem}; save its content to a file first") from error
+    if found is not None and found.st_size > limit:
+        raise ValueError(f"{shown}: expected at most {limit:,} bytes, got {found.st_size:,}")
     return path.read_bytes()

@@ -173,13 +173,15 @@ def check_regular(path: Path, *, missing_ok: bool = False) -> os.stat_result | N
         Its stat, links followed; None if it is missing.
 
     Raises:
-        OSError: it is a folder, device, pipe or socket, or it is missing.
+        FileNotFoundError: it is missing.
+        IsADirectoryError: it is a folder.
+        OSError: it is a device, pipe or socket; its `errno` is EINVAL.
 
     Example:
         >>> check_regular(Path("/dev/null"))
         Traceback (most recent call last):
         ...
-        OSError: [Errno 22] expected a file, got a device: '/dev/null'
+        OSError: [Errno 22] expected a regular file, got a device: '/dev/null'
     """
     try:
         found = path.stat()
@@ -188,7 +190,9 @@ def check_regular(path: Path, *, missing_ok: bool = False) -> os.stat_result | N
             return None
         raise
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, f"expected a file, got a {kind_of(found.st_mode)}", str(path))
+        code = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+        problem = f"expected a regular file, got a {kind_of(found.st_mode)}"
+        raise OSError(code, problem, str(path))
     return found
 
 
