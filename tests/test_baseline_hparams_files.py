@@ -180,6 +180,10 @@ def test_keys_that_no_method_knows_are_refused_with_the_nearest_name() -> None:
     memit, ft = BASELINES["memit"].settings, BASELINES["ft"].settings
     with pytest.raises(HParamsError, match="layer_selection: expected 'all' .* got 'random'"):
         memit.from_dict({"layer_selection": "random"})
+    for values in ({"layer_selection": "x" * 9999}, {"layers": [9] * 9999}, {"alg_name": "x" * 99}):
+        with pytest.raises(HParamsError) as caught:
+            memit.from_dict(values)
+        assert len(str(caught.value)) < 300
     with pytest.raises(HParamsError, match="objective_optimization: expected 'target_new'"):
         ft.from_dict({"objective_optimization": "prompt_last"})
     with pytest.raises(HParamsError, match="told.*it is context_template now"):

@@ -365,6 +365,7 @@ def test_an_error_nobody_foresaw_is_one_line_too(
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
         ImportError("libtorch.so: cannot allocate memory"),
+        RuntimeError("could not create a primitive"),  # oneDNN's
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -378,6 +379,21 @@ def test_too_little_memory_is_said_in_one_line(
     status, _, err = edit(facts)
     assert status == 2
     assert err.startswith("meg-editor: error: out of memory; close") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "x" * 5000, "a\nb\u202e", "x" * 10**6])
+def test_messages_are_one_bounded_line(
+    run: Command, edit: Command, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for result in (edit(Path(text)), run("ask", text, "What?"), run("settings", text)):
+        status, out, err = result
+        assert (status, out) == (2, "") and err.count("\n") == 1 and len(err) < 1000
+        assert err.strip().isprintable()
+    for arguments in (("edit", "--seed", text), ("ask", "x", "y", f"--{text}"), (text,)):
+        with pytest.raises(SystemExit):
+            run(*arguments)
+        last = capsys.readouterr().err.split("\n")[-2]
+        assert "error: " in last and len(last) < 1000 and last.isprintable()
 
 
 def test_a_method_whose_module_is_broken_is_bad_input(run: Command, tmp_path: Path) -> None:

@@ -206,6 +206,16 @@ def test_a_bad_record_names_file_entry_and_field(
     assert str(caught.value).startswith("data.json, entry 1") and message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "record",
+    [{"src": ["x" * 9999] * 999}, {"src": {"a\n": 1}}, {f"{i}\n" * 99: i for i in range(99)}],
+)
+def test_a_bad_record_gives_a_short_line(written: Writer, record: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        load_zsre(written(record))
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
 def test_a_file_which_is_not_there_is_named(tmp_path: Path) -> None:
     for load in DATASETS.values():
         with pytest.raises(FileNotFoundError, match="nowhere.json"):

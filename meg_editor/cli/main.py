@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 
-from meg_editor.cli.parser import build_parser
+from meg_editor.cli.parser import build_parser, one_line
 
 _LOG = logging.getLogger(__name__)
 _BAD_INPUT = (ValueError, OSError, FloatingPointError)
 # How torch, C++ and Linux say it, beside MemoryError.
-_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate memory|bad_alloc|could not create a (primitive|memory)",
+    re.IGNORECASE,
+)
 
 
 def entry() -> int:
@@ -99,7 +102,7 @@ def _report(error: Exception, debug: bool) -> int:
     """One line on standard error, with the traceback above it under --debug; the exit status."""
     if debug:
         traceback.print_exception(error)
-    text = " ".join(str(error).split())
+    text = one_line(str(error))
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         print(f"meg-editor: error: {_no_memory(text)}", file=sys.stderr)
         return 2

@@ -8,18 +8,41 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 SETTINGS_NOTE = "`meg-editor settings` lists all NAMEs of --set with defaults and explanations."
 _PRESETS = ("default", "paper")
 _DATA_HELP = "reference, counterfact, zsre, mquake, unke, knowedit or wikibigedit"
 
 
+_LONGEST = 800  # characters of a message
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, whatever the arguments hold."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A message for the terminal: its white space joined, no control characters, its middle cut.
+
+    Example:
+        >>> one_line("no such file:\\n\\x1b[2J")
+        'no such file: \\\\x1b[2J'
+    """
+    text = " ".join(text.split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `meg-editor`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="meg-editor",
         description="Edit thousands of facts in a language model at once.",
         epilog="`meg-editor COMMAND --help` explains a command. Exit status: 0, 2 for bad input, "

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+from meg_editor.config.input_files import short_repr
 from meg_editor.config.settings import FlatHyperParams, HParamsError, setting
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.protocols import CausalLM
@@ -62,10 +63,11 @@ class BaselineHyperParams(FlatHyperParams):
         super().__post_init__()
         name = type(self).__dataclass_fields__["alg_name"].default
         if self.alg_name != name:
-            raise HParamsError(f"alg_name: expected {name!r}, got {self.alg_name!r}")
+            raise HParamsError(f"alg_name: expected {name!r}, got {short_repr(self.alg_name)}")
         if self.prompt_template.count("{}") != 1:
             raise HParamsError(
-                f"prompt_template: expected exactly one {{}}, got {self.prompt_template!r}"
+                "prompt_template: expected exactly one {}, got "
+                f"{short_repr(self.prompt_template)}"
             )
 
     @classmethod
@@ -89,7 +91,8 @@ class BaselineHyperParams(FlatHyperParams):
             elif key in fixed and value not in fixed[key]:
                 expected = " or ".join(map(repr, fixed[key]))
                 raise HParamsError(
-                    f"{key}: expected {expected} (nothing else is implemented), got {value!r}"
+                    f"{key}: expected {expected} (nothing else is implemented), got "
+                    f"{short_repr(value)}"
                 )
         return super().from_dict(chosen)
 
@@ -140,9 +143,11 @@ class LayerHyperParams(BaselineHyperParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.layers or self.layers != sorted(set(self.layers)):
-            raise HParamsError(f"layers: expected ascending indices, got {self.layers}")
+            raise HParamsError(f"layers: expected ascending indices, got {short_repr(self.layers)}")
         if self.one_layer and len(self.layers) != 1:
-            raise HParamsError(f"layers: expected one layer such as [7], got {self.layers}")
+            raise HParamsError(
+                f"layers: expected one layer such as [7], got {short_repr(self.layers)}"
+            )
 
     def down_projections(self, model: CausalLM) -> list[str]:
         """The dotted name of the FFN's last linear layer, for each of `layers`.
@@ -178,7 +183,7 @@ class WriteHyperParams(LayerHyperParams):
         for layer, name in zip(self.layers, names, strict=True):
             if name not in modules:
                 raise ValueError(
-                    f"rewrite_module_tmp: {name!r} does not exist; by default it is "
+                    f"rewrite_module_tmp: {short_repr(name)} does not exist; by default it is "
                     f"{find_ffn(model, layer).down!r}"
                 )
         return names

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from meg_editor.config.input_files import short_names, short_repr
 from meg_editor.requests.files import read_rows
 from meg_editor.requests.request import RequestError
 
@@ -65,13 +66,14 @@ class Record:
 
     def error(self, name: str, expected: str, value: Any) -> RequestError:
         """The error of a field which is not as expected."""
-        shown = f"{type(value).__name__} ({str(value)[:40]})"
+        shown = f"{type(value).__name__} ({short_repr(value, 40)})"
         return RequestError(f"{self.where}: field {name!r}: expected {expected}, got {shown}")
 
     def _value(self, name: str) -> Any:
         if name not in self.row:
-            known = ", ".join(map(repr, self.row)) or "nothing"
-            raise RequestError(f"{self.where}: field {name!r} is missing (found {known})")
+            raise RequestError(
+                f"{self.where}: field {name!r} is missing (found {short_names(self.row)})"
+            )
         return self.row[name]
 
 
