@@ -70,6 +70,23 @@ def test_fit_gives_a_routed_model_and_tells_what_happened(run: Any, tiny_llama: 
     }
 
 
+def test_tuning_facts_which_are_edited_in_another_spelling_are_left_out(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(context: Any, *_: Any) -> None:
+        raise Stopped(context)
+
+    monkeypatch.setattr("meg_editor.fitting.pipeline.EncoderStage", stop)
+    twin = dataclasses.replace(TUNING[0], prompt=EDITS[0].prompt.replace(" ", " \u200b "))
+    with pytest.raises(Stopped) as caught:
+        run(pseudo=[*TUNING, twin], calibration=[twin, *TUNING])
+    (context,) = caught.value.args
+    assert context.pseudo == context.calibration == TUNING
+
+
 def test_the_same_seed_gives_the_same_model(run: Any) -> None:
     first, second = run()[0], run()[0]
     for ours, theirs in zip(first.state_dict().values(), second.state_dict().values(), strict=True):

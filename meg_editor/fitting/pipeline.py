@@ -89,15 +89,15 @@ def fit(
 
             pseudo = pseudo_requests() if pseudo is None else pseudo
             calibration = calibration_requests() if calibration is None else calibration
-        prompts = {edit.prompt for edit in edits}
+        edited_keys = {edit.key for edit in edits}
         spec = NeuronSpec.from_hparams(model, hparams)
         context = FitContext(
             model,
             tokenizer,
             spec,
             edits,
-            [fact for fact in pseudo if fact.prompt not in prompts],
-            [fact for fact in calibration if fact.prompt not in prompts],
+            [fact for fact in pseudo if fact.key not in edited_keys],
+            [fact for fact in calibration if fact.key not in edited_keys],
             hparams,
             runtime,
             store or ArtifactStore(),
