@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import random
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import OTHERS, PROMPTS
+from transformers import BertConfig, BertForPreTraining, BertModel
 
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.request import EditRequest
-from meg_editor.routing.encoder import TextEncoder, _infonce, tune_encoder
+from meg_editor.routing.encoder import TextEncoder, _infonce, load_network, tune_encoder
 from meg_editor.routing.pooling import own_pooling, pool
 
 FACTS = [
@@ -135,6 +137,20 @@ MODULES = [
     {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     {"idx": 2, "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
 ]
+
+
+def test_a_checkpoint_with_pooler_and_heads_loads_without_a_report(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
+    BertForPreTraining(BertConfig(**sizes, intermediate_size=8)).save_pretrained(tmp_path)
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = said.append  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        network = load_network(tmp_path)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert type(network) is BertModel and network.pooler is None and not said
 
 
 def test_a_module_which_changes_embeddings_is_refused(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from meg_editor.lm.one_load import one_load
 from meg_editor.requests.request import EditRequest
@@ -21,6 +22,9 @@ from meg_editor.runtime.progress import progress_bar
 _CHUNK = 256
 _BATCH = 64  # facts in a tuning step
 _TEMPERATURE = 0.05  # τ of InfoNCE (eq. 5)
+_IGNORED = "_keys_to_ignore_on_load_unexpected"  # of transformers' classes
+_UNUSED = (r"(^|\.)pooler\.", r"^(cls|lm_head|classifier|qa_outputs|vocab_\w+)\.")
+_LOCATION = ("local_files_only", "trust_remote_code", "revision", "token", "cache_dir")
 
 
 class TextEncoder(nn.Module):
@@ -99,12 +103,24 @@ class TextEncoder(nn.Module):
 
 
 def load_network(name: str | Path, **options: Any) -> Any:
-    """`AutoModel.from_pretrained` without BERT's pooler, which checkpoints often lack."""
+    """`AutoModel.from_pretrained` without BERT's pooler, which checkpoints often lack.
+
+    Poolers and heads in a checkpoint are not used, and not reported.
+    """
+    located = {key: options[key] for key in _LOCATION if key in options}
     with one_load():
-        try:
-            return AutoModel.from_pretrained(name, add_pooling_layer=False, **options)
-        except TypeError:  # an encoder which has no pooler to leave out
+        config = AutoConfig.from_pretrained(name, **located)
+        kind = MODEL_MAPPING.get(type(config), None)
+        if not isinstance(kind, type):  # code of a repository
             return AutoModel.from_pretrained(name, **options)
+        # transformers reports what it does not use, unless the class says that it is known.
+        known = [*(getattr(kind, _IGNORED) or ()), *_UNUSED]
+        silent: Any = type(kind.__name__, (kind,), {_IGNORED: known, "__module__": kind.__module__})
+        if "add_pooling_layer" in signature(kind).parameters:
+            options["add_pooling_layer"] = False
+        loaded = silent.from_pretrained(name, config=config, **options)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).__class__ = kind
+        return loaded
 
 
 def tune_encoder(
