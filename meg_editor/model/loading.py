@@ -21,6 +21,7 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.generators import WeightGenerator
 from meg_editor.lm.loading import resolve_device
 from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import ModelReference, WrongModelError
 from meg_editor.model.checks import check_finite, check_neuron, check_sizes
@@ -81,6 +82,7 @@ def local_folder(name: str | Path, **options: Any) -> Path:
         ) from error
 
 
+@one_load()
 def from_pretrained(
     folder: str | Path,
     *,
@@ -92,6 +94,7 @@ def from_pretrained(
     """Load a model saved by `save_pretrained`; it answers token for token as the saved one.
 
     What is loaded is one version of the folder, whole, also while another process saves to it.
+    Threads load one after another.
 
     Args:
         base: the unedited model, or its hub id or local folder. Default: the copy in the folder if

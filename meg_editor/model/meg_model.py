@@ -20,7 +20,6 @@ from meg_editor.generators.cache import NeuronCache
 from meg_editor.generators.dit import DiTGenerator
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
-from meg_editor.lm.one_load import one_load
 from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.fit_report import FitReport
@@ -281,9 +280,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
 
         hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         options = {name: kwargs.pop(name) for name in hub if name in kwargs}
-        folder = local_folder(pretrained_model_name_or_path, **options)
-        with one_load():
-            return from_pretrained(folder, **kwargs)
+        return from_pretrained(local_folder(pretrained_model_name_or_path, **options), **kwargs)
 
 
 class _UnsupportedModelFilter(logging.Filter):
