@@ -112,6 +112,19 @@ def test_an_impossible_neuron_takes_no_memory(model: MeGModel, folder: Path, siz
         from_pretrained(folder, base=model.base)
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\nb", "\x1b[2J", "x" * 5000])
+def test_a_message_about_odd_names_can_be_printed(model: MeGModel, folder: Path, name: str) -> None:
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    for value in ("", {"sha256": "", "size": 1}):
+        config["files"][name] = value
+        text = json.dumps({**config, "checksum": checksum(config)})
+        (folder / CONFIG).write_text(text, "utf-8")
+        with pytest.raises(SavedModelError) as caught:
+            from_pretrained(folder, base=model.base)
+        str(caught.value).encode()
+        assert value or (str(caught.value).isprintable() and len(str(caught.value)) < 500)
+
+
 @pytest.mark.parametrize(
     ("name", "number"),
     [("num_hidden_layers", 10**7), ("vocab_size", 10**11), ("max_position_embeddings", 10**10)],

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from meg_editor.config.input_files import short_repr
 from meg_editor.requests.request import EditRequest
 
 FORMAT_VERSION = 3
@@ -38,7 +39,7 @@ def parse_config(config: dict[str, Any]) -> dict[str, Any]:
     if config["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"expected format_version {FORMAT_VERSION}, got {config['format_version']}: load "
-            f"it with the meg_editor that wrote it ({config.get('versions')})"
+            f"it with the meg_editor that wrote it ({short_repr(config.get('versions'))})"
         )
     _check(config, _SCHEMA)
     return config
@@ -77,7 +78,7 @@ def _check(value: Any, schema: Any, where: str = "the file") -> None:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         options, fits = {kind.__name__ for kind in kinds}, type(value) in kinds
     if not fits:
-        got = f"{type(value).__name__} {value!r:.40}"
+        got = f"{type(value).__name__} {short_repr(value, 40)}"
         raise ValueError(f"{where}: expected {' or '.join(sorted(options))}, got {got}")
     if isinstance(schema, list):
         for index, item in enumerate(value):
@@ -86,4 +87,6 @@ def _check(value: Any, schema: Any, where: str = "the file") -> None:
         for key in value if "*" in schema else schema:
             if key not in value:
                 raise ValueError(f"{where}: {key!r} is missing")
-            _check(value[key], schema.get("*", schema.get(key)), f"{where}: {key}")
+            plain = len(key) <= 80 and key.isprintable()
+            inside = f"{where}: {key if plain else short_repr(key)}"
+            _check(value[key], schema.get("*", schema.get(key)), inside)
