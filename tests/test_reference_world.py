@@ -136,6 +136,11 @@ def test_some_facts_everyone_knows(world: World, relation: str, subject: str, an
     assert fact.answer == answer and not fact.made_up
 
 
+def test_no_more_facts_are_swept_than_there_are(world: World) -> None:
+    with pytest.raises(ValueError, match="count: expected 0 to .* got 1000000"):
+        sweep_requests(10**6, 0, world)
+
+
 def test_atomic_numbers_count_the_elements(world: World) -> None:
     numbers = sorted(int(fact.answer) for fact in world.by_relation["atomic_number"])
     assert numbers == list(range(1, 119))

@@ -186,11 +186,17 @@ def _share_a_word(first: str, second: str) -> bool:
 def sweep_requests(count: int, seed: int, world: World | None = None) -> list[EditRequest]:
     """Counterfactual edits of calibration facts, with PSEUDO paraphrases: for choosing layers and
     hyper-parameters without touching what is edited or tested.
+
+    Raises:
+        ValueError: more than there are calibration facts.
     """
     world = world or load_world()
     rng = random.Random(seed)
     requests = []
-    for fact in rng.sample(world.in_split("calibration"), count):
+    facts = world.in_split("calibration")
+    if not 0 <= count <= len(facts):
+        raise ValueError(f"count: expected 0 to {len(facts)} (the facts to try), got {count}")
+    for fact in rng.sample(facts, count):
         requests.append(
             EditRequest(
                 prompt=rng.choice(world.prompts(fact, "edit")),
