@@ -270,27 +270,34 @@ def structure(data: bytearray, rng: random.Random) -> None:
     data[place:place] = rng.choice([b'"', b"{", b"]", b",", b"\\", b"\n", b"\r", b"\\ud800", b"|"])
 
 
-@pytest.mark.parametrize("damage", [flip, cut, drop, swap, noise, structure])
+DAMAGES: list[Damage] = [flip, cut, drop, swap, noise, structure]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damage_is_refused_or_gives_rows_that_can_be_saved(
     tmp_path: Path, suffix: str, damage: Damage
 ) -> None:
     rng = random.Random(f"{suffix}{damage.__name__}")
-    path = tmp_path / f"f{suffix}"
     for _ in range(120):
-        data = bytearray(encoded(good_rows(rng), suffix))
-        damage(data, rng)
-        path.write_bytes(data)
-        try:
-            merged = read_requests(path)
-        except RequestError as error:
-            message = str(error)
-            assert path.name in message or "no edit requests" in message
-            assert len(message.splitlines()) == 1 and len(message) < 500
-        else:
-            for request in merged.requests:
-                request.prompt.encode(), request.target_new.encode()
-                assert EditRequest.from_mapping({"subject": None, **_fields(request)}) == request
+        check_damaged(tmp_path / f"f{suffix}", damage, rng)
+
+
+def check_damaged(path: Path, damage: Damage, rng: random.Random) -> None:
+    """Damage a good file: it is refused, or its rows can be saved."""
+    data = bytearray(encoded(good_rows(rng), path.suffix))
+    damage(data, rng)
+    path.write_bytes(data)
+    try:
+        merged = read_requests(path)
+    except RequestError as error:
+        message = str(error)
+        assert path.name in message or "no edit requests" in message
+        assert len(message.splitlines()) == 1 and len(message) < 500
+    else:
+        for request in merged.requests:
+            request.prompt.encode(), request.target_new.encode()
+            assert EditRequest.from_mapping({"subject": None, **_fields(request)}) == request
 
 
 def _fields(request: EditRequest) -> dict[str, Any]:

@@ -118,6 +118,7 @@ SURPRISES = (
     "1_0.5",
     ".inf",
 )
+SIGNS = b"&*!|>%@`{}[]:#'\"?-,<=~\n\t \\0_"
 SURPRISES += ("-.inf", ".nan", "2020-01-01", "2020-99-99", "2020-01-01T99:00:00Z", "=")
 
 
@@ -239,28 +240,32 @@ def test_large_files_are_not_parsed(tmp_path: Path) -> None:
 
 
 def test_damage_is_refused_or_gives_checked_settings(tmp_path: Path) -> None:
-    rng, good = random.Random(0), PRESET.read_bytes()
-    signs = b"&*!|>%@`{}[]:#'\"?-,<=~\n\t \\0_"
+    rng = random.Random(0)
     for _ in range(400):
-        data = bytearray(good)
-        for _ in range(rng.randrange(1, 4)):
-            place = rng.randrange(len(data))
-            change = rng.randrange(3)
-            if change == 0:
-                data[place] ^= 1 << rng.randrange(8)
-            elif change == 1:
-                data[place:place] = bytes(rng.choices(signs, k=rng.randrange(1, 4)))
-            else:
-                del data[place : place + rng.randrange(1, 30)]
-        path = write(tmp_path, bytes(data))
-        try:
-            hparams = MeGHyperParams.from_hparams(path)
-        except HParamsError as error:
-            message = str(error)
-            assert message.startswith(str(path)) and len(message.removeprefix(str(path))) < 400
-            assert len(message.splitlines()) == 1
+        check_damaged(tmp_path, rng)
+
+
+def check_damaged(folder: Path, rng: random.Random) -> None:
+    """Damage the default preset: it is refused, or gives checked settings."""
+    data = bytearray(PRESET.read_bytes())
+    for _ in range(rng.randrange(1, 4)):
+        place = rng.randrange(len(data))
+        change = rng.randrange(3)
+        if change == 0:
+            data[place] ^= 1 << rng.randrange(8)
+        elif change == 1:
+            data[place:place] = bytes(rng.choices(SIGNS, k=rng.randrange(1, 4)))
         else:
-            assert MeGHyperParams.from_dict(hparams.to_dict()) == hparams
+            del data[place : place + rng.randrange(1, 30)]
+    path = write(folder, bytes(data))
+    try:
+        hparams = MeGHyperParams.from_hparams(path)
+    except HParamsError as error:
+        message = str(error)
+        assert message.startswith(str(path)) and len(message.removeprefix(str(path))) < 400
+        assert len(message.splitlines()) == 1
+    else:
+        assert MeGHyperParams.from_dict(hparams.to_dict()) == hparams
 
 
 def test_messages_have_bounds() -> None:
