@@ -415,6 +415,8 @@ def test_a_method_whose_module_is_broken_is_bad_input(run: Command, tmp_path: Pa
         ("edit", "--edits", "x", "--out", "y", "--seed", "-1"),
         ("edit", "--edits", "bad\udcff.json", "--out", "y"),
         ("ask", "x", "What\ud800?"),
+        ("edit", "--edits", "x", "--out", "y", "--set=--"),
+        ("edit", "--edits=--", "--out", "y"),
     ],
     ids=lambda arguments: " ".join(arguments)[:40].encode("ascii", "replace").decode(),
 )

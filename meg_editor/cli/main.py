@@ -54,6 +54,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     for argument in sys.argv[1:] if arguments is None else arguments:
         if not _is_text(argument):
             parser.error(f"{argument!r} is not UTF-8: rename the file, or type it again")
+        if re.fullmatch("--[^=]+=--", argument):  # argparse would make an empty list of it
+            parser.error(f"{argument}: expected a value, got '--'")
     options = parser.parse_args(arguments)
     _set_up_logging(options)
     _hide_loading_bars()
