@@ -11,8 +11,8 @@ import pytest
 
 CAMPAIGNS = Path(__file__).parent / "campaigns"
 SHORT = {
-    "inputs": ("--commands", "40", "--requests", "40", "--settings", "12"),
-    "folders": ("--damages", "20", "--every", "45", "--seconds", "1"),
+    "inputs": ("--commands", "25", "--requests", "40", "--settings", "12"),
+    "folders": ("--damages", "12", "--every", "120", "--seconds", "0.5"),
 }
 
 
