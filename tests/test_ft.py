@@ -12,6 +12,7 @@ from torch import Tensor
 
 from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
 from meg_editor.lm.ffn import decoder_blocks
+from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.tokens import encode_example
 
 RATE, STEPS = 0.05, 4
@@ -47,6 +48,7 @@ def test_a_step_is_that_of_the_whole_model(kind: str, place: str) -> None:
     part = names[place][kind]
     model, tokenizer = tiny.model(kind), tiny.tokenizer(kind)
     ran: list[int] = []
+    assert LayersFrom(model, 3).injectable  # tried once per model
     for number, block in enumerate(decoder_blocks(model)[1]):
         next(block.children()).register_forward_hook(lambda *_, n=number: ran.append(n))
     hparams = FTHyperParams(

@@ -13,6 +13,7 @@ import transformers as tf
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from meg_editor.lm.ffn import find_ffn
 from meg_editor.lm.neuron import NeuronSpec, count_layers
 from meg_editor.lm.neuron_hook import NeuronHook
 
@@ -574,11 +575,17 @@ def test_adapters_are_not_taken_for_the_ffn():
     assert NeuronSpec.from_model(model, LAYER) == spec_of("llama")
 
 
-@pytest.mark.parametrize("template", [None, "model.layers.{}.mlp", "model.layers.{}.mlp.experts"])
+@pytest.mark.parametrize("template", [None, "model.layers.{}.mlp"])
 def test_mixtures_of_experts(template):
+    """A neuron has the whole mixture beside it; a method which writes weights has no layer."""
     model = build(tf.MixtralConfig, **_GROUPED, num_local_experts=2)
-    with pytest.raises(ValueError, match=r"layer 1 is a mixture of experts \(model.layers.1.mlp"):
-        NeuronSpec.from_model(model, LAYER, module_template=template)
+    spec = NeuronSpec.from_model(model, LAYER, module_template=template)
+    where = "model.layers.1.mlp"
+    assert spec == NeuronSpec(LAYER, where, where, D, "linear", bias=False)
+    with pytest.raises(ValueError, match=r"layer 1 is a mixture of experts \(model.layers.1.mlp\)"):
+        find_ffn(model, LAYER)
+    with pytest.raises(ValueError, match=r"experts' is not an FFN.*default it is '.*1.mlp'"):
+        NeuronSpec.from_model(model, LAYER, module_template="model.layers.{}.mlp.experts")
 
 
 @pytest.mark.parametrize(

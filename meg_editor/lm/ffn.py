@@ -1,7 +1,7 @@
-"""The feed-forward network (FFN) of a decoder block, for any model family.
+"""The feed-forward network (FFN) or mixture of experts of a decoder block, for any model family.
 
-It is found by its structure, two or three linear layers from the hidden size and back to it, so
-no list of model families is needed.
+It is found by its structure, two or three linear layers from the hidden size and back to it, or a
+module with experts inside, so no list of model families is needed.
 """
 
 from __future__ import annotations
@@ -37,8 +37,45 @@ class FFN(NamedTuple):
     down: str
 
 
+class FFNModules(NamedTuple):
+    """Where the FFN or mixture of experts of a decoder block begins and ends, by dotted name.
+
+    Attributes:
+        read: module whose input is its input.
+        write: module whose output is its output.
+        gated: whether it has a gate; of a mixture of experts True.
+    """
+
+    read: str
+    write: str
+    gated: bool
+
+
+def find_ffn_modules(model: CausalLM, layer: int, module_template: str | None = None) -> FFNModules:
+    """The FFN of decoder block `layer` as a whole, also if it is a mixture of experts.
+
+    Args:
+        layer: index of the block, from 0.
+        module_template: as for `find_ffn`.
+
+    Raises:
+        ValueError: as `find_ffn`, except for mixtures of experts.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> find_ffn_modules(model, 2)
+        FFNModules(read='model.layers.2.mlp', write='model.layers.2.mlp', gated=True)
+    """
+    experts = _mixture_of_experts(model, block_name(model, layer))
+    if experts is not None and module_template in (None, experts.replace(f".{layer}.", ".{}.")):
+        return FFNModules(experts, experts, gated=True)
+    ffn = _find_ffn(model, layer, module_template, experts)
+    return FFNModules(ffn.read, ffn.write, ffn.gated)
+
+
 def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) -> FFN:
-    """The FFN of decoder block `layer`, found by its structure or named by a template.
+    """Linear layers of the FFN of decoder block `layer`, found by its structure or a template.
 
     Args:
         layer: index of the block, from 0.
@@ -47,7 +84,8 @@ def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) ->
 
     Raises:
         ValueError: no such layer, a template which names no FFN, or a block without a usable one:
-            mixtures of experts, FFNs which add the residual (Bloom, MPT).
+            a mixture of experts, which only the neuron is added to (`find_ffn_modules`), FFNs
+            which add the residual (Bloom, MPT), recurrent blocks without one (Mamba).
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
@@ -55,6 +93,16 @@ def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) ->
         >>> find_ffn(model, 2).down
         'model.layers.2.mlp.down_proj'
     """
+    experts = _mixture_of_experts(model, block_name(model, layer))
+    if experts is not None and module_template is None:
+        raise ValueError(
+            f"layer {layer} is a mixture of experts ({experts}): no linear layer of it is the one "
+            "which every token passes; choose a layer without experts, or edit with neurons (MeG)"
+        )
+    return _find_ffn(model, layer, module_template, experts)
+
+
+def _find_ffn(model: CausalLM, layer: int, module_template: str | None, experts: str | None) -> FFN:
     block = block_name(model, layer)
     if module_template is None:
         return _widest_ffn(model, block)
@@ -65,7 +113,7 @@ def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) ->
     if exists and (ffn := _ffn_at(model, path)):
         return ffn
     problem = "is not an FFN, nor a linear layer of one" if exists else "does not exist"
-    default = _widest_ffn(model, block).write
+    default = experts or _widest_ffn(model, block).write
     raise ValueError(f"module_template: {path!r} {problem}; by default it is {default!r}")
 
 
@@ -93,6 +141,16 @@ def decoder_blocks(model: CausalLM) -> tuple[str, nn.ModuleList]:
     raise ValueError(f"{type(model).__name__} has no list of {count} decoder blocks")
 
 
+def decoder_of(model: CausalLM) -> nn.Module:
+    """The decoder, which gives last hidden states: `get_decoder()`, where that is one.
+
+    Llama 4's gives the whole model.
+    """
+    decoder: Any = model.get_decoder()
+    inner = getattr(decoder, "model", None)
+    return inner if decoder is model and isinstance(inner, nn.Module) else decoder
+
+
 def attention_name(model: CausalLM, layer: int) -> str:
     """Dotted name of the attention module of decoder block `layer`.
 
@@ -111,7 +169,7 @@ def block_name(model: CausalLM, layer: int) -> str:
     """Dotted name of decoder block `layer`.
 
     Raises:
-        ValueError: no such layer, or it is a mixture of experts.
+        ValueError: no such layer.
     """
     name, blocks = decoder_blocks(model)
     count = len(blocks)
@@ -119,11 +177,30 @@ def block_name(model: CausalLM, layer: int) -> str:
         raise ValueError(
             f"layer {layer} does not exist: this model has {count} decoder layers, 0 to {count - 1}"
         )
-    for part, module in blocks[layer].named_modules():
-        if "expert" in f"{part} {type(module).__name__}".lower():
-            where = f"{name}.{layer}.{part}"
-            raise ValueError(f"layer {layer} is a mixture of experts ({where}): not supported")
     return f"{name}.{layer}"
+
+
+def _mixture_of_experts(model: CausalLM, block: str) -> str | None:
+    """The child of a block which has experts inside and takes hidden states alone, if any.
+
+    In Gemma 4, whose experts are children of the block, the dense FFN beside them is the FFN.
+    """
+    for part, child in model.get_submodule(block).named_children():
+        is_attention = "attention" in type(child).__name__.lower()
+        inside = any(
+            "expert" in f"{name} {type(module).__name__}".lower()
+            for name, module in child.named_modules()
+            if name
+        )
+        if inside and not is_attention and len(_needed_arguments(child)) == 1:
+            return f"{block}.{part}"
+    return None
+
+
+def _needed_arguments(module: nn.Module) -> list[str]:
+    """Names of the arguments without a default of a module's forward pass."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    return [p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
 
 
 def _widest_ffn(model: CausalLM, block: str) -> FFN:
@@ -160,8 +237,7 @@ def _ffn_at(model: CausalLM, path: str) -> FFN | None:
             break
     else:
         return None
-    parameters = list(inspect.signature(type(ffn).forward).parameters.values())[1:]
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    needed = _needed_arguments(ffn)
     if len(needed) > 1 and by_layer:
         return None
     if len(needed) > 1:

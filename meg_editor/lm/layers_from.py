@@ -1,10 +1,15 @@
-"""Forward passes through the decoder blocks from the edited one on: those below are frozen."""
+"""Forward passes through the decoder blocks from the edited one on: those below are frozen.
+
+In some families more than the residual stream leads from block to block: keys which later blocks
+share (Gemma 4), several streams (Gemma 3n). There whole forward passes are run instead.
+"""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,18 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meg_editor.lm.ffn import decoder_blocks
-from meg_editor.lm.in_effect import in_effect, value_of
+from meg_editor.lm.ffn import decoder_blocks, decoder_of, text_config
+from meg_editor.lm.in_effect import in_effect, nothing_in_effect, value_of
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import Batch, Example, by_length
 from meg_editor.lm.weak_hook import WeakHook
 
 _INSTALLING = threading.Lock()
+_TOLERANCE = 1e-2  # of the root mean square: kernels of a GPU may sum in another order
+# Whether a model's blocks can be injected, by layer.
+_INJECTABLE: MutableMapping[Any, dict[int, bool]] = weakref.WeakKeyDictionary()
 
 
 class LayersFrom:
     """Decoder blocks from `layer` on: computes the residual stream once, injects it many times.
+
+    Where the stream alone does not determine what the blocks compute (`injectable` is False),
+    streams are empty, (B, T, 0), and within `injected` the whole model runs.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
@@ -43,6 +54,32 @@ class LayersFrom:
         self.blocks = list(decoder_blocks(model)[1])
         self._rest: tuple[Any, ...] | None = None  # what blocks return besides the stream
 
+    @property
+    def injectable(self) -> bool:
+        """Whether injected passes give what whole ones do; tried once per model and layer."""
+        known = _INJECTABLE.setdefault(self.model, {})
+        if self.layer not in known:
+            known[self.layer] = self._injects()
+        return known[self.layer]
+
+    @torch.no_grad()
+    def _injects(self) -> bool:
+        pad = getattr(text_config(self.model), "pad_token_id", None)
+        ids = torch.tensor([token for token in range(4, 13) if token != pad][:8])
+        ids = ids.reshape(2, 4).to(self.model.device)
+        decoder = partial(decoder_of(self.model), input_ids=ids, use_cache=False)
+        with nothing_in_effect():
+            expected = decoder().last_hidden_state.float()
+            try:
+                with self._injected(self._residual_stream(ids)):
+                    actual = decoder().last_hidden_state.float()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # whatever a block needs from one that was skipped
+                return False
+        limit = _TOLERANCE * float(expected.nan_to_num().square().mean().sqrt())
+        return torch.allclose(actual, expected, rtol=_TOLERANCE, atol=limit, equal_nan=True)
+
     @torch.no_grad()
     def residual_stream(self, input_ids: Tensor, **inputs: Any) -> Tensor:
         """Residual stream at the input of block `layer`, (B, T, D).
@@ -51,12 +88,17 @@ class LayersFrom:
             input_ids: (B, T).
             inputs: further inputs of the decoder, such as `attention_mask`.
         """
+        if not self.injectable:
+            return torch.zeros(*input_ids.shape, 0, device=input_ids.device)
+        return self._residual_stream(input_ids, **inputs)
+
+    def _residual_stream(self, input_ids: Tensor, **inputs: Any) -> Tensor:
         below = self.blocks[: self.layer]
         save_rest = WeakHook(self, "_save_rest")
         handles = [block.register_forward_hook(save_rest) for block in below[-1:]]
         inputs = {"use_cache": False, **inputs, "input_ids": input_ids}
         try:
-            decoder = partial(self.model.get_decoder(), **inputs)
+            decoder = partial(decoder_of(self.model), **inputs)
             with in_effect(self, True):
                 return capture_input(self.blocks[self.layer], decoder).detach()
         finally:
@@ -87,6 +129,14 @@ class LayersFrom:
         Only in this thread or asyncio task: calls from others still run all blocks. Input ids
         must have the shape (B, T).
         """
+        if not self.injectable:
+            yield
+            return
+        with self._injected(stream):
+            yield
+
+    @contextmanager
+    def _injected(self, stream: Tensor) -> Iterator[None]:
         blocks = self.blocks[: self.layer + 1]
         skipped = {id(block) for block in blocks[:-1]}
         injection = _Injection(skipped, id(blocks[-1]), stream, self._rest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from meg_editor.lm.ffn import decoder_blocks, find_ffn, text_config
+from meg_editor.lm.ffn import decoder_blocks, find_ffn_modules, text_config
 from meg_editor.lm.protocols import CausalLM
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class NeuronSpec:
         """Spec of a neuron in the FFN of decoder block `layer`.
 
         A plain FFN gets a neuron with the activation of the FFN and a bias; a gated one gets the
-        paper's Llama neuron: linear, without bias (A.11.1).
+        paper's Llama neuron: linear, without bias (A.11.1). So does a mixture of experts: the
+        neuron is beside all of it, whichever experts a token is routed to.
 
         Args:
             layer: index of the block, from 0.
@@ -106,7 +107,7 @@ class NeuronSpec:
 
         Raises:
             ValueError: no such layer, a template which names no FFN, or a layer without a usable
-                one: mixtures of experts, FFNs which add the residual (Bloom, MPT).
+                one: FFNs which add the residual (Bloom, MPT), recurrent blocks (Mamba).
 
         Example:
             >>> from meg_editor import MeGHyperParams, load_model
@@ -115,7 +116,7 @@ class NeuronSpec:
             >>> spec.read, spec.activation
             ('model.layers.2.mlp', 'linear')
         """
-        ffn = find_ffn(model, layer, module_template)
+        ffn = find_ffn_modules(model, layer, module_template)
         config = text_config(model)
         if activation is None and not ffn.gated:
             names = (getattr(config, key, None) for key in _ACTIVATION_KEYS)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meg_editor.lm.ffn import decoder_of, text_config
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.progress import progress_bar
@@ -104,7 +105,7 @@ def target_logits(model: CausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor
     """
     is_target = batch.labels != -100
     # The vocabulary is the widest layer: multiply only before targets.
-    hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
+    hidden = decoder_of(model)(input_ids=batch.ids, use_cache=False).last_hidden_state
     return logits_of(model, hidden[is_target]), batch.labels[is_target], is_target.nonzero()[:, 0]
 
 
@@ -130,9 +131,26 @@ def means(values: Tensor, group: Tensor, count: int) -> Tensor:
 
 def logits_of(model: CausalLM, hidden: Tensor) -> Tensor:
     """Logits (..., V), float32, of last hidden states (..., D) of the decoder."""
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    softcap = getattr(model.config, "final_logit_softcapping", None)
+    config = text_config(model)
+    logits: Tensor = model.get_output_embeddings()(hidden).float() * _logit_factor(config)
+    caps = (getattr(config, name, None) for name in _SOFTCAPS)
+    softcap = next((cap for cap in caps if cap), None)
     return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+# As Gemma, RecurrentGemma and xLSTM spell it in their configs.
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def _logit_factor(config: Any) -> float:
+    """What logits are multiplied by: Cohere, Granite, Falcon-H1 and their kin have a factor."""
+    factor = 1.0
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+        factor *= getattr(config, name, None) or 1.0
+    factor /= getattr(config, "logits_mup_width_multiplier", None) or 1.0
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    # Granite divides by the setting which HyperCLOVA X multiplies by.
+    return factor * scaling if config.model_type.startswith("hyperclovax") else factor / scaling
 
 
 def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:

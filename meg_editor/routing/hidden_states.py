@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.lm.ffn import decoder_blocks, find_ffn
+from meg_editor.lm.ffn import decoder_blocks, find_ffn_modules
 from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import eager
@@ -44,7 +44,7 @@ class HiddenStateReader:
     ) -> None:
         self.model, self.tokenizer, self.spec, self.reader = model, tokenizer, spec, reader
         middle = len(decoder_blocks(model)[1]) // 2
-        self.module = spec.read if spec.layer >= middle else find_ffn(model, middle).read
+        self.module = spec.read if spec.layer >= middle else find_ffn_modules(model, middle).read
 
     @torch.no_grad()
     def read(self, queries: Sequence[str], rows: int = 256) -> Tensor:

@@ -29,6 +29,11 @@ class SplitRows:
         self, model: CausalLM, layer: int, rows: Sequence[Sequence[int]], cuts: Sequence[int]
     ) -> None:
         self.model, self.upper = model, LayersFrom(model, layer)
+        if not self.upper.injectable:
+            raise ValueError(
+                f"{type(model).__name__}: block {layer} needs more of the blocks below than the "
+                "residual stream, which this method changes; edit with neurons (MeG) or FT"
+            )
         device = model.device
         tails = [torch.tensor(row[cut:]) for row, cut in zip(rows, cuts, strict=True)]
         self.ids = pad_sequence(tails, batch_first=True).to(device)
