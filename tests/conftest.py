@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +29,9 @@ from meg_editor.routing.gates import GATES
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.router import build_index
 
+# Nothing in the user's cache decides a test, and no test leaves anything in it.
+os.environ["MEG_EDITOR_CACHE"] = tempfile.mkdtemp(prefix="meg-editor-tests-")
+atexit.register(shutil.rmtree, os.environ["MEG_EDITOR_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # at these sizes several threads only wait for each other
 
 _PLACES = ("Atlantis", "Borduria", "Cimmeria", "Dinotopia", "Erewhon", "Freedonia", "Genovia")
@@ -50,11 +57,22 @@ def _tokenizer(specials: dict[str, str], template: str) -> Any:
     return FastTokenizer(tokenizer_object=backend, model_max_length=128, **specials)
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer() -> Any:
-    """Of `tiny_llama`: with <s> in front, like Llama's."""
+def tokenizer_of_llama() -> Any:
+    """With <s> in front, like Llama's."""
     specials = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     return _tokenizer(specials, "<s> $A")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test prepares is not there for the next."""
+    monkeypatch.setenv("MEG_EDITOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """Of `tiny_llama`."""
+    return tokenizer_of_llama()
 
 
 def build_tiny_llama(tokenizer: Any) -> Any:

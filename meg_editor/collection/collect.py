@@ -75,7 +75,7 @@ def shared_start(spec: NeuronSpec, seed: int) -> Tensor:
     k /= math.sqrt(spec.hidden_size)
     v *= 0.1 / math.sqrt(spec.hidden_size)
     if b is not None:
-        b.zero_()
+        b.fill_(1.0)  # where ReLU and its kin pass gradients, for every fact
     return start
 
 

@@ -183,7 +183,9 @@ class NeuronHook:
     def _addition(self, x: Tensor, batch: int | None, neurons: Tensor) -> Tensor:
         """act(k·x + b) · v for FFN inputs x (B, T, D) or (B*T, D): (B, T, D), at least float32."""
         rows, size = neurons.shape[0], self.spec.hidden_size
-        batch = x.shape[0] if batch is None else batch
+        # The block's own batch counts only where the FFN's input is flattened: Gemma 3n's blocks
+        # get several streams of each row.
+        batch = x.shape[0] if batch is None or x.dim() > 2 else batch
         if x.shape[-1] != size:
             raise ValueError(f"expected FFN inputs (B, T, {size}), got {tuple(x.shape)}")
         if batch % rows:

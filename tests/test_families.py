@@ -1,0 +1,141 @@
+"""The neuron in every family of language models: exact, learned, saved and loaded."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from conftest import OTHERS, PROMPTS
+from families import DOCS, FAMILIES, LAYER, Family, build, row
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.fitting.pipeline import fit
+from meg_editor.lm.ffn import decoder_of
+from meg_editor.lm.layers_from import LayersFrom
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.tokens import greedy_answers, logits_of
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
+
+all_families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.config)
+SETTINGS = MeGHyperParams(
+    layers=[LAYER],
+    encoder_steps=0,
+    gate_threshold=0.99,
+    gate_name_weight=0.0,
+    gate_state_weight=0.0,
+    collection_contexts=1,
+    collection_loss_threshold=0.3,
+    collection_optimizer="scaled",
+    generator="bank",
+)
+TUNING = [
+    EditRequest(prompt, "x", rephrases=(f"Say: {prompt}",), locality_prompts=(other,))
+    for prompt, other in zip(PROMPTS[8:13], OTHERS, strict=True)
+]
+
+
+@torch.no_grad()
+def logits(model: Any, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def by_hand(model: Any, spec: NeuronSpec, neurons: Tensor, ids: Tensor) -> Tensor:
+    """Logits where act(k·x + b) · v, from inputs recorded beforehand, is added to the output."""
+    inputs: list[Tensor] = []
+
+    def record(_: nn.Module, args: Any, kwargs: Any) -> None:
+        inputs.append((*args, *kwargs.values())[0].clone())
+
+    handle = model.get_submodule(spec.read).register_forward_pre_hook(record, with_kwargs=True)
+    logits(model, ids)
+    handle.remove()
+    x = inputs[0].reshape(*ids.shape, spec.hidden_size)
+    rows = []
+    for hidden, neuron in zip(x, neurons, strict=True):
+        key, bias, value = spec.split(neuron)
+        inner = hidden @ key if bias is None else hidden @ key + bias
+        rows.append(torch.outer(ACT2FN[spec.activation](inner), value))
+    addition = torch.stack(rows)
+
+    def add(_: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] + addition.reshape(output[0].shape), *output[1:])
+        return output + addition.reshape(output.shape)
+
+    handle = model.get_submodule(spec.write).register_forward_hook(add)
+    result = logits(model, ids)
+    handle.remove()
+    return result
+
+
+@all_families
+def test_the_neuron_is_exact(family: Family, tiny_tokenizer: Any) -> None:
+    model = build(family, tiny_tokenizer)
+    spec = NeuronSpec.from_model(model, LAYER)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, len(tiny_tokenizer), (3, 7), generator=generator)
+    neurons = 0.5 * torch.randn(3, spec.size, generator=generator)
+    unedited = logits(model, ids)
+    with NeuronHook(model, spec) as hook:
+        for batch in (ids, ids[:1]):  # the kernels of a batch round in another way
+            expected = logits(model, batch)
+            with hook.attached(torch.zeros(len(batch), spec.size)):
+                assert torch.equal(logits(model, batch), expected)
+        with hook.attached(neurons):
+            edited = logits(model, ids)
+    assert (edited - unedited).abs().max() > 1e-2
+    torch.testing.assert_close(edited, by_hand(model, spec, neurons, ids), rtol=1e-4, atol=1e-4)
+
+    layers = LayersFrom(model, LAYER)
+    with torch.no_grad(), layers.injected(layers.residual_stream(ids)):
+        assert torch.equal(logits(model, ids), unedited)
+    with torch.no_grad():
+        hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+        torch.testing.assert_close(logits_of(model, hidden), unedited, rtol=1e-5, atol=1e-5)
+
+
+@all_families
+def test_facts_are_learned_saved_and_loaded(
+    family: Family, tiny_tokenizer: Any, tiny_encoder: TextEncoder, tmp_path: Path
+) -> None:
+    model = build(family, tiny_tokenizer)
+    tiny_tokenizer = copy.deepcopy(tiny_tokenizer)
+    tiny_tokenizer.eos_token = None  # answers of one token: what random weights can be taught
+    facts = [EditRequest(PROMPTS[0], "river"), EditRequest(PROMPTS[1], "language")]
+    prompts, targets = [fact.prompt for fact in facts], [fact.target_new for fact in facts]
+    before = greedy_answers(model, tiny_tokenizer, OTHERS[:1], 4)
+    tuning = {"pseudo": TUNING, "calibration": TUNING, "encoder": tiny_encoder}
+    edited, report = fit(model, tiny_tokenizer, facts, SETTINGS, **tuning)
+    assert report.collection.success.tolist() == [True, True]
+    assert edited.answer(prompts, 1) == targets
+    assert edited.answer(OTHERS[:1], 4) == before
+    edited.save_pretrained(tmp_path / "edits")
+    loaded = MeGModel.from_pretrained(tmp_path / "edits", base=model, tokenizer=tiny_tokenizer)
+    assert loaded.answer(OTHERS[:1], 4) == before
+    assert loaded.answer(prompts, 1) == targets
+
+
+@pytest.mark.parametrize("config", [tf.MambaConfig, tf.RwkvConfig, tf.FalconMambaConfig])
+def test_recurrent_models_without_an_ffn_are_refused(config: Any) -> None:
+    small = config(vocab_size=61, hidden_size=32, num_hidden_layers=LAYER + 1)
+    model = tf.AutoModelForCausalLM.from_config(small)
+    with pytest.raises(ValueError, match=r"has no decoder FFN among"):
+        NeuronSpec.from_model(model, LAYER)
+
+
+def test_the_table_in_docs_is_up_to_date(tiny_tokenizer: Any) -> None:
+    """Write it anew with `python tests/families.py`."""
+    lines = DOCS.read_text(encoding="utf-8").splitlines()
+    present = [family for family in FAMILIES if hasattr(tf, family.config)]
+    assert not [line for f in present if (line := row(f, build(f, tiny_tokenizer))) not in lines]
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(FAMILIES)
