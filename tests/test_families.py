@@ -114,8 +114,9 @@ def test_facts_are_learned_saved_and_loaded(
     facts = [EditRequest(PROMPTS[0], "river"), EditRequest(PROMPTS[1], "language")]
     prompts, targets = [fact.prompt for fact in facts], [fact.target_new for fact in facts]
     before = greedy_answers(model, tiny_tokenizer, OTHERS[:1], 4)
-    tuning = {"pseudo": TUNING, "calibration": TUNING, "encoder": tiny_encoder}
+    tuning: dict[str, Any] = {"pseudo": TUNING, "calibration": TUNING, "encoder": tiny_encoder}
     edited, report = fit(model, tiny_tokenizer, facts, SETTINGS, **tuning)
+    assert report.collection is not None
     assert report.collection.success.tolist() == [True, True]
     assert edited.answer(prompts, 1) == targets
     assert edited.answer(OTHERS[:1], 4) == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.lm.fingerprint import present_parameters
+from meg_editor.lm.fingerprint import payloads, present_parameters
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import batched_answers, encode_example, max_target_length
 from meg_editor.model.routed_model import RoutedModel
@@ -29,7 +29,7 @@ def check_model(model: CausalLM) -> None:
         raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
     names = [name for name, _ in model.named_parameters()]
     for name, parameter in present_parameters(model, names):
-        if not bool(parameter.isfinite().all()):
+        if not all(bool(part.isfinite().all()) for _, part in payloads(name, parameter)):
             raise ValueError(f"the model's weight {name} holds NaN or infinity: load it again")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -19,7 +21,8 @@ def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
     """Parameter name -> four of its values and the sum of the bits of all, read as integers.
 
     Any change of any value changes it: a merged LoRA, a MEMIT edit, one row of the embeddings. It
-    is the same on every device and processor.
+    is the same on every device and processor, offloaded or not. Of quantised weights it is that of
+    their payloads: packed integers, in torchao also scales and zero points, each by its own name.
 
     Example:
         >>> model = nn.ParameterDict({"weight": torch.zeros(2, 3)})
@@ -31,14 +34,42 @@ def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
     """
     sample = {}
     for name, parameter in present_parameters(model, [n for n, _ in model.named_parameters()]):
-        flat = parameter.detach().flatten()
-        # In integers: as float32, the last place of GPT-2's embeddings is one too far.
-        places = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
-        integers = _INTEGERS[flat.element_size()]
-        parts = (part.contiguous().view(integers) for part in flat.split(_AT_ONCE))
-        total = sum(int(part.sum(dtype=torch.int64)) for part in parts)
-        sample[name] = [*flat[places].double().tolist(), total]
+        for part, payload in payloads(name, parameter):
+            sample[part] = _sample(payload)
     return sample
+
+
+def _sample(tensor: Tensor) -> list[float]:
+    """Four values of a tensor, and the sum of the bits of all."""
+    flat = tensor.flatten()
+    # In integers: as float32, the last place of GPT-2's embeddings is one too far.
+    places = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
+    integers = _INTEGERS[flat.element_size()]
+    parts = (part.contiguous().view(integers) for part in flat.split(_AT_ONCE))
+    total = sum(int(part.sum(dtype=torch.int64)) for part in parts)
+    return [*flat[places].double().tolist(), total]
+
+
+def payloads(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A parameter by its name, or the plain tensors inside it by theirs, if it is quantised.
+
+    Parameters of torchao consist of integers, scales and zero points. The first pass on a CPU packs
+    4-bit weights of bitsandbytes in another order, which is undone here.
+
+    Example:
+        >>> [name for name, _ in payloads("weight", torch.ones(2))]
+        ['weight']
+    """
+    if hasattr(tensor, "__tensor_flatten__"):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from payloads(f"{name}.{part}", getattr(tensor, part))
+        return
+    state = getattr(tensor, "quant_state", None)
+    if getattr(state, "packing_format_for_cpu", False):
+        unpack = importlib.import_module("bitsandbytes.functional")
+        # A copy of the state: it is marked as unpacked.
+        tensor = unpack._convert_weight_packed_for_cpu_inverse(tensor.data, copy.copy(state))[0]
+    yield name, tensor.detach()
 
 
 def present_parameters(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -38,13 +38,13 @@ def saved_bytes(forward: Callable[[], Any], weights: Iterable[Tensor]) -> int:
         >>> saved_bytes(lambda: (x * 2).square(), [x])
         1024
     """
-    skipped = {weight.untyped_storage().data_ptr() for weight in weights}
+    skipped = {storage.data_ptr() for weight in weights for storage in _storages(weight)}
     sizes: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in skipped:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        for storage in _storages(tensor):
+            if storage.data_ptr() not in skipped:
+                sizes[storage.data_ptr()] = storage.nbytes()
         # Not the tensor itself: one that its own node saves would hold the node, the node it, in
         # C++, where no garbage collector sees the cycle. Not None: its storage must not be freed.
         return tensor.detach()
@@ -53,6 +53,15 @@ def saved_bytes(forward: Callable[[], Any], weights: Iterable[Tensor]) -> int:
         held = forward()  # held, so that no storage is freed and counted under its address again
     del held
     return sum(sizes.values())
+
+
+def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+    """Storages of a tensor: several if it is quantised by torchao."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _storages(getattr(tensor, part))
+    else:
+        yield tensor.untyped_storage()
 
 
 def rows_within(

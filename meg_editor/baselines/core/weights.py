@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ def edit_weights(
     if copy:
         model = copying.deepcopy(model)
     updates = compute(model, edits)
+    check_writable(model, updates)
     for name, update in updates.items():
         if not bool(update.isfinite().all()):
             raise FloatingPointError(
@@ -54,6 +55,39 @@ def edit_weights(
     for name, update in updates.items():
         add(parameters[name], update)
     return model, originals if return_orig_weights else {}
+
+
+def check_writable(model: CausalLM, names: Iterable[str]) -> None:
+    """Check that weights can be changed in place, and change nothing but their own module.
+
+    Args:
+        names: dotted names of parameters.
+
+    Raises:
+        ValueError: one is quantised, offloaded, or tied to another module; it is named.
+    """
+    # Input and output embeddings which are one matrix are tuned as one, as in training.
+    both = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    ends = {f"{path}.weight" for path, module in model.named_modules() if id(module) in both}
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f"{path}.{part}".lstrip("."))
+    for name in names:
+        parameter = model.get_parameter(name)
+        others = [owner for owner in owners[id(parameter)] if owner != name and owner not in ends]
+        if not parameter.is_floating_point() or type(parameter.data) is not Tensor:
+            problem = f"is quantised ({type(parameter).__name__})"
+        elif parameter.is_meta:
+            problem = "is offloaded"
+        elif others:
+            problem = f"is tied to {', '.join(others)}"
+        else:
+            continue
+        raise ValueError(
+            f"{name} {problem}: a method which writes weights cannot edit it; choose another "
+            "module, load the model in float or without offload, or edit with neurons (MeG)"
+        )
 
 
 @torch.no_grad()
@@ -69,6 +103,7 @@ def restored(model: CausalLM, names: Sequence[str]) -> Iterator[dict[str, torch.
 
     They require gradients within the block as they did before, and so again after it.
     """
+    check_writable(model, names)
     parameters = dict(model.named_parameters())
     chosen = {name: parameters[name] for name in names}
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in chosen.items()}
