@@ -14,6 +14,8 @@ import transformers as tf
 from conftest import OTHERS, PROMPTS, build_tiny_llama
 
 from meg_editor.baselines.core.weights import check_writable
+from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
+from meg_editor.baselines.memit import MEMITHyperParams, apply_memit_to_model
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.pipeline import fit
 from meg_editor.lm.fingerprint import fingerprint
@@ -153,10 +155,16 @@ def test_what_cannot_be_copied_is_worked_on_itself(kind: Any, load: Any) -> None
     [(nf4, "quantised"), (int8, "quantised"), (torchao_int8, "quantised"), (offloaded, "offload")],
     ids=["nf4", "int8", "torchao_int8", "offloaded"],
 )
-def test_methods_which_write_weights_refuse_by_name(kind: Any, problem: str, load: Any) -> None:
-    name = "model.layers.1.mlp.down_proj.weight"
-    with pytest.raises(ValueError, match=rf"^{name} is {problem}ed|^{name} is {problem}"):
-        check_writable(load(kind), [name])
+def test_methods_which_write_weights_refuse_by_name(
+    kind: Any, problem: str, load: Any, tokenizer: Any
+) -> None:
+    """Before they compute anything."""
+    model, message = load(kind), rf"^model.layers.1.mlp.\w+_proj.weight is {problem}"
+    rows = [{"prompt": PROMPTS[0], "subject": "Atlantis", "target_new": "river"}]
+    with pytest.raises(ValueError, match=message):
+        apply_ft_to_model(model, tokenizer, rows, FTHyperParams(layers=[1]))
+    with pytest.raises(ValueError, match=message):
+        apply_memit_to_model(model, tokenizer, rows, MEMITHyperParams(layers=[1]))
 
 
 def test_a_layer_which_two_blocks_share_is_refused_by_name(tiny_tokenizer: Any) -> None:

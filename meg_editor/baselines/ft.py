@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from meg_editor.baselines.core.settings import FittingHyperParams, WriteHyperParams
-from meg_editor.baselines.core.weights import Requests, Updates, edit_weights, restored
+from meg_editor.baselines.core.weights import (
+    Requests,
+    Updates,
+    check_writable,
+    edit_weights,
+    restored,
+)
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.layers_from import LayersFrom
@@ -181,4 +187,5 @@ def _tuned(model: CausalLM, hparams: FTHyperParams) -> list[str]:
             f"rewrite_module_tmp: no parameter has {parts[0]!r} in its name; by default it is "
             f"{find_ffn(model, hparams.layers[0]).down!r}"
         )
+    check_writable(model, names)
     return names

@@ -18,7 +18,7 @@ from meg_editor.baselines.core.covariance import second_moments
 from meg_editor.baselines.core.fact_tokens import FactTokens, fact_tokens
 from meg_editor.baselines.core.settings import CovarianceHyperParams, LocateHyperParams
 from meg_editor.baselines.core.target_values import TargetValues, ValueSettings, optimise_values
-from meg_editor.baselines.core.weights import Updates, add, oriented, restored
+from meg_editor.baselines.core.weights import Updates, add, check_writable, oriented, restored
 from meg_editor.data.world.requests import reference_texts
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
@@ -64,6 +64,7 @@ class Locate:
     ) -> dict[str, Tensor]:
         """Second moments of the keys, by module."""
         names = hparams.down_projections(model)
+        check_writable(model, [f"{name}.weight" for name in names])
         if set(names) <= set(self.known):
             return {name: self.known[name] for name in names}
         known = reference_texts() if self.texts is None else self.texts

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meg_editor.baselines.core.settings import WriteHyperParams
-from meg_editor.baselines.core.weights import oriented
+from meg_editor.baselines.core.weights import check_writable, oriented
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import find_ffn
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -88,6 +88,7 @@ class TokenGradientHyperParams(WriteHyperParams):
                     f"inner_params: {name!r} is not a linear layer of the decoder; one is "
                     f"{find_ffn(model, self.layers[0]).down!r}"
                 )
+        check_writable(model, [f"{name}.weight" for name in names])
         return names
 
 
