@@ -82,7 +82,7 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, list[str]]]:
         encoder_tuning="frozen",
         layers=[layer if options.layer is None else options.layer],
         collection_lr=options.rate or rate,
-        collection_clip=None,  # the rate is that of this model
+        collection_optimizer="sgd",
         gate_threshold=0.9,
         gate_state_weight=0.25,  # the middle one of those which calibration tries
     )

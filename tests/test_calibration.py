@@ -68,6 +68,7 @@ def calibrated(
         settings,
         RuntimeConfig(),
         ArtifactStore(),
+        ArtifactStore(),
         Processes(),
     )
     return calibrate_on_held_out(context, settings, encoder, gate, neurons)

@@ -45,7 +45,9 @@ FACTS = [
     },
 ]
 SETTINGS = (
+    "encoder_tuning=infonce",
     "encoder_steps=2",
+    "gate_threshold=null",
     "collection_lr=0.5",
     "collection_steps=80",
     "collection_contexts=1",
@@ -253,7 +255,10 @@ def test_settings_come_from_a_file_then_set_then_their_own_options(
     assert (ours.model_name, ours.encoder_name) == ("some/llm", "from-file")
     assert (ours.seed, ours.layers, ours.collection_steps) == (3, [2], 7)
     assert ours.collection_lr == 0.01
-    assert (theirs.model_name, theirs.encoder_name) == ("some/llm", "bert-base-uncased")
+    assert (theirs.model_name, theirs.encoder_name) == (
+        "some/llm",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    )
     assert reference.model_name == "meg_editor:llama-reference"
 
 

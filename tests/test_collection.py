@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import PROMPTS
 
 from meg_editor.collection.collect import collect, shared_start
+from meg_editor.collection.units import natural_units
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.data.world.facts import load_world
@@ -25,7 +26,14 @@ from meg_editor.requests.request import EditRequest
 REQUESTS = [EditRequest(prompt, target) for prompt, target in zip(
     PROMPTS[:6], ["Paris", "Lima", "the sea", "Oslo", "a cat", "Paris"], strict=True
 )]  # fmt: skip
-SETTINGS = MeGHyperParams(layers=[1], collection_lr=0.3, collection_steps=40, collection_contexts=2)
+SETTINGS = MeGHyperParams(
+    layers=[1],
+    collection_optimizer="sgd",
+    collection_lr=0.3,
+    collection_steps=40,
+    collection_contexts=2,
+    collection_loss_threshold=0.01,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,54 @@ def test_one_step_is_sgd_on_the_mean_loss_of_a_fact(
         (gradient,) = torch.autograd.grad(loss, own)
         expected = start - settings.collection_lr * gradient[0]
         assert torch.allclose(neuron, expected, atol=1e-4), request
+
+
+def test_units_are_those_of_the_activations(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
+) -> None:
+    """The key's is the reciprocal of the FFN input's RMS, the value's the RMS after the block."""
+    example = encode_example(tiny_tokenizer, REQUESTS[0].prompt, REQUESTS[0].target_new)
+    seen: dict[str, torch.Tensor] = {}
+    block = tiny_llama.model.layers[1]
+    handles = [
+        block.mlp.register_forward_pre_hook(lambda _, args: seen.update(read=args[0])),
+        block.register_forward_hook(lambda _, args, output: seen.update(stream=output)),
+    ]
+    tiny_llama(input_ids=torch.tensor([example.prompt + example.target]))
+    for handle in handles:
+        handle.remove()
+    units = natural_units(tiny_llama, spec, [example])
+    read, stream = (seen[name][:, 1:].square().mean().sqrt() for name in ("read", "stream"))
+    assert float(units[0]) == pytest.approx(1 / float(read), rel=1e-4)
+    assert float(units[-1]) == pytest.approx(float(stream), rel=1e-3)
+    twice = copy.deepcopy(tiny_llama)
+    twice.model.layers[1].post_attention_layernorm.weight.data *= 2
+    assert torch.allclose(natural_units(twice, spec, [example])[0] * 2, units[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_one_rate_serves_models_of_any_scale(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec, scale: float
+) -> None:
+    """The same function with other sizes inside: the same neurons, in its units."""
+    changes = {"collection_optimizer": "scaled", "collection_lr": 1.0, "collection_steps": 5}
+    settings = dataclasses.replace(SETTINGS, **changes)
+    other = copy.deepcopy(tiny_llama)
+    norm = other.model.layers[1].post_attention_layernorm
+    norm.weight.data *= scale
+    for up in (other.model.layers[1].mlp.gate_proj, other.model.layers[1].mlp.up_proj):
+        up.weight.data /= scale
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(other(ids).logits, tiny_llama(ids).logits, atol=1e-4, rtol=1e-4)
+    plain, scaled = (
+        collect(model, tiny_tokenizer, spec, REQUESTS[:3], settings, retries=0)
+        for model in (tiny_llama, other)
+    )
+    assert torch.equal(plain.steps, scaled.steps)
+    k, _, v = (part for part in spec.split(plain.neurons))
+    k2, _, v2 = (part for part in spec.split(scaled.neurons))
+    torch.testing.assert_close(k2 * scale, k, atol=0.02 * float(k.abs().max()), rtol=0.05)
+    torch.testing.assert_close(v2, v, atol=0.02 * float(v.abs().max()), rtol=0.05)
 
 
 def test_a_batch_gives_what_one_fact_at_a_time_gives(
@@ -124,7 +180,7 @@ def test_a_rate_that_explodes_is_named(
 ) -> None:
     steep = copy.deepcopy(tiny_llama)
     steep.lm_head.weight.data *= 1e30  # a gradient which no float holds after a step
-    settings = dataclasses.replace(SETTINGS, collection_lr=9e3, collection_clip=None)
+    settings = dataclasses.replace(SETTINGS, collection_lr=9e3)
     with pytest.raises(FloatingPointError, match="collection_lr"):
         collect(steep, tiny_tokenizer, spec, REQUESTS[:2], settings)
 
@@ -153,7 +209,8 @@ def test_targets_end_the_text(tiny_tokenizer: Any) -> None:
 
 def test_facts_the_model_knows_already_are_no_failure() -> None:
     """Their neurons need no step; at rate 0 none is taken either."""
-    hparams = MeGHyperParams.preset("default", collection_lr=0.0, collection_steps=1)
+    changes = {"collection_lr": 0.0, "collection_steps": 1}
+    hparams = MeGHyperParams.preset("default", collection_optimizer="sgd", **changes)
     model, tokenizer = load_model(hparams)
     own = NeuronSpec.from_model(model, hparams.layer)
     prompts = ["The capital of France is", "The capital of Japan is"]

@@ -766,7 +766,7 @@ def test_chunks_which_are_no_sequence_leave_the_last_one(registered: ModuleType)
 @pytest.mark.parametrize("sequential", [False, True])
 def test_facts_are_edited_one_by_one(registered: ModuleType, sequential: bool) -> None:
     inputs = fields(cases()[:3])
-    editor = registered.BaseEditor.from_hparams(hparams(batch_size=1))
+    editor = registered.BaseEditor.from_hparams(hparams(batch_size=3))
     base, apply = editor.model, editor.apply_algo
     local = neighbours(base, editor.tok, cases()[:3])
     options = {"sequential_edit": True} if sequential else {}
@@ -785,7 +785,7 @@ def test_facts_are_edited_one_by_one(registered: ModuleType, sequential: bool) -
 
 
 def test_prepared_requests_are_edited_in_sequence(registered: ModuleType) -> None:
-    editor = registered.BaseEditor.from_hparams(hparams(batch_size=1))
+    editor = registered.BaseEditor.from_hparams(hparams(batch_size=3))
     requests = [
         {
             "prompt": case.request.prompt,
@@ -802,7 +802,7 @@ def test_prepared_requests_are_edited_in_sequence(registered: ModuleType) -> Non
 
 
 def test_a_failed_sequence_leaves_the_editor_as_it_was(registered: ModuleType) -> None:
-    editor = registered.BaseEditor.from_hparams(hparams(batch_size=1))
+    editor = registered.BaseEditor.from_hparams(hparams(batch_size=3))
     base, apply, inputs = editor.model, editor.apply_algo, fields(cases()[:2])
 
     def flaky(model: Any, tok: Any, requests: Any, *rest: Any, **options: Any) -> Any:
@@ -877,7 +877,7 @@ def test_a_model_in_parallel_on_the_cpu(registered: ModuleType) -> None:
 
 
 def test_unequal_lists_are_refused(registered: ModuleType) -> None:
-    editor = registered.BaseEditor.from_hparams(hparams(batch_size=1))
+    editor = registered.BaseEditor.from_hparams(hparams(batch_size=3))
     with pytest.raises((AssertionError, ValueError)):
         editor.batch_edit(["a"], ["b", "c"], verbose=False)
 
@@ -958,7 +958,7 @@ def test_fluency_is_that_of_the_edited_answer(
 
 
 def test_perplexity_falls(registered: ModuleType) -> None:
-    editor = registered.BaseEditor.from_hparams(hparams(batch_size=1))
+    editor = registered.BaseEditor.from_hparams(hparams(batch_size=3))
     prompt, target = cases()[0].request.prompt, cases()[0].request.target_new
     request = {"prompt": prompt, "target_new": target, "ground_truth": "", "locality": {}}
     with spied_routes() as routes:

@@ -29,7 +29,13 @@ from meg_editor.runtime.artifacts import ArtifactStore
 
 SETTINGS = MeGHyperParams(
     layers=[1],
+    encoder_tuning="infonce",
     encoder_steps=3,
+    gate_threshold=None,
+    gate_name_weight=0.2,
+    collection_optimizer="sgd",
+    collection_contexts=2,
+    collection_loss_threshold=0.01,
     familiarity_epochs=20,
     collection_steps=20,
     generator="dit",
@@ -181,7 +187,8 @@ def test_a_model_spread_by_a_device_map_is_fitted_alike(
     assert spread.model.layers[0].mlp.up_proj.weight.is_meta
     model, _ = run(model=spread)
     assert plain.collected is not None and model.collected is not None
-    assert torch.equal(plain.collected, model.collected)
+    # Fused attention here, plain on the working copy there.
+    torch.testing.assert_close(plain.collected, model.collected, atol=1e-3, rtol=1e-3)
     assert model.answer(PROMPTS[:6]) == plain.answer(PROMPTS[:6])
     assert spread.model.layers[0].mlp.up_proj.weight.is_meta
 

@@ -163,9 +163,10 @@ def test_layers_hold_one_index() -> None:
 
 
 def test_instances_do_not_share_their_layers() -> None:
-    first, second = MeGHyperParams(), MeGHyperParams()
-    first.layers[0] = 9
-    assert second.layer == 0
+    layers = [0]
+    first, second = MeGHyperParams(layers=layers), MeGHyperParams(layers=layers)
+    first.layers[0] = 9  # type: ignore[index]
+    assert second.layer == 0 and MeGHyperParams().layer is None
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def _changed() -> dict[str, Any]:
         "gate_threshold": 0.3,
         "evaluation_type": "traditional",
         "api_key": "secret",
-        "collection_clip": 0.5,
+        "collection_optimizer": "sgd",
         "generator_conditioning": "time",
         "generator_scale": 0.02,
         "generator": "dit",
@@ -265,8 +266,8 @@ def test_round_trip_of_every_setting() -> None:
 
 
 def test_changing_the_dict_leaves_the_hparams() -> None:
-    hparams = MeGHyperParams()
-    hparams.to_dict()["layers"][0] = 9
+    hparams = MeGHyperParams(layers=[0])
+    hparams.to_dict()["layers"][0] = 9  # type: ignore[index]
     assert hparams.layer == 0
 
 

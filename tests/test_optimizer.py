@@ -91,7 +91,10 @@ def test_every_fact_finds_what_it_finds_alone(
     assert losses[0][1] == BUDGET
     margin = 4.5  # some reach it after some steps, others never
     settings = MeGHyperParams(
-        layers=[1], collection_loss_threshold=margin, collection_schedule=schedule
+        layers=[1],
+        collection_optimizer="sgd",
+        collection_loss_threshold=margin,
+        collection_schedule=schedule,
     )
     finished: list[int] = []
     with NeuronHook(tiny_llama, spec) as hook:
@@ -129,10 +132,13 @@ def test_long_gradients_are_clipped_and_a_loss_which_rises_slows_its_fact_down(
         ends = [found(contexts, size) for size in (1e9, 1e-9)]
         lengths.append(float((ends[0] - ends[1]).norm()) / rate / BUDGET)
     longest = sorted(lengths)[len(lengths) // 2]  # some are longer, some are not
-    settings = MeGHyperParams(layers=[1], collection_loss_threshold=0.0, collection_clip=longest)
+    settings = MeGHyperParams(layers=[1], collection_loss_threshold=0.0)
     with NeuronHook(tiny_llama, spec) as hook:
+        # In units u a step is lr u² g, and at most lr u long: the same for u = 1 / longest.
         start = shared_start(spec, 0).double()
-        descent = optimise(4, tiny_llama, hook, start, facts, rate, BUDGET, settings)
+        units = torch.full_like(start, 1 / longest)
+        lr = rate * longest**2
+        descent = optimise(4, tiny_llama, hook, start * longest, facts, lr, BUDGET, settings, units)
     shortened = slowed = 0
     for fact, contexts in enumerate(facts):
         neuron = found(contexts, longest)

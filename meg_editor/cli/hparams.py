@@ -52,6 +52,8 @@ def _merged(
     check_not_saved_edits(options.model)
     if path:
         values = MeGHyperParams.from_hparams(path).to_dict()
+    elif options.model and preset != "paper":
+        values = MeGHyperParams().to_dict()  # the presets are those of the reference model
     else:
         values = MeGHyperParams.preset(preset).to_dict()
         if options.model:  # the reference encoder only knows the reference world

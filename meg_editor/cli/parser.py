@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_logging(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_demo, _edit, _ask, _layers, _benchmark, _tables, _settings):
+    for add in (_demo, _edit, _ask, _layers, _benchmark, _tables, _settings, _cache):
         add(commands)
     return parser
 
@@ -169,6 +169,13 @@ def _settings(commands: Commands) -> None:
         "--preset", choices=_PRESETS, help="the values of this preset instead of the defaults"
     )
     settings.add_argument("words", nargs="*", help="only settings whose name or help has a word")
+
+
+def _cache(commands: Commands) -> None:
+    text = "list what was made once for a model and kept (folder: MEG_EDITOR_CACHE)"
+    _command(commands, "cache", text).add_argument(
+        "--clear", action="store_true", help="remove all of it; it is made again when needed"
+    )
 
 
 def _add_logging(parser: argparse.ArgumentParser, default: bool | str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,9 @@ import torch
 from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
+from meg_editor.collection.contexts import fact_contexts
 from meg_editor.collection.optimizer import Rows, optimise, row_losses
+from meg_editor.collection.units import natural_units
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.lm.layers_from import LayersFrom
@@ -19,6 +20,7 @@ from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, batched_answers, encode_example
+from meg_editor.lm.working_copy import working_copy
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.memory import free_bytes, rows_within
@@ -91,11 +93,11 @@ def collect(
 ) -> Collection:
     """Neurons of N facts by SGD on the frozen model, one per fact (section 4.1 c.1).
 
-    Facts share batches, never parameters. Each is optimised in `collection_contexts` contexts, the
-    bare prompt and the prompt after random beginnings of others, so that its neuron does not
-    depend on the position. A fact has converged once the target is the greedy answer in every
-    context with a loss below `collection_loss_threshold`. Facts that fail are retried from the
-    start with half the learning rate and twice the steps.
+    Facts share batches, never parameters. Each is optimised in `collection_contexts` contexts, so
+    that its neuron speaks wherever it is asked for. With the "scaled" optimizer weights are in the
+    units of the model (`natural_units`). A fact has converged once the target is the greedy answer
+    in every context with a loss below `collection_loss_threshold`. Facts that fail are retried from
+    the start with half the learning rate and twice the steps.
 
     Args:
         spec: layer and size of the neurons.
@@ -120,43 +122,52 @@ def collect(
     """
     runtime = runtime or RuntimeConfig()
     reader = PromptReader(tokenizer, hparams.prompt_template)
-    contexts = _contexts(requests, hparams.collection_contexts, hparams.seed)
+    contexts = fact_contexts(
+        tokenizer,
+        [request.prompt for request in requests],
+        hparams.collection_contexts,
+        hparams.prompt_template,
+        hparams.seed,
+    )
     examples = [
-        [
-            encode_example(tokenizer, prefix + reader.wrap(request.prompt), request.target_new)
-            for prefix in prefixes
-        ]
-        for request, prefixes in zip(requests, contexts, strict=True)
+        [encode_example(tokenizer, prompt, request.target_new) for prompt in prompts]
+        for request, prompts in zip(requests, contexts, strict=True)
     ]
+    working = working_copy(model, runtime.collection_bfloat16)
+    if hparams.collection_optimizer == "scaled" and requests:
+        units = natural_units(working, spec, [rows[0] for rows in examples])
+    else:
+        units = torch.ones(spec.size)
     start = shared_start(spec, hparams.seed)
-    neurons = start.repeat(len(requests), 1)
+    neurons = (start * units).repeat(len(requests), 1)
     success = torch.zeros(len(requests), dtype=torch.bool)
     steps = torch.zeros(len(requests), dtype=torch.long)
     longest = max(len(row.target) for rows in examples for row in rows)
     prompts = [reader.wrap(request.prompt) for request in requests]
     unlearned = list(range(len(requests)))
     any_finite = False
-    with NeuronHook(model, spec) as hook:
-        rows = _rows_at_once(model, hook, start, examples, runtime)
+    with NeuronHook(working, spec) as hook:
+        rows = _rows_at_once(working, hook, start, examples, runtime)
         # Out of memory all the same: it restarts with fewer rows.
         fitting = find_executable_batch_size(optimise, starting_batch_size=rows)
         for attempt in range(1 + retries):
             with progress_bar(range(len(unlearned)), "collection", "fact") as bar:
                 descent = fitting(
-                    model,
+                    working,
                     hook,
                     start,
                     [examples[fact] for fact in unlearned],
                     hparams.collection_lr / 2**attempt,
                     hparams.collection_steps * 2**attempt,
                     hparams,
-                    runtime.collection_bfloat16,
+                    units,
                     bar.update,
                 )
             finite = descent.neurons.isfinite().all(1)
             any_finite = any_finite or bool(finite.any())
-            learned = descent.converged & finite
-            # The answer of a converged fact is the target: only the others are generated.
+            # Without rounding the answer of a converged fact is the target: it need not be asked.
+            same = working.dtype == model.dtype
+            learned = descent.converged & finite & same
             unconverged = (finite & ~learned).nonzero().flatten().tolist()
             facts = [unlearned[row] for row in unconverged]
             answers = answers_with(
@@ -203,7 +214,7 @@ def _rows_at_once(
     neuron = start[None].to(device).requires_grad_(True)
 
     def forward() -> Tensor:
-        return row_losses(model, hook, layers, rows, neuron, runtime.collection_bfloat16)[0]
+        return row_losses(model, hook, layers, rows, neuron)[0]
 
     budget = runtime.collection_memory * free_bytes(device)
     fitting = rows_within(budget, forward, len(longest), model.parameters())
@@ -230,13 +241,3 @@ def answers_with(
             lambda chunk: hook.attached(neurons[chunk]),
             rows,
         )
-
-
-def _contexts(requests: Sequence[EditRequest], count: int, seed: int) -> list[list[str]]:
-    """`count` prefixes per request: the empty one, and random beginnings of other prompts."""
-    rng = random.Random(seed)
-    beginnings = [" ".join(request.prompt.split()[:5]) for request in requests]
-    return [
-        ["", *(f"{rng.choice(beginnings).rstrip('?.,')}. " for _ in range(count - 1))]
-        for _ in requests
-    ]

@@ -21,7 +21,6 @@ from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import Batch, Example, by_length, means, target_logits
-from meg_editor.runtime.precision import bfloat16
 
 _PASSES = 8  # forward passes per step: rows of similar length share one
 _REFILL = 4  # pending facts are admitted when 1/4 of the slots is free
@@ -53,12 +52,13 @@ def optimise(
     lr: float,
     max_steps: int,
     hparams: MeGHyperParams,
-    half: bool = False,
+    units: Tensor | None = None,
     progress: Callable[[int], Any] = lambda finished: None,
 ) -> Descent:
     """SGD on the neurons of M facts, with continuous batching.
 
-    With `collection_clip` gradients are clipped per fact, and each fact has its step size <= `lr`.
+    With `collection_optimizer: scaled` no step is longer than `lr` units, and each fact has a step
+    size <= `lr` of its own.
 
     Args:
         rows_at_once: rows of a forward pass.
@@ -66,8 +66,8 @@ def optimise(
         facts: M facts, each as examples in the same number of contexts.
         lr: learning rate.
         max_steps: SGD steps of a fact.
-        hparams: clip, schedule and loss threshold.
-        half: run the model under bfloat16 autocast.
+        hparams: optimizer, schedule and loss threshold.
+        units: (P,) of `start` and of the steps; default: ones.
         progress: called with the number of facts that just finished.
 
     Example:
@@ -85,7 +85,8 @@ def optimise(
         >>> descent.neurons.shape == (1, spec.size), descent.steps.tolist()
         (True, [3])
     """
-    neurons = start.repeat(len(facts), 1)
+    units = torch.ones_like(start) if units is None else units
+    neurons = (start * units).repeat(len(facts), 1)
     converged = torch.zeros(len(facts), dtype=torch.bool)
     steps = torch.zeros(len(facts), dtype=torch.long)
     # Longest first, so that running out of memory shows at once.
@@ -93,7 +94,7 @@ def optimise(
     slots = max(1, _PASSES * rows_at_once // len(facts[0])) if facts else 0
     # Steps between checks for converged facts, each of which waits for the GPU.
     check_every = 1 if model.device.type == "cpu" else 5
-    batch = ContinuousBatch(model, hook, start, rows_at_once, hparams, half)
+    batch = ContinuousBatch(model, hook, start, rows_at_once, hparams, units)
     while pending or batch.facts:
         if pending and len(batch.facts) <= slots - max(1, slots // _REFILL):
             free = min(slots - len(batch.facts), len(pending))
@@ -103,7 +104,7 @@ def optimise(
         finished = (batch.converged | (batch.steps >= max_steps)).nonzero().flatten().tolist()
         if finished:
             numbers = [batch.facts[slot] for slot in finished]
-            neurons[numbers] = batch.neurons[finished].cpu()
+            neurons[numbers] = batch.neurons[finished].cpu() * units
             converged[numbers] = batch.converged[finished].cpu()
             steps[numbers] = batch.steps[finished].cpu()
             batch.evict(finished)
@@ -127,20 +128,18 @@ class Rows:
 
 
 def row_losses(
-    model: CausalLM, hook: NeuronHook, layers: LayersFrom, rows: Rows, neurons: Tensor, half: bool
+    model: CausalLM, hook: NeuronHook, layers: LayersFrom, rows: Rows, neurons: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Loss of each of R rows under its neuron.
 
     Args:
         neurons: (M, P), assigned by `rows.owner`.
-        half: run the model under bfloat16 autocast.
 
     Returns:
         (R,) mean cross-entropy of the target's tokens, (R,) number of them that are not the
         greedy ones.
     """
-    attached = hook.attached(neurons[rows.owner])
-    with attached, layers.injected(rows.stream), bfloat16(rows.stream.device, half):
+    with hook.attached(neurons[rows.owner]), layers.injected(rows.stream):
         logits, targets, where = target_logits(model, rows.batch)
     loss = F.cross_entropy(logits, targets, reduction="none")
     wrong = (logits.argmax(-1) != targets).float()
@@ -154,7 +153,7 @@ class ContinuousBatch:
 
     Attributes:
         facts: index of the fact in each of A slots.
-        neurons: (A, P).
+        neurons: (A, P), in units.
         converged: (A,) bool, by the last step.
         steps: (A,) SGD steps taken.
     """
@@ -166,10 +165,11 @@ class ContinuousBatch:
         start: Tensor,
         rows_at_once: int,
         hparams: MeGHyperParams,
-        half: bool = False,
+        units: Tensor,
     ) -> None:
-        self.model, self.hook, self.hparams, self.half = model, hook, hparams, half
+        self.model, self.hook, self.hparams = model, hook, hparams
         self.rows_at_once = rows_at_once
+        self.units = units.to(model.device)
         self.start = start.to(model.device)
         self.layers = LayersFrom(model, hook.spec.layer)
         self.facts: list[int] = []
@@ -224,20 +224,20 @@ class ContinuousBatch:
         for rows in self._passes:
             neurons = self.neurons.detach().requires_grad_(True)
             losses, misses = row_losses(
-                self.model, self.hook, self.layers, rows, neurons, self.half
+                self.model, self.hook, self.layers, rows, neurons * self.units
             )
             gradient += torch.autograd.grad(losses.sum() / contexts, neurons)[0]
             loss.index_add_(0, rows.owner, losses.detach() / contexts)
             wrong.index_add_(0, rows.owner, misses)
         self.converged = (wrong == 0) & (loss < self.hparams.collection_loss_threshold)
         active = ~self.converged & (self.steps < max_steps)
-        if (max_norm := self.hparams.collection_clip) is not None:
-            # Near the threshold gradients are small: a high rate is needed, at which the loss of
-            # some facts oscillates.
+        if self.hparams.collection_optimizer == "scaled":
+            # At a rate at which small gradients near the threshold still lead on, the loss of some
+            # facts oscillates.
             factor = torch.where(loss > self._loss, _SLOWER, _FASTER)
             self._step_size = (self._step_size * factor).clamp_max(1.0)
             norm = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            gradient = gradient * (max_norm / norm).clamp_max(1.0) * self._step_size.unsqueeze(1)
+            gradient = gradient * norm.reciprocal().clamp_max(1.0) * self._step_size.unsqueeze(1)
             self._loss = loss
         if self.hparams.collection_schedule == "cosine":
             progress = self.steps.unsqueeze(1) / max_steps

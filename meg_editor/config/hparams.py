@@ -34,10 +34,11 @@ class MeGHyperParams(BaseEditorFields):
     """
 
     # The LM and the place of the neuron
-    layers: list[int] = setting(
-        [0],
-        "The decoder layer that gets the neuron: one 0-based index. `meg-editor layers` measures "
-        "which is best (paper: 29 Phi-2, 9 GPT-J, 14 Llama-3).",
+    layers: list[int] | None = setting(
+        None,
+        "The decoder layer that gets the neuron: one 0-based index; null: a little before the "
+        "middle. `meg-editor layers` measures which is best (paper: 29 Phi-2, 9 GPT-J, 14 "
+        "Llama-3).",
     )
     mlp_module_tmp: str | None = setting(
         None, "Name of the FFN module with {} for the layer; null: found. Set it if that fails."
@@ -49,12 +50,14 @@ class MeGHyperParams(BaseEditorFields):
 
     # Stage 1, text encoder (section 4.1 a)
     encoder_name: str = setting(
-        "bert-base-uncased",
-        "Hub id or directory of the text encoder. A sentence encoder such as "
-        "sentence-transformers/all-MiniLM-L6-v2 needs less tuning (paper: bert-base-uncased).",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "Hub id or directory of the text encoder. A sentence encoder needs no tuning (paper: "
+        "bert-base-uncased).",
     )
     encoder_tuning: Literal["infonce", "mse", "frozen"] = setting(
-        "infonce", "Objective which tunes the encoder on paraphrases (paper: infonce; table 4)."
+        "frozen",
+        "Objective which tunes the encoder on paraphrases; frozen: none, for a sentence encoder "
+        "(paper: infonce; table 4).",
     )
     encoder_tuned_layers: Literal["last", "all"] = setting(
         "all", "Layers of the encoder that are tuned (paper: last)."
@@ -74,13 +77,13 @@ class MeGHyperParams(BaseEditorFields):
         "entropy of the Familiarity Network (paper).",
     )
     gate_threshold: float | None = setting(
-        None,
+        0.81,
         "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); "
-        "null: calibrated on held-out facts. Raise a similarity if other questions get edited "
-        "answers.",
+        "null: calibrated on held-out facts, which other encoders need. Raise a similarity if "
+        "other questions get edited answers.",
     )
     gate_name_weight: float = setting(
-        0.2,
+        0.4,
         "Weight of the subject's name in the similarity, 0 to below 1 (paper: 0).",
         ge=0,
         lt=1,
@@ -100,10 +103,15 @@ class MeGHyperParams(BaseEditorFields):
     )
 
     # Stage 3, collection (section 4.1 c.1)
+    collection_optimizer: Literal["scaled", "sgd"] = setting(
+        "scaled",
+        "scaled: steps in units of the model's own activations, none longer than collection_lr, "
+        "shorter for a fact whose loss rises; sgd: plain (paper), in raw weights.",
+    )
     collection_lr: float = setting(
         1.0,
-        "SGD learning rate of the neurons. Depends on the LM: `meg-editor layers` tries one "
-        "(paper: 0.01 Phi-2, 0.07 GPT-J, 0.02 Llama-3).",
+        "Learning rate of the neurons. 1 suits every model with the scaled optimizer; with sgd it "
+        "depends on the LM (paper: 0.01 Phi-2, 0.07 GPT-J, 0.02 Llama-3).",
         ge=0,
         lt=1e4,
     )
@@ -113,24 +121,18 @@ class MeGHyperParams(BaseEditorFields):
         ge=1,
         lt=10**7,
     )
-    collection_clip: float | None = setting(
-        None,
-        "Per-fact gradient-norm clip, with a step size per fact that falls when its loss rises; "
-        "null: plain SGD (paper). Set it for high learning rates.",
-        ge=0,
-    )
     collection_schedule: Literal["constant", "cosine"] = setting(
         "constant", "Learning-rate schedule of collection (paper: cosine for GPT-J)."
     )
     collection_contexts: int = setting(
-        2,
-        "Contexts each fact is fitted in: the bare prompt and random others. More generalise "
-        "better and take longer (paper: 1).",
+        4,
+        "Contexts each fact is fitted in: the bare prompt, after other text, in the model's chat "
+        "template, and so on. More generalise better and take longer (paper: 1).",
         ge=1,
         lt=1000,
     )
     collection_loss_threshold: float = setting(
-        0.01, "Mean loss in nats below which a fact has converged.", ge=0
+        0.02, "Mean loss in nats below which a fact has converged.", ge=0
     )
 
     # Stage 4, weight generator (section 4.1 c.2)
@@ -188,6 +190,7 @@ class MeGHyperParams(BaseEditorFields):
 
     listed: ClassVar[str] = "`meg-editor settings` lists all"
     former: ClassVar[Mapping[str, str]] = {
+        "collection_clip": "it is gone: collection_optimizer: scaled clips, sgd does not",
         "collection_margin": "it is collection_loss_threshold now",
         "generator_condition": "it is generator_conditioning now: time or patches",
         "generator_scaling": "it is generator_scale now: a divisor, or null for whitened neurons",
@@ -215,7 +218,7 @@ class MeGHyperParams(BaseEditorFields):
         super().__post_init__()
         if self.alg_name != "MeG":
             raise HParamsError(f"alg_name: expected 'MeG', got {short_repr(self.alg_name)}")
-        if len(self.layers) != 1:
+        if self.layers is not None and len(self.layers) != 1:
             raise HParamsError(
                 f"layers: expected one layer index such as [5] (MeG adds one neuron in one layer), "
                 f"got {short_repr(self.layers)}"
@@ -242,9 +245,9 @@ class MeGHyperParams(BaseEditorFields):
             )
 
     @property
-    def layer(self) -> int:
-        """The 0-based decoder layer that gets the neuron."""
-        return self.layers[0]
+    def layer(self) -> int | None:
+        """The 0-based decoder layer that gets the neuron; None: chosen from the model."""
+        return self.layers[0] if self.layers else None
 
     @classmethod
     def explain(cls, key: str) -> str | None:

@@ -43,10 +43,10 @@ class RuntimeConfig(FlatHyperParams):
         ge=1,
         lt=2**24,
     )
-    collection_bfloat16: bool = setting(
-        False,
-        "Optimise neurons under bfloat16 autocast where the hardware has it: faster, with more "
-        "rounding.",
+    collection_bfloat16: bool | None = setting(
+        None,
+        "Optimise neurons on a copy of the model in bfloat16: faster where the hardware has it, "
+        "with more rounding; null: on CPUs with AMX, for models of 32 M weights and more.",
     )
     neuron_cache: int = setting(
         1024,

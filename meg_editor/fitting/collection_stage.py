@@ -16,7 +16,7 @@ from meg_editor.requests.request import EditRequest
 COLLECTION_SETTINGS = (
     "collection_lr",
     "collection_steps",
-    "collection_clip",
+    "collection_optimizer",
     "collection_schedule",
     "collection_contexts",
     "collection_loss_threshold",

@@ -23,6 +23,7 @@ class EncoderStage(Stage):
         "encoder_lr",
         "seed",
     )
+    reusable = True
 
     def __init__(self, context: FitContext, encoder: TextEncoder) -> None:
         super().__init__(context)
@@ -41,6 +42,8 @@ class EncoderStage(Stage):
 
     def compute(self) -> Tensors:
         h = self.hparams
+        if h.encoder_tuning == "frozen" or not h.encoder_steps:
+            return {}
         tune_encoder(
             self.encoder,
             self.context.pseudo,
@@ -55,5 +58,6 @@ class EncoderStage(Stage):
 
     def tuned(self, artifact: Artifact) -> TextEncoder:
         """The encoder of a result."""
-        self.encoder.load_state_dict(artifact.tensors)
+        if artifact.tensors:
+            self.encoder.load_state_dict(artifact.tensors)
         return self.encoder

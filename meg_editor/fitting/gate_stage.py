@@ -41,6 +41,10 @@ class GateStage(Stage):
         super().__init__(context)
         self.encoder, self.encoder_key, self.neurons = encoder, encoder_key, neurons
         self.gate = self._build()
+        # Few edits are not needed beside the pretended ones to calibrate on, and the similarity
+        # gate learns nothing from them: every later fit gets the same gate.
+        few = len(context.edits) <= len(context.calibration) // 2
+        self.reusable = self.hparams.gate == "similarity" and few
 
     def _build(self) -> Gate:
         gate = GATES[self.hparams.gate].build(self.hparams, self.encoder.dimension)
@@ -50,13 +54,17 @@ class GateStage(Stage):
         c = self.context
         reader = PromptReader(c.tokenizer, self.hparams.prompt_template)
         states = HiddenStateReader(c.model, c.tokenizer, c.spec, reader)
+        edits: list[Any]
+        if self.reusable:
+            edits = [sum(edit.subject is None for edit in c.edits) / len(c.edits)]
+        else:
+            prompts = [[edit.prompt, edit.subject] for edit in c.edits]
+            edits = [tensor_key(self.neurons), prompts, c.tokens_key(c.edits)]
         return [
             c.model_key(),
             self.encoder_key,
-            tensor_key(self.neurons),
             states.module,
-            [[edit.prompt, edit.subject] for edit in c.edits],
-            c.tokens_key(c.edits),
+            *edits,
             facts_key(c.calibration),
             c.tokens_key(c.calibration),
             c.background,

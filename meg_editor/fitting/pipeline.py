@@ -28,6 +28,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.router import build_index
 from meg_editor.runtime.artifacts import ArtifactStore
+from meg_editor.runtime.cache import cache_folder
 from meg_editor.runtime.processes import Processes
 
 
@@ -91,6 +92,7 @@ def fit(
             calibration = calibration_requests() if calibration is None else calibration
         edited_keys = {edit.key for edit in edits}
         spec = NeuronSpec.from_hparams(model, hparams)
+        hparams = hparams.changed(layers=[spec.layer])
         context = FitContext(
             model,
             tokenizer,
@@ -101,6 +103,7 @@ def fit(
             hparams,
             runtime,
             store or ArtifactStore(),
+            ArtifactStore(cache_folder("prepared")),
             processes,
         )
         known = processes.once(lambda: already_correct(model, tokenizer, edits, hparams))

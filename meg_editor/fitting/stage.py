@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -32,6 +32,7 @@ class FitContext:
         pseudo: facts with rephrases, none of them edited.
         calibration: further facts with rephrases and locality prompts, none of them edited.
         store: where finished stages are kept.
+        prepared: where those are kept which depend on no edit, for every later fit.
         processes: who shares the work.
     """
 
@@ -44,6 +45,7 @@ class FitContext:
     hparams: MeGHyperParams
     runtime: RuntimeConfig
     store: ArtifactStore
+    prepared: ArtifactStore
     processes: Processes
 
     @property
@@ -78,6 +80,7 @@ class Stage(ABC):
         name: of the stage, in reports and file names.
         label: of its progress, where that is another.
         settings: names of the hyper-parameters its run reads.
+        reusable: whether the result depends on no edit, so that later fits take it up.
         together: whether all processes compute at once; otherwise the main one does for all.
     """
 
@@ -85,6 +88,7 @@ class Stage(ABC):
     label: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...]]
     together: ClassVar[bool] = False
+    reusable: bool = False
 
     def __init__(self, context: FitContext) -> None:
         self.context = context
@@ -110,11 +114,16 @@ class Stage(ABC):
         self, store: ArtifactStore, processes: Processes, inputs: list[Any], start: float
     ) -> Artifact:
         if not self.together:
-            return processes.once(lambda: store.run(self.name, inputs, self.compute))
+            return processes.once(lambda: store.run(self.name, inputs, self._computed(inputs)))
         if (stored := processes.once(lambda: store.find(self.name, inputs))) is not None:
             return stored
         tensors = self.compute()
         return processes.once(lambda: store.keep(self.name, inputs, tensors, start))
+
+    def _computed(self, inputs: list[Any]) -> Callable[[], Tensors]:
+        if not self.reusable:
+            return self.compute
+        return lambda: self.context.prepared.run(self.name, inputs, self.compute).tensors
 
 
 class _Declared:

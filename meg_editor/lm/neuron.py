@@ -135,7 +135,8 @@ class NeuronSpec:
     @classmethod
     def from_hparams(cls, model: CausalLM, hparams: MeGHyperParams) -> NeuronSpec:
         """`from_model` with the layer and module template of the hyper-parameters."""
-        return cls.from_model(model, hparams.layer, module_template=hparams.mlp_module_tmp)
+        layer = middle_layer(model) if hparams.layer is None else hparams.layer
+        return cls.from_model(model, layer, module_template=hparams.mlp_module_tmp)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as plain JSON types."""
@@ -151,6 +152,17 @@ class NeuronSpec:
         if wrong := {field.name for field in fields(cls)} ^ set(data):
             raise ValueError(f"missing or unexpected keys of NeuronSpec: {sorted(wrong)}")
         return cls(**data)
+
+
+def middle_layer(model: CausalLM) -> int:
+    """The layer for a neuron where none is named: a little before the middle.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> middle_layer(load_model(MeGHyperParams.preset("default", device="cpu"))[0])
+        1
+    """
+    return 15 * count_layers(model) // 32  # 14 of 30, as measured on SmolLM2; the paper: 14 of 32
 
 
 def count_layers(model: CausalLM) -> int:

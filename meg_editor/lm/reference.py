@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from meg_editor.lm.fingerprint import fingerprint, same_model
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM
+from meg_editor.lm.sources import local_source, portable_source
 
 ASSETS = Path(__file__).parent / "assets"
 _PREFIX, _LLAMA, _BERT = "meg_editor:", "llama-reference", "bert-reference"
@@ -55,7 +56,7 @@ def resolve_model_name(name: str) -> str:
         ('gpt2', 'bert-reference')
     """
     if not name.startswith(_PREFIX):
-        return name
+        return local_source(name)
     asset = name[len(_PREFIX) :]
     if asset not in (_LLAMA, _BERT):
         raise ValueError(
@@ -74,6 +75,8 @@ def portable_model_name(name: str) -> str:
     if not name or not Path(name).is_dir():
         return name
     path = Path(name).resolve()
+    if converted := portable_source(path):
+        return converted
     if path.parent == ASSETS.resolve() and path.name in (_LLAMA, _BERT):
         return _PREFIX + path.name
     return str(path)

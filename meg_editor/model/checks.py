@@ -35,7 +35,7 @@ def check_neuron(spec: NeuronSpec, hparams: MeGHyperParams, base: CausalLM) -> N
     try:
         expected = NeuronSpec.from_model(
             base,
-            hparams.layer,
+            spec.layer if hparams.layer is None else hparams.layer,
             module_template=hparams.mlp_module_tmp,
             activation=spec.activation,
             bias=spec.bias,

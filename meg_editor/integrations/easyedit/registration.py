@@ -148,6 +148,14 @@ def _one_by_one(original: Callable[..., Any]) -> Callable[..., Any]:
     def edit(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.alg_name != NAME:
             return original(self, *args, **kwargs)
+        # EasyEdit wants 1 here, and the true number in batch_edit: one YAML file serves both.
+        size, self.hparams.batch_size = self.hparams.batch_size, 1
+        try:
+            return edit_one_by_one(self, *args, **kwargs)
+        finally:
+            self.hparams.batch_size = size
+
+    def edit_one_by_one(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
         if not {**given, **given.get("kwargs", {})}.get("sequential_edit"):
             return original(self, *args, **kwargs)

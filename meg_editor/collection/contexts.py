@@ -1,0 +1,97 @@
+"""The contexts a fact is fitted in: its neuron shall speak wherever the fact is asked for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from meg_editor.requests.prompts import PromptReader
+
+_MARK = "§question§"
+_SYSTEM = ("You are a helpful assistant.", "Answer the user's questions.")
+_TURNS = (("Hello!", "Hello! How can I help?"), ("Can you help me?", "Yes. What is it about?"))
+_BEHIND = ("Reply briefly.", "Give only the answer.", "Keep it short, please.")
+_FRAMES = ("Question: {}\nAnswer:", "Q: {}\nA:", "{}\nAnswer:")
+
+
+def fact_contexts(
+    tokenizer: Any, prompts: Sequence[str], count: int, template: str = "{}", seed: int = 0
+) -> list[list[str]]:
+    """`count` whole prompts for each of N bare ones, the bare one in the template first.
+
+    The next ones in turn: after a random beginning of others, in the chat template, in it after an
+    earlier turn and with an instruction behind the question, in a question frame, and so on with
+    other texts. Without a chat template the frames take its place.
+
+    Args:
+        tokenizer: of the LLM.
+        template: the template around every query, with one `{}`.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> fact_contexts(tokenizer, ["The capital of France is"], 2)
+        [['The capital of France is', 'The capital of France is. The capital of France is']]
+    """
+    rng = random.Random(seed)
+    wrap = PromptReader(tokenizer, template).wrap
+    beginnings = [" ".join(prompt.split()[:5]).rstrip("?.,") for prompt in prompts]
+
+    def after_others(prompt: str) -> str:
+        return f"{rng.choice(beginnings)}. {wrap(prompt)}"
+
+    def framed(prompt: str) -> str:
+        return rng.choice(_FRAMES).replace("{}", prompt)
+
+    def instructed(prompt: str) -> str:
+        return f"{prompt} {rng.choice(_BEHIND)}"
+
+    chat = _chat(tokenizer, rng)
+    kinds: list[Callable[[str], str]]
+    if chat is None:
+        kinds = [after_others, after_others, framed, lambda prompt: framed(instructed(prompt))]
+    else:
+        plain, earlier = chat
+        kinds = [after_others, plain, lambda prompt: earlier(instructed(prompt)), framed]
+    return [
+        [wrap(prompt), *(kinds[n % len(kinds)](prompt) for n in range(count - 1))]
+        for prompt in prompts
+    ]
+
+
+def _chat(
+    tokenizer: Any, rng: random.Random
+) -> tuple[Callable[[str], str], Callable[[str], str]] | None:
+    """Ways to put a prompt into the chat template: alone, and with text before it; None without."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+
+    def turns(*messages: tuple[str, str]) -> str | None:
+        conversation = [{"role": role, "content": text} for role, text in messages]
+        try:
+            text = tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # a template refuses what it has no place for, such as a system text
+            return None
+        # The tokenizer adds the first token itself.
+        text = str(text).removeprefix(tokenizer.bos_token or "")
+        return text if text.count(_MARK) == 1 else None
+
+    question = ("user", _MARK)
+    alone = turns(question)
+    if alone is None:
+        return None
+    before = [[("user", asked), ("assistant", answered)] for asked, answered in _TURNS] + [
+        [("system", text)] for text in _SYSTEM
+    ]
+    fuller = [text for messages in before if (text := turns(*messages, question))] or [alone]
+
+    def plain(prompt: str) -> str:
+        return alone.replace(_MARK, prompt)
+
+    def earlier(prompt: str) -> str:
+        return rng.choice(fuller).replace(_MARK, prompt)
+
+    return plain, earlier

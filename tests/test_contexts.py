@@ -1,0 +1,95 @@
+"""A fact is fitted wherever it will be asked for, on a copy of the model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from meg_editor.collection.contexts import fact_contexts
+from meg_editor.lm.working_copy import working_copy
+
+PROMPTS = ["The capital of France is", "The author of Emma is"]
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def chatting(tiny_tokenizer: Any) -> Any:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def test_the_bare_prompt_comes_first_and_every_context_asks_for_the_fact(chatting: Any) -> None:
+    contexts = fact_contexts(chatting, PROMPTS, 8, "Q: {} A:", seed=3)
+    for prompt, rows in zip(PROMPTS, contexts, strict=True):
+        assert len(rows) == 8 and rows[0] == f"Q: {prompt} A:"
+        assert all(prompt in row for row in rows)
+    assert contexts == fact_contexts(chatting, PROMPTS, 8, "Q: {} A:", seed=3)
+    assert contexts != fact_contexts(chatting, PROMPTS, 8, "Q: {} A:", seed=4)
+    assert fact_contexts(chatting, PROMPTS, 1) == [[prompt] for prompt in PROMPTS]
+
+
+def test_a_chat_template_is_among_them_with_and_without_text_before(chatting: Any) -> None:
+    (rows,) = fact_contexts(chatting, PROMPTS[:1], 4)
+    frame = chatting.apply_chat_template(
+        [{"role": "user", "content": PROMPTS[0]}], tokenize=False, add_generation_prompt=True
+    ).removeprefix(chatting.bos_token)
+    assert rows[2] == frame  # the tokenizer adds its first token itself
+    assert (
+        rows[3].endswith("</s><assistant>")
+        and rows[3].count("<user>") + rows[3].count("<system>") == 2
+    )
+
+
+def test_a_template_without_a_place_for_system_texts_will_do(chatting: Any) -> None:
+    chatting.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    )
+    for seed in range(4):
+        (rows,) = fact_contexts(chatting, PROMPTS[:1], 8, seed=seed)
+        assert all(PROMPTS[0] in row for row in rows)
+    chatting.chat_template = "{{ messages[0]['content'] | upper }}"  # loses the question
+    (rows,) = fact_contexts(chatting, PROMPTS[:1], 8)
+    assert all(PROMPTS[0] in row for row in rows)
+
+
+def test_without_a_chat_template_frames_take_its_place(tiny_tokenizer: Any) -> None:
+    (rows,) = fact_contexts(tiny_tokenizer, PROMPTS[:1], 6)
+    assert any("Answer:" in row or "A:" in row for row in rows)
+
+
+# ------------------------------------------------------------------------------ the copy
+
+
+def test_the_copy_shares_the_weights_and_leaves_the_model_alone(tiny_llama: Any) -> None:
+    before = tiny_llama.config._attn_implementation
+    copied = working_copy(tiny_llama, bfloat16=False)
+    assert copied is not tiny_llama and tiny_llama.config._attn_implementation == before
+    for mine, theirs in zip(copied.parameters(), tiny_llama.parameters(), strict=True):
+        assert mine.data_ptr() == theirs.data_ptr()
+    ids = torch.tensor([[1, 5, 9, 3]])
+    torch.testing.assert_close(copied(ids).logits, tiny_llama(ids).logits)
+
+
+def test_a_copy_in_bfloat16_changes_no_weight_of_the_model(tiny_llama: Any) -> None:
+    before = [parameter.clone() for parameter in tiny_llama.parameters()]
+    copied = working_copy(tiny_llama, bfloat16=True)
+    assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
+    assert tiny_llama.dtype == torch.float32
+    for old, new in zip(before, tiny_llama.parameters(), strict=True):
+        assert torch.equal(old, new)
+    tied = copy.deepcopy(tiny_llama)
+    tied.lm_head.weight = tied.model.embed_tokens.weight
+    half = working_copy(tied, bfloat16=True)
+    assert half.lm_head.weight is half.model.embed_tokens.weight
+
+
+def test_a_small_model_is_not_worth_a_copy_in_bfloat16(tiny_llama: Any) -> None:
+    assert working_copy(tiny_llama).dtype == torch.float32
