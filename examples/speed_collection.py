@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from meg_editor import MeGHyperParams
 from meg_editor.collection.collect import Collection, answers_with, shared_start
+from meg_editor.collection.contexts import fact_contexts
 from meg_editor.lm.ffn import decoder_blocks
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronSpec
@@ -57,13 +57,14 @@ class Setup:
         return dataclasses.replace(spec, activation=self.activation or spec.activation)
 
     def facts(self) -> Facts:
-        """Each fact bare and after beginnings of other prompts, drawn as `collect` draws them."""
-        rng, more = random.Random(self.hparams.seed), range(self.hparams.collection_contexts - 1)
-        begin = [" ".join(edit.prompt.split()[:5]) for edit in self.edits]
-        drawn = [["", *(f"{rng.choice(begin).rstrip('?.,')}. " for _ in more)] for _ in begin]
+        """Each fact in the contexts `collect` fits it in."""
+        h, prompts = self.hparams, [edit.prompt for edit in self.edits]
+        drawn = fact_contexts(
+            self.tokenizer, prompts, h.collection_contexts, h.prompt_template, h.seed
+        )
         return [
-            [encode_example(self.tokenizer, text + e.prompt, e.target_new) for text in before]
-            for e, before in zip(self.edits, drawn, strict=True)
+            [encode_example(self.tokenizer, text, edit.target_new) for text in texts]
+            for edit, texts in zip(self.edits, drawn, strict=True)
         ]
 
 

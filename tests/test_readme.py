@@ -31,7 +31,7 @@ from meg_editor.data.world import requests as world_requests
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-HUB = ["--model", "meta-llama/Meta-Llama-3-8B", "--hparams", "hparams/MeG/llama3-8b.yaml"]
+HUB = ["--model", "meta-llama/Meta-Llama-3-8B"]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -45,7 +45,13 @@ def speed() -> Any:
 def setup(speed: Any, tiny_llama: Any, tiny_tokenizer: Any) -> Any:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.eos_token = None  # as the program has it for random weights
-    hparams = MeGHyperParams(layers=[1], collection_lr=0.3, collection_loss_threshold=0.5)
+    hparams = MeGHyperParams(
+        layers=[1],
+        collection_optimizer="sgd",
+        collection_lr=0.3,
+        collection_contexts=2,
+        collection_loss_threshold=0.5,
+    )
     return speed.Setup(tiny_llama, tokenizer, hparams, EDITS)
 
 

@@ -176,7 +176,8 @@ def _import(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
     path = Path(place)
-    check_regular(path)
+    if check_regular(path, missing_ok=True) is None:
+        raise ValueError(f"there is no file {place}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ValueError("it cannot be read as a module")

@@ -173,14 +173,18 @@ def _one_version(folder: Path, read: Callable[[Path, dict[str, Any]], _Parts]) -
                 try:
                     parts = read(view, config)
                 except Exception:
-                    if stamps(view, config["files"]) == before:
+                    if _unchanged(view, folder, config, before):
                         raise
                     continue
-                if stamps(view, config["files"]) == before and read_config(folder) == config:
+                if _unchanged(view, folder, config, before):
                     return parts
     raise SavedModelError(
         f"{folder}: another process saved to it {_ATTEMPTS} times while it was read; load it again"
     )
+
+
+def _unchanged(view: Path, folder: Path, config: dict[str, Any], before: Any) -> bool:
+    return stamps(view, config["files"]) == before and read_config(folder) == config
 
 
 def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
