@@ -78,7 +78,10 @@ def check_writable(model: CausalLM, names: Iterable[str]) -> None:
         others = [owner for owner in owners[id(parameter)] if owner != name and owner not in ends]
         if not parameter.is_floating_point() or type(parameter.data) is not Tensor:
             problem = f"is quantised ({type(parameter).__name__})"
-        elif parameter.is_meta:
+        # A model on the meta device alone is a skeleton: accelerate's hook would bring the weights.
+        elif parameter.is_meta and hasattr(
+            model.get_submodule(name.rpartition(".")[0]), "_hf_hook"
+        ):
             problem = "is offloaded"
         elif others:
             problem = f"is tied to {', '.join(others)}"
