@@ -63,7 +63,7 @@ def natural_units(model: CausalLM, spec: NeuronSpec, examples: Sequence[Example]
     if below < 0:
         stream, gain = rms(input_of(blocks[spec.layer])), 1.0
     else:
-        # What a block makes of what is written: norms and factors may follow its FFN.
+        # How much of it reaches the stream: norms and factors may follow the FFN.
         near = NeuronSpec.from_model(model, below, activation="linear", bias=False)
         inputs = input_of(model.get_submodule(near.read)).float().cpu()
         neuron = torch.randn(near.size, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meg_editor.lm.one_load import one_load
 from meg_editor.runtime.cache import cache_folder
-from meg_editor.runtime.files import check_regular, holding, replacing, sync_tree, unfinished_name
+from meg_editor.runtime.files import check_regular, replacing, sync_tree, unfinished_folder
 
 _SUFFIX = ".gguf"
 _CONVERTED = "gguf:"  # names a converted file by its content, on every machine
@@ -117,10 +117,7 @@ def _converted(path: Path) -> Path:
         import gguf  # noqa: F401 - transformers reads GGUF files with it
     except ImportError as error:
         raise OSError(f"{path} is a GGUF file: pip install gguf to read it") from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = unfinished_name(folder)
-    new.mkdir()
-    with holding(new), one_load():
+    with unfinished_folder(folder) as new, one_load():
         _convert(path, new)
         sync_tree(new)
         if not folder.is_dir():

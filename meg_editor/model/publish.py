@@ -26,7 +26,7 @@ from meg_editor.runtime.files import (
     sweep,
     sync,
     sync_tree,
-    unfinished_name,
+    unfinished_folder,
 )
 
 _READY = ".ready"
@@ -44,14 +44,11 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
     Raises:
         What `write` raises, or OSError; the former version is then still in force.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent, glob.escape(folder.name))
     if folder.exists():
+        sweep(folder.parent, glob.escape(folder.name))
         _replace(folder, write)
         return
-    new = unfinished_name(folder)
-    new.mkdir()
-    with _removed(new), holding(new):
+    with unfinished_folder(folder) as new:
         write(new)
         sync_tree(new)
         try:
@@ -69,9 +66,7 @@ def _replace(folder: Path, write: Callable[[Path], None]) -> None:
     with holding(folder, seconds=_PATIENCE) as free:
         if free:
             _finish(folder)
-    new = unfinished_name(folder / CONFIG)
-    new.mkdir()
-    with _removed(new), holding(new):
+    with unfinished_folder(folder / CONFIG) as new:
         write(new)
         sync_tree(new)
         with holding(folder, seconds=_PATIENCE):
@@ -80,12 +75,15 @@ def _replace(folder: Path, write: Callable[[Path], None]) -> None:
             with replacing(new / _OBSOLETE) as file:
                 file.write(json.dumps(obsolete).encode())
             ready = new.with_suffix(_READY)
-            with _removed(ready, unless=lambda: not (ready / CONFIG).exists()):
+            try:
                 new.rename(ready)
                 sync(folder)
                 os.replace(ready / CONFIG, folder / CONFIG)  # from here on the new one is in force
                 with suppress(OSError):  # readers look in both places
                     _move_in(folder, ready)
+            finally:
+                if (ready / CONFIG).exists():
+                    shutil.rmtree(ready, ignore_errors=True)
 
 
 def settle(folder: Path) -> None:
@@ -119,16 +117,6 @@ def _move_in(folder: Path, ready: Path) -> None:
             (folder / name).parent.rmdir()
     sync(folder)
     shutil.rmtree(ready)
-
-
-@contextmanager
-def _removed(folder: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Remove `folder` if the block raises, or leaves it behind."""
-    try:
-        yield
-    finally:
-        if not unless():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

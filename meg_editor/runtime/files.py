@@ -58,6 +58,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+@contextmanager
+def unfinished_folder(path: Path) -> Iterator[Path]:
+    """New folder beside `path`, to be renamed within the block; what is left of it is removed.
+
+    It is locked, so that nobody sweeps it. What killed writers of `path` left behind is removed.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "edits"
+        >>> with unfinished_folder(path) as new:
+        ...     _ = new.rename(path)
+        >>> [folder.name for folder in path.parent.iterdir()]
+        ['edits']
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, glob.escape(path.name))
+    new = unfinished_name(path)
+    new.mkdir()
+    try:
+        with holding(new):
+            yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def unfinished_name(path: Path) -> Path:
     """A new hidden name beside `path` for what will take its place.
 
@@ -223,7 +248,7 @@ def sync(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have the disk hold every file below `folder`, readable for all whom the umask lets.
+    """Have the disk hold every file below `folder`, readable for all users the umask lets.
 
     Some libraries create files which their owner alone can read.
     """

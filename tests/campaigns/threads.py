@@ -194,7 +194,7 @@ class Campaign:
             raise AssertionError("a StoppingCriteria did not stop")
 
     def _abandoned_stream(self, text: str) -> None:
-        """Its reader leaves after the first piece; the thread is told to stop."""
+        """Its reader leaves after the first piece; the thread is stopped."""
         left = threading.Event()
 
         def stop(ids: Any, scores: Any) -> Any:
