@@ -7,6 +7,7 @@ import copy
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -192,3 +193,24 @@ def make_meg_model(
         )
 
     return make
+
+
+def at_once(count: int, work: Callable[[int], None]) -> None:
+    """`work(0)` ... `work(count - 1)` in threads which start together; raises the first error."""
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(count)
+
+    def guarded(number: int) -> None:
+        try:
+            barrier.wait(20)
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OTHERS, PROMPTS, build_tiny_llama
+from conftest import OTHERS, PROMPTS, at_once, build_tiny_llama
 from transformers import DynamicCache, StaticCache, TextIteratorStreamer
 
 from meg_editor.collection.collect import collect
@@ -48,24 +48,6 @@ def generated(model: Any, prompt: str, **options: Any) -> list[int]:
     return output[0, batch["input_ids"].shape[1] :].tolist()
 
 
-def in_threads(count: int, work: Callable[[int], None]) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(number: int) -> None:
-        try:
-            work(number)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 # -------------------------------------------------------------------------------- threads
 
 
@@ -93,7 +75,7 @@ def test_threads_answer_as_each_does_alone(model: MeGModel) -> None:
             else:
                 wrong.extend([("edited", text)] * (generated(model, text) != alone[text]))
 
-    in_threads(4, work)
+    at_once(4, work)
     assert not wrong
     assert {text: generated(model, text) for text in MIXED} == alone
 
@@ -106,10 +88,10 @@ def test_answers_in_threads_share_no_tokenizer_state(model: MeGModel) -> None:
             assert model.answer(text, 6) == alone[text]
             model.tokenizer([text, OTHER], padding=number % 2 == 0)  # a user's own calls
 
-    in_threads(4, work)
+    at_once(4, work)
 
 
-def test_streamers_in_threads(model: MeGModel) -> None:
+def test_streamers_at_once(model: MeGModel) -> None:
     texts = {text: model.tokenizer.decode(generated(model, text)) for text in MIXED[:6]}
 
     def stream(text: str) -> str:
@@ -125,7 +107,7 @@ def test_streamers_in_threads(model: MeGModel) -> None:
         return whole
 
     answers: dict[str, str] = {}
-    in_threads(6, lambda n: answers.update({MIXED[n]: stream(MIXED[n])}))
+    at_once(6, lambda n: answers.update({MIXED[n]: stream(MIXED[n])}))
     assert answers == texts
 
 
@@ -164,7 +146,7 @@ def test_a_fit_in_another_thread_does_not_disturb_answers(model: MeGModel) -> No
             for text in MIXED:
                 assert generated(model, text) == alone[text]
 
-    in_threads(3, work)
+    at_once(3, work)
     spec = NeuronSpec.from_model(model.base, 2)
     quiet = collect(model.base, model.tokenizer, spec, facts, settings).neurons
     torch.testing.assert_close(neurons[0], quiet)
@@ -185,7 +167,7 @@ def test_injections_of_two_threads_do_not_meet(model: MeGModel) -> None:
                 logits = model.base(input_ids=ids[number]).logits
             assert torch.equal(logits, expected[number])
 
-    in_threads(2, work)
+    at_once(2, work)
 
 
 def test_partial_passes_of_one_thread_do_not_stop_another(model: MeGModel) -> None:
@@ -201,7 +183,7 @@ def test_partial_passes_of_one_thread_do_not_stop_another(model: MeGModel) -> No
         while not done.is_set():
             assert torch.equal(model.base(input_ids=ids).logits, expected)
 
-    in_threads(3, work)
+    at_once(3, work)
 
 
 # ------------------------------------------------------------------------ routing inside
@@ -564,7 +546,7 @@ def test_a_block_may_be_left_in_another_thread(model: MeGModel) -> None:
             held[0].close()  # type: ignore[attr-defined]
             closed.set()
 
-    in_threads(2, work)
+    at_once(2, work)
     assert answers == [plain] and generated(model, OTHER) == plain
 
 

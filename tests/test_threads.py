@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from campaigns.threads import Campaign, entries, hook_count
-from conftest import OTHERS, PROMPTS
+from conftest import OTHERS, PROMPTS, at_once
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
@@ -27,27 +27,6 @@ TOKENS = 4
 @pytest.fixture
 def model(make_meg_model: Callable[..., MeGModel]) -> MeGModel:
     return make_meg_model("bank")
-
-
-def at_once(count: int, work: Callable[[int], None]) -> None:
-    """`work(0)` ... `work(count - 1)` in threads which start together; raises the first error."""
-    errors: list[BaseException] = []
-    barrier = threading.Barrier(count)
-
-    def guarded(number: int) -> None:
-        try:
-            barrier.wait(20)
-            work(number)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def while_answering(model: MeGModel, work: Callable[[], None], threads: int = 3) -> None:
