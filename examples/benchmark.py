@@ -1,6 +1,7 @@
-"""Measured choices: batched collection, sampling steps, generators, baselines, growth.
+"""Measured choices: batched collection, calibration, sampling steps, generators, baselines, growth.
 
     python examples/benchmark.py collection                # against one fact at a time
+    python examples/benchmark.py calibration --edits 24 256  # quick and thorough
     python examples/benchmark.py sampling --edits 1024     # 50, 10, 4, 2, 1 steps
     python examples/benchmark.py generators --edits 256 1024 4096
     python examples/benchmark.py baselines --edits 256   # against EasyEdit's, on PYTHONPATH
@@ -13,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import os
 import random
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -57,6 +61,30 @@ def collection(options: argparse.Namespace) -> None:
         )
     ratio = seconds["one at a time"] / seconds["batched"]
     print(f"batched is {ratio:.1f} times faster ({len(requests)} facts)")
+
+
+def calibration(options: argparse.Namespace) -> None:
+    """The gate calibrated quickly, by routing alone, and thoroughly, by answers."""
+    hparams = MeGHyperParams.preset(options.preset, seed=options.seed)
+    model, tokenizer = load_model(hparams)
+    print(_header("edits way") + "  threshold  weight  gate s")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MEG_EDITOR_CACHE"] = folder  # nothing calibrated earlier is taken up
+        store = _store(options)
+        for edits in options.edits:
+            cases = edit_cases(load_world(), edits, options.seed)
+            for way in ("quick", "thorough"):
+                settings = dataclasses.replace(hparams, gate_calibration=way)
+                meg, report = fit(
+                    model, tokenizer, [c.request for c in cases], settings, store=store
+                )
+                chosen = report.calibration
+                print(
+                    f"{_row(f'{edits} {way}', evaluate(meg, tokenizer, cases))}  "
+                    f"{chosen.threshold if chosen else math.nan:9.3f}  "
+                    f"{meg.index.state_weight:6.2f}  {report.seconds['gate']:6.1f}",
+                    flush=True,
+                )
 
 
 def sampling(options: argparse.Namespace) -> None:
@@ -180,6 +208,7 @@ def main() -> None:
     )
     commands: dict[str, tuple[Any, list[int]]] = {
         "collection": (collection, [32]),
+        "calibration": (calibration, [24, 256]),
         "sampling": (sampling, [1024]),
         "generators": (generators, [256, 1024, 4096]),
         "baselines": (baselines, [256]),

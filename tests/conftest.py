@@ -156,7 +156,7 @@ def make_meg_model(
         ]
         reader = PromptReader(tiny_tokenizer, hparams.prompt_template)
         states = HiddenStateReader(base, tiny_tokenizer, spec, reader)
-        index = build_index(edits, encoder, states, OTHERS, hparams)
+        index = build_index(edits, encoder, states, states.usual(OTHERS), hparams)
         anchors = index.anchors
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(1)

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.collection.collect import collect
-from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.data.world.requests import (
     calibration_requests,
     pseudo_requests,
     sweep_requests,
 )
 from meg_editor.fitting.calibration import (
-    _edited_for_calibration,
-    _nameless_like,
     calibrate_on_held_out,
     one_standard_error_rule,
     state_weights,
+    without_subjects,
 )
-from meg_editor.fitting.stage import FitContext
+from meg_editor.fitting.context import FitContext
+from meg_editor.fitting.gate_stage import GateStage
+from meg_editor.fitting.judges import with_new_targets
 from meg_editor.generators import NeuronBank
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.reference import resolve_model_name
@@ -37,8 +37,6 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Calibration, FamiliarityGate, SimilarityGate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.router import build_index
-from meg_editor.runtime.artifacts import ArtifactStore
-from meg_editor.runtime.processes import Processes
 
 HPARAMS = MeGHyperParams.preset("default", generator="bank", familiarity_epochs=30)
 FACTS = calibration_requests()[:24]
@@ -54,81 +52,109 @@ def parts() -> Any:
 
 
 def calibrated(
-    parts: Any, gate: Any, neurons: Tensor, settings: MeGHyperParams, facts: Any = FACTS
+    parts: Any, gate: Any, neurons: Tensor | None, settings: MeGHyperParams, facts: Any = FACTS
 ) -> Calibration:
-    model, tokenizer, spec, encoder = parts
-    pseudo = [EditRequest(prompt, "x") for prompt in BACKGROUND]
-    context = FitContext(
-        model,
-        tokenizer,
-        spec,
-        EDITS,
-        pseudo,
-        facts,
-        settings,
-        RuntimeConfig(),
-        ArtifactStore(),
-        ArtifactStore(),
-        Processes(),
-    )
-    return calibrate_on_held_out(context, settings, encoder, gate, neurons)
+    """Without neurons: the quick way."""
+    model, tokenizer, _, encoder = parts
+    context = FitContext.of(model, tokenizer, EDITS, settings, [], facts)
+    usual = states_of(parts).usual(BACKGROUND)
+    return calibrate_on_held_out(context, settings, encoder, gate, neurons, 0.0, usual)
+
+
+def states_of(parts: Any) -> HiddenStateReader:
+    model, tokenizer, spec, _ = parts
+    return HiddenStateReader(model, tokenizer, spec, PromptReader(tokenizer))
+
+
+def other_queries() -> list[str]:
+    """All but paraphrases of the facts which are edited for calibration."""
+    known = {text for fact in FACTS[::2] for text in (fact.prompt, *fact.rephrases)}
+    others = [text for fact in FACTS[1::2] for text in (fact.prompt, *fact.rephrases)]
+    others += [text for fact in FACTS for text in fact.locality_prompts]
+    return [text for text in others if text not in known]
 
 
 @pytest.mark.parametrize("weight", [0.5, None])
-def test_the_sweep_begins_with_what_a_model_without_a_gate_answers(
-    parts: Any, weight: float | None
+@pytest.mark.parametrize("thorough", [True, False])
+def test_calibrated_shares_are_those_of_a_model_edited_so(
+    parts: Any, weight: float | None, thorough: bool
 ) -> None:
     model, tokenizer, spec, encoder = parts
-    neurons = collect(model, tokenizer, spec, EDITS, HPARAMS).neurons
     gate = SimilarityGate()
     before = copy.deepcopy(gate.state_dict())
     settings = dataclasses.replace(HPARAMS, gate_state_weight=weight)
+    neurons = torch.zeros(len(EDITS), spec.size) if thorough else None
     result = calibrated(parts, gate, neurons, settings)
     assert weight is None or result.state_weight == weight
     assert gate.state_dict() == before
-    assert -1 < result.threshold <= 1 and result.balance > 0.9
+    assert -1 < result.threshold <= 1 and result.balance > (0.9 if thorough else 0.8)
 
     inside = FACTS[::2]  # more than there are edits, which are therefore left out
     neurons = collect(model, tokenizer, spec, inside, HPARAMS).neurons
     bank = NeuronBank.build(HPARAMS, encoder.dimension, spec.size, len(inside))
-    states = HiddenStateReader(model, tokenizer, spec, PromptReader(tokenizer))
+    states = states_of(parts)
     settings = dataclasses.replace(HPARAMS, gate_state_weight=result.state_weight)
-    index = build_index(inside, encoder, states, BACKGROUND, settings)
+    index = build_index(inside, encoder, states, states.usual(BACKGROUND), settings)
     bank.fit(index.anchors, neurons)
+    paraphrases = [(row, text) for row, fact in enumerate(inside) for text in fact.rephrases]
+    others = other_queries()
     for threshold in (-1.0, result.threshold):
         gate = SimilarityGate(threshold)
         edited = MeGModel(model, tokenizer, HPARAMS, spec, encoder, gate, bank, index, inside)
-        right = [edited.answer(p)[0] == f.target_new for f in inside for p in f.rephrases]
-        known = {p for f in inside for p in (f.prompt, *f.rephrases)}
-        others = [p for f in FACTS[1::2] for p in (f.prompt, *f.rephrases)]
-        others += [p for f in FACTS for p in f.locality_prompts]
-        others = [p for p in others if p not in known]
-        answers = greedy_answers(model, tokenizer, others, 32)
-        retained = [a == b for a, b in zip(answers, edited.answer(others), strict=True)]
+        if thorough:
+            given = edited.answer([text for _, text in paraphrases])
+            rows = zip(given, paraphrases, strict=True)
+            right = [answer == inside[row].target_new for answer, (row, _) in rows]
+            answers = greedy_answers(model, tokenizer, others, 32)
+            retained = [a == b for a, b in zip(answers, edited.answer(others), strict=True)]
+        else:
+            routes = zip(edited.route([text for _, text in paraphrases]), paraphrases, strict=True)
+            right = [routed.is_edit and routed.edit == row for routed, (row, _) in routes]
+            retained = [not routed.is_edit for routed in edited.route(others)]
         at = int((result.thresholds - threshold).abs().argmin())
         assert float(result.generality[at]) == pytest.approx(sum(right) / len(right))
         assert float(result.locality[at]) == pytest.approx(sum(retained) / len(retained))
 
 
 def test_one_of_the_weights_of_the_states_is_taken(parts: Any) -> None:
-    spec = parts[2]
-    neurons = torch.zeros(len(EDITS), spec.size)
     result = {}
     for weight in (None, 0.0, 0.25, 0.5):
         settings = dataclasses.replace(HPARAMS, gate_state_weight=weight)
-        result[weight] = calibrated(parts, SimilarityGate(), neurons, settings)
+        result[weight] = calibrated(parts, SimilarityGate(), None, settings)
     chosen = result.pop(None)
-    inside = FACTS[::2]
-    known = {text for fact in inside for text in (fact.prompt, *fact.rephrases)}
-    others = [text for fact in FACTS[1::2] for text in (fact.prompt, *fact.rephrases)]
-    others += [text for fact in FACTS for text in fact.locality_prompts]
-    count = sum(text not in known for text in others)
-    given = one_standard_error_rule(
-        list(result.values()), sum(len(fact.rephrases) for fact in inside), count
-    )
+    paraphrases = sum(len(fact.rephrases) for fact in FACTS[::2])
+    given = one_standard_error_rule(list(result.values()), paraphrases, len(other_queries()))
     assert chosen.state_weight == given.state_weight
     assert torch.equal(chosen.generality, given.generality)
     assert torch.equal(chosen.thresholds, given.thresholds)
+
+
+def test_the_quick_way_asks_nothing(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("collect", "answers_with", "batched_answers"):
+        monkeypatch.setattr(f"meg_editor.fitting.judges.{name}", lambda *_: pytest.fail("asked"))
+    assert calibrated(parts, SimilarityGate(), None, HPARAMS).balance > 0.8
+
+
+@pytest.mark.parametrize(
+    ("gate", "edits", "changes", "thorough", "reusable"),
+    [
+        ("similarity", 2, {}, False, True),
+        ("similarity", 3, {}, True, False),
+        ("familiarity", 2, {}, True, False),
+        ("similarity", 2, {"gate_calibration": "thorough"}, True, True),
+        ("similarity", 3, {"gate_calibration": "quick"}, False, False),
+        ("similarity", 2, {"gate_threshold": 0.8}, False, False),
+        ("similarity", 2, {"gate_threshold": 0.8, "gate_state_weight": 0.5}, False, True),
+    ],
+)
+def test_few_edits_are_calibrated_quickly_and_for_all_later_fits(
+    parts: Any, gate: str, edits: int, changes: dict[str, Any], thorough: bool, reusable: bool
+) -> None:
+    model, tokenizer, spec, encoder = parts
+    settings = dataclasses.replace(HPARAMS, gate=gate, **changes)
+    context = FitContext.of(model, tokenizer, EDITS[:edits], settings, [], FACTS[:4])
+    stage = GateStage(context, encoder, "encoder", torch.zeros(edits, spec.size), 0.0)
+    assert (stage.thorough, stage.reusable) == (thorough, reusable)
 
 
 def sweep(best: float, weight: float) -> Calibration:
@@ -173,32 +199,31 @@ def test_a_gate_which_learns_its_edits_is_calibrated_on_a_copy(parts: Any) -> No
 def test_what_the_model_answers_anyway_gets_another_target() -> None:
     facts = [EditRequest(f"question {n}", f"answer {n}") for n in range(3)]
     answers = ["answer 0", "something", "answer 2"]
-    assert [f.target_new for f in _edited_for_calibration(facts, answers)] == [
+    assert [f.target_new for f in with_new_targets(facts, answers)] == [
         "answer 1",
         "answer 1",
         "answer 0",
     ]
     same = [dataclasses.replace(fact, target_new="answer") for fact in facts]
-    assert _edited_for_calibration(same, ["answer"] * 3) == same  # there is no other target
+    assert with_new_targets(same, ["answer"] * 3) == same  # there is no other target
 
 
 def test_facts_without_rephrases_cannot_calibrate(parts: Any) -> None:
-    spec = parts[2]
     bare = [dataclasses.replace(fact, rephrases=()) for fact in FACTS]
-    neurons = torch.zeros(len(EDITS), spec.size)
     with pytest.raises(ValueError, match=r"got 0 and \d+.*gate_threshold"):
-        calibrated(parts, SimilarityGate(), neurons, HPARAMS, bare)
+        calibrated(parts, SimilarityGate(), None, HPARAMS, bare)
 
 
 def test_held_out_facts_lack_their_subject_as_often_as_the_edits_do() -> None:
-    named, nameless = EditRequest("a", "b", subject="c"), EditRequest("a", "b")
     facts = [EditRequest(f"question {n}", "x", subject="s") for n in range(40)]
 
-    def counts(edits: list[EditRequest]) -> tuple[int, int]:
-        bare = [fact.subject is None for fact in _nameless_like(edits, facts)]
+    def counts(share: float) -> tuple[int, int]:
+        bare = [fact.subject is None for fact in without_subjects(facts, share)]
         return sum(bare[::2]), sum(bare[1::2])  # those which are edited, and the others
 
-    assert counts([named]) == (0, 0)
-    assert counts([nameless]) == (20, 20)
-    assert counts([named, nameless]) == (10, 10)
-    assert counts([named] * 3 + [nameless]) == (5, 5)
+    assert [counts(share) for share in (0.0, 1.0, 0.5, 0.25)] == [
+        (0, 0),
+        (20, 20),
+        (10, 10),
+        (5, 5),
+    ]

@@ -114,17 +114,17 @@ def test_a_named_subject_outdoes_a_slightly_closer_question() -> None:
     assert float(other.score) == pytest.approx(0.75 * float((query * nearer).sum()), abs=1e-5)
 
 
-@pytest.mark.parametrize("background", [None, 5])
-def test_the_similarity_is_the_documented_sum(background: int | None) -> None:
+@pytest.mark.parametrize("standardised", [False, True])
+def test_the_similarity_is_the_documented_sum(standardised: bool) -> None:
     """Against loops over plain lists, with every key among the candidates."""
     keys, queries = unit(6, E), unit(4, E, seed=1)
     states, query_states = (3 * torch.randn(n, 7) + 1 for n in (6, 4))
-    usual = 3 * torch.randn(background, 7) + 1 if background else None
+    mean, spread = (torch.randn(7), torch.rand(7) + 1) if standardised else (0.0, 1.0)
+    usual = torch.stack([mean, spread]) if standardised else None
     names = ["Ada", "Bea", None, "Cid", "Dan", "Eve"]
     texts = ["Is it Bea?", "Dan and Eve", "Nobody", "Ada"]
     index = QueryIndex(keys, names, states, usual, name_weight=0.2, state_weight=0.5)
     match = index.search(queries, texts, lambda rows: query_states[rows])
-    mean, spread = (usual.mean(0), usual.std(0)) if background else (0.0, 1.0)
     for row in range(4):
         sums = []
         for n, name in enumerate(names):

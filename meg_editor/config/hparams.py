@@ -82,6 +82,11 @@ class MeGHyperParams(BaseEditorFields):
         "null: calibrated on held-out facts, which other encoders need. Raise a similarity if "
         "other questions get edited answers.",
     )
+    gate_calibration: Literal["auto", "quick", "thorough"] = setting(
+        "auto",
+        "How a threshold is calibrated: thorough generates answers (paper), quick looks at routing "
+        "alone; auto: quick while the edits are at most half as many as the calibration facts.",
+    )
     gate_name_weight: float = setting(
         0.4,
         "Weight of the subject's name in the similarity, 0 to below 1 (paper: 0).",

@@ -1,23 +1,24 @@
-"""Calibration of the gate's threshold on held-out facts, by the answers (A.5).
+"""Calibration of the gate's threshold on held-out facts (A.5).
 
-Half of the calibration facts are edited too, with collected neurons, next to the real edits. Their
-paraphrases should get the new answers; queries about the other half, and locality prompts of all,
-should get the old ones.
+Half of the calibration facts are treated as edited, next to the real edits. Their paraphrases
+should be answered with the edits; queries about the other half, and locality prompts of all, as
+before. The thorough way looks at answers, with neurons collected for these facts; the quick one at
+routing alone.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from meg_editor.collection.collect import answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.fitting.stage import FitContext
-from meg_editor.lm.tokens import batched_answers, max_target_length
+from meg_editor.fitting.context import FitContext
+from meg_editor.fitting.judges import Judge, JudgeByAnswers, JudgeByMatch, Queries
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
@@ -27,7 +28,6 @@ from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.router import build_index
 
 _STATE_WEIGHTS = (0.0, 0.25, 0.5)
-_ANSWER_TOKENS = 12  # at least: what begins alike for so long counts as unchanged
 
 
 def calibrate_on_held_out(
@@ -35,24 +35,54 @@ def calibrate_on_held_out(
     hparams: MeGHyperParams,
     encoder: TextEncoder,
     gate: Gate,
-    neurons: Tensor,
+    neurons: Tensor | None,
+    nameless: float,
+    usual: Tensor | None,
 ) -> Calibration:
     """Find the threshold of `gate`, which is left alone, for the N edits of `context`.
 
-    And the weight of the hidden states in the score, unless the hyper-parameters give it. Held-out
-    facts lack their subject as often as the edits do: a score without a name is another one.
+    And the weight of the hidden states in the score, unless the hyper-parameters give it.
 
     Args:
-        neurons: (N, P) collected neurons.
+        neurons: (N, P) collected neurons: the thorough way, by answers; None: the quick one, by
+            routing alone.
+        nameless: share of edits without a subject, in [0, 1]. As many calibration facts lose
+            theirs: a score without a name is another one.
+        usual: mean and deviation (2, D) of hidden-state features.
 
     Raises:
         ValueError: too few calibration facts, or without rephrases.
     """
-    return _HeldOut(context, hparams, encoder, gate, neurons).calibrate()
+    facts = without_subjects(context.calibration, nameless)
+    inside, outside = facts[::2], facts[1::2]
+    # As many edits as there will be: every gate is looser the more it holds.
+    some = slice(max(len(context.edits) - len(inside), 0))
+    edits = [*context.edits[some], *inside]
+    first = len(edits) - len(inside)
+    paraphrases = Queries(
+        tuple(text for fact in inside for text in fact.rephrases),
+        tuple(first + row for row, fact in enumerate(inside) for _ in fact.rephrases),
+    )
+    others = [text for fact in outside for text in (fact.prompt, *fact.rephrases)]
+    others += [text for fact in facts for text in fact.locality_prompts]
+    # A neighbour of one fact may be another which is edited for calibration.
+    edited = {text for fact in inside for text in (fact.prompt, *fact.rephrases)}
+    rest = Queries(tuple(text for text in others if text not in edited))
+    judge: Judge = JudgeByMatch()
+    if neurons is not None:
+        judge = JudgeByAnswers(context, hparams, inside, neurons[some])
+    sweep = _Sweep(context, hparams, encoder, gate, edits, usual, judge)
+    calibrations = [
+        dataclasses.replace(calibrate(yes, no), state_weight=weight)
+        for weight, yes, no in zip(
+            sweep.weights, sweep.outcomes(paraphrases), sweep.outcomes(rest), strict=True
+        )
+    ]
+    return one_standard_error_rule(calibrations, len(paraphrases.texts), len(rest.texts))
 
 
-class _HeldOut:
-    """The calibration facts, half of them edited beside the real edits."""
+class _Sweep:
+    """Scores of held-out queries, and what a judge says of them, for each weight of the states."""
 
     def __init__(
         self,
@@ -60,81 +90,33 @@ class _HeldOut:
         hparams: MeGHyperParams,
         encoder: TextEncoder,
         gate: Gate,
-        neurons: Tensor,
+        edits: Sequence[EditRequest],
+        usual: Tensor | None,
+        judge: Judge,
     ) -> None:
-        self.context, self.hparams, self.encoder = context, hparams, encoder
-        self.reader = PromptReader(context.tokenizer, hparams.prompt_template)
-        self.states = HiddenStateReader(context.model, context.tokenizer, context.spec, self.reader)
-        self.length = max_target_length(context.tokenizer, context.calibration, _ANSWER_TOKENS)
+        self.encoder, self.judge = encoder, judge
+        reader = PromptReader(context.tokenizer, hparams.prompt_template)
+        self.states = HiddenStateReader(context.model, context.tokenizer, context.spec, reader)
         self.weights = state_weights(hparams)
-        facts = _nameless_like(context.edits, context.calibration)
-        old = self._answers([fact.prompt for fact in facts[::2]])
-        self.inside, self.outside = _edited_for_calibration(facts[::2], old), facts[1::2]
-        self.facts = facts
-        # As many edits as there will be: every gate is looser the more it holds.
-        some = slice(max(len(context.edits) - len(self.inside), 0))
-        collected = collect(
-            context.model, context.tokenizer, context.spec, self.inside, hparams, context.runtime
-        )
-        self.neurons = torch.cat([neurons[some], collected.neurons]).to(context.model.device)
         richest = hparams.changed(gate_state_weight=max(self.weights))
-        self.index: QueryIndex = build_index(
-            [*context.edits[some], *self.inside],
-            encoder,
-            self.states,
-            context.background,
-            richest,
-        )
+        self.index: QueryIndex = build_index(edits, encoder, self.states, usual, richest)
         self.gate = copy.deepcopy(gate)
         self.gate.fit(self.index.anchors, hparams.seed)
 
-    def calibrate(self) -> Calibration:
-        """The calibration at the best weight of the hidden states."""
-        others = [text for fact in self.outside for text in (fact.prompt, *fact.rephrases)]
-        others += [text for fact in self.facts for text in fact.locality_prompts]
-        # A neighbour of one fact may be another which is edited for calibration.
-        edited = {text for fact in self.inside for text in (fact.prompt, *fact.rephrases)}
-        others = [text for text in others if text not in edited]
-        paraphrases = [text for fact in self.inside for text in fact.rephrases]
-        targets = [fact.target_new for fact in self.inside for _ in fact.rephrases]
-        calibrations = [
-            dataclasses.replace(calibrate(inside, outside), state_weight=weight)
-            for weight, inside, outside in zip(
-                self.weights,
-                self._outcomes(paraphrases, targets),
-                self._outcomes(others),
-                strict=True,
-            )
-        ]
-        return one_standard_error_rule(calibrations, len(paraphrases), len(others))
-
-    def _answers(self, texts: Sequence[str], neurons: Tensor | None = None) -> list[str]:
-        c = self.context
-        prompts = [self.reader.wrap(text) for text in texts]
-        if neurons is None:
-            return batched_answers(c.model, c.tokenizer, prompts, self.length)
-        return answers_with(c.model, c.tokenizer, c.spec, neurons, prompts, self.length)
-
-    def _outcomes(
-        self, texts: Sequence[str], targets: Sequence[str] | None = None
-    ) -> list[GateOutcomes]:
-        """One for each weight; without `targets` the unedited answers are right."""
-        embeddings, before = self.encoder.encode(texts), self._answers(texts)
-        expected = before if targets is None else targets
-        rejected = _equal(before, expected)
-        accepted: dict[tuple[int, int], bool] = {}  # (text, edit): few depend on the weight
+    def outcomes(self, queries: Queries) -> list[GateOutcomes]:
+        """One for each weight."""
+        texts = queries.texts
+        embeddings = self.encoder.encode(texts)
+        read = functools.cache(lambda: self.states.read(texts))
+        rejected = self.judge.rejected(queries)
+        accepted: dict[tuple[int, int], bool] = {}  # (query, edit): few depend on the weight
         outcomes = []
         for weight in self.weights:
             self.index.state_weight = weight
-            match = self.index.search(
-                embeddings, texts, lambda rows: self.states.read([texts[row] for row in rows])
-            )
+            match = self.index.search(embeddings, texts, lambda rows: read()[rows])
             pairs = list(enumerate(match.index.tolist()))
             new = [pair for pair in pairs if pair not in accepted]
-            after = self._answers(
-                [texts[row] for row, _ in new], self.neurons[[edit for _, edit in new]]
-            )
-            right = _equal(after, [expected[row] for row, _ in new])
+            right = self.judge.accepted(queries, [row for row, _ in new], [e for _, e in new])
             accepted.update(zip(new, right.tolist(), strict=True))
             outcomes.append(
                 GateOutcomes(
@@ -178,9 +160,14 @@ def state_weights(hparams: MeGHyperParams) -> tuple[float, ...]:
     return tuple(w for w in _STATE_WEIGHTS if w + hparams.gate_name_weight < 1)
 
 
-def _nameless_like(edits: Sequence[EditRequest], facts: Sequence[EditRequest]) -> list[EditRequest]:
-    """`facts`, of which the same share lacks a subject as of `edits`, evenly spread."""
-    share = sum(edit.subject is None for edit in edits) / len(edits)
+def without_subjects(facts: Sequence[EditRequest], share: float) -> list[EditRequest]:
+    """`facts`, of which `share` lacks a subject, evenly spread.
+
+    Example:
+        >>> facts = [EditRequest(f"question {n}", "x", subject="s") for n in range(8)]
+        >>> [fact.subject for fact in without_subjects(facts, 0.5)]
+        ['s', 's', None, None, 's', 's', None, None]
+    """
     return [
         # Facts come in pairs, one of which is edited.
         dataclasses.replace(fact, subject=None)
@@ -188,20 +175,3 @@ def _nameless_like(edits: Sequence[EditRequest], facts: Sequence[EditRequest]) -
         else fact
         for row, fact in enumerate(facts)
     ]
-
-
-def _equal(answers: Sequence[str], expected: Sequence[str]) -> Tensor:
-    """(M,) bool."""
-    return torch.tensor([a == e for a, e in zip(answers, expected, strict=True)], dtype=torch.bool)
-
-
-def _edited_for_calibration(
-    facts: Sequence[EditRequest], answers: Sequence[str]
-) -> list[EditRequest]:
-    """`facts` as edits: where the target is the model's answer already, another one's target."""
-    targets = [fact.target_new for fact in facts]
-    edits = []
-    for row, (fact, answer) in enumerate(zip(facts, answers, strict=True)):
-        following = (target for target in targets[row:] + targets[:row] if target != answer)
-        edits.append(dataclasses.replace(fact, target_new=next(following, fact.target_new)))
-    return edits

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from meg_editor.collection.collect import Collection
 from meg_editor.collection.shards import Shards, collect_in_shards
-from meg_editor.fitting.stage import FitContext, declared
+from meg_editor.fitting.context import FitContext
+from meg_editor.fitting.stage import declared
 from meg_editor.requests.request import EditRequest
 
 COLLECTION_SETTINGS = (
@@ -41,7 +42,7 @@ class CollectionStage:
 
     def inputs(self) -> list[Any]:
         """Everything the run reads beside the facts of a shard."""
-        return [self.hparams.to_dict(), *self.context.model_key()]
+        return [self.hparams.to_dict(), *self.context.model_key]
 
     def run(self) -> tuple[Collection, Shards]:
         """The neurons of all edits, and how those of the new ones came about."""

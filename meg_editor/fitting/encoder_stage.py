@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from meg_editor.fitting.stage import FitContext, Stage, config_key, facts_key, tokens_key
+from meg_editor.fitting.context import FitContext, config_key
+from meg_editor.fitting.stage import Stage
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.routing.encoder import TextEncoder, tune_encoder
 from meg_editor.runtime.artifacts import Artifact, Tensors
@@ -23,10 +24,11 @@ class EncoderStage(Stage):
         "encoder_lr",
         "seed",
     )
-    reusable = True
 
     def __init__(self, context: FitContext, encoder: TextEncoder) -> None:
         super().__init__(context)
+        h = self.hparams
+        self.reusable = h.encoder_tuning != "frozen" and h.encoder_steps > 0
         self.encoder = copy.deepcopy(encoder).to(context.model.device)
 
     def inputs(self) -> list[Any]:
@@ -36,14 +38,14 @@ class EncoderStage(Stage):
             config_key(self.encoder.model.config),
             self.encoder.pooling,
             [tokenizer.truncation_side, tokenizer.model_max_length],
-            facts_key(self.context.pseudo),
-            tokens_key(tokenizer, self.context.pseudo),
+            self.context.pseudo.digest,
+            self.context.pseudo.tokens_digest(tokenizer),
         ]
 
     def compute(self) -> Tensors:
-        h = self.hparams
-        if h.encoder_tuning == "frozen" or not h.encoder_steps:
+        if not self.reusable:
             return {}
+        h = self.hparams
         tune_encoder(
             self.encoder,
             self.context.pseudo,

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from meg_editor.fitting.calibration import calibrate_on_held_out
+from meg_editor.fitting.calibration import calibrate_on_held_out, state_weights
 from meg_editor.fitting.collection_stage import COLLECTION_SETTINGS
-from meg_editor.fitting.stage import FitContext, Stage, facts_key, tensor_key
+from meg_editor.fitting.context import FitContext
+from meg_editor.fitting.stage import Stage, tensor_key
+from meg_editor.fitting.tuning_facts import tokens_of
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import GATES, Calibration, Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.runtime.artifacts import Artifact, Tensors
+
+_ROUTING_SETTINGS = (
+    "gate",
+    "gate_threshold",
+    "gate_name_weight",
+    "gate_state_weight",
+    "familiarity_epochs",
+    "prompt_template",
+    "seed",
+)
+
+
+class FittedGate(NamedTuple):
+    """Result of the stage.
+
+    Attributes:
+        calibration: None if the threshold was given.
+        usual: mean and deviation (2, D) of hidden-state features, if they count in the score.
+    """
+
+    gate: Gate
+    calibration: Calibration | None
+    usual: Tensor | None
 
 
 class GateStage(Stage):
@@ -22,68 +47,84 @@ class GateStage(Stage):
     Args:
         encoder: the tuned one; `encoder_key` is its key.
         neurons: (N, P) collected neurons.
+        nameless: share of edits without a subject, in [0, 1].
+
+    Attributes:
+        thorough: whether calibration looks at answers.
     """
 
     name = "gate"
     label = "calibration"
-    settings = (
-        "gate",
-        "gate_threshold",
-        "gate_name_weight",
-        "gate_state_weight",
-        "familiarity_epochs",
-        *COLLECTION_SETTINGS,
-    )
 
     def __init__(
-        self, context: FitContext, encoder: TextEncoder, encoder_key: str, neurons: Tensor
+        self,
+        context: FitContext,
+        encoder: TextEncoder,
+        encoder_key: str,
+        neurons: Tensor,
+        nameless: float,
     ) -> None:
-        super().__init__(context)
-        self.encoder, self.encoder_key, self.neurons = encoder, encoder_key, neurons
-        self.gate = self._build()
+        h = context.hparams
         # Few edits are not needed beside the pretended ones to calibrate on, and the similarity
         # gate learns nothing from them: every later fit gets the same gate.
-        few = len(context.edits) <= len(context.calibration) // 2
-        self.reusable = self.hparams.gate == "similarity" and few
-
-    def _build(self) -> Gate:
-        gate = GATES[self.hparams.gate].build(self.hparams, self.encoder.dimension)
-        return gate.to(self.context.model.device)
+        few = h.gate == "similarity" and len(context.edits) <= len(context.calibration) // 2
+        calibrated = h.gate_threshold is None
+        self.thorough = calibrated and (
+            h.gate_calibration == "thorough" or (h.gate_calibration == "auto" and not few)
+        )
+        self.settings = (*_ROUTING_SETTINGS, *(COLLECTION_SETTINGS if self.thorough else ()))
+        super().__init__(context)
+        self.encoder, self.encoder_key, self.neurons = encoder, encoder_key, neurons
+        self.reusable = few and (calibrated or bool(h.gate_state_weight))
+        # In quarters, so that other facts find it again.
+        self.nameless = round(4 * nameless) / 4 if self.reusable else nameless
+        self.gate = GATES[h.gate].build(self.hparams, encoder.dimension).to(context.model.device)
+        reader = PromptReader(context.tokenizer, h.prompt_template)
+        self.states = HiddenStateReader(context.model, context.tokenizer, context.spec, reader)
 
     def inputs(self) -> list[Any]:
         c = self.context
-        reader = PromptReader(c.tokenizer, self.hparams.prompt_template)
-        states = HiddenStateReader(c.model, c.tokenizer, c.spec, reader)
-        edits: list[Any]
-        if self.reusable:
-            edits = [sum(edit.subject is None for edit in c.edits) / len(c.edits)]
-        else:
+        edits: list[Any] = []
+        if not self.reusable:
             prompts = [[edit.prompt, edit.subject] for edit in c.edits]
-            edits = [tensor_key(self.neurons), prompts, c.tokens_key(c.edits)]
+            neurons = tensor_key(self.neurons) if self.thorough else None
+            edits = [neurons, prompts, tokens_of(c.tokenizer, c.edits)]
         return [
-            c.model_key(),
+            c.model_key,
             self.encoder_key,
-            states.module,
+            self.states.module,
+            self.thorough,
+            self.nameless,
             *edits,
-            facts_key(c.calibration),
-            c.tokens_key(c.calibration),
+            c.calibration.digest,
+            c.calibration.tokens_digest(c.tokenizer),
             c.background,
         ]
 
     def compute(self) -> Tensors:
-        h = self.hparams
-        sweep: Tensors = {}
-        if h.gate_threshold is None:
+        h, result = self.hparams, Tensors()
+        calibrated, weight = h.gate_threshold is None, h.gate_state_weight
+        counts = max(state_weights(h)) if calibrated else weight
+        usual = self.states.usual(self.context.background) if counts else None
+        if calibrated:
             calibration = calibrate_on_held_out(
-                self.context, h, self.encoder, self.gate, self.neurons
+                self.context,
+                h,
+                self.encoder,
+                self.gate,
+                self.neurons if self.thorough else None,
+                self.nameless,
+                usual,
             )
             self.gate.threshold.fill_(calibration.threshold)
-            sweep = calibration.to_tensors()
+            result, weight = calibration.to_tensors(), calibration.state_weight
+        if weight and usual is not None:
+            result["usual"] = usual
         self.gate.fit(self.encoder.encode([edit.prompt for edit in self.context.edits]), h.seed)
-        return {**sweep, **{f"gate.{k}": value for k, value in self.gate.state_dict().items()}}
+        return {**result, **{f"gate.{k}": value for k, value in self.gate.state_dict().items()}}
 
-    def fitted(self, artifact: Artifact) -> tuple[Gate, Calibration | None]:
-        """The gate of a result, and its calibration unless the threshold was given."""
+    def fitted(self, artifact: Artifact) -> FittedGate:
+        """The gate of a result."""
         tensors = artifact.tensors
         self.gate.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith("gate.")})
-        return self.gate, Calibration.from_tensors(tensors)
+        return FittedGate(self.gate, Calibration.from_tensors(tensors), tensors.get("usual"))

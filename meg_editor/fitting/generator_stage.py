@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from meg_editor.collection.collect import Collection, answers_with
-from meg_editor.fitting.stage import FitContext, Stage, tensor_key
+from meg_editor.fitting.context import FitContext
+from meg_editor.fitting.stage import Stage, tensor_key
+from meg_editor.fitting.tuning_facts import tokens_of
 from meg_editor.generators import GENERATORS, WeightGenerator
 from meg_editor.generators.auto import bank_bytes, dit_bytes, smallest
 from meg_editor.lm.tokens import max_target_length
@@ -76,7 +78,7 @@ class GeneratorStage(Stage):
             self.collection.success.tolist(),
             [[edit.prompt, edit.target_new] for edit in c.edits],
             c.background if self.hparams.generator_zero_augmentation else [],
-            [*c.model_key(), c.tokens_key(c.edits)]
+            [*c.model_key, tokens_of(c.tokenizer, c.edits)]
             if self.hparams.generator == "auto" and self.kind == "dit"
             else [],
         ]

@@ -12,23 +12,19 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.checks import already_correct, check_lengths, check_model
 from meg_editor.fitting.collection_stage import CollectionStage
+from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.encoder_stage import EncoderStage
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.generator_stage import GeneratorStage
-from meg_editor.fitting.stage import FitContext
-from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest, merge_requests
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.router import build_index
 from meg_editor.runtime.artifacts import ArtifactStore
-from meg_editor.runtime.cache import cache_folder
 from meg_editor.runtime.processes import Processes
 
 
@@ -82,31 +78,13 @@ def fit(
     merged = merge_requests(requests)
     with eager(model):
         edits = list(merged.requests)
-        processes, runtime = processes or Processes(), runtime or RuntimeConfig()
         check_model(model)
         check_lengths(model, tokenizer, edits, hparams)
-        if pseudo is None or calibration is None:
-            from meg_editor.data.world.requests import calibration_requests, pseudo_requests
-
-            pseudo = pseudo_requests() if pseudo is None else pseudo
-            calibration = calibration_requests() if calibration is None else calibration
-        edited_keys = {edit.key for edit in edits}
-        spec = NeuronSpec.from_hparams(model, hparams)
-        hparams = hparams.changed(layers=[spec.layer])
-        context = FitContext(
-            model,
-            tokenizer,
-            spec,
-            edits,
-            [fact for fact in pseudo if fact.key not in edited_keys],
-            [fact for fact in calibration if fact.key not in edited_keys],
-            hparams,
-            runtime,
-            store or ArtifactStore(),
-            ArtifactStore(cache_folder("prepared")),
-            processes,
+        context = FitContext.of(
+            model, tokenizer, edits, hparams, pseudo, calibration, runtime, store, processes
         )
-        known = processes.once(lambda: already_correct(model, tokenizer, edits, hparams))
+        hparams, spec = context.hparams, context.spec
+        known = context.processes.once(lambda: already_correct(model, tokenizer, edits, hparams))
         report = FitReport(len(edits), merged.duplicates, known)
 
         if encoder is None:
@@ -120,20 +98,28 @@ def fit(
         success = report.collection.success.tolist()
         report.not_collected = [e.prompt for e, ok in zip(edits, success, strict=True) if not ok]
 
-        gating = GateStage(context, encoder, tuned.key, report.collection.neurons)
-        gate, report.calibration = gating.fitted(report.note(gating.name, gating.run()))
+        nameless = sum(edit.subject is None for edit in edits) / len(edits)
+        gating = GateStage(context, encoder, tuned.key, report.collection.neurons, nameless)
+        gate, report.calibration, usual = gating.fitted(report.note(gating.name, gating.run()))
         if report.calibration:
             weight = report.calibration.state_weight
             hparams = dataclasses.replace(hparams, gate_state_weight=weight)
-        reader = PromptReader(tokenizer, hparams.prompt_template)
-        states = HiddenStateReader(model, tokenizer, spec, reader)
-        index = build_index(edits, encoder, states, context.background, hparams)
+        index = build_index(edits, encoder, gating.states, usual, hparams)
 
         generation = GeneratorStage(context, encoder, tuned.key, index.anchors, report.collection)
         kind, generator = generation.fitted(report.note(generation.name, generation.run()))
         hparams = hparams.changed(generator=kind)
         edited = MeGModel(
-            model, tokenizer, hparams, spec, encoder, gate, generator, index, edits, runtime
+            model,
+            tokenizer,
+            hparams,
+            spec,
+            encoder,
+            gate,
+            generator,
+            index,
+            edits,
+            context.runtime,
         )
         edited.fitted = report
         return edited, report

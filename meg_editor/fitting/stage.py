@@ -5,70 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.lm.fingerprint import fingerprint
-from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import Artifact, ArtifactStore, Tensors, digest
-from meg_editor.runtime.processes import Processes
+from meg_editor.fitting.context import FitContext
+from meg_editor.runtime.artifacts import Artifact, Tensors
 from meg_editor.runtime.progress import progress_stage
-
-
-@dataclass(frozen=True)
-class FitContext:
-    """What all stages of one fit share.
-
-    Attributes:
-        spec: the neuron's place in `model`.
-        edits: the N facts.
-        pseudo: facts with rephrases, none of them edited.
-        calibration: further facts with rephrases and locality prompts, none of them edited.
-        store: where finished stages are kept.
-        prepared: where those are kept which depend on no edit, for every later fit.
-        processes: who shares the work.
-    """
-
-    model: CausalLM
-    tokenizer: Tokenizer
-    spec: NeuronSpec
-    edits: Sequence[EditRequest]
-    pseudo: Sequence[EditRequest]
-    calibration: Sequence[EditRequest]
-    hparams: MeGHyperParams
-    runtime: RuntimeConfig
-    store: ArtifactStore
-    prepared: ArtifactStore
-    processes: Processes
-
-    @property
-    def background(self) -> list[str]:
-        """Prompts which are not edited."""
-        return [fact.prompt for fact in self.pseudo]
-
-    def model_key(self) -> list[Any]:
-        """What identifies the LM in a key, and how its answers end."""
-        generation = getattr(self.model, "generation_config", None)
-        return [
-            fingerprint(self.model),
-            str(self.model.dtype),
-            self.spec.to_dict(),
-            config_key(self.model.config),
-            None if generation is None else config_key(generation),
-            self.tokenizer.eos_token_id,
-            self.runtime.collection_bfloat16,
-        ]
-
-    def tokens_key(self, facts: Sequence[EditRequest]) -> str:
-        """Digest of the tokens of everything facts hold."""
-        return tokens_key(self.tokenizer, facts)
 
 
 class Stage(ABC):
@@ -86,7 +31,7 @@ class Stage(ABC):
 
     name: ClassVar[str]
     label: ClassVar[str] = ""
-    settings: ClassVar[tuple[str, ...]]
+    settings: tuple[str, ...]
     together: ClassVar[bool] = False
     reusable: bool = False
 
@@ -104,26 +49,26 @@ class Stage(ABC):
 
     def run(self) -> Artifact:
         """The stored result for these inputs, else a new one."""
-        store, processes = self.context.store, self.context.processes
-        inputs = [self.hparams.to_dict(), *self.inputs()]
+        store, processes, inputs = self.context.store, self.context.processes, self._whole_key()
         start = time.perf_counter()
         with progress_stage(self.label or self.name):
-            return self._run(store, processes, inputs, start)
+            if not self.together:
+                return processes.once(lambda: store.run(self.name, inputs, self._result))
+            if (stored := processes.once(lambda: store.find(self.name, inputs))) is not None:
+                return stored
+            tensors = self.compute()
+            return processes.once(lambda: store.keep(self.name, inputs, tensors, start))
 
-    def _run(
-        self, store: ArtifactStore, processes: Processes, inputs: list[Any], start: float
-    ) -> Artifact:
-        if not self.together:
-            return processes.once(lambda: store.run(self.name, inputs, self._computed(inputs)))
-        if (stored := processes.once(lambda: store.find(self.name, inputs))) is not None:
-            return stored
-        tensors = self.compute()
-        return processes.once(lambda: store.keep(self.name, inputs, tensors, start))
+    def prepare(self) -> Artifact:
+        """The result of a reusable stage as it is kept for later fits, else a new one."""
+        with progress_stage(self.label or self.name):
+            return self.context.prepared.run(self.name, self._whole_key(), self.compute)
 
-    def _computed(self, inputs: list[Any]) -> Callable[[], Tensors]:
-        if not self.reusable:
-            return self.compute
-        return lambda: self.context.prepared.run(self.name, inputs, self.compute).tensors
+    def _result(self) -> Tensors:
+        return self.prepare().tensors if self.reusable else self.compute()
+
+    def _whole_key(self) -> list[Any]:
+        return [self.hparams.to_dict(), *self.inputs()]
 
 
 class _Declared:
@@ -148,29 +93,6 @@ def declared(hparams: MeGHyperParams, names: Iterable[str]) -> MeGHyperParams:
     """`hparams` with the settings `names` and no others."""
     values = hparams.to_dict()
     return cast(MeGHyperParams, _Declared({name: values[name] for name in sorted(names)}))
-
-
-def config_key(config: Any) -> str:
-    """Digest of a config of transformers, without where it came from."""
-    origin = ("_name_or_path", "_commit_hash", "transformers_version")
-    return digest({key: v for key, v in config.to_dict().items() if key not in origin})
-
-
-def tokens_key(tokenizer: Tokenizer, facts: Sequence[EditRequest]) -> str:
-    """Digest of the tokens of everything facts hold."""
-    texts = [
-        text
-        for fact in facts
-        for text in (fact.prompt, fact.target_new, *fact.rephrases, *fact.locality_prompts)
-    ]
-    return digest([list(row) for row in tokenizer(texts)["input_ids"]] if texts else [])
-
-
-def facts_key(facts: Sequence[EditRequest]) -> str:
-    """Digest of everything facts hold."""
-    return digest(
-        [[f.prompt, f.target_new, f.subject, f.rephrases, f.locality_prompts] for f in facts]
-    )
 
 
 def tensor_key(tensor: Tensor) -> str:

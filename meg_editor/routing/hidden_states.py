@@ -63,3 +63,10 @@ class HiddenStateReader:
                 at_last = entering[here, last.to(entering.device)]
                 features[torch.tensor(chunk)] = at_last.to(features)
         return features
+
+    def usual(self, queries: Sequence[str]) -> Tensor | None:
+        """Mean and deviation (2, D) of the features of B queries; None of fewer than two."""
+        if len(queries) < 2:
+            return None
+        features = self.read(queries)
+        return torch.stack([features.mean(0), features.std(0).clamp_min(1e-6)])

@@ -49,7 +49,7 @@ class QueryIndex(nn.Module):
         anchors: (N, E) unit vectors of the edited queries; kept in float16 where they are many.
         subjects: N names, None where unknown.
         states: (N, D) hidden-state features, needed if s > 0.
-        background: (M, D) features of queries which are not edited, for mean and deviation.
+        usual: (2, D) mean and deviation of the features of other queries; default: 0 and 1.
         name_weight: n, in [0, 1).
         state_weight: s, in [0, 1 - n).
 
@@ -65,7 +65,7 @@ class QueryIndex(nn.Module):
         anchors: Tensor,
         subjects: Sequence[str | None],
         states: Tensor | None = None,
-        background: Tensor | None = None,
+        usual: Tensor | None = None,
         *,
         name_weight: float = 0.0,
         state_weight: float = 0.0,
@@ -85,10 +85,9 @@ class QueryIndex(nn.Module):
             if states is None or len(states) != len(anchors):
                 count = "none" if states is None else len(states)
                 raise ValueError(f"state_weight > 0: expected {len(anchors)} states, got {count}")
-            usual = torch.stack([torch.zeros_like(states[0]), torch.ones_like(states[0])])
-            if background is not None and len(background) > 1:
-                usual = torch.stack([background.mean(0), background.std(0).clamp_min(1e-6)])
-            self.register_buffer("usual", usual.float())
+            if usual is None:
+                usual = torch.stack([torch.zeros_like(states[0]), torch.ones_like(states[0])])
+            self.register_buffer("usual", usual.to(states.device).float())
             self.register_buffer("states", self._standardise(states).half())
 
     def _standardise(self, states: Tensor) -> Tensor:

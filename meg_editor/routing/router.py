@@ -122,13 +122,13 @@ def build_index(
     edits: Sequence[EditRequest],
     encoder: TextEncoder,
     states: HiddenStateReader,
-    background: Sequence[str],
+    usual: Tensor | None,
     hparams: MeGHyperParams,
 ) -> QueryIndex:
     """Index of the queries of N edits.
 
     Args:
-        background: queries which are not edited, for the usual hidden state.
+        usual: mean and deviation (2, D) of the features of other queries, from `states.usual`.
         hparams: a `gate_state_weight` that is not known yet counts as 0.
     """
     queries = [edit.prompt for edit in edits]
@@ -137,7 +137,7 @@ def build_index(
         encoder.encode(queries),
         [edit.subject for edit in edits],
         states.read(queries) if state_weight else None,
-        states.read(background) if state_weight and background else None,
+        usual,
         name_weight=hparams.gate_name_weight,
         state_weight=state_weight,
     )
