@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.fingerprint import payloads, present_parameters
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -29,8 +32,16 @@ def check_model(model: CausalLM) -> None:
         raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
     names = [name for name, _ in model.named_parameters()]
     for name, parameter in present_parameters(model, names):
-        if not all(bool(part.isfinite().all()) for _, part in payloads(name, parameter)):
+        if not all(_is_finite(part) for _, part in payloads(name, parameter)):
             raise ValueError(f"the model's weight {name} holds NaN or infinity: load it again")
+
+
+def _is_finite(weights: Tensor) -> bool:
+    """Whether all weights are finite; a sum, which keeps NaN and infinity, takes far less time."""
+    summed = weights.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if summed and bool(weights.sum(dtype=torch.float32).isfinite()):
+        return True
+    return bool(weights.isfinite().all())
 
 
 def check_lengths(

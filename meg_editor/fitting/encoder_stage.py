@@ -29,14 +29,15 @@ class EncoderStage(Stage):
         super().__init__(context)
         h = self.hparams
         self.reusable = h.encoder_tuning != "frozen" and h.encoder_steps > 0
+        self.given = encoder
         self.encoder = copy.deepcopy(encoder).to(context.model.device)
 
     def inputs(self) -> list[Any]:
-        tokenizer = self.encoder.tokenizer
+        given, tokenizer = self.given, self.given.tokenizer
         return [
-            fingerprint(self.encoder),
-            config_key(self.encoder.model.config),
-            self.encoder.pooling,
+            fingerprint(given),
+            config_key(given.model.config),
+            given.pooling,
             [tokenizer.truncation_side, tokenizer.model_max_length],
             self.context.pseudo.digest,
             self.context.pseudo.tokens_digest(tokenizer),
