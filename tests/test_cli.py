@@ -247,6 +247,7 @@ def test_settings_come_from_a_file_then_set_then_their_own_options(
         raise ValueError("enough")
 
     monkeypatch.setattr("meg_editor.lm.loading.load_model", stop)
+    monkeypatch.setattr("meg_editor.cli.hparams.check_source", lambda name, kind="model": None)
     given = ("edit", "--edits", facts, "--out", tmp_path / "out", "--model", "some/llm")
     more = ("--set", "seed=2", "--set", "collection_lr=1e-2", "--seed", 3, "--layer", 2)
     refused(run(*given, "--hparams", tmp_path / "meg", *more), "enough")

@@ -18,12 +18,14 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.pipeline import fit
 from meg_editor.lm.ffn import decoder_of
 from meg_editor.lm.layers_from import LayersFrom
-from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec, middle_layer, usable_layers
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import greedy_answers, logits_of
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.hidden_states import HiddenStateReader
 
 all_families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.config)
 SETTINGS = MeGHyperParams(
@@ -132,6 +134,25 @@ def test_recurrent_models_without_an_ffn_are_refused(config: Any) -> None:
     model = tf.AutoModelForCausalLM.from_config(small)
     with pytest.raises(ValueError, match=r"has no decoder FFN among"):
         NeuronSpec.from_model(model, LAYER)
+
+
+def test_where_the_named_depth_has_no_ffn_the_nearest_layer_with_one_is_taken(
+    tiny_tokenizer: Any,
+) -> None:
+    """Blocks of Nemotron-H are recurrence or attention or an FFN."""
+    family = next(family for family in FAMILIES if family.config == "NemotronHConfig")
+    kinds = ["mlp", "mamba", "attention", "mamba", "mamba", "attention", "moe", "mamba"]
+    deep = family._replace(arguments={**family.arguments, "layers_block_type": kinds})
+    model = build(deep, tiny_tokenizer)
+    assert usable_layers(model) == [0, 6] and middle_layer(model) == 6
+    assert NeuronSpec.from_hparams(model, MeGHyperParams()).layer == 6
+    spec = NeuronSpec.from_model(model, 0)
+    states = HiddenStateReader(model, tiny_tokenizer, spec, PromptReader(tiny_tokenizer))
+    assert states.module == NeuronSpec.from_model(model, 6).read
+    assert (spec.activation, spec.bias) == ("relu2", True)
+    none = family._replace(arguments={**family.arguments, "layers_block_type": ["mamba"] * 4})
+    with pytest.raises(ValueError, match=r"layers.1 has no decoder FFN among norm, mixer"):
+        middle_layer(build(none, tiny_tokenizer))
 
 
 def test_the_table_in_docs_is_up_to_date(tiny_tokenizer: Any) -> None:

@@ -10,12 +10,14 @@ import pytest
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.cli.main import main
 from meg_editor.collection.collect import collect
-from meg_editor.collection.layer_sweep import layer_sweep
+from meg_editor.collection.layer_sweep import LayerResult, layer_sweep
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases, reference_split, sweep_requests
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.reference import reference_model_path
 from meg_editor.lm.tokens import greedy_answers
+from meg_editor.requests.request import EditRequest
 
 HPARAMS = MeGHyperParams.preset("default", device="cpu")
 LONG = " ".join(["Lima"] * 18)  # 18 tokens: answers to its paraphrases must not end before
@@ -82,3 +84,26 @@ def test_facts_come_from_one_place(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_data_set_needs_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["layers", "--data", "zsre"]) == 2
     assert "--path: zsre needs the file" in capsys.readouterr().err
+
+
+def test_a_model_of_the_users_own_is_tried_on_real_facts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody but the reference model has heard of made-up people and companies."""
+    tried: list[EditRequest] = []
+
+    def measured(_: Any, __: Any, facts: Any, ___: Any, layers: Any) -> list[LayerResult]:
+        tried.extend(facts)
+        return [LayerResult(layers[0], 50.0, None, 1.0, 1.0)]
+
+    monkeypatch.setattr("meg_editor.collection.layer_sweep.layer_sweep", measured)
+    assert main(["layers", "--model", str(reference_model_path()), "--count", "100"]) == 0
+    layers = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert layers == ["layer", "0", "1", "2", "3"]
+    real = {fact.subject for fact in load_world().facts if not fact.made_up}
+    assert len(tried) == 400 and {fact.subject for fact in tried} <= real
+    assert main(["layers", "--model", str(reference_model_path()), "--count", "999"]) == 2
+    assert "count: expected 0 to 169 (the facts to try), got 999" in capsys.readouterr().err
+    tried.clear()
+    assert main(["layers", "--count", "100", "--layer", "1"]) == 0
+    assert len(tried) == 100 and not {fact.subject for fact in tried} <= real

@@ -259,6 +259,7 @@ def test_a_revision_is_requested_and_named(folder: Path, monkeypatch: pytest.Mon
         raise OSError("not on the hub")
 
     monkeypatch.setattr(reference.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(reference, "load_options", lambda name, revision: {})  # the hub is there
     with pytest.raises(OSError, match=r"'org/llm' \(revision abc123\).*not on the hub.*base="):
         from_pretrained(folder)
     assert loaded["name"] == "org/llm" and loaded["revision"] == "abc123"

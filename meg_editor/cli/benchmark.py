@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from meg_editor.cli.hparams import read_hparams, read_paper_hparams
+from meg_editor.cli.hparams import check_sources, read_hparams, read_paper_hparams
 
 
 def run(options: argparse.Namespace) -> None:
     """Run, or resume, every cell and print the report."""
     hparams, paper = read_hparams(options), read_paper_hparams(options)
+    check_sources(hparams)
 
     from meg_editor.benchmark.commands import benchmark_command
 

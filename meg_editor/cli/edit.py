@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from meg_editor.cli.hparams import read_hparams, read_runtime
+from meg_editor.cli.hparams import check_sources, read_hparams, read_runtime
 
 _LOG = logging.getLogger(__name__)
 
@@ -13,6 +13,7 @@ _LOG = logging.getLogger(__name__)
 def run(options: argparse.Namespace) -> None:
     """Check everything first, then fit, save, and say what was learned."""
     hparams, runtime = read_hparams(options), read_runtime(options)  # refused before torch is there
+    check_sources(hparams)
 
     from meg_editor.fitting.pipeline import fit
     from meg_editor.lm.loading import load_model

@@ -16,7 +16,9 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.input_files import short_repr
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import HParamsError
+from meg_editor.lm.sources import check_source
 
+_FITTING = ("edit", "prepare")
 _SAVED = "meg_config.json"  # meg_editor.model.manifest.CONFIG, which would import torch
 
 
@@ -29,6 +31,17 @@ def read_hparams(options: argparse.Namespace) -> MeGHyperParams:
         FileNotFoundError: no file at --hparams.
     """
     return _merged(options, options.hparams, options.preset, options.set)
+
+
+def check_sources(hparams: MeGHyperParams, encoder: bool = True) -> None:
+    """Check that the model, and the encoder if it is needed, are there: before seconds of imports.
+
+    Raises:
+        OSError: one is not, or is on a hub which cannot be reached.
+    """
+    check_source(hparams.model_name)
+    if encoder:
+        check_source(hparams.encoder_name, "encoder")
 
 
 def read_runtime(options: argparse.Namespace) -> RuntimeConfig:
@@ -59,9 +72,11 @@ def _merged(
         if options.model:  # the reference encoder only knows the reference world
             values["encoder_name"] = "bert-base-uncased"
     own = [item for item in changes if not _is_runtime(item)]
-    if options.command != "edit" and len(own) < len(changes):
+    if options.command not in _FITTING and len(own) < len(changes):
         names = ", ".join(item.partition("=")[0] for item in changes if item not in own)
-        raise HParamsError(f"--set {names}: a run-time choice, which only `meg-editor edit` takes")
+        raise HParamsError(
+            f"--set {names}: a run-time choice, which only `meg-editor edit` and `prepare` take"
+        )
     values |= parse_changes(own, get_type_hints(MeGHyperParams))
     named = {
         "model_name": options.model,

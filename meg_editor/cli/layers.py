@@ -5,33 +5,38 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from meg_editor.cli.hparams import read_hparams
+from meg_editor.cli.hparams import check_sources, read_hparams
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.sources import OURS
 from meg_editor.requests.request import EditRequest
 
 
 def run(options: argparse.Namespace) -> None:
-    """Collect the same facts in every layer and print one row for each."""
+    """Collect the same facts in every layer and print a row for each as it is measured."""
     hparams = read_hparams(options)
     if options.edits and options.data:
         raise ValueError("facts to try: expected --edits or --data, got both: leave one out")
+    check_sources(hparams, encoder=False)
 
     from meg_editor.collection.layer_sweep import layer_sweep
     from meg_editor.lm.loading import load_model
+    from meg_editor.lm.neuron import usable_layers
 
-    requests = _facts(options, hparams.seed)
+    requests = _facts(options, hparams)
     model, tokenizer = load_model(hparams)
-    layers = None if options.layer is None else [options.layer]
-    results = layer_sweep(model, tokenizer, requests, hparams, layers)
+    layers = usable_layers(model) if options.layer is None else [options.layer]
     print(f"layer  reliability  generality  steps  ms/fact   ({len(requests)} facts, AG, %)")
-    for result in results:
+    for layer in layers:
+        (result,) = layer_sweep(model, tokenizer, requests, hparams, [layer])
         generality = "-" if result.generality is None else f"{result.generality:.1f}"
         print(
             f"{result.layer:>5} {result.reliability:>12.1f} {generality:>11} {result.steps:>6.1f} "
-            f"{result.milliseconds:>8.1f}"
+            f"{result.milliseconds:>8.1f}",
+            flush=True,
         )
 
 
-def _facts(options: argparse.Namespace, seed: int) -> Sequence[EditRequest]:
+def _facts(options: argparse.Namespace, hparams: MeGHyperParams) -> Sequence[EditRequest]:
     if options.edits:
         from meg_editor.requests.files import read_requests
 
@@ -42,4 +47,4 @@ def _facts(options: argparse.Namespace, seed: int) -> Sequence[EditRequest]:
         return calibration_facts(options, options.count)
     from meg_editor.data.world.requests import sweep_requests
 
-    return sweep_requests(options.count, seed)
+    return sweep_requests(options.count, hparams.seed, real=not hparams.model_name.startswith(OURS))

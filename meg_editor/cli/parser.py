@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_logging(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_demo, _edit, _ask, _layers, _benchmark, _tables, _settings, _cache):
+    for add in (_demo, _edit, _ask, _prepare, _layers, _benchmark, _tables, _settings, _cache):
         add(commands)
     return parser
 
@@ -106,10 +106,7 @@ def _edit(commands: Commands) -> None:
     edit = _command(commands, "edit", "edit a model with the facts of a file", note)
     _add_model(edit)
     edit.add_argument("--edits", type=Path, required=True, help="facts as JSON, JSONL or CSV")
-    edit.add_argument("--pseudo", type=Path, help="facts with rephrases for tuning the encoder")
-    edit.add_argument(
-        "--calibration", type=Path, help="held-out facts for choosing the gate's threshold"
-    )
+    _add_tuning(edit)
     edit.add_argument("--out", type=Path, required=True, help="folder of the edited model")
     edit.add_argument("--save-base", action="store_true", help="store the base model in --out too")
 
@@ -123,11 +120,21 @@ def _ask(commands: Commands) -> None:
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default auto)")
 
 
+def _prepare(commands: Commands) -> None:
+    text = "do ahead what the next edits of a model need: conversion, encoder, gate"
+    note = f"It is kept in the folder of `meg-editor cache`. {SETTINGS_NOTE}"
+    prepare = _command(commands, "prepare", text, note)
+    _add_model(prepare)
+    _add_tuning(prepare)
+
+
 def _layers(commands: Commands) -> None:
     text = "find the best layer for the neuron (figures 5-7), or settings in one --layer"
     layers = _command(commands, "layers", text, SETTINGS_NOTE)
     _add_model(layers)
-    layers.add_argument("--edits", type=Path, help="facts to try (default: the reference world's)")
+    layers.add_argument(
+        "--edits", type=Path, help="facts to try (default: real ones; without --model made-up too)"
+    )
     _add_data(layers, f"try calibration facts of {_DATA_HELP}")
     layers.add_argument("--count", type=positive, default=64, help="of these facts (default 64)")
 
@@ -190,6 +197,13 @@ def _add_data(command: argparse.ArgumentParser, text: str, required: bool = Fals
     command.add_argument("--data", required=required, help=text)
     command.add_argument("--path", type=Path, help="the file of the data set")
     command.add_argument("--training-path", type=Path, help="facts of the fitting stages (ZsRE)")
+
+
+def _add_tuning(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--pseudo", type=Path, help="facts with rephrases for tuning the encoder")
+    command.add_argument(
+        "--calibration", type=Path, help="held-out facts for choosing the gate's threshold"
+    )
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:

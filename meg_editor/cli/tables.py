@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from meg_editor.cli.hparams import read_hparams
+from meg_editor.cli.hparams import check_sources, read_hparams
 
 
 def run(options: argparse.Namespace) -> None:
     """Run, or resume, the tables and print them."""
     hparams = read_hparams(options)
+    check_sources(hparams)
 
     from meg_editor.benchmark.commands import tables_command
 

@@ -12,6 +12,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import HParamsError
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.reference import resolve_model_name
+from meg_editor.lm.sources import load_options
 
 
 def resolve_device(name: str) -> str:
@@ -53,7 +54,7 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
 
     Raises:
         HParamsError: the device does not exist.
-        OSError: no such model.
+        OSError: no such model; or it is on the hub, which cannot be reached, and not in its cache.
 
     Example:
         >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
@@ -68,9 +69,10 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
     if device == "cpu" and not hparams.fp16:
         dtype = torch.float32
     placement = {"device_map": "auto"} if hparams.model_parallel else {}
+    options = load_options(name)
     with one_load():
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placement)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placement, **options)
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not hparams.model_parallel:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from meg_editor.config.hparams import MeGHyperParams
 
 # How transformers' configs spell the activation of their FFN.
-_ACTIVATION_KEYS = ("activation_function", "hidden_activation", "hidden_act", "activation")
+_ACTIVATION_KEYS = (
+    "activation_function",
+    "hidden_activation",
+    "hidden_act",
+    "mlp_hidden_act",  # Nemotron-H
+    "activation",
+)
 
 
 @dataclass(frozen=True)
@@ -154,15 +160,47 @@ class NeuronSpec:
         return cls(**data)
 
 
-def middle_layer(model: CausalLM) -> int:
+def middle_layer(model: CausalLM, share: float = 15 / 32) -> int:
     """The layer for a neuron where none is named: a little before the middle.
+
+    A share of the depth; where that layer has no usable FFN (Nemotron-H), the nearest that has
+    one, the upper of two.
+
+    Raises:
+        ValueError: no layer has a usable FFN; what is wrong with that layer.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
         >>> middle_layer(load_model(MeGHyperParams.preset("default", device="cpu"))[0])
         1
     """
-    return 15 * count_layers(model) // 32  # 14 of 30, as measured on SmolLM2; the paper: 14 of 32
+    depth = count_layers(model)
+    wanted = int(share * depth)  # 14 of 30, as measured on SmolLM2; the paper: 14 of 32
+    order = sorted(range(depth), key=lambda layer: (abs(layer - wanted), -layer))
+    for layer in order:
+        if _is_usable(model, layer):
+            return layer
+    find_ffn_modules(model, wanted)  # says why it is not usable
+    return wanted
+
+
+def usable_layers(model: CausalLM) -> list[int]:
+    """The layers which can get a neuron: not those of attention or recurrence alone.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> usable_layers(load_model(MeGHyperParams.preset("default", device="cpu"))[0])
+        [0, 1, 2, 3]
+    """
+    return [layer for layer in range(count_layers(model)) if _is_usable(model, layer)]
+
+
+def _is_usable(model: CausalLM, layer: int) -> bool:
+    try:
+        find_ffn_modules(model, layer)
+    except ValueError:
+        return False
+    return True
 
 
 def count_layers(model: CausalLM) -> int:

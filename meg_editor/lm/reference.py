@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 from meg_editor.lm.fingerprint import fingerprint, same_model
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM
-from meg_editor.lm.sources import local_source, portable_source
+from meg_editor.lm.sources import OURS, load_options, local_source, portable_source
 
 ASSETS = Path(__file__).parent / "assets"
-_PREFIX, _LLAMA, _BERT = "meg_editor:", "llama-reference", "bert-reference"
+_LLAMA, _BERT = "llama-reference", "bert-reference"
 
 
 class WrongModelError(ValueError):
@@ -55,12 +55,12 @@ def resolve_model_name(name: str) -> str:
         >>> resolve_model_name("gpt2"), Path(resolve_model_name("meg_editor:bert-reference")).name
         ('gpt2', 'bert-reference')
     """
-    if not name.startswith(_PREFIX):
+    if not name.startswith(OURS):
         return local_source(name)
-    asset = name[len(_PREFIX) :]
+    asset = name[len(OURS) :]
     if asset not in (_LLAMA, _BERT):
         raise ValueError(
-            f"unknown reference model {name!r}; there are {_PREFIX}{_LLAMA} and {_PREFIX}{_BERT}"
+            f"unknown reference model {name!r}; there are {OURS}{_LLAMA} and {OURS}{_BERT}"
         )
     return str(_installed(asset))
 
@@ -78,7 +78,7 @@ def portable_model_name(name: str) -> str:
     if converted := portable_source(path):
         return converted
     if path.parent == ASSETS.resolve() and path.name in (_LLAMA, _BERT):
-        return _PREFIX + path.name
+        return OURS + path.name
     return str(path)
 
 
@@ -141,6 +141,7 @@ class ModelReference:
             if not source:
                 raise ValueError("it had no name when the edits were saved")
             name = resolve_model_name(source)
+            options |= load_options(name, revision=options.get("revision"))
             with one_load():
                 model: Any = AutoModelForCausalLM.from_pretrained(name, **options)
         except Exception as error:  # transformers, safetensors and tokenizers have many kinds

@@ -6,15 +6,15 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from meg_editor.lm.one_load import one_load
 from meg_editor.runtime.cache import cache_folder
 from meg_editor.runtime.files import check_regular, replacing, sync_tree, unfinished_folder
+from meg_editor.runtime.hub import hub_options, hub_problem, is_repository_id
 
+Kind = Literal["model", "encoder"]
+
+OURS = "meg_editor:"  # names the models shipped in the package
 _SUFFIX = ".gguf"
 _CONVERTED = "gguf:"  # names a converted file by its content, on every machine
 # Models which come as Python packages: name -> (module, pattern of the file, how to install it).
@@ -34,6 +34,21 @@ _MINILM = (
 )
 PACKAGED_ENCODERS = {"all-MiniLM-L6-v2": _MINILM}
 _ON_HUB_TOO = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
+_CONFIGS = ("config.json", "adapter_config.json")  # the second of PEFT
+_SAVED = "meg_config.json"  # meg_editor.model.manifest.CONFIG, which would import torch
+# What it is called, the option, and a way without a hub.
+_WORDS: dict[Kind, tuple[str, str, str]] = {
+    "model": (
+        "model",
+        "--model (model_name)",
+        f"a folder, a .gguf file, or smollm2 after `{PACKAGED['smollm2'][2]}`",
+    ),
+    "encoder": (
+        "text encoder",
+        "--encoder (encoder_name)",
+        f"a folder, or all-MiniLM-L6-v2 after `{_MINILM[2]}`",
+    ),
+}
 
 
 def local_source(name: str) -> str:
@@ -61,11 +76,86 @@ def local_source(name: str) -> str:
     if name.startswith(_CONVERTED):
         return str(_named(name.removeprefix(_CONVERTED)))
     if name.lower().endswith(_SUFFIX):
-        path = Path(name).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"{name}: no such GGUF file")
-        return str(_converted(path))
-    return name
+        return str(_converted(_gguf_file(name)))
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def check_source(name: str, kind: Kind = "model") -> None:
+    """Check that a model or encoder is there to load, before anything is loaded or converted.
+
+    Raises:
+        What `local_source` and `load_options` raise.
+
+    Example:
+        >>> check_source("models/llama/8b")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: the model models/llama/8b: no such folder; name one with --model ...
+    """
+    if name.startswith((OURS, _CONVERTED)):
+        return
+    if name in PACKAGED:
+        _packaged(name, PACKAGED)
+    elif name.lower().endswith(_SUFFIX):
+        _gguf_file(name)
+    else:
+        load_options(local_source(name), kind)
+
+
+def load_options(
+    name: str | Path, kind: Kind = "model", revision: str | None = None
+) -> dict[str, Any]:
+    """Options with which transformers loads a folder or a repository of the hub without delay.
+
+    Args:
+        name: as `local_source` gives it.
+        revision: of the repository.
+
+    Raises:
+        FileNotFoundError: no such folder, or a repository which is neither in the hub's cache nor
+            to be had.
+        OSError: a folder without a model, or a file.
+        ValueError: an empty name.
+
+    Example:
+        >>> load_options(cache_folder("none"))
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: the model ...none: no such folder; name one with --model ...
+    """
+    word, option, without_hub = _WORDS[kind]
+    if not str(name):
+        raise ValueError(f"no {word} is named; name one with {option}")
+    folder = Path(name)
+    if folder.is_dir():
+        if not any((folder / config).is_file() for config in _CONFIGS):
+            raise OSError(f"{folder} holds no {word}: {_content(folder)}; name one with {option}")
+        return {}
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is a file: expected the folder of a {word}; name that with {option}"
+        )
+    if not is_repository_id(str(name)):
+        raise FileNotFoundError(
+            f"the {word} {name}: no such folder; name one with {option}, or a hub id such as "
+            "org/name"
+        )
+    options = hub_options(str(name), revision)
+    if options is None:
+        raise FileNotFoundError(
+            f"the {word} {name} is no folder here, and not in the hub's cache, and "
+            f"{hub_problem()}; name with {option} {without_hub}"
+        )
+    return options
+
+
+def _content(folder: Path) -> str:
+    """What a folder without a model holds instead."""
+    if (folder / _SAVED).is_file():
+        return "it holds saved edits, which MeGModel.from_pretrained loads"
+    if found := sorted(folder.glob(f"*{_SUFFIX}")):
+        return f"expected config.json and weights, got a GGUF file; name {found[0]} itself"
+    return "expected config.json and weights, as save_pretrained writes them"
 
 
 def portable_source(folder: Path) -> str | None:
@@ -79,6 +169,13 @@ def portable_source(folder: Path) -> str | None:
         folder.parent == cache_folder("models")
     )
     return f"{_CONVERTED}{folder.name}" if inside else None
+
+
+def _gguf_file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: no such GGUF file")
+    return path
 
 
 def _named(name: str) -> Path:
@@ -117,6 +214,8 @@ def _converted(path: Path) -> Path:
         import gguf  # noqa: F401 - transformers reads GGUF files with it
     except ImportError as error:
         raise OSError(f"{path} is a GGUF file: pip install gguf to read it") from error
+    from meg_editor.lm.one_load import one_load  # imports torch, which takes seconds
+
     with unfinished_folder(folder) as new, one_load():
         _convert(path, new)
         sync_tree(new)
@@ -127,7 +226,8 @@ def _converted(path: Path) -> Path:
 
 def _convert(path: Path, folder: Path) -> None:
     """Write the weights of a GGUF file as a transformers folder."""
-    from transformers import GgufConfig
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

@@ -55,6 +55,7 @@ from meg_editor.routing.gates import Gate
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.pooling import check_pooling
 from meg_editor.runtime.files import holding, resolved
+from meg_editor.runtime.hub import hub_problem
 
 _ATTEMPTS = 12
 _PATIENCE = 30.0  # seconds for a save to have its files in place
@@ -73,12 +74,14 @@ def local_folder(name: str | Path, **options: Any) -> Path:
     folder = resolved(name)
     if folder.exists() or not _REPOSITORY.fullmatch(str(name)):
         return folder
+    if problem := hub_problem():  # the hub's library would try for half a minute
+        options["local_files_only"] = True
     try:
         return Path(snapshot_download(str(name), **options))
     except Exception as error:  # the hub's library has many kinds
         raise FileNotFoundError(
             f"no edits saved by save_pretrained at {folder}: there is no such folder, and no "
-            f"repository of that name was reached ({type(error).__name__}: {error})"
+            f"repository of that name was reached ({problem or f'{type(error).__name__}: {error}'})"
         ) from error
 
 

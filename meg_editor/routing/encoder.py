@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from meg_editor.lm.one_load import one_load
+from meg_editor.lm.sources import load_options
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.pooling import check_pooling, own_pooling, pool
 from meg_editor.runtime.progress import progress_bar
@@ -59,11 +60,16 @@ class TextEncoder(nn.Module):
         """Load any transformers encoder by hub id or local directory, in float32.
 
         Without `pooling` it is that which a sentence-transformers model names, else CLS.
+
+        Raises:
+            OSError: no such encoder; or it is on the hub, which cannot be reached, and not in its
+                cache.
         """
+        options = load_options(name, "encoder")
         # Questions end with what they ask: a long text keeps its end.
-        tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
-        network = load_network(name, dtype=torch.float32)
-        return cls(network, tokenizer, pooling or own_pooling(name)).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left", **options)
+        network = load_network(name, dtype=torch.float32, **options)
+        return cls(network, tokenizer, pooling or own_pooling(name, **options)).to(device)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights (safetensors), config and tokenizer to `folder`."""

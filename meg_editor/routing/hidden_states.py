@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.lm.ffn import decoder_blocks, find_ffn_modules
+from meg_editor.lm.ffn import find_ffn_modules
 from meg_editor.lm.in_effect import nothing_in_effect
-from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec, middle_layer
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -43,7 +43,7 @@ class HiddenStateReader:
         self, model: CausalLM, tokenizer: Tokenizer, spec: NeuronSpec, reader: PromptReader
     ) -> None:
         self.model, self.tokenizer, self.spec, self.reader = model, tokenizer, spec, reader
-        middle = len(decoder_blocks(model)[1]) // 2
+        middle = middle_layer(model, 1 / 2)
         self.module = spec.read if spec.layer >= middle else find_ffn_modules(model, middle).read
 
     @torch.no_grad()

@@ -97,20 +97,23 @@ def check_pooling(pooling: str) -> str:
     return pooling
 
 
-def own_pooling(name: str | Path) -> str:
+def own_pooling(name: str | Path, **options: Any) -> str:
     """The pooling of the encoder `name` (hub id or folder); "cls", the paper's, if it names none.
+
+    Args:
+        options: of the hub, such as `local_files_only`.
 
     Raises:
         ValueError: modules which change the embedding otherwise (Dense), or an unknown pooling.
     """
-    modules = _read_json(name, "modules.json")
+    modules = _read_json(name, "modules.json", options)
     if modules is None:  # some copies have the pooling alone
         modules = [{"type": "Pooling", "path": "1_Pooling"}]
     pooling = "cls"
     for module in modules:
         kind = str(module["type"]).rpartition(".")[2]
         if kind == "Pooling":
-            settings = _read_json(name, f"{module['path']}/config.json")
+            settings = _read_json(name, f"{module['path']}/config.json", options)
             pooling = "cls" if settings is None else _named_pooling(settings)
         elif kind not in ("Transformer", "Normalize"):
             raise ValueError(
@@ -129,12 +132,12 @@ def _named_pooling(settings: dict[str, Any]) -> str:
     return "+".join(sorted(modes, key=list(MODES).index))
 
 
-def _read_json(name: str | Path, file: str) -> Any:
+def _read_json(name: str | Path, file: str, options: dict[str, Any]) -> Any:
     """The content of a file of a model, local or on the hub; None where there is no such file."""
     path = Path(name) / file
     if not Path(name).is_dir():
         try:
-            path = Path(hf_hub_download(str(name), file))
+            path = Path(hf_hub_download(str(name), file, **options))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
             return None  # no such file, or no hub: the weights are loaded next and say so
     return json.loads(path.read_text("utf-8")) if path.is_file() else None

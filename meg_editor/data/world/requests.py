@@ -183,17 +183,22 @@ def _share_a_word(first: str, second: str) -> bool:
     return bool(set(first.split()) & set(second.split()))
 
 
-def sweep_requests(count: int, seed: int, world: World | None = None) -> list[EditRequest]:
+def sweep_requests(
+    count: int, seed: int, world: World | None = None, real: bool = False
+) -> list[EditRequest]:
     """Counterfactual edits of calibration facts, with PSEUDO paraphrases: for choosing layers and
     hyper-parameters without touching what is edited or tested.
 
+    Args:
+        real: only facts which any pretrained LLM can know, no made-up people and companies.
+
     Raises:
-        ValueError: more than there are calibration facts.
+        ValueError: more than there are such facts.
     """
     world = world or load_world()
     rng = random.Random(seed)
     requests = []
-    facts = world.in_split("calibration")
+    facts = [fact for fact in world.in_split("calibration") if not (real and fact.made_up)]
     if not 0 <= count <= len(facts):
         raise ValueError(f"count: expected 0 to {len(facts)} (the facts to try), got {count}")
     for fact in rng.sample(facts, count):
