@@ -21,8 +21,8 @@ def fact_contexts(
     """`count` whole prompts for each of N bare ones, the bare one in the template first.
 
     The next ones in turn: after a random beginning of others, in the chat template, in it after an
-    earlier turn and with an instruction behind the question, in a question frame, and so on with
-    other texts. Without a chat template the frames take its place.
+    earlier turn and with an instruction behind the question, with an instruction alone, in a
+    question frame, and so on with other texts. Without a chat template the frames take its place.
 
     Args:
         tokenizer: of the LLM.
@@ -50,10 +50,11 @@ def fact_contexts(
     chat = _chat(tokenizer, rng)
     kinds: list[Callable[[str], str]]
     if chat is None:
-        kinds = [after_others, after_others, framed, lambda prompt: framed(instructed(prompt))]
+        kinds = [after_others, framed, lambda prompt: framed(instructed(prompt)), instructed]
     else:
         plain, earlier = chat
-        kinds = [after_others, plain, lambda prompt: earlier(instructed(prompt)), framed]
+        kinds = [after_others, plain, lambda prompt: earlier(instructed(prompt)), instructed]
+        kinds.append(framed)
     return [
         [wrap(prompt), *(kinds[n % len(kinds)](prompt) for n in range(count - 1))]
         for prompt in prompts

@@ -24,7 +24,7 @@ from meg_editor.lm.tokens import Batch, Example, by_length, means, target_logits
 
 _PASSES = 8  # forward passes per step: rows of similar length share one
 _REFILL = 4  # pending facts are admitted when 1/4 of the slots is free
-_SLOWER, _FASTER = 0.7, 1.3  # factors of a fact's step size after its loss rose or fell
+_LONGEST = 1.0  # step of the "scaled" optimizer, in units: at the start losses say little
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ def optimise(
 ) -> Descent:
     """SGD on the neurons of M facts, with continuous batching.
 
-    With `collection_optimizer: scaled` no step is longer than `lr` units, and each fact has a step
-    size <= `lr` of its own.
+    With `collection_optimizer: scaled` a step is `lr` times Polyak's, which ends at a loss of 0 if
+    the loss falls in a straight line: L·g / |g|² for a loss L with gradient g. It needs no rate of
+    the model's own.
 
     Args:
         rows_at_once: rows of a forward pass.
@@ -176,8 +177,6 @@ class ContinuousBatch:
         self.neurons = self.start[None][:0]
         self.steps = torch.zeros(0, dtype=torch.long, device=model.device)
         self.converged = torch.zeros(0, dtype=torch.bool, device=model.device)
-        self._step_size = torch.ones(0, device=model.device)  # as a factor of the learning rate
-        self._loss = torch.zeros(0, device=model.device)  # before the last step
         self._examples: list[list[Example]] = []  # (A, contexts)
         self._streams: list[list[Tensor]] = []  # (A, contexts) of (T, D)
         self._passes: list[Rows] = []
@@ -193,8 +192,6 @@ class ContinuousBatch:
         self.neurons = torch.cat([self.neurons, self.start.repeat(count, 1)])
         self.steps = torch.cat([self.steps, self.steps.new_zeros(count)])
         self.converged = torch.cat([self.converged, self.converged.new_zeros(count)])
-        self._step_size = torch.cat([self._step_size, self._step_size.new_ones(count)])
-        self._loss = torch.cat([self._loss, self._loss.new_full((count,), math.inf)])
         self._arrange()
 
     def evict(self, slots: list[int]) -> None:
@@ -204,15 +201,8 @@ class ContinuousBatch:
         self.facts = [self.facts[slot] for slot in retained]
         self._examples = [self._examples[slot] for slot in retained]
         self._streams = [self._streams[slot] for slot in retained]
-        self.neurons, self.steps, self.converged, self._step_size, self._loss = (
-            values[retained]
-            for values in (
-                self.neurons,
-                self.steps,
-                self.converged,
-                self._step_size,
-                self._loss,
-            )
+        self.neurons, self.steps, self.converged = (
+            values[retained] for values in (self.neurons, self.steps, self.converged)
         )
         self._arrange()
 
@@ -231,18 +221,15 @@ class ContinuousBatch:
             wrong.index_add_(0, rows.owner, misses)
         self.converged = (wrong == 0) & (loss < self.hparams.collection_loss_threshold)
         active = ~self.converged & (self.steps < max_steps)
+        step = lr * gradient
         if self.hparams.collection_optimizer == "scaled":
-            # At a rate at which small gradients near the threshold still lead on, the loss of some
-            # facts oscillates.
-            factor = torch.where(loss > self._loss, _SLOWER, _FASTER)
-            self._step_size = (self._step_size * factor).clamp_max(1.0)
-            norm = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            gradient = gradient * norm.reciprocal().clamp_max(1.0) * self._step_size.unsqueeze(1)
-            self._loss = loss
+            norm = gradient.norm(dim=1).clamp_min(1e-12)
+            length = (lr * loss / norm).clamp_max(_LONGEST)
+            step = gradient * (length / norm).unsqueeze(1)
         if self.hparams.collection_schedule == "cosine":
             progress = self.steps.unsqueeze(1) / max_steps
-            gradient = gradient * 0.5 * (1 + torch.cos(math.pi * progress))
-        self.neurons = torch.where(active.unsqueeze(1), self.neurons - lr * gradient, self.neurons)
+            step = step * 0.5 * (1 + torch.cos(math.pi * progress))
+        self.neurons = torch.where(active.unsqueeze(1), self.neurons - step, self.neurons)
         self.steps = self.steps + active
 
     def _arrange(self) -> None:

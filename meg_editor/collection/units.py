@@ -1,7 +1,8 @@
 """Natural units of a neuron's weights: one learning rate serves every model and layer.
 
 The key is measured in the reciprocal of the RMS of the FFN's input, the value in what moves the
-residual stream by its own RMS.
+residual stream by its own RMS. Between them a factor of √D is shared evenly: without it a step
+would change the key almost alone.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ def natural_units(model: CausalLM, spec: NeuronSpec, examples: Sequence[Example]
             with hook.attached(neurons):
                 moved = input_of(blocks[below + 1])
         stream, gain = rms(plain), rms(moved.float() - plain.float()) / rms(plain)
-    units = torch.full((spec.size,), 1 / rms(read))
+    balance = spec.hidden_size**0.25
+    units = torch.full((spec.size,), 1 / (balance * rms(read)))
     if spec.bias:
         units[spec.hidden_size] = 1.0  # added to an activation of about that size
-    units[-spec.hidden_size :] = stream / gain
+    units[-spec.hidden_size :] = balance * stream / gain
     return units

@@ -110,13 +110,13 @@ class MeGHyperParams(BaseEditorFields):
     # Stage 3, collection (section 4.1 c.1)
     collection_optimizer: Literal["scaled", "sgd"] = setting(
         "scaled",
-        "scaled: steps in units of the model's own activations, none longer than collection_lr, "
-        "shorter for a fact whose loss rises; sgd: plain (paper), in raw weights.",
+        "scaled: steps in units of the model's own activations, as long as the loss asks for; "
+        "sgd: plain (paper), in raw weights.",
     )
     collection_lr: float = setting(
-        1.0,
-        "Learning rate of the neurons. 1 suits every model with the scaled optimizer; with sgd it "
-        "depends on the LM (paper: 0.01 Phi-2, 0.07 GPT-J, 0.02 Llama-3).",
+        3.0,
+        "With the scaled optimizer a multiple of Polyak's step, which suits every model; with sgd "
+        "the learning rate, which depends on the LM (paper: 0.01 Phi-2, 0.07 GPT-J, 0.02 Llama-3).",
         ge=0,
         lt=1e4,
     )
@@ -130,7 +130,7 @@ class MeGHyperParams(BaseEditorFields):
         "constant", "Learning-rate schedule of collection (paper: cosine for GPT-J)."
     )
     collection_contexts: int = setting(
-        4,
+        5,
         "Contexts each fact is fitted in: the bare prompt, after other text, in the model's chat "
         "template, and so on. More generalise better and take longer (paper: 1).",
         ge=1,
