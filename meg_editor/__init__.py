@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from meg_editor.config.settings import HParamsError
     from meg_editor.fitting.apply import apply_meg_to_model
     from meg_editor.fitting.pipeline import fit
+    from meg_editor.fitting.prepare import prepare
     from meg_editor.lm.loading import load_model
     from meg_editor.model.fit_report import FitReport
     from meg_editor.model.meg_model import MeGModel
@@ -32,6 +33,7 @@ _HOME = {
     "apply_meg_to_model": "fitting.apply",
     "fit": "fitting.pipeline",
     "load_model": "lm.loading",
+    "prepare": "fitting.prepare",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "apply_meg_to_model",
     "fit",
     "load_model",
+    "prepare",
 ]
 
 

@@ -50,7 +50,9 @@ class GateStage(Stage):
         nameless: share of edits without a subject, in [0, 1].
 
     Attributes:
-        thorough: whether calibration looks at answers.
+        calibrated: whether the threshold is chosen on held-out facts.
+        thorough: whether that looks at answers.
+        most_edits: up to which the result is the same for all fits.
     """
 
     name = "gate"
@@ -67,17 +69,18 @@ class GateStage(Stage):
         h = context.hparams
         # Few edits are not needed beside the pretended ones to calibrate on, and the similarity
         # gate learns nothing from them: every later fit gets the same gate.
-        few = h.gate == "similarity" and len(context.edits) <= len(context.calibration) // 2
-        calibrated = h.gate_threshold is None
-        self.thorough = calibrated and (
+        self.most_edits = len(context.calibration) // 2
+        few = h.gate == "similarity" and len(context.edits) <= self.most_edits
+        self.calibrated = h.gate_threshold is None
+        self.thorough = self.calibrated and (
             h.gate_calibration == "thorough" or (h.gate_calibration == "auto" and not few)
         )
         self.settings = (*_ROUTING_SETTINGS, *(COLLECTION_SETTINGS if self.thorough else ()))
         super().__init__(context)
         self.encoder, self.encoder_key, self.neurons = encoder, encoder_key, neurons
-        self.reusable = few and (calibrated or bool(h.gate_state_weight))
+        self.reusable = few and (self.calibrated or bool(h.gate_state_weight))
         # In quarters, so that other facts find it again.
-        self.nameless = round(4 * nameless) / 4 if self.reusable else nameless
+        self.nameless = round(4 * nameless) / 4 if few else nameless
         self.gate = GATES[h.gate].build(self.hparams, encoder.dimension).to(context.model.device)
         reader = PromptReader(context.tokenizer, h.prompt_template)
         self.states = HiddenStateReader(context.model, context.tokenizer, context.spec, reader)
@@ -93,8 +96,7 @@ class GateStage(Stage):
             c.model_key,
             self.encoder_key,
             self.states.module,
-            self.thorough,
-            self.nameless,
+            [self.thorough, self.nameless] if self.calibrated else [],
             *edits,
             c.calibration.digest,
             c.calibration.tokens_digest(c.tokenizer),
@@ -103,10 +105,10 @@ class GateStage(Stage):
 
     def compute(self) -> Tensors:
         h, result = self.hparams, Tensors()
-        calibrated, weight = h.gate_threshold is None, h.gate_state_weight
-        counts = max(state_weights(h)) if calibrated else weight
+        weight = h.gate_state_weight
+        counts = max(state_weights(h)) if self.calibrated else weight
         usual = self.states.usual(self.context.background) if counts else None
-        if calibrated:
+        if self.calibrated:
             calibration = calibrate_on_held_out(
                 self.context,
                 h,

@@ -66,8 +66,12 @@ class TextEncoder(nn.Module):
                 cache.
         """
         options = load_options(name, "encoder")
-        # Questions end with what they ask: a long text keeps its end.
-        tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left", **options)
+        # Questions end with what they ask: a long text keeps its end. Padding behind a text shifts
+        # no position.
+        sides = {"truncation_side": "left", "padding_side": "right"}
+        tokenizer = AutoTokenizer.from_pretrained(name, **sides, **options)
+        if tokenizer.pad_token_id is None:  # any token will do: it is masked
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         network = load_network(name, dtype=torch.float32, **options)
         return cls(network, tokenizer, pooling or own_pooling(name, **options)).to(device)
 
@@ -102,7 +106,8 @@ class TextEncoder(nn.Module):
         # Equal lengths together: no padding to pay for.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
-        parts = [self([texts[index] for index in chunk]) for chunk in chunks]
+        bar = progress_bar(chunks, "embeddings", "batch")
+        parts = [self([texts[index] for index in chunk]) for chunk in bar]
         inverse = torch.empty(len(order), dtype=torch.long)
         inverse[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(parts)[inverse.to(parts[0].device, non_blocking=True)]

@@ -17,6 +17,7 @@ from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, right_padded
 from meg_editor.requests.prompts import PromptReader
+from meg_editor.runtime.progress import progress_bar
 
 
 class HiddenStateReader:
@@ -54,7 +55,8 @@ class HiddenStateReader:
         features = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
         module = model.get_submodule(self.module)
         with nothing_in_effect(), eager(self.model):
-            for chunk in by_length([len(row) for row in ids], rows):
+            chunks = list(by_length([len(row) for row in ids], rows))
+            for chunk in progress_bar(chunks, "hidden states", "batch"):
                 tokens = right_padded([ids[index] for index in chunk]).to(model.device)
                 entering = capture_input(module, partial(model, input_ids=tokens, use_cache=False))
                 entering = entering.reshape(*tokens.shape, -1)  # OPT flattens rows

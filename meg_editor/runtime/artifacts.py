@@ -75,7 +75,7 @@ class ArtifactStore:
             ValueError: its file is damaged.
         """
         key = digest([name, __version__, inputs])
-        path = self._path(name, key)
+        path = self.path(name, key)
         if path is None:
             artifact = self._memory.get(key)
             return artifact and self._remember(artifact)
@@ -99,11 +99,15 @@ class ArtifactStore:
         key = digest([name, __version__, inputs])
         tensors = {entry: value.cpu().contiguous() for entry, value in tensors.items()}
         artifact = Artifact(tensors, key, time.perf_counter() - start, resumed=False)
-        if path := self._path(name, key):
+        if path := self.path(name, key):
             _write(path, artifact)
             self._counted.add(key)
             return artifact
         return self._remember(artifact)
+
+    def path(self, name: str, key: str) -> Path | None:
+        """The file of the result of a stage, whether it is there or not; None: in memory."""
+        return self.folder / f"{name}-{key}.safetensors" if self.folder else None
 
     def clear(self) -> None:
         """Delete all stored results, and the folder if it is empty then."""
@@ -115,9 +119,6 @@ class ArtifactStore:
         sweep(self.folder)
         with suppress(OSError):  # not empty: other files
             self.folder.rmdir()
-
-    def _path(self, name: str, key: str) -> Path | None:
-        return self.folder / f"{name}-{key}.safetensors" if self.folder else None
 
     def _remember(self, artifact: Artifact) -> Artifact:
         self._memory.pop(artifact.key, None)

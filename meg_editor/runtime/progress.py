@@ -59,7 +59,8 @@ def progress_bar(items: Iterable[Item], label: str, unit: str = "step") -> Progr
         >>> with progress_bar(range(3), "collection", "fact") as bar:
         ...     bar.update(2)
     """
-    if sys.stderr.isatty():
+    single = isinstance(items, Sized) and len(items) < 2  # a bar would only flicker
+    if sys.stderr.isatty() and not single:
         return tqdm(items, desc=f"{label:<12}", unit=unit, leave=False)
     if int(os.environ.get("RANK", "0")) > 0:
         return ProgressLines(items, label, unit, write=lambda line: None)
