@@ -34,14 +34,16 @@ import yaml
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM
 
 import meg_editor.integrations.easyedit as integration
-from meg_editor import MeGHyperParams, load_model
+from meg_editor import MeGHyperParams, TextEncoder, load_model, prepare
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.world.facts import load_world
-from meg_editor.data.world.requests import edit_cases
+from meg_editor.data.world.requests import calibration_requests, edit_cases, pseudo_requests
+from meg_editor.fitting import encoder_stage, gate_stage
+from meg_editor.fitting.tuning_facts import TuningFacts
 from meg_editor.integrations.easyedit import EasyEditError, RegistrationError, register, unregister
 from meg_editor.integrations.easyedit.absent import absent
 from meg_editor.integrations.easyedit.importing import device_name, import_easyedit
-from meg_editor.lm.reference import reference_model_path
+from meg_editor.lm.reference import reference_encoder_path, reference_model_path
 from meg_editor.lm.tokens import batched_answers, encode_example, greedy_answers
 from meg_editor.model.meg_model import MeGModel
 
@@ -782,6 +784,44 @@ def test_facts_are_edited_one_by_one(registered: ModuleType, sequential: bool) -
     if not sequential:
         expected = [*inputs["ground_truth"][:2], expected[2]]
     assert model.answer(inputs["prompts"], 12) == expected
+
+
+def test_records_share_what_takes_longer_to_load_than_to_edit(
+    registered: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And take up what `prepare` made for the model."""
+    calls: list[str] = []
+    few = [TuningFacts(requests(count=12)) for requests in (pseudo_requests, calibration_requests)]
+    load = TextEncoder.from_pretrained
+
+    def facts() -> Any:
+        calls.append("facts")
+        return few
+
+    def encoder(name: str) -> TextEncoder:
+        calls.append(name)
+        return load(name)
+
+    for place in ("fitting.context", "integrations.easyedit.registration"):
+        monkeypatch.setattr(f"meg_editor.{place}.standard_facts", facts)
+    settings = hparams(gate_threshold=None, encoder_steps=1)
+    pair = load_model(settings)
+    prepare(*pair, settings)
+    monkeypatch.setattr(encoder_stage, "tune_encoder", lambda *_, **__: pytest.fail("tuned"))
+    monkeypatch.setattr(gate_stage, "calibrate_on_held_out", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr(TextEncoder, "from_pretrained", encoder)
+    calls.clear()
+    editor = registered.BaseEditor.from_hparams(settings)
+    inputs = fields(cases()[:3])
+    editor.edit(**inputs, verbose=False)
+    _, model, _ = editor.batch_edit(**inputs, verbose=False)
+    path = str(reference_encoder_path())
+    assert calls == ["facts", path]
+    assert model.answer(inputs["prompts"], 12) == inputs["target_new"]
+    other = shutil.copytree(path, tmp_path / "encoder")
+    editor.hparams.encoder_name = str(other)
+    editor.edit(**fields(cases()[:1]), verbose=False)
+    assert calls == ["facts", path, str(other)]
 
 
 def test_prepared_requests_are_edited_in_sequence(registered: ModuleType) -> None:
