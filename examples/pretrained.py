@@ -29,6 +29,7 @@ from meg_editor.data.preprocessing import one_per_subject, without_conflicts
 from meg_editor.data.splits import choose, split_cases
 from meg_editor.evaluation import evaluate, questions_of
 from meg_editor.evaluation.metrics import exact, percent
+from meg_editor.lm.chat import in_chat
 from meg_editor.lm.tokens import batched_answers, max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore
@@ -58,16 +59,7 @@ def forms_of(tokenizer: Any) -> dict[str, Form]:
     """Name -> what puts a question into it."""
 
     def chat(*before: tuple[str, str], behind: str = "") -> Form:
-        def form(prompt: str) -> str:
-            turns = [*before, ("user", prompt + behind)]
-            text = tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in turns],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            return str(text).removeprefix(tokenizer.bos_token or "")
-
-        return form
+        return lambda prompt: in_chat(tokenizer, *before, ("user", prompt + behind))
 
     behind = " Answer in one word."
     return {

@@ -1,4 +1,7 @@
-"""`meg-editor demo`: edit the reference model, show what changed and what did not, measure it."""
+"""`meg-editor demo`: edit the reference model, show what changed and what did not, measure it.
+
+With --model it is `demo_pretrained`'s.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from meg_editor.cli.demo_pretrained import run_pretrained
 from meg_editor.cli.scores_plot import draw_scores
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase
@@ -43,8 +47,12 @@ class Demo:
 
 def run(options: argparse.Namespace) -> None:
     """The command."""
+    if options.model or options.encoder:
+        run_pretrained(options)
+        return
     presets = (options.preset,) if options.preset else PRESETS
-    run_demo(options.edits, options.seed, options.out, presets, options.device)
+    edits = 256 if options.edits is None else options.edits
+    run_demo(edits, options.seed, options.out, presets, options.device)
 
 
 def run_demo(

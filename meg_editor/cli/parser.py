@@ -88,8 +88,12 @@ def _command(commands: Commands, name: str, text: str, note: str = "") -> argpar
 
 
 def _demo(commands: Commands) -> None:
-    demo = _command(commands, "demo", "edit the reference model and measure everything")
-    demo.add_argument("--edits", type=int, default=256, help="facts to edit (default 256)")
+    demo = _command(commands, "demo", "edit the reference model, or yours, and show what changed")
+    demo.add_argument(
+        "--model", help="a pretrained LLM instead, such as smollm2: some facts which it knows"
+    )
+    demo.add_argument("--encoder", help="for --model: hub id or directory of the text encoder")
+    demo.add_argument("--edits", type=int, help="facts to edit (default 256; with --model 8)")
     demo.add_argument("--seed", type=natural, default=0, help="draws the facts (default 0)")
     demo.add_argument(
         "--out",
@@ -116,7 +120,9 @@ def _ask(commands: Commands) -> None:
     ask.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
     ask.add_argument("question", nargs="?", help="without one: a prompt, line by line")
     ask.add_argument("--base", action="store_true", help="show the unedited answer beside it")
-    ask.add_argument("--max-new-tokens", type=positive, default=32, help="default 32")
+    ask.add_argument(
+        "--max-new-tokens", type=positive, help="default 32, more where an edited answer is longer"
+    )
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default auto)")
 
 

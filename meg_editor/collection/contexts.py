@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from meg_editor.lm.chat import in_chat
 from meg_editor.requests.prompts import PromptReader
 
 _MARK = "§question§"
@@ -69,15 +70,10 @@ def _chat(
         return None
 
     def turns(*messages: tuple[str, str]) -> str | None:
-        conversation = [{"role": role, "content": text} for role, text in messages]
         try:
-            text = tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True
-            )
+            text = in_chat(tokenizer, *messages)
         except Exception:  # a template refuses what it has no place for, such as a system text
             return None
-        # The tokenizer adds the first token itself.
-        text = str(text).removeprefix(tokenizer.bos_token or "")
         return text if text.count(_MARK) == 1 else None
 
     question = ("user", _MARK)
