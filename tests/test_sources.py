@@ -16,6 +16,7 @@ import pytest
 from meg_editor import MeGHyperParams, TextEncoder, load_model
 from meg_editor.cli.main import main
 from meg_editor.lm import sources
+from meg_editor.lm.gguf_files import GgufFile
 from meg_editor.lm.reference import (
     portable_model_name,
     reference_encoder_path,
@@ -58,7 +59,7 @@ def test_what_is_no_gguf_file_is_refused_and_leaves_nothing(tmp_path: Path) -> N
 
 def test_a_converted_file_is_known_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").write_bytes(b"some weights")
-    folder = cache_folder("models") / f"tiny-{sources._digest(tmp_path / 'tiny.gguf')}"
+    folder = cache_folder("models") / GgufFile.at(tmp_path / "tiny.gguf").key
     folder.mkdir(parents=True)  # as if it had been converted
     (folder / "config.json").write_text("{}")
     assert local_source(str(tmp_path / "tiny.gguf")) == str(folder)

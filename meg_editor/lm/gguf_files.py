@@ -1,0 +1,122 @@
+"""GGUF files: converted once to half precision, and kept in the cache by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from meg_editor.runtime.cache import cache_folder
+from meg_editor.runtime.files import check_regular, replacing, sync_tree, unfinished_folder
+
+SUFFIX = ".gguf"
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file, in one part or in some that follow each other.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "tiny.gguf"
+        >>> _ = path.write_bytes(b"GGUF")
+        >>> GgufFile.at(path).key
+        'tiny-a43bb83488a8ecfd'
+    """
+
+    parts: tuple[Path, ...]
+
+    @classmethod
+    def at(cls, path: str | Path) -> GgufFile:
+        """The file `path`.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        found = Path(path).expanduser()
+        if not found.exists():
+            raise FileNotFoundError(f"{path}: no such GGUF file")
+        return cls((found,))
+
+    @cached_property
+    def key(self) -> str:
+        """Its name and 16 hex digits of the sha256 of its content."""
+        content = hashlib.sha256()
+        for part in self.parts:
+            check_regular(part)
+            with part.open("rb") as file:
+                while block := file.read(2**20):
+                    content.update(block)
+        name = self.parts[0].name
+        return f"{name[: name.lower().index(SUFFIX)]}-{content.hexdigest()[:16]}"
+
+    def converted(self) -> Path:
+        """The folder of the converted file, as transformers reads it.
+
+        Raises:
+            OSError: it cannot be converted.
+        """
+        folder = cache_folder("models") / self.key
+        if folder.is_dir():
+            return folder
+        try:
+            import gguf  # noqa: F401 - transformers reads GGUF files with it
+        except ImportError as error:
+            raise OSError(f"{self.parts[0]} is a GGUF file: pip install gguf to read it") from error
+        from meg_editor.lm.one_load import one_load  # imports torch, which takes seconds
+
+        with unfinished_folder(folder) as new, one_load():
+            with self._whole(new) as path:
+                _convert(path, new)
+            sync_tree(new)
+            if not folder.is_dir():
+                new.rename(folder)
+        return folder
+
+    @contextmanager
+    def _whole(self, folder: Path) -> Iterator[Path]:
+        """The file in one part, for a while in `folder` if there are more."""
+        if len(self.parts) == 1:
+            yield self.parts[0]
+            return
+        path = folder / f"whole{SUFFIX}"
+        with path.open("wb") as whole:
+            for part in self.parts:
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, whole)
+        yield path
+        path.unlink()
+
+
+def _convert(path: Path, folder: Path) -> None:
+    """Write the weights of a GGUF file as a transformers folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # of gguf, transformers and tokenizers
+        what = f"{type(error).__name__}: {error}"
+        raise OSError(f"cannot read the GGUF file {path}: {' '.join(what.split())}") from error
+    model.config.quantization_config = None
+    if hasattr(model, "hf_quantizer"):
+        del model.hf_quantizer
+    model.is_quantized = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config.pop("quantization_config", None)
+    with replacing(folder / "config.json") as file:
+        file.write(json.dumps(config, indent=1).encode())
