@@ -3,7 +3,8 @@
 What is replaced, so that it takes minutes and no network:
 - facts that tune and calibrate: 48 and 24 instead of 800 and 400; 8 tuning steps instead of 120;
 - `meg-editor demo`: 4 edits, the default preset only;
-- the model of the hub in `meg-editor edit` and `layers`: the reference model; `layers`: 4 facts;
+- the model of the hub in `meg-editor edit`, `prepare` and `layers`: the reference model, and 4 facts
+  in `layers`;
 - `meg-editor benchmark`: 4 edits, one seed, two trials on 4 facts;
 - `pip install` and `pytest` are not run here: .ci/run runs them, and is compared.
 """
@@ -77,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_readme_is_one_page() -> None:
     assert len(README.splitlines()) <= 150
-    assert len(snippets(README)) == 3 and len(commands(README)) == 7
+    assert len(snippets(README)) == 3 and len(commands(README)) == 8
 
 
 def test_the_python_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +113,10 @@ def _edit(arguments: list[str]) -> list[str]:
     return without(arguments, HUB)
 
 
+def _prepare(arguments: list[str]) -> list[str]:
+    return without(arguments, HUB)
+
+
 def _layers(arguments: list[str]) -> list[str]:
     return [*without(arguments, ["--model", "gpt2"]), "--count", "4"]
 
@@ -126,12 +131,13 @@ def _benchmark(arguments: list[str]) -> list[str]:
 REPLACED: dict[str, Callable[[list[str]], list[str]]] = {
     "demo": _demo,
     "edit": _edit,
+    "prepare": _prepare,
     "layers": _layers,
     "benchmark": _benchmark,
 }
 
 
-@pytest.mark.parametrize("first", ["demo", "edit", "layers", "settings", "benchmark"])
+@pytest.mark.parametrize("first", ["demo", "edit", "prepare", "layers", "settings", "benchmark"])
 def test_the_commands_of_the_readme_run(
     folder: Path, capsys: pytest.CaptureFixture[str], first: str
 ) -> None:
@@ -153,7 +159,7 @@ def test_the_commands_of_the_readme_run(
 
 def test_nothing_of_the_readme_is_left_out() -> None:
     """Every line is a `meg-editor` command run above, or one that .ci/run runs."""
-    names = {"demo", "edit", "ask", "layers", "settings", "benchmark"}
+    names = {"demo", "edit", "ask", "prepare", "layers", "settings", "benchmark"}
     for line in commands(README):
         parts = line.split(" && ")
         own = {shlex.split(part)[1] for part in parts if part.startswith("meg-editor")}
