@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers as tf
 import yaml
+from conftest import OTHERS, PROMPTS
+from families import FAMILIES, build
 from test_hparams_files import ARCHITECTURES, _model
 
 from meg_editor.baselines.core.settings import (
@@ -20,6 +24,9 @@ from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark import resolve_method
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import HParamsError
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
 
 FOLDER = Path(__file__).parents[1] / "hparams"
 METHODS = {
@@ -199,3 +206,63 @@ def test_no_setting_is_shown_that_its_method_does_not_need() -> None:
     for baseline in BASELINES.values():
         helps = [entry.metadata["help"] for entry in dataclasses.fields(baseline.settings)]
         assert not any("not needed" in text.lower() for text in helps)
+
+
+def of_depth(layers: int) -> Any:
+    """A Llama without weights."""
+    config = tf.LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_hidden_layers=layers,
+    )
+    with torch.device("meta"):
+        return tf.AutoModelForCausalLM.from_config(config)
+
+
+def test_layers_follow_from_the_depth_where_none_are_named() -> None:
+    for depth in (1, 2, 4, 30, 48):
+        model = of_depth(depth)
+        for name, baseline in BASELINES.items():
+            hparams: Any = baseline.hparams({})
+            if name != "retrieval":
+                layers = hparams.layers_of(model)
+                assert layers == list(range(layers[0], layers[-1] + 1)), (name, depth)
+                assert layers[0] >= 0 and layers[-1] < depth and hparams.layers is None
+                assert len(layers) == 1 or not hparams.one_layer
+    for file in ("AlphaEdit", "LocFT", "NeuralDB", "HOREN", "MALMEN", "RLEdit"):  # as the authors
+        named: Any = load(f"{file}/llama3-8b")
+        assert named.changed(layers=None).layers_of(of_depth(32)) == named.layers_of(model), file
+
+
+def test_layers_which_a_method_cannot_use_are_left_out(tiny_tokenizer: Any) -> None:
+    """Blocks of Nemotron-H are recurrence or attention or an FFN or experts."""
+    family = next(family for family in FAMILIES if family.config == "NemotronHConfig")
+    model = build(family, tiny_tokenizer)
+    hparams: dict[str, Any] = {name: BASELINES[name].hparams({}) for name in BASELINES}
+    assert [hparams[name].layers_of(model) for name in ("memit", "malmen", "ft")] == [[3]] * 3
+    with pytest.raises(ValueError, match="has no decoder FFN among"):
+        hparams["pmet"].layers_of(model)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_method_runs_without_a_file_on_any_model(
+    name: str, tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder
+) -> None:
+    facts = [EditRequest(PROMPTS[0], "tea", "Atlantis"), EditRequest(PROMPTS[1], "ore", "Borduria")]
+    pseudo = [EditRequest(text, "x", None, (f"Say: {text}",), OTHERS[:1]) for text in PROMPTS[8:12]]
+    quick = {"max_iters": 1, "num_seq": 1, "n_epochs": 1, "rank": 4, "n_edits": 2}
+    edited, before = BASELINES[name].apply(
+        tiny_llama,
+        tiny_tokenizer,
+        facts,
+        BASELINES[name].hparams(quick),
+        copy=True,
+        return_orig_weights=True,
+        texts=PROMPTS,
+        pseudo=pseudo,
+        encoder=tiny_encoder,
+    )
+    assert set(before) <= dict(tiny_llama.named_parameters()).keys()
+    assert len(greedy_answers(edited, tiny_tokenizer, PROMPTS[:2], 4)) == 2

