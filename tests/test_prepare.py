@@ -18,7 +18,7 @@ from meg_editor.cli import main as cli
 from meg_editor.fitting import encoder_stage, gate_stage
 from meg_editor.fitting.prepare import Prepared
 from meg_editor.fitting.tuning_facts import TuningFacts
-from meg_editor.lm import sources
+from meg_editor.lm import gguf_files
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.cache import cache_entries
@@ -185,7 +185,7 @@ def run(
         tiny_llama.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
 
-    monkeypatch.setattr(sources, "_convert", convert)
+    monkeypatch.setattr(gguf_files, "_convert", convert)
     pytest.importorskip("gguf")
     (tmp_path / "tiny.gguf").write_bytes(b"some weights")
     copy.deepcopy(tiny_encoder).save_pretrained(tmp_path / "encoder")
@@ -226,7 +226,7 @@ def test_the_command_prepares_an_edit_takes_it_up_and_the_cache_lists_it(
     assert all(f"{path.parent.name}/{path.name}" in listed for path in paths)
 
     nothing_computed(monkeypatch)
-    monkeypatch.setattr(sources, "_convert", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(gguf_files, "_convert", lambda *_: pytest.fail("converted again"))
     assert "2 facts in" in run("edit", "--edits", "facts.jsonl", "--out", "out")
     assert {entry.path for entry in cache_entries()} == set(paths)  # and nothing more
     run("cache", "--clear")

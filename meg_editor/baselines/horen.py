@@ -26,6 +26,7 @@ from meg_editor.baselines.core.target_values import ValueSettings, optimise_valu
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
 from meg_editor.lm.ffn import text_config
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, encode_example, left_padded
 from meg_editor.model.routed_model import RoutedModel
@@ -37,6 +38,7 @@ class HoReNHyperParams(WriteHyperParams, FittingHyperParams):
     """Hyper-parameters of HoReN, as its authors spell them: one layer."""
 
     one_layer: ClassVar[bool] = True
+    span: ClassVar[tuple[float, float]] = (29 / 32, 29 / 32)
 
     alg_name: str = setting("HOREN", "Always HOREN.")
     n_iter: int = setting(50, "Steps of Adam on a value.", ge=1, lt=10**7)
@@ -83,7 +85,7 @@ class HoReNModel(RoutedModel):
     def decide(self, queries: Sequence[str]) -> Tensor:
         """(B,) number of tokens of each prompt: its value is added at the last one."""
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
-        return torch.tensor([len(row) for row in self._tokenizer(prompts)["input_ids"]])
+        return torch.tensor([len(row) for row in prompt_tokens(self._tokenizer, prompts)])
 
     def _apply_decision(self, decision: Tensor) -> AbstractContextManager[None]:
         return self._hooks.active(_Call(decision, self.keys, self.values, self.hparams))
@@ -213,7 +215,7 @@ def apply_horen_to_model(
     values = optimise_values(
         model,
         facts,
-        hparams.layers[0],
+        hparams.layers_of(model)[0],
         [name],
         ValueSettings(lr=hparams.edit_lr, steps=hparams.n_iter + 1, early_stop=False),
         hparams.rows_at_once,
@@ -230,7 +232,7 @@ def _keys(
 ) -> Tensor:
     """(N, K) the unit queries of the edited prompts."""
     queries = torch.zeros(len(prompts), 0)
-    lengths = [len(row) for row in tok(list(prompts))["input_ids"]]
+    lengths = [len(row) for row in prompt_tokens(tok, prompts)]
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal queries

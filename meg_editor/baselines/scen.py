@@ -24,8 +24,10 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import setting
 from meg_editor.data.world.requests import pseudo_requests
+from meg_editor.lm.ffn import find_ffn_modules
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest, only_edits
@@ -38,6 +40,7 @@ class SCENHyperParams(LayerHyperParams, FittingHyperParams):
     """Hyper-parameters of SCEN: one layer."""
 
     one_layer: ClassVar[bool] = True
+    span: ClassVar[tuple[float, float]] = (29 / 32, 29 / 32)
 
     alg_name: str = setting("SCEN", "Always SCEN.")
     expert_lr: float = setting(1.0, "SGD learning rate of an expert.", ge=0)
@@ -45,6 +48,9 @@ class SCENHyperParams(LayerHyperParams, FittingHyperParams):
     index_lr: float = setting(0.05, "Adam learning rate of the index neurons.", ge=0)
     index_steps: int = setting(200, "Adam steps.", ge=1, lt=10**7)
     theta: float = setting(0.7, "An expert is used above this activation of its index neuron.")
+
+    def _check_layer(self, model: CausalLM, layer: int) -> None:
+        find_ffn_modules(model, layer)  # beside a mixture of experts too
 
 
 class SCENModel(RoutedModel):
@@ -98,7 +104,7 @@ class SCENModel(RoutedModel):
     def decide(self, queries: Sequence[str]) -> Tensor:
         """(B, P) the experts, zero where no index neuron is active enough."""
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
-        rows = self._tokenizer(prompts)["input_ids"]
+        rows = prompt_tokens(self._tokenizer, prompts)
         states = self.states.read(rows, self.hparams.rows_at_once)
         logits = (states - self.scale[0]) / self.scale[1] @ self.weights.T + self.biases
         best, index = logits.sigmoid().max(-1)
@@ -152,8 +158,9 @@ def apply_scen_to_model(
     edits = only_edits(requests)
     if copy:
         model = copying.deepcopy(model)
+    (layer,) = hparams.layers_of(model)
     settings = MeGHyperParams(
-        layers=hparams.layers,
+        layers=[layer],
         prompt_template=hparams.prompt_template,
         seed=hparams.seed,
         collection_lr=hparams.expert_lr,
@@ -161,7 +168,7 @@ def apply_scen_to_model(
         collection_contexts=1,
     )
     runtime = RuntimeConfig(collection_batch_size=hparams.rows_at_once)
-    spec = NeuronSpec.from_model(model, hparams.layers[0])
+    spec = NeuronSpec.from_model(model, layer)
     experts = collect(model, tok, spec, edits, settings, runtime).neurons
     facts = pseudo_requests() if pseudo is None else pseudo
     texts = [text for fact in facts for text in (fact.prompt, *fact.locality_prompts)]
@@ -171,7 +178,7 @@ def apply_scen_to_model(
     ]
     reader = LastTokenReader(model, spec.read)
     edited, others = (
-        reader.read(tok(prompts)["input_ids"], hparams.rows_at_once) for prompts in wrapped
+        reader.read(prompt_tokens(tok, prompts), hparams.rows_at_once) for prompts in wrapped
     )
     scale = torch.stack([edited.mean(0), edited.std(0, correction=0).clamp(min=1e-6)])
     index = train_index((edited - scale[0]) / scale[1], (others - scale[0]) / scale[1], hparams)

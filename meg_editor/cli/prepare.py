@@ -25,18 +25,18 @@ def run(options: argparse.Namespace) -> None:
         read_requests(path).requests if path else None
         for path in (options.pseudo, options.calibration)
     )
-    earlier = {entry.path for entry in cache_entries()}
+    kept = {entry.path for entry in cache_entries()}
     start = time.perf_counter()
     folder = Path(resolve_model_name(hparams.model_name))  # converts a GGUF file
     seconds = time.perf_counter() - start
     if portable_source(folder) is None:
-        print(Prepared("model", "it is loaded as it is"))
-    elif folder in earlier:
-        print(Prepared("model", "converted", folder, resumed=True))
+        conversion = Prepared("model", "it is loaded as it is")
+    elif folder in kept:
+        conversion = Prepared("model", "converted", folder, resumed=True)
     else:
-        print(Prepared("model", "converted", folder, seconds))
+        conversion = Prepared("model", "converted", folder, seconds)
     model, tokenizer = load_model(hparams)
-    lines = prepare(
+    prepared = prepare(
         model, tokenizer, hparams, pseudo=pseudo, calibration=calibration, runtime=runtime
     )
-    print(*lines, sep="\n")
+    print(conversion, *prepared, sep="\n")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, by_length
 
@@ -47,7 +48,7 @@ def perplexity(
         >>> perplexity(model, tokenizer, ["The capital of France is Paris"]) < 100
         True
     """
-    ids = [list(tokenizer(text)["input_ids"]) for text in texts]
+    ids = prompt_tokens(tokenizer, texts)
     examples = [Example(row[:1], row[1:]) for row in ids if len(row) > 1]
     loss, count = 0.0, 0
     for chunk in by_length([len(example) for example in examples], rows):

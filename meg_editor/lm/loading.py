@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -13,6 +14,8 @@ from meg_editor.config.settings import HParamsError
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.lm.sources import load_options
+
+_LOG = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> str:
@@ -73,8 +76,23 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
     with one_load():
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placement, **options)
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = _end_token(model, tokenizer)
+    if tokenizer.eos_token_id is None:
+        _LOG.warning(
+            "%s: neither tokenizer nor generation config names an end of text: answers run on to "
+            "max_new_tokens; set tokenizer.eos_token",
+            hparams.model_name,
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not hparams.model_parallel:
         model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _end_token(model: Any, tokenizer: Any) -> str | None:
+    """What ends a text by the model's generation config, as the tokenizer spells it."""
+    ends = model.generation_config.eos_token_id
+    end = ends[0] if isinstance(ends, list) and ends else ends
+    return tokenizer.convert_ids_to_tokens(end) if isinstance(end, int) else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from meg_editor.lm.ffn import decoder_of, text_config
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.progress import progress_bar
@@ -40,8 +41,7 @@ def encode_example(tokenizer: Tokenizer, prompt: str, target: str, end: bool = T
         >>> tokenizer.decode(example.target)
         ' Paris<eos>'
     """
-    prompt_ids = list(tokenizer(prompt)["input_ids"])
-    whole = list(tokenizer(f"{prompt} {target}")["input_ids"])
+    prompt_ids, whole = prompt_tokens(tokenizer, [prompt, f"{prompt} {target}"])
     if whole[: len(prompt_ids)] == prompt_ids:
         target_ids = whole[len(prompt_ids) :]
     else:  # the boundary fell inside a token
@@ -166,15 +166,11 @@ def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
 
 
 def pad_token(tokenizer: Tokenizer) -> int:
-    """Id of the padding token, else of EOS.
-
-    Raises:
-        ValueError: the tokenizer has neither.
-    """
+    """Id of the padding token, else of EOS, else 0: padding is masked, any token will do."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
-    raise ValueError("expected a tokenizer with a pad_token or an eos_token, got one with neither")
+    return 0
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
@@ -203,7 +199,7 @@ def left_padded(
         >>> batch["attention_mask"][:, 0].tolist()
         [1, 0]
     """
-    rows = tokenizer(list(prompts))["input_ids"]
+    rows = prompt_tokens(tokenizer, prompts)
     width = max(map(len, rows))
     pad = pad_token(tokenizer)
     padded = [[pad] * (width - len(row)) + list(row) for row in rows]
@@ -226,15 +222,27 @@ def greedy_tokens(
         repetition_penalty=1.0,  # a generation_config may set one: no longer the most likely token
         pad_token_id=pad_token(tokenizer),
     )
-    rows = output[:, batch["input_ids"].shape[1] :].tolist()
-    end = tokenizer.eos_token_id
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+    ends = _end_tokens(model, tokenizer)
+    answers = []
+    for row in output[:, batch["input_ids"].shape[1] :].tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), len(row))
+        answers.append(row[: end + 1])
+    return answers
+
+
+def _end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int | None]:
+    """EOS of the tokenizer, and what else ends a text by the model's generation config."""
+    config = getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
 
 
 def decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
-    """Texts of B answers in tokens, stripped."""
+    """Texts of B answers in tokens, stripped; inside they are as the tokens have them."""
+    # Some tokenizers would tidy blanks up, and what is code with it.
+    verbatim = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     # One by one: `batch_decode` gives one text for no rows.
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    return [tokenizer.decode(row, **verbatim).strip() for row in rows]
 
 
 def greedy_answers(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meg_editor.lm.prompt_tokens import ending_tokens
 from meg_editor.lm.protocols import Tokenizer
 
 _NAME = "meg_editor_routing"  # the attribute of a cache
@@ -190,7 +191,7 @@ def cache_of(output: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) -> list[str]:
-    """Texts of B prompts, without padding and BOS.
+    """Texts of B prompts, without padding, BOS and what the tokenizer puts behind a text.
 
     Args:
         ids: (B, T).
@@ -217,6 +218,7 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
             f"{tuple(mask.shape)}, which does not tell padding from the prompt; {name}"
         )
     beginnings = {tokenizer.pad_token_id, tokenizer.bos_token_id}
+    ending = ending_tokens(tokenizer)
     masks = None if mask is None else mask.tolist()
     texts = []
     for row, tokens in enumerate(ids.tolist()):
@@ -227,6 +229,11 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
                 tokens.pop()
         while tokens and tokens[0] in beginnings:
             tokens = tokens[1:]
+        if ending and tokens[-len(ending) :] == ending:
+            tokens = tokens[: -len(ending)]
         # Chat templates mark turns by special tokens, which delimit the question.
-        texts.append(tokenizer.decode(tokens, skip_special_tokens=False).strip())
+        text = tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        texts.append(text.strip())
     return texts

@@ -14,6 +14,7 @@ from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.neuron import NeuronSpec, middle_layer
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.partial_forward import capture_input
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, right_padded
 from meg_editor.requests.prompts import PromptReader
@@ -51,7 +52,7 @@ class HiddenStateReader:
     def read(self, queries: Sequence[str], rows: int = 256) -> Tensor:
         """B bare queries -> features (B, D), float32, on the model's device."""
         model: Any = self.model
-        ids = self.tokenizer([self.reader.wrap(query) for query in queries])["input_ids"]
+        ids = prompt_tokens(self.tokenizer, [self.reader.wrap(query) for query in queries])
         features = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
         module = model.get_submodule(self.module)
         with nothing_in_effect(), eager(self.model):

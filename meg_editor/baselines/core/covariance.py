@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.partial_forward import run_until
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, pad_token, right_padded
 from meg_editor.runtime.artifacts import ArtifactStore
@@ -80,7 +81,7 @@ def _sums(
     places = {name: model.get_submodule(name) for name in modules}
     handles = [place.register_forward_pre_hook(add(name)) for name, place in places.items()]
     decoder = partial(model.get_decoder(), use_cache=False)
-    rows = [row[:max_length] for row in tokenizer(list(texts))["input_ids"]]
+    rows = [row[:max_length] for row in prompt_tokens(tokenizer, texts)]
     chunks = list(by_length([len(row) for row in rows], _ROWS))
     pad = pad_token(tokenizer)
     try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import Tokenizer
 from meg_editor.lm.tokens import Example, encode_example
 from meg_editor.requests.request import EditRequest, RequestError
@@ -67,7 +68,7 @@ def _fact(
         lookups.append(lookup(tokenizer, start, subject, end, hparams.fact_token))
     if not request.subject:
         return FactTokens(tuple(rows), tuple(lookups), None, 0)
-    essence = Example(list(tokenizer(f"{request.subject} is a")["input_ids"]), [])
+    essence = Example(prompt_tokens(tokenizer, [f"{request.subject} is a"])[0], [])
     place = lookup(tokenizer, "", request.subject, " is a", hparams.fact_token)
     return FactTokens(tuple(rows), tuple(lookups), essence, place)
 
@@ -79,7 +80,7 @@ def lookup(tokenizer: Tokenizer, before: str, subject: str, after: str, fact_tok
     """
 
     def count(text: str) -> int:
-        return len(tokenizer(text)["input_ids"])
+        return len(prompt_tokens(tokenizer, [text])[0])
 
     if fact_token == "last":
         return count(before + subject + after) - 1

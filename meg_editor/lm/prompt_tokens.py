@@ -1,0 +1,38 @@
+"""Prompts as tokens that an answer can follow, whatever the tokenizer puts behind a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meg_editor.lm.protocols import Tokenizer
+
+_SAMPLE = "a"  # any text: what is put around it is the same for all
+
+
+def prompt_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of B texts, unpadded: with BOS if the tokenizer adds it, never with EOS.
+
+    Some tokenizers end every text with EOS (add_eos_token): the prompt would be over, and its last
+    token, where hidden states are read, that of no word.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> [tokenizer.decode(row) for row in prompt_tokens(tokenizer, ["Who wrote Emma?", "Emma"])]
+        ['Who wrote Emma?', 'Emma']
+    """
+    if not texts:
+        return []
+    rows = tokenizer(list(texts))["input_ids"]
+    count = len(ending_tokens(tokenizer))
+    return [list(row[: len(row) - count]) for row in rows]
+
+
+def ending_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts behind every text: mostly nothing, or EOS."""
+    whole = list(tokenizer(_SAMPLE)["input_ids"])
+    bare = list(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"])
+    for before in range(len(whole) - len(bare) + 1):
+        if whole[before : before + len(bare)] == bare:
+            return whole[before + len(bare) :]
+    return []
