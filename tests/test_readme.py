@@ -3,8 +3,8 @@
 What is replaced, so that it takes minutes and no network:
 - facts that tune and calibrate: 48 and 24 instead of 800 and 400; 8 tuning steps instead of 120;
 - `meg-editor demo`: 4 edits, the default preset only;
-- the model of the hub in `meg-editor edit`, `prepare` and `layers`: the reference model, and 4 facts
-  in `layers`;
+- the model of the hub in `meg-editor edit`, `prepare` and `layers`: the reference model, 4 facts in
+  `layers`;
 - `meg-editor benchmark`: 4 edits, one seed, two trials on 4 facts;
 - `pip install` and `pytest` are not run here: .ci/run runs them, and is compared.
 """
@@ -28,6 +28,7 @@ from meg_editor.cli.main import main as meg_editor
 from meg_editor.cli.parser import build_parser
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.world import requests as world_requests
+from meg_editor.lm.tokens import greedy_answers
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -198,6 +199,15 @@ def test_snippets_of_other_pages_import_what_exists(page: Path) -> None:
         for node in ast.parse(snippet).body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("meg_editor"):
                 exec(ast.unparse(node), {})
+
+
+def test_the_baselines_snippet_runs_and_edits() -> None:
+    names: dict[str, Any] = {}
+    page = (ROOT / "docs" / "easyedit.md").read_text("utf-8")
+    exec(compile(snippets(page)[0], "easyedit.md", "exec"), names)
+    prompts = ["The capital of France is", "The capital of Spain is"]
+    assert greedy_answers(names["model"], names["tok"], prompts, 8) == ["Lima", "Madrid"]
+    assert [name.split(".")[2] for name in names["old_weights"]] == ["0", "1"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -76,7 +76,7 @@ def apply_alphaedit_to_model(
             edits,
             hparams,
             Locate(texts, prefixes, store, {name: both[0] for name, both in before.items()}),
-            [block_name(target, hparams.layers[-1])],
+            [block_name(target, hparams.layers_of(target)[-1])],
             value_settings(hparams),
             solve,
         )

@@ -39,6 +39,7 @@ class FTHyperParams(WriteHyperParams, FittingHyperParams):
 
     ignored: ClassVar[tuple[str, ...]] = ("kl_factor",)  # EasyEdit does not use it either
     fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {"objective_optimization": ("target_new",)}
+    span: ClassVar[tuple[float, float]] = (22 / 32, 22 / 32)  # LocFT's
 
     alg_name: str = setting("FT", "Always FT.")
     optimizer: Literal["adam", "sgd"] = setting("adam", "A.12: SGD.")
@@ -172,11 +173,11 @@ def _clamp(weights: dict[str, torch.nn.Parameter], before: Updates, limit: float
 
 
 def _tuned(model: CausalLM, hparams: FTHyperParams) -> list[str]:
-    parameters = dict(model.named_parameters())
+    parameters, layers = dict(model.named_parameters()), hparams.layers_of(model)
     if hparams.rewrite_module_tmp is not None:
-        parts = [hparams.rewrite_module_tmp.format(layer) for layer in hparams.layers]
+        parts = [hparams.rewrite_module_tmp.format(layer) for layer in layers]
     else:
-        ffns = [find_ffn(model, layer) for layer in hparams.layers]
+        ffns = [find_ffn(model, layer) for layer in layers]
         ups = hparams.tuned == "ffn"
         parts = [
             f"{name}." for ffn in ffns for name in ((*ffn.ups, ffn.down) if ups else [ffn.down])
@@ -185,7 +186,7 @@ def _tuned(model: CausalLM, hparams: FTHyperParams) -> list[str]:
     if not names:
         raise ValueError(
             f"rewrite_module_tmp: no parameter has {parts[0]!r} in its name; by default it is "
-            f"{find_ffn(model, hparams.layers[0]).down!r}"
+            f"{find_ffn(model, layers[0]).down!r}"
         )
     check_writable(model, names)
     return names

@@ -49,6 +49,8 @@ class MALMENHyperParams(HyperNetworkHyperParams):
         "max_epochs",
     )
 
+    span: ClassVar[tuple[float, float]] = (26 / 32, 31 / 32)
+
     alg_name: str = setting("MALMEN", "Always MALMEN.")
     max_iters: int = setting(500, "Steps of training.", ge=0, lt=10**7)
 

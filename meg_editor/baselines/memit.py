@@ -80,7 +80,7 @@ def apply_memit_to_model(
             edits,
             hparams,
             Locate(texts, prefixes, store),
-            [block_name(target, hparams.layers[-1])],
+            [block_name(target, hparams.layers_of(target)[-1])],
             value_settings(hparams),
             solve,
         )

@@ -28,6 +28,7 @@ class NeuralDBHyperParams(LocateHyperParams):
     """Hyper-parameters of NeuralDB: one layer."""
 
     one_layer: ClassVar[bool] = True
+    span: ClassVar[tuple[float, float]] = (6 / 32, 6 / 32)
 
     alg_name: str = setting("NeuralDB", "Always NeuralDB.")
     gate_threshold: float = setting(0.65, "Least cosine γ to the nearest key.", lt=1)
@@ -97,7 +98,12 @@ def apply_neuraldb_to_model(
     facts = Locate(prefixes=prefixes).facts(model, tok, edits, hparams)
     keys = keys_of(model, facts, name, hparams.rows_at_once)
     values = optimise_values(
-        model, facts, hparams.layers[0], [name], value_settings(hparams), hparams.rows_at_once
+        model,
+        facts,
+        hparams.layers_of(model)[0],
+        [name],
+        value_settings(hparams),
+        hparams.rows_at_once,
     )
     edited = copying.deepcopy(model) if copy else shared_clone(model)
     memory = KeyValueMemory(

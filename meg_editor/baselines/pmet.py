@@ -30,6 +30,10 @@ class PMETHyperParams(CovarianceHyperParams):
         15000, "Weight λ of the covariance: higher preserves more and edits less.", ge=0
     )
 
+    def _check_layer(self, model: CausalLM, layer: int) -> None:
+        super()._check_layer(model, layer)
+        attention_name(model, layer)
+
     @classmethod
     def translated(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """`values` with the one entry of EasyEdit's `rewrite_module_tmps` as `rewrite_module_tmp`.
@@ -85,7 +89,7 @@ def apply_pmet_to_model(
             edits,
             hparams,
             Locate(texts, prefixes, store),
-            [ffn, attention_name(target, hparams.layers[-1])],
+            [ffn, attention_name(target, hparams.layers_of(target)[-1])],
             value_settings(hparams, nll=hparams.nll_loss_factor, relax=True),
             solve,
             math.sqrt,  # spreads the residual unevenly: more of it in the upper layers (eq. 12)

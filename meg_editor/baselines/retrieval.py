@@ -34,7 +34,9 @@ class RetrievalHyperParams(BaselineHyperParams):
     renamed: ClassVar[Mapping[str, str]] = {"told": "context_template"}
 
     alg_name: str = setting("Retrieval", "Always Retrieval.")
-    encoder_name: str = setting("bert-base-uncased", "Hub id or directory of the text encoder.")
+    encoder_name: str = setting(
+        "sentence-transformers/all-MiniLM-L6-v2", "Hub id or directory of the text encoder."
+    )
     threshold: float = setting(0.7, "Least cosine to the nearest edit.")
     context_template: str = setting(
         "{prompt} {target}. ", "Text put before the question: {prompt} and {target} of the edit."

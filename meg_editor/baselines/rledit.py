@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class RLEditHyperParams(HyperNetworkHyperParams):
 
     `n_edits` is the number of facts which are edited at a time, in training and after it.
     """
+
+    span: ClassVar[tuple[float, float]] = (22 / 32, 30 / 32)
 
     alg_name: str = setting("RLEDIT", "Always RLEDIT.")
     batch_size_once: int = setting(4, "Edits per forward and backward pass.", ge=1, lt=2**20)

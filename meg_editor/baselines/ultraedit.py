@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ Statistics = dict[tuple[int, int], TokenStatistics]
 @dataclass
 class UltraEditHyperParams(TokenGradientHyperParams):
     """Hyper-parameters of UltraEdit; the defaults are those of EasyEdit's files."""
+
+    span: ClassVar[tuple[float, float]] = (18 / 32, 24 / 32)
 
     alg_name: str = setting("ULTRAEDIT", "Always ULTRAEDIT.")
     lr: float = setting(1e-6, "Scale η of the update.", ge=0)

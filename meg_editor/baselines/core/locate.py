@@ -115,7 +115,7 @@ def locate_then_edit(
     moments = material.moments(model, tok, hparams)
     facts = material.facts(model, tok, edits, hparams)
     values = optimise_values(
-        model, facts, hparams.layers[-1], modules, settings, hparams.rows_at_once
+        model, facts, hparams.layers_of(model)[-1], modules, settings, hparams.rows_at_once
     )
     names = hparams.down_projections(model)
     weights = [f"{name}.weight" for name in names]

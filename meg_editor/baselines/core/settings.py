@@ -136,12 +136,19 @@ class LayerHyperParams(BaselineHyperParams):
         "stats_dir",
         "rewrite_module_tmp",
     )
+    # First and last layer as shares of the depth, where none are named: those which the authors
+    # take in a model of 32 layers.
+    span: ClassVar[tuple[float, float]] = (15 / 32, 15 / 32)
     one_layer: ClassVar[bool] = False  # of methods which work in one layer alone
 
-    layers: list[int] = setting([0], "Decoder layers, 0-based, in ascending order.")
+    layers: list[int] | None = setting(
+        None, "Decoder layers, 0-based, in ascending order; null: chosen by the model's depth."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.layers is None:
+            return
         if not self.layers or self.layers != sorted(set(self.layers)):
             raise HParamsError(f"layers: expected ascending indices, got {short_repr(self.layers)}")
         if self.one_layer and len(self.layers) != 1:
@@ -149,13 +156,50 @@ class LayerHyperParams(BaselineHyperParams):
                 f"layers: expected one layer such as [7], got {short_repr(self.layers)}"
             )
 
+    def layers_of(self, model: CausalLM) -> list[int]:
+        """`layers`; where none are named those of `span`, or the nearest one the method can use.
+
+        Raises:
+            ValueError: the method can use no layer of the model.
+
+        Example:
+            >>> from meg_editor import MeGHyperParams, load_model
+            >>> from meg_editor.baselines import MALMENHyperParams, MEMITHyperParams
+            >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+            >>> MEMITHyperParams().layers_of(model), MALMENHyperParams().layers_of(model)
+            ([0, 1], [3])
+        """
+        if self.layers is not None:
+            return self.layers
+        depth = len(decoder_blocks(model)[1])
+        first, last = (int(share * depth) for share in self.span)
+        chosen = [layer for layer in range(first, last + 1) if self._is_usable(model, layer)]
+        if chosen:
+            return chosen
+        others = sorted(range(depth), key=lambda layer: abs(layer - first))
+        nearest = [layer for layer in others if self._is_usable(model, layer)]
+        if not nearest:
+            self._check_layer(model, first)  # says why it is not usable
+        return nearest[:1]
+
+    def _is_usable(self, model: CausalLM, layer: int) -> bool:
+        try:
+            self._check_layer(model, layer)
+        except ValueError:
+            return False
+        return True
+
+    def _check_layer(self, model: CausalLM, layer: int) -> None:
+        """Raises ValueError where the method cannot work in this layer."""
+        find_ffn(model, layer)
+
     def down_projections(self, model: CausalLM) -> list[str]:
-        """The dotted name of the FFN's last linear layer, for each of `layers`.
+        """The dotted name of the FFN's last linear layer, for each of `layers_of(model)`.
 
         Raises:
             ValueError: a layer does not exist or has no usable FFN.
         """
-        return [find_ffn(model, layer).down for layer in self.layers]
+        return [find_ffn(model, layer).down for layer in self.layers_of(model)]
 
 
 @dataclass
@@ -170,7 +214,7 @@ class WriteHyperParams(LayerHyperParams):
     )
 
     def down_projections(self, model: CausalLM) -> list[str]:
-        """The dotted name of the FFN's last linear layer, for each of `layers`.
+        """The dotted name of the FFN's last linear layer, for each of `layers_of(model)`.
 
         Raises:
             ValueError: a layer does not exist, has no usable FFN, or the template names no module.
@@ -178,9 +222,10 @@ class WriteHyperParams(LayerHyperParams):
         template = self.rewrite_module_tmp
         if template is None:
             return super().down_projections(model)
-        names = [template.format(layer).removesuffix(".weight") for layer in self.layers]
+        layers = self.layers_of(model)
+        names = [template.format(layer).removesuffix(".weight") for layer in layers]
         modules = dict(model.named_modules())
-        for layer, name in zip(self.layers, names, strict=True):
+        for layer, name in zip(layers, names, strict=True):
             if name not in modules:
                 raise ValueError(
                     f"rewrite_module_tmp: {short_repr(name)} does not exist; by default it is "
@@ -203,6 +248,7 @@ class LocateHyperParams(WriteHyperParams, FittingHyperParams):
         "layer_selection": ("all",),
         "mom2_adjustment": (True,),
     }
+    span: ClassVar[tuple[float, float]] = (4 / 32, 8 / 32)
 
     fact_token: Literal["last", "subject_first", "subject_last", "subject_first_after_last"] = (
         setting("subject_last", "The token at which a fact is looked up.")

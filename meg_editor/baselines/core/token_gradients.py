@@ -75,7 +75,7 @@ class TokenGradientHyperParams(WriteHyperParams):
         if not names and self.rewrite_module_tmp is not None:
             names = self.down_projections(model)
         if not names:
-            ffns = [find_ffn(model, layer) for layer in self.layers]
+            ffns = [find_ffn(model, layer) for layer in self.layers_of(model)]
             names = [name for ffn in ffns for name in (*ffn.ups, ffn.down)]
         inside = set(model.get_decoder().modules())
         modules = {name: module for name, module in model.named_modules() if module in inside}
@@ -86,7 +86,7 @@ class TokenGradientHyperParams(WriteHyperParams):
             if weight is None or weight.dim() != 2 or isinstance(modules[name], nn.Embedding):
                 raise ValueError(
                     f"inner_params: {name!r} is not a linear layer of the decoder; one is "
-                    f"{find_ffn(model, self.layers[0]).down!r}"
+                    f"{find_ffn(model, self.layers_of(model)[0]).down!r}"
                 )
         check_writable(model, [f"{name}.weight" for name in names])
         return names

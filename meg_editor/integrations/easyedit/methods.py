@@ -107,7 +107,8 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
 
 def _settings(module: Any, model: CausalLM, hparams: Any, edits: int) -> Any:
     """Our settings as the dataclass of EasyEdit's method."""
-    layer = hparams.layers[0]
+    layers = hparams.layers_of(model)
+    layer = layers[0]
     down, block = find_ffn(model, layer).down, block_name(model, layer)
     swap = f".{layer}."
     conv = hasattr(model.get_submodule(down), "nf")
@@ -120,6 +121,7 @@ def _settings(module: Any, model: CausalLM, hparams: Any, edits: int) -> Any:
     values = {
         **_UNUSED,
         **hparams.to_dict(),
+        "layers": layers,
         "device": str(model.device),
         # Quirk: AlphaEdit infers from the name which side of a weight is the FFN's width.
         "model_name": "gpt2-xl" if conv else "llama",
