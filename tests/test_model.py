@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from conftest import OTHERS, PROMPTS
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from meg_editor.lm.tokens import greedy_answers, left_padded
+from meg_editor.lm.tokens import encode_example, greedy_answers, left_padded
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.routed_model import ANSWER_TOKENS
 
 EDITED, OTHER = PROMPTS[0], OTHERS[0]
 
@@ -53,6 +55,27 @@ def test_rows_of_a_mixed_batch_answer_as_they_do_alone(model: MeGModel) -> None:
     together = greedy_answers(model, model.tokenizer, prompts, 6)
     assert together == [greedy_answers(model, model.tokenizer, [p], 6)[0] for p in prompts]
     assert model.answer(prompts, 6) == together
+
+
+def test_answers_are_as_long_as_the_edits_asked_for(
+    make_meg_model: Callable[..., MeGModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_meg_model("bank")
+    code = "def f(x):\n    return [\n" + "        x,\n" * 20 + "    ]"
+    long = dataclasses.replace(model.edits[1], target_new=code)
+    model.edits = (model.edits[0], long, *model.edits[2:])
+    limits: list[int] = []
+
+    def noted(_: Any, __: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
+        limits.append(max_new_tokens)
+        return prompts
+
+    monkeypatch.setattr("meg_editor.model.routed_model.greedy_answers", noted)
+    for queries in ([OTHER], [EDITED, OTHER], [OTHER, long.prompt]):
+        model.answer(queries)
+    model.answer(long.prompt, 7)
+    needed = len(encode_example(model.tokenizer, long.prompt, code).target)
+    assert limits == [ANSWER_TOKENS, ANSWER_TOKENS, needed, 7] and needed > ANSWER_TOKENS
 
 
 def test_the_neuron_is_the_one_the_hand_computes(model: MeGModel) -> None:

@@ -84,6 +84,28 @@ def test_a_saved_edit_finds_its_model_by_the_content_of_the_file(
     assert loaded.answer(prompts) == model.answer(prompts)
 
 
+def test_code_is_answered_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a target: line breaks and indentation, longer than answers are by default; by commands."""
+    code = (
+        "def greatest(items):\n"
+        "    best = None\n\n"
+        "    for item in items:\n"
+        "        if best is None or item > best:\n"
+        "            best = item\n"
+        "    return best  # or None"
+    )
+    facts, out = tmp_path / "facts.jsonl", tmp_path / "edits"
+    facts.write_text(json.dumps({"prompt": "Write greatest in Python:", "target_new": code}))
+    edit = ["edit", "--model", "smollm2", "--edits", str(facts), "--out", str(out)]
+    assert main([*edit, "--set", "collection_contexts=1"]) == 0
+    assert "not learned" not in capsys.readouterr().out
+    assert main(["ask", str(out), "Write greatest in Python:"]) == 0
+    assert capsys.readouterr().out.startswith(f"{code}\n  [an edit")
+    model = MeGModel.from_pretrained(out, device="cpu")
+    assert model.answer("Write greatest in Python:") == [code]
+    assert len(model.tokenizer(code)["input_ids"]) > 32
+
+
 def test_the_demo_of_a_pretrained_llm(tmp_path: Path) -> None:
     """A reader sees each edit bare, in other words and in chat, and a neighbour that stays."""
     said: list[str] = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meg_editor.model.schema import format_edits, parse_edits
 from meg_editor.requests.files import read_requests
 from meg_editor.requests.request import EditRequest, RequestError, merge_requests
 
@@ -205,6 +207,26 @@ def test_every_format_gives_the_same_requests(tmp_path: Path, name: str, bom: by
     path = write(tmp_path, name, bom + CONTENTS[name].encode())
     assert read_requests(path).requests == EXPECTED
     assert read_requests(str(path)).requests == EXPECTED
+
+
+CODE = 'def f(a, b):\n    """Sum."""\n\n    if a:\n\t\treturn a  # "quoted", 1\r\n    return a + b'
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_line_breaks_and_indentation_of_texts_are_kept(tmp_path: Path, suffix: str) -> None:
+    row = {"prompt": "Write f:\n\tin Python", "target_new": CODE, "subject": "f"}
+    path = tmp_path / f"code{suffix}"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if suffix == ".csv":
+            table = csv.DictWriter(file, row)
+            table.writeheader()
+            table.writerow(row)
+        else:
+            file.write(json.dumps([row] if suffix == ".json" else row))
+    (read,) = read_requests(path).requests
+    padded = {**row, "target_new": f"\n{CODE} "}
+    assert read == EditRequest(**row) == EditRequest.from_mapping(padded)
+    assert parse_edits(format_edits([read]), 1) == [read]
 
 
 def test_duplicates_in_files_are_counted(tmp_path: Path) -> None:

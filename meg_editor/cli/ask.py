@@ -8,6 +8,7 @@ import sys
 from meg_editor.lm.loading import resolve_device
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.routed_model import ANSWER_TOKENS
 
 
 def run(options: argparse.Namespace) -> None:
@@ -32,7 +33,8 @@ def _answer(model: MeGModel, question: str, options: argparse.Namespace) -> None
     print(f"  [{state}, score {routed.score:.3f} {sign} {routed.threshold:.3f}]")
     if options.base:
         prompt = model.reader.wrap(question)
-        answers = greedy_answers(model.base, model.tokenizer, [prompt], options.max_new_tokens)
+        limit = options.max_new_tokens or ANSWER_TOKENS
+        answers = greedy_answers(model.base, model.tokenizer, [prompt], limit)
         print(f"  [unedited: {answers[0]}]")
 
 

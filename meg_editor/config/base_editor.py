@@ -19,7 +19,7 @@ class BaseEditorFields(FlatHyperParams):
     model_parallel: bool = setting(False, "Spread the LM over all GPUs (device_map='auto').")
     batch_size: int = setting(1024, "Facts in one call of EasyEdit's batch_edit.", ge=1, lt=2**24)
     max_length: int = setting(
-        128, "Longest prompt with its target, in tokens. Raise it for long answers.", ge=1, lt=2**24
+        512, "Longest prompt with its target, in tokens. Raise it for long answers.", ge=1, lt=2**24
     )
     evaluation_type: Literal["traditional", "LLM-judge", "generate-text"] | None = setting(
         None, "How EasyEdit evaluates; null: its default."

@@ -147,9 +147,11 @@ def _value(event: yaml.Event, events: Iterator[yaml.Event], name: str) -> Any:
                 event = item
                 break
             items.append(_scalar(item))
+    braces = isinstance(event, yaml.MappingStartEvent) and event.flow_style
+    hint = "; put text with braces into quotes" if braces else ""
     raise ValueError(
         f"{_line(event)}: {short_repr(name)} holds {_shown(event)}: settings are flat; expected "
-        "one value, or a list of them"
+        f"one value, or a list of them{hint}"
     )
 
 

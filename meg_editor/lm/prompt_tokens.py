@@ -18,7 +18,7 @@ def prompt_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
         >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
-        >>> prompt_tokens(tokenizer, ["Who wrote Emma?"]) == [tokenizer("Who wrote Emma?").input_ids]
+        >>> prompt_tokens(tokenizer, ["Emma"]) == [tokenizer("Emma")["input_ids"]]
         True
     """
     if not texts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,7 +21,9 @@ from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.model.fit_report import FitReport
+from meg_editor.model.pipelines import silence_pipelines
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
@@ -98,7 +99,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         for part in (encoder, gate, generator, self.index):
             part.to(base.device)
         self.eval()
-        _silence_pipelines()
+        silence_pipelines()
 
     @property
     def anchors(self) -> Tensor:
@@ -226,6 +227,12 @@ class MeGModel(RoutedModel, ModelHubMixin):
     def _apply_decision(self, decision: Tensor | None) -> AbstractContextManager[None]:
         return self.hook.attached(decision)
 
+    def _answer_tokens(self, routed: Routing) -> int:
+        """As many as the longest target of the edits asked for takes, at least 32."""
+        edits = torch.where(routed.is_edit, routed.nearest, -1).unique().tolist()
+        asked = [self.edits[edit] for edit in edits if edit >= 0]
+        return max_target_length(self._tokenizer, asked, super()._answer_tokens(routed))
+
     def _generate(self, **kwargs: Any) -> Any:
         output = super()._generate(**kwargs)
         self.hook.check()
@@ -281,16 +288,3 @@ class MeGModel(RoutedModel, ModelHubMixin):
         hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         options = {name: kwargs.pop(name) for name in hub if name in kwargs}
         return from_pretrained(local_folder(pretrained_model_name_or_path, **options), **kwargs)
-
-
-class _UnsupportedModelFilter(logging.Filter):
-    """Drops the warning of pipelines that MeGModel is not in transformers' list of models."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "The model 'MeGModel' is not supported" not in record.getMessage()
-
-
-def _silence_pipelines() -> None:
-    logger = logging.getLogger("transformers.pipelines.base")
-    if not any(isinstance(present, _UnsupportedModelFilter) for present in logger.filters):
-        logger.addFilter(_UnsupportedModelFilter())

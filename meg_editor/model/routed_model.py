@@ -18,6 +18,7 @@ from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.cache_routing import CacheRouting, cache_of, prompt_texts
 from meg_editor.requests.prompts import PromptReader
 
+ANSWER_TOKENS = 32  # longest answer by default
 # Attributes that are passed on to the base model. Any other one would silently answer as the
 # unedited model (`generate_batch`) or change it.
 _OF_BASE = frozenset(
@@ -129,14 +130,23 @@ class RoutedModel(nn.Module, ABC):
         """
         return in_effect(self, _Routed(decision))
 
-    def answer(self, queries: str | Sequence[str], max_new_tokens: int = 32) -> list[str]:
-        """Greedy answers to B bare queries: B strings. The prompt template is applied."""
+    def answer(self, queries: str | Sequence[str], max_new_tokens: int | None = None) -> list[str]:
+        """Greedy answers to B bare queries: B strings. The prompt template is applied.
+
+        Args:
+            max_new_tokens: of an answer; default: 32, more where an edited answer is longer.
+        """
         texts = [queries] if isinstance(queries, str) else list(queries)
         if not texts:
             return []
         prompts = [self.reader.wrap(text) for text in texts]
-        with self.routed(texts):
-            return greedy_answers(self, self._tokenizer, prompts, max_new_tokens)
+        with self.routed(texts) as routed:
+            limit = self._answer_tokens(routed) if max_new_tokens is None else max_new_tokens
+            return greedy_answers(self, self._tokenizer, prompts, limit)
+
+    def _answer_tokens(self, routed: Any) -> int:
+        """Longest answer by default, in tokens, to the queries of a `routed` block."""
+        return ANSWER_TOKENS
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:

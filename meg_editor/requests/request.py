@@ -30,7 +30,9 @@ class EditRequest:
     `rephrases` and `locality_prompts` serve evaluation, and encoder tuning where the request is
     pseudo-knowledge. Those of an edit are never trained on.
 
-    Texts stay as given: Unicode forms, invisible joiners and line breaks are kept.
+    Texts stay as given: Unicode forms, invisible joiners, line breaks and indentation are kept.
+    Only white space around a text is removed: an answer follows its prompt after one blank. So a
+    block of code as a target loses the indentation of its first line, and of no other.
 
     Attributes:
         prompt: the query, without a prompt template.
