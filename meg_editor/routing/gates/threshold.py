@@ -40,6 +40,9 @@ class GateOutcomes:
 class Calibration:
     """The sweep of table 16 and the threshold it leads to.
 
+    By answers, or in the quick way by routing alone: then a paraphrase counts as answered with the
+    edit where it is routed to it, and any other query as answered as before where it is to none.
+
     Attributes:
         thresholds: (S,) candidate thresholds, ascending.
         generality: (S,) share of paraphrases answered with the edit, in [0, 1].
