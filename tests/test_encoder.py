@@ -153,6 +153,19 @@ def test_a_checkpoint_with_pooler_and_heads_loads_without_a_report(tmp_path: Pat
     assert type(network) is BertModel and network.pooler is None and not said
 
 
+def test_padding_is_put_behind_texts_whatever_the_tokenizer_says(
+    tiny_encoder: TextEncoder, tmp_path: Path
+) -> None:
+    """In front of them it would shift BERT's positions; and a padding token may be missing."""
+    encoder = copy.deepcopy(tiny_encoder)
+    encoder.tokenizer.padding_side = "left"
+    encoder.tokenizer.pad_token = None
+    encoder.save_pretrained(tmp_path)
+    texts = ["Who wrote the book?", "b", "My cat sat on a river"]
+    loaded = TextEncoder.from_pretrained(tmp_path).encode(texts)
+    assert torch.allclose(loaded, tiny_encoder.encode(texts), atol=1e-5)
+
+
 def test_a_module_which_changes_embeddings_is_refused(tmp_path: Path) -> None:
     dense = {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     (tmp_path / "modules.json").write_text(json.dumps([MODULES[0], dense]))
