@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meg_editor.collection.collect import answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.lm.neuron import NeuronSpec, count_layers
+from meg_editor.lm.neuron import NeuronSpec, usable_layers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
@@ -63,7 +63,7 @@ def layer_sweep(
         100.0
     """
     results = []
-    for layer in range(count_layers(model)) if layers is None else layers:
+    for layer in usable_layers(model) if layers is None else layers:
         settings = dataclasses.replace(hparams, layers=[layer])
         spec = NeuronSpec.from_hparams(model, settings)
         start = time.perf_counter()

@@ -80,6 +80,8 @@ def fit(
         edits = list(merged.requests)
         check_model(model)
         check_lengths(model, tokenizer, edits, hparams)
+        if encoder is None:  # a missing one shows before the LLM answers anything
+            encoder = TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))
         context = FitContext.of(
             model, tokenizer, edits, hparams, pseudo, calibration, runtime, store, processes
         )
@@ -87,8 +89,6 @@ def fit(
         known = context.processes.once(lambda: already_correct(model, tokenizer, edits, hparams))
         report = FitReport(len(edits), merged.duplicates, known)
 
-        if encoder is None:
-            encoder = TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))
         tuning = EncoderStage(context, encoder)
         tuned = report.note(tuning.name, tuning.run())
         encoder = tuning.tuned(tuned)
