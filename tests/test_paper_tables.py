@@ -196,7 +196,7 @@ def test_capacity_is_what_the_fitted_neurons_answer(loaded: tuple[Any, Any]) -> 
     right = [a == fact.target_new for a, fact in zip(answers, facts, strict=True)]
     assert result.reproduced == 100 * sum(right) / len(right) == 100
     assert result.fine_tuning_accuracy == 100 and result.similarity == pytest.approx(100, abs=0.01)
-    hard = dataclasses.replace(HPARAMS, collection_steps=1)
+    hard = dataclasses.replace(HPARAMS, collection_steps=1, collection_lr=0.1)
     assert capacity(*loaded, facts, hard, encode).fine_tuning_accuracy < 100
     with pytest.raises(ValueError, match="no prompt with its target fits"):
         capacity(*loaded, [too_long], HPARAMS, encode)
