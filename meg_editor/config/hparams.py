@@ -77,7 +77,7 @@ class MeGHyperParams(BaseEditorFields):
         "entropy of the Familiarity Network (paper).",
     )
     gate_threshold: float | None = setting(
-        0.74,
+        0.81,
         "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); "
         "null: calibrated on held-out facts, which other encoders need. Raise a similarity if "
         "other questions get edited answers.",

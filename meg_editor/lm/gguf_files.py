@@ -27,7 +27,7 @@ class GgufFile:
         >>> path = Path(tempfile.mkdtemp()) / "tiny.gguf"
         >>> _ = path.write_bytes(b"GGUF")
         >>> GgufFile.at(path).key
-        'tiny-a43bb83488a8ecfd'
+        'tiny-b83633aa78534479'
     """
 
     parts: tuple[Path, ...]
