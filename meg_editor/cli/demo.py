@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meg_editor.cli.demo_pretrained import run_pretrained
+from meg_editor.cli.demo_pretrained import cut, run_pretrained
 from meg_editor.cli.scores_plot import draw_scores
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase
@@ -157,10 +157,6 @@ def before_and_after(
         before = greedy_answers(edited.base, edited.tokenizer, prompts, 12)
         after = greedy_answers(edited, edited.tokenizer, prompts, 12)
         for (kind, prompt), old, new in zip(rows, before, after, strict=True):
-            lines.append(f"{kind:12} {_cut(prompt, 58):58} {_cut(old, 22):22} {new}")
+            lines.append(f"{kind:12} {cut(prompt, 58):58} {cut(old, 22):22} {new}")
         lines.append("")
     return "\n".join(lines).rstrip()
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -51,7 +51,7 @@ def run_pretrained(
 
     Raises:
         ValueError: more facts than there are, or a preset, which is of the reference model.
-        SourceError: no such model or encoder.
+        OSError: no such model or encoder.
     """
     if options.preset:
         raise ValueError("--preset is of the reference model: leave it out beside --model")
@@ -111,10 +111,16 @@ def table(asked: list[Asked]) -> str:
 
 def _line(*cells: str) -> str:
     return " ".join(
-        f"{_cut(cell, width):{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)
+        f"{cut(cell, width):{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)
     ).rstrip()
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """The text on one line, at most `width` characters of it.
+
+    Example:
+        >>> cut("Alexander Graham Bell", 10)
+        'Alexander…'
+    """
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,4 +1,4 @@
-"""Turns of a conversation as the prompt which the chat template of an LLM makes of them."""
+"""Turns of a conversation as a prompt, by the chat template of an LLM."""
 
 from __future__ import annotations
 
