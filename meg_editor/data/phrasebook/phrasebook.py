@@ -1,0 +1,209 @@
+"""The phrasebook: relations in many phrasings and forms, to learn what asks for a fact."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from meg_editor.data.prompt_forms import PromptForm
+
+_FILES = ("people_and_works.yaml", "places_and_things.yaml")
+# Shares of the pairs that are drawn.
+_ASKS = 0.45  # the prompt asks for the fact
+_SIBLING = 0.35  # of the others: for another relation of the subject
+_NEIGHBOUR = 0.25  # for the same relation of another subject; the rest only mentions the fact
+_PLAIN = 0.35  # of the prompts: the phrasing alone
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation in its phrasings, each with `{}` for the subject."""
+
+    name: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Subjects of one kind, and the relations they have."""
+
+    name: str
+    pronouns: tuple[str, str]
+    subjects: tuple[str, ...]
+    relations: tuple[Relation, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt, a fact, and whether a reply to the prompt states the fact."""
+
+    prompt: str
+    fact: str
+    asks: bool
+    why: str
+
+
+class Phrasebook:
+    """Draws pairs of a prompt and a fact.
+
+    Example:
+        >>> pair = Phrasebook.load().draw(random.Random(0))
+        >>> isinstance(pair.asks, bool)
+        True
+    """
+
+    def __init__(self, kinds: Sequence[Kind], forms: Sequence[PromptForm]) -> None:
+        self.kinds, self.forms = kinds, forms
+
+    @classmethod
+    def load(cls) -> Phrasebook:
+        """The phrasebook that is shipped."""
+        return cls([kind for name in _FILES for kind in _kinds(_read(name))], _forms())
+
+    @cached_property
+    def _by_expectation(self) -> dict[str, dict[str, list[PromptForm]]]:
+        result: dict[str, dict[str, list[PromptForm]]] = {"edit": {}, "none": {}}
+        for form in self.forms:
+            result[form.expect].setdefault(form.kind, []).append(form)
+        return result
+
+    def draw(self, rng: random.Random) -> Pair:
+        """A pair; by and large as many ask for their fact as do not."""
+        kind = rng.choice(self.kinds)
+        relation, subject = rng.choice(kind.relations), rng.choice(kind.subjects)
+        answer = rng.choice(relation.answers)
+        phrasing = rng.choice(relation.statements + relation.questions)
+        fact = f"{phrasing.format(subject)} {answer}"
+        chance = rng.random()
+        if chance < _ASKS:
+            return self._pair(rng, kind, relation, subject, answer, fact, "edit", phrasing)
+        chance = rng.random()
+        if chance < _SIBLING:
+            others = [other for other in kind.relations if other is not relation]
+            relation = rng.choice(others)
+            return self._pair(rng, kind, relation, subject, answer, fact, "sibling")
+        if chance < _SIBLING + _NEIGHBOUR:
+            subject = _another(rng, kind, subject)
+            return self._pair(rng, kind, relation, subject, answer, fact, "neighbour")
+        return self._pair(rng, kind, relation, subject, answer, fact, "none", phrasing)
+
+    def _pair(
+        self,
+        rng: random.Random,
+        kind: Kind,
+        relation: Relation,
+        subject: str,
+        answer: str,
+        fact: str,
+        why: str,
+        known: str | None = None,
+    ) -> Pair:
+        def one(texts: Sequence[str]) -> str:
+            # Now and then the very words of the fact.
+            chosen = rng.choice(texts)
+            same = known in texts and rng.random() < 0.2
+            return (known if same and known else chosen).format(subject)
+
+        values = {
+            "p": one(relation.statements),
+            "q": one(relation.questions),
+            "s": subject,
+            "other": self._question(rng, subject),
+            "a": answer,
+            "b": rng.choice(relation.answers),
+            "t": self._passage(rng),
+        }
+        asks = why == "edit"
+        if why != "none" and rng.random() < _PLAIN:
+            prompt = values[rng.choice("pq")]
+        elif why != "none" and rng.random() < 0.12:
+            prompt = self._running(rng, kind, rng.choice(relation.statements), subject)
+        else:
+            kinds = self._by_expectation["none" if why == "none" else "edit"]
+            form = rng.choice(kinds[rng.choice(sorted(kinds))])
+            why = f"{why}:{form.kind}"
+            filled = form.filled(values)
+            if filled is None:  # no negation of this phrasing
+                filled = f"{values['p']} not"
+            prompt = filled
+        return Pair(prompt, fact, asks, why)
+
+    def _running(self, rng: random.Random, kind: Kind, statement: str, subject: str) -> str:
+        """A text which gets to the fact in its second sentence, often with a pronoun."""
+        he, his = kind.pronouns
+        if statement.startswith("{}'s ") and rng.random() < 0.7:
+            statement = f"{his.capitalize()} {statement[5:]}"
+        elif statement.startswith("{} ") and rng.random() < 0.7:
+            statement = f"{he.capitalize()} {statement[3:]}"
+        relation = rng.choice(kind.relations)
+        first = f"{rng.choice(relation.statements).format(subject)} {rng.choice(relation.answers)}."
+        begin = rng.choice(("", f"Tell me about {subject}. ", f"{subject}\n\n", "Sure! "))
+        return f"{begin}{first} {statement.format(subject)}"
+
+    def _question(self, rng: random.Random, subject: str) -> str:
+        kind = rng.choice(self.kinds)
+        relation = rng.choice(kind.relations)
+        other = rng.choice([name for name in kind.subjects if name != subject])
+        return rng.choice(relation.questions).format(other)
+
+    def _passage(self, rng: random.Random) -> str:
+        sentences = []
+        for _ in range(rng.randint(1, 4)):
+            kind = rng.choice(self.kinds)
+            relation = rng.choice(kind.relations)
+            statement = rng.choice(relation.statements).format(rng.choice(kind.subjects))
+            sentences.append(f"{statement} {rng.choice(relation.answers)}.")
+        return " ".join(sentences)
+
+
+def _another(rng: random.Random, kind: Kind, subject: str) -> str:
+    """Another subject of the kind, often one which shares a word with this one."""
+    other = rng.choice([name for name in kind.subjects if name != subject])
+    ours, theirs = subject.split(), other.split()
+    if len(ours) > 1 and len(theirs) > 1 and rng.random() < 0.5:
+        mixed = [*ours[:-1], theirs[-1]] if rng.random() < 0.5 else [theirs[0], *ours[1:]]
+        if mixed != ours:
+            return " ".join(mixed)
+    return other
+
+
+def _read(name: str) -> Any:
+    return yaml.safe_load(files(__package__).joinpath(name).read_text("utf-8"))
+
+
+def _kinds(content: Mapping[str, Any]) -> list[Kind]:
+    return [
+        Kind(
+            name,
+            (str(entry["pronouns"][0]), str(entry["pronouns"][1])),
+            tuple(map(str, entry["subjects"])),
+            tuple(
+                Relation(
+                    relation,
+                    tuple(texts["statements"]),
+                    tuple(texts["questions"]),
+                    tuple(map(str, texts["answers"])),
+                )
+                for relation, texts in entry["relations"].items()
+            ),
+        )
+        for name, entry in content["kinds"].items()
+    ]
+
+
+def _forms() -> list[PromptForm]:
+    content = _read("forms.yaml")
+    return [
+        PromptForm(f"{kind}-{number}", kind, "edit" if group == "asks" else "none", template)
+        for group in ("asks", "other")
+        for kind, templates in content[group].items()
+        for number, template in enumerate(templates)
+    ]
