@@ -62,9 +62,14 @@ def forms_of(tokenizer: Any) -> dict[str, Form]:
         return lambda prompt: in_chat(tokenizer, *before, ("user", prompt + behind))
 
     behind = " Answer in one word."
-    return {
+    bare: dict[str, Form] = {
         "bare": lambda prompt: prompt,
         "bare, with an instruction": lambda prompt: prompt + behind,
+    }
+    if not getattr(tokenizer, "chat_template", None):
+        return bare
+    return {
+        **bare,
         "chat": chat(),
         "chat, with an instruction": chat(behind=behind),
         "chat, second turn": chat(("user", "Who are you?"), ("assistant", "I am an assistant.")),

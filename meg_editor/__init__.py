@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
     from meg_editor.requests.request import EditRequest, RequestError
     from meg_editor.routing.encoder import TextEncoder
-    from meg_editor.routing.router import Routing
+    from meg_editor.routing.routing import Routing
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,7 @@ _HOME = {
     "MeGHyperParams": "config.hparams",
     "MeGModel": "model.meg_model",
     "RequestError": "requests.request",
-    "Routing": "routing.router",
+    "Routing": "routing.routing",
     "TextEncoder": "routing.encoder",
     "apply_meg_to_model": "fitting.apply",
     "fit": "fitting.pipeline",

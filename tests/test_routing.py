@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import PromptReader, ReadPrompt
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.hidden_states import HiddenStateReader
@@ -16,6 +16,10 @@ from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.router import Router
 
 EDITED = ["The capital of Atlantis is", "The river of Genovia is", "The language of Erewhon is"]
+
+
+def read(*spans: str) -> ReadPrompt:
+    return ReadPrompt(" ".join(spans), spans, spans)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def router(tiny_encoder: TextEncoder, tiny_llama: Any, tiny_tokenizer: Any) -> R
 
 
 def test_the_reading_with_the_highest_score_counts(router: Router) -> None:
-    routing = router.route([["Hello.", EDITED[2]], [EDITED[0], "Hello."], ["Hello."]])
+    routing = router.route([read("Hello.", EDITED[2]), read(EDITED[0], "Hello."), read("Hello.")])
     assert routing.questions == [EDITED[2], EDITED[0], "Hello."]
     assert routing.is_edit.tolist() == [True, True, False]
     assert routing.nearest.tolist()[:2] == [2, 0]
@@ -38,7 +42,7 @@ def test_the_reading_with_the_highest_score_counts(router: Router) -> None:
 
 
 def test_a_query_without_readings_does_not_take_another_ones(router: Router) -> None:
-    routing = router.route([[EDITED[0]], [], [EDITED[1]], []])
+    routing = router.route([ReadPrompt.of(text) for text in (EDITED[0], "", EDITED[1], "")])
     assert routing.questions == [EDITED[0], "", EDITED[1], ""]
     assert routing.is_edit.tolist() == [True, False, True, False]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from meg_editor.baselines.core.activations import first
 from meg_editor.baselines.core.call_hooks import CallHooks
+from meg_editor.baselines.core.decision import Decision, decisions
 from meg_editor.baselines.core.fact_tokens import FactTokens
 from meg_editor.baselines.core.settings import FittingHyperParams, WriteHyperParams
 from meg_editor.baselines.core.target_values import ValueSettings, optimise_values
@@ -87,6 +88,21 @@ class HoReNModel(RoutedModel):
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
         return torch.tensor([len(row) for row in prompt_tokens(self._tokenizer, prompts)])
 
+    def _decide_for(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        """(B,) number of tokens of inputs which are the prompts, whatever stands around a query."""
+        if ids is None or (mask is not None and mask.dim() != 2):
+            decision: Tensor = super()._decide_for(ids, mask)
+            return decision
+        rows = torch.ones_like(ids) if mask is None else mask[:, : ids.shape[1]]
+        return rows.sum(1).cpu()
+
+    def route(self, prompts: Sequence[str]) -> list[Decision]:
+        """Which of B prompts are near enough to a key, and to which."""
+        queries = _keys(self.base, self._tokenizer, prompts, self.module, self.hparams)
+        cosine, index = nearest(queries, self.keys, self.hparams)
+        threshold = self.hparams.hopfield_key_match_threshold
+        return decisions(cosine, index, lambda score: score > threshold)
+
     def _apply_decision(self, decision: Tensor) -> AbstractContextManager[None]:
         return self._hooks.active(_Call(decision, self.keys, self.values, self.hparams))
 
@@ -107,16 +123,9 @@ class _Call:
 
     def lookup(self, queries: Tensor) -> Tensor:
         """(B, K) -> the values (B, D) to add, zero where no key is near enough."""
-        h = self.hparams
-        refined = hopfield(
-            F.normalize(queries.float(), dim=-1),
-            self.keys,
-            h.hopfield_retrieval_alpha,
-            h.hopfield_retrieval_beta,
-            h.hopfield_retrieval_max_iter,
-        )
-        best, index = (refined @ self.keys.T).max(-1)
-        return self.values[index] * (best > h.hopfield_key_match_threshold).unsqueeze(-1)
+        cosine, index = nearest(F.normalize(queries.float(), dim=-1), self.keys, self.hparams)
+        used = cosine > self.hparams.hopfield_key_match_threshold
+        return self.values[index] * used.unsqueeze(-1)
 
 
 # The last token (rows,) of each prompt in the forward pass under way; None while decoding.
@@ -163,6 +172,19 @@ def hopfield(queries: Tensor, keys: Tensor, alpha: float, beta: float, steps: in
         retrieved = F.normalize((beta * queries @ keys.T).softmax(-1) @ keys, dim=-1)
         queries = F.normalize((1 - alpha) * queries + alpha * retrieved, dim=-1)
     return queries
+
+
+def nearest(queries: Tensor, keys: Tensor, hparams: HoReNHyperParams) -> tuple[Tensor, Tensor]:
+    """(B,) cosines of retrieved queries (B, K) to their nearest keys, and (B,) which these are."""
+    refined = hopfield(
+        queries,
+        keys,
+        hparams.hopfield_retrieval_alpha,
+        hparams.hopfield_retrieval_beta,
+        hparams.hopfield_retrieval_max_iter,
+    )
+    cosine, index = (refined @ keys.T).max(-1)
+    return cosine, index
 
 
 def mean_of_last(states: Tensor, ends: Tensor, lengths: Tensor, share: float) -> Tensor:

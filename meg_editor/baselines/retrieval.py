@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from meg_editor.baselines.core.decision import Decision, decisions
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import HParamsError, setting
@@ -75,19 +76,24 @@ class RetrievalModel(RoutedModel):
         self.register_buffer("anchors", anchors)
         self._call = object()  # for which the contexts of a call are in effect
 
-    @torch.no_grad()
     def decide(self, queries: Sequence[str]) -> list[str]:
         """B texts to put before the questions, empty where no edit is near enough."""
-        questions = [self.reader.candidates(query)[0] for query in queries]
-        best, index = (self.encoder.encode(questions) @ self.anchors.T).max(-1)
         contexts = []
-        for score, edit in zip(best.tolist(), index.tolist(), strict=True):
-            request = self.edits[edit]
+        for query in self.route(queries):
+            request = self.edits[query.edit]
             text = self.hparams.context_template.format(
                 prompt=request.prompt, target=request.target_new
             )
-            contexts.append(text if score >= self.hparams.threshold else "")
+            contexts.append(text if query.is_edit else "")
         return contexts
+
+    @torch.no_grad()
+    def route(self, queries: Sequence[str]) -> list[Decision]:
+        """Which of B queries are near enough to an edit, and to which."""
+        questions = [self.reader.candidates(query)[0] for query in queries]
+        best, index = (self.encoder.encode(questions) @ self.anchors.T).max(-1)
+        threshold = self.hparams.threshold
+        return decisions(best, index, lambda score: score >= threshold)
 
     def _apply_decision(self, decision: Sequence[str]) -> AbstractContextManager[None]:
         contexts = [

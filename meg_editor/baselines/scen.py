@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meg_editor.baselines.core.activations import LastTokenReader
+from meg_editor.baselines.core.decision import Decision, decisions
 from meg_editor.baselines.core.settings import FittingHyperParams, LayerHyperParams
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.collection.collect import collect
@@ -100,15 +101,25 @@ class SCENModel(RoutedModel):
         )
         return other
 
-    @torch.no_grad()
     def decide(self, queries: Sequence[str]) -> Tensor:
         """(B, P) the experts, zero where no index neuron is active enough."""
+        best, index = self._activations(queries)
+        return self.experts[index] * (best > self.hparams.theta).unsqueeze(-1)
+
+    def route(self, queries: Sequence[str]) -> list[Decision]:
+        """Which of B queries an expert answers, and which expert."""
+        theta = self.hparams.theta
+        return decisions(*self._activations(queries), lambda score: score > theta)
+
+    @torch.no_grad()
+    def _activations(self, queries: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(B,) of the most active index neuron, and (B,) which it is."""
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
         rows = prompt_tokens(self._tokenizer, prompts)
         states = self.states.read(rows, self.hparams.rows_at_once)
         logits = (states - self.scale[0]) / self.scale[1] @ self.weights.T + self.biases
         best, index = logits.sigmoid().max(-1)
-        return self.experts[index] * (best > self.hparams.theta).unsqueeze(-1)
+        return best, index
 
     def _apply_decision(self, decision: Tensor) -> AbstractContextManager[None]:
         return self.hook.attached(decision)

@@ -76,11 +76,16 @@ class MeGHyperParams(BaseEditorFields):
         "How a query is recognised as an edit: by its similarity to an edited query, or by the "
         "entropy of the Familiarity Network (paper).",
     )
+    gate_verifier: Literal["auto", "none"] = setting(
+        "auto",
+        "auto: where one is shipped for the encoder, a verifier reads prompt and candidate edit "
+        "together and decides, and the similarity only retrieves; none: similarity alone (paper).",
+    )
     gate_threshold: float | None = setting(
-        0.81,
-        "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); "
-        "null: calibrated on held-out facts, which other encoders need. Raise a similarity if "
-        "other questions get edited answers.",
+        None,
+        "Lowest probability by the verifier, lowest similarity, or highest entropy ε in nats, of "
+        "an edit (paper: ε = 0.1 to 0.7); null: 0.5 with a verifier, else calibrated on held-out "
+        "facts. Raise it if other questions get edited answers.",
     )
     gate_calibration: Literal["auto", "quick", "thorough"] = setting(
         "auto",

@@ -15,10 +15,12 @@ from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import GATES, Calibration, Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
+from meg_editor.routing.verifier import Verifier
 from meg_editor.runtime.artifacts import Artifact, Tensors
 
 _ROUTING_SETTINGS = (
     "gate",
+    "gate_verifier",
     "gate_threshold",
     "gate_name_weight",
     "gate_state_weight",
@@ -26,6 +28,7 @@ _ROUTING_SETTINGS = (
     "prompt_template",
     "seed",
 )
+_SURE = 0.5  # lowest probability of an edit, by the verifier
 
 
 class FittedGate(NamedTuple):
@@ -52,6 +55,7 @@ class GateStage(Stage):
     Attributes:
         calibrated: whether the threshold is chosen on held-out facts.
         thorough: whether that looks at answers.
+        verifier: the one that is shipped for the encoder, unless there is none or it is not wanted.
         most_edits: up to which the result is the same for all fits.
     """
 
@@ -67,11 +71,16 @@ class GateStage(Stage):
         nameless: float,
     ) -> None:
         h = context.hparams
+        self.verifier = None
+        if h.gate == "similarity" and h.gate_verifier == "auto":
+            self.verifier = Verifier.shipped(encoder)
+        if self.verifier and h.gate_threshold is None:
+            h = h.changed(gate_threshold=_SURE)
         # Few edits are not needed beside the pretended ones to calibrate on, and the similarity
         # gate learns nothing from them: every later fit gets the same gate.
         self.most_edits = len(context.calibration) // 2
         few = h.gate == "similarity" and len(context.edits) <= self.most_edits
-        self.calibrated = h.gate_threshold is None
+        self.calibrated = h.gate_threshold is None  # a verifier needs no calibration
         self.thorough = self.calibrated and (
             h.gate_calibration == "thorough" or (h.gate_calibration == "auto" and not few)
         )
@@ -81,7 +90,7 @@ class GateStage(Stage):
         self.reusable = few and (self.calibrated or bool(h.gate_state_weight))
         # In quarters, so that other facts find it again.
         self.nameless = round(4 * nameless) / 4 if few else nameless
-        self.gate = GATES[h.gate].build(self.hparams, encoder.dimension).to(context.model.device)
+        self.gate = GATES[h.gate].build(h, encoder.dimension).to(context.model.device)
         reader = PromptReader(context.tokenizer, h.prompt_template)
         self.states = HiddenStateReader(context.model, context.tokenizer, context.spec, reader)
 

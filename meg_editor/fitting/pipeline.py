@@ -120,6 +120,7 @@ def fit(
             index,
             edits,
             context.runtime,
+            gating.verifier,
         )
         edited.fitted = report
         return edited, report

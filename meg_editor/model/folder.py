@@ -5,6 +5,7 @@ edits.jsonl             one EditRequest per line
 index.safetensors       anchors (N, E) in the precision they have in memory (rounded ones could
                         route differently); hidden states (N, D) in float16
 gate.safetensors, generator.safetensors
+verifier.safetensors    what differs between verifier and encoder, where there is a verifier
 encoder/, tokenizer/    as transformers saves them; the tokenizer is the LM's
 base/                   the LM and its tokenizer, with `save_base` only
 """
@@ -23,6 +24,7 @@ from meg_editor.routing.gates import GATES, Gate
 
 EDITS, INDEX = "edits.jsonl", "index.safetensors"
 GATE, GENERATOR = "gate.safetensors", "generator.safetensors"
+VERIFIER = "verifier.safetensors"
 FILES, FOLDERS = (EDITS, INDEX, GATE, GENERATOR), ("encoder", "tokenizer", "base")
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 

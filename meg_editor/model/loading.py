@@ -33,6 +33,7 @@ from meg_editor.model.folder import (
     GENERATOR,
     INDEX,
     LOCAL,
+    VERIFIER,
     blanks,
     differences,
 )
@@ -54,6 +55,7 @@ from meg_editor.routing.encoder import TextEncoder, load_network
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.pooling import check_pooling
+from meg_editor.routing.verifier import Verifier
 from meg_editor.runtime.files import holding, resolved
 from meg_editor.runtime.hub import hub_problem
 
@@ -137,6 +139,7 @@ def from_pretrained(
         parts.index,
         parts.edits,
         runtime,
+        parts.verifier,
     )
 
 
@@ -152,6 +155,7 @@ class _Parts:
     gate: Gate
     generator: WeightGenerator
     index: QueryIndex
+    verifier: Verifier | None
     reference: ModelReference
     base: CausalLM | None
 
@@ -220,6 +224,12 @@ def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
     for file, part in parts.items():
         part.load_state_dict(stored[file])
         part.requires_grad_(False)
+    verifier = None
+    if VERIFIER in config["files"]:
+        with reading(folder / VERIFIER):
+            adapter = load_file(folder / VERIFIER)
+            check_finite(adapter)
+            verifier = Verifier(encoder, adapter)
     base = None
     if own_base and "base/config.json" in config["files"]:
         base = reference.load(folder / "base", copied=True)
@@ -232,6 +242,7 @@ def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
         gate=parts[GATE],
         generator=parts[GENERATOR],
         index=parts[INDEX],
+        verifier=verifier,
         reference=reference,
         base=base,
     )

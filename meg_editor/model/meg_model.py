@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelHubMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
@@ -30,7 +30,9 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import QueryIndex
-from meg_editor.routing.router import Router, Routing
+from meg_editor.routing.router import Router
+from meg_editor.routing.routing import Routing
+from meg_editor.routing.verifier import Verifier
 
 
 class MeGModel(RoutedModel, ModelHubMixin):
@@ -42,6 +44,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         base: the unedited model; its weights do not change and it answers as before.
         edits: the N facts, in the order of the index.
         index: the edited queries, which every query is matched against.
+        verifier: decides whether a prompt asks for an edit it resembles; None: similarity does.
         fitted: the report of the fit; None after loading.
 
     Example:
@@ -79,6 +82,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         index: QueryIndex,
         edits: Sequence[EditRequest],
         runtime: RuntimeConfig | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         super().__init__(base, tokenizer, hparams.prompt_template)
         if len(index.anchors) != len(edits):
@@ -91,15 +95,22 @@ class MeGModel(RoutedModel, ModelHubMixin):
         self.index, self.edits = index, tuple(edits)
         self.fitted: FitReport | None = None
         self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
-        self.router = Router(encoder, gate, index, self.states)
+        self.verifier = verifier
+        self.router = Router(encoder, gate, index, self.states, self.edits, verifier)
         self.neuron_cache = NeuronCache(self.runtime.neuron_cache)
         self.hook, self._capture = self._hooks()
         if isinstance(generator, DiTGenerator):
             generator.compile_network = self.runtime.generator_compile
-        for part in (encoder, gate, generator, self.index):
+        for part in self._parts:
             part.to(base.device)
         self.eval()
         silence_pipelines()
+
+    @property
+    def _parts(self) -> list[nn.Module]:
+        """All modules but the base."""
+        parts = [self.encoder, self.gate, self.generator, self.index]
+        return [*parts, self.verifier] if self.verifier else parts
 
     @property
     def anchors(self) -> Tensor:
@@ -149,7 +160,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         Independent of a surrounding `routed` block.
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
-        return self.router.route([self.reader.candidates(text) for text in texts])
+        return self.router.route([self.reader.read(text) for text in texts])
 
     def neurons(self, routing: Routing, steps: int | None = None) -> Tensor | None:
         """Neurons (B, P) of a routing: zeros for queries that are no edit; None if no query is one.
@@ -194,14 +205,14 @@ class MeGModel(RoutedModel, ModelHubMixin):
             return tensor.to(fn(tensor[:0] if tensor.dim() else tensor).device)
 
         self.base._apply(fn, recurse)
-        for part in (self.encoder, self.gate, self.generator, self.index):
+        for part in self._parts:
             part._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def train(self, mode: bool = True) -> MeGModel:
         """Sets the base alone: dropout in the encoder or the gate would make routing a gamble."""
         super().train(mode)
-        for part in (self.encoder, self.gate, self.generator):
+        for part in self._parts:
             part.eval()
         return self
 

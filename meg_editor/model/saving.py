@@ -21,6 +21,7 @@ from meg_editor.model.folder import (
     GATE,
     GENERATOR,
     INDEX,
+    VERIFIER,
     blanks,
     differences,
 )
@@ -144,6 +145,9 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
     ):
         tensors = {name: value.cpu().contiguous() for name, value in part.state_dict().items()}
         save_file(tensors, folder / file)
+    if model.verifier:
+        adapter = {name: value.cpu().contiguous() for name, value in model.verifier.adapter.items()}
+        save_file(adapter, folder / VERIFIER)
     versions = {lib.__name__: lib.__version__ for lib in (torch, transformers)}
     config = {
         "format_version": FORMAT_VERSION,

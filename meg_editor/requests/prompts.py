@@ -1,27 +1,40 @@
-"""The question span of a prompt: chat turns, prompt templates, few-shot contexts."""
+"""Reader of prompts: what is asked now, and where the question stands in it."""
 
 from __future__ import annotations
 
-import re
-from itertools import takewhile
-from typing import Any, Protocol
+from dataclasses import dataclass
 
-_SENTINEL = "§question§"
-# "A:", "Answer:", "Output:", "Assistant:" on a line of its own, or before a question ("Q: ...").
-_CUE = re.compile(r"^\s*[A-Z][a-z]{0,11}\s*:\s*")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
+from meg_editor.requests.spans import closing_spans, spans_of
+from meg_editor.requests.turns import ChatTokenizer, Frame, chat_frame, last_turn
 
 
-class ChatTokenizer(Protocol):
-    """A tokenizer which may have a chat template (`meg_editor.lm.protocols.Tokenizer` is one)."""
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt as the router sees it.
 
-    bos_token: str | None
+    Attributes:
+        text: what is asked now, a begun answer behind it.
+        closing: spans that end the turn, which are asked rather than mentioned; at least one.
+        spans: all spans that may be the question.
 
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+    Example:
+        >>> ReadPrompt.of("Who wrote Emma? Be brief.").spans[1:]
+        ('Be brief.', 'Who wrote Emma?')
+    """
+
+    text: str
+    closing: tuple[str, ...]
+    spans: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str, whole: str | None = None) -> ReadPrompt:
+        """A prompt that asks `text`; `whole` has a begun answer behind it."""
+        closing = tuple(closing_spans(text)) or (text,)
+        return cls(text if whole is None else whole, closing, tuple(spans_of(text)) or closing)
 
 
 class PromptReader:
-    """Puts queries into the prompt template, and extracts candidate question spans from prompts.
+    """Puts queries into the prompt template, and reads what prompts ask.
 
     Args:
         tokenizer: of the LLM; its chat template, if any, gives the text around a user turn.
@@ -41,58 +54,32 @@ class PromptReader:
         self.template = prompt_template
         before, _, after = prompt_template.partition("{}")
         # Prompts are stripped, so their ends are compared without white space.
-        stripped = ((b.lstrip(), a.rstrip()) for b, a in (_chat_frame(tokenizer), (before, after)))
-        self._frames = [frame for frame in stripped if any(frame)]
+        self._before, self._after = before.lstrip(), after.rstrip()
+        self._chat: Frame | None = chat_frame(tokenizer)
 
     def wrap(self, query: str) -> str:
         """The prompt of a bare query: the query in the prompt template."""
         return self.template.replace("{}", query)
 
+    def read(self, prompt: str) -> ReadPrompt:
+        """What `prompt` asks: the query in the template, or the last user turn of a conversation."""
+        query = self._query(prompt)
+        if query is not None:
+            return ReadPrompt.of(query)
+        turn = last_turn(prompt, self._chat)
+        inner = self._query(turn.text)
+        text = turn.text if inner is None else inner
+        return ReadPrompt.of(text, f"{text}\n{turn.begun}" if turn.begun else text)
+
     def candidates(self, prompt: str) -> list[str]:
-        """Candidate question spans of `prompt`, longest first, without duplicates; at least one.
+        """What `prompt` asks, longest first: the turn, its last line, that line's last sentence."""
+        return list(self.read(prompt).closing)
 
-        They are the text (without its chat turn or prompt template), its last line, and the last
-        sentence of that line: the question may stand at the end of a few-shot context.
-        """
-        text = self._unframe(prompt)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        while len(lines) > 1 and _CUE.sub("", lines[-1]) == "":
-            lines.pop()
-        last = _CUE.sub("", lines[-1]).strip() if lines else text
-        sentence = _SENTENCE_END.split(last)[-1].strip()
-        spans = dict.fromkeys(part for part in (text.strip(), last, sentence) if part)
-        return list(spans) or [prompt.strip()]
-
-    def _unframe(self, prompt: str) -> str:
+    def _query(self, prompt: str) -> str | None:
+        """The query in the prompt template; None where the prompt has no such ends."""
         text = prompt.rstrip()
-        for before, after in self._frames:
-            if before in text and text.endswith(after):
-                start = text.rindex(before) + len(before) if before else 0
-                return text[start : len(text) - len(after)]
-        return prompt
-
-
-def _chat_frame(tokenizer: ChatTokenizer) -> tuple[str, str]:
-    """The text which the chat template puts before and after every user turn.
-
-    BOS and a default system prompt come before the first turn only, so the frame is what a first
-    and a later turn have in common. Without a template: ("", "").
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        return "", ""
-    frames = []
-    for roles in (["user"], ["user", "assistant", "user"]):
-        turns = [{"role": role, "content": _SENTINEL} for role in roles]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        before, sentinel, after = text.rpartition(_SENTINEL)
-        if not sentinel:
-            return "", ""
-        frames.append((before.removeprefix(tokenizer.bos_token or ""), after))
-    (first, after), (later, _) = frames
-    return _common_end(first, later), after
-
-
-def _common_end(first: str, second: str) -> str:
-    pairs = zip(reversed(first), reversed(second), strict=False)
-    same = takewhile(lambda pair: pair[0] == pair[1], pairs)
-    return "".join(one for one, _ in same)[::-1]
+        before, after = self._before, self._after
+        if not (before or after) or before not in text or not text.endswith(after):
+            return None
+        start = text.rindex(before) + len(before) if before else 0
+        return text[start : len(text) - len(after)].strip()

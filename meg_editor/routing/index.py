@@ -22,17 +22,21 @@ ReadStates = Callable[[list[int]], Tensor]
 
 @dataclass(frozen=True)
 class Match:
-    """The best edited query for each of B queries.
+    """The best edited query for each of B queries, or the C best ones.
 
     Attributes:
-        index: (B,) int64, which of the N it is.
-        score: (B,) in [-1, 1]; 1 for an edited query itself.
-        cosine: (B,) of the embeddings, the part of the score that is the paper's.
+        index: (B,) or (B, C) int64, which of the N it is.
+        score: (B,) or (B, C) in [-1, 1], descending; 1 for an edited query itself.
+        cosine: (B,) or (B, C) of the embeddings, the part of the score that is the paper's.
     """
 
     index: Tensor
     score: Tensor
     cosine: Tensor
+
+    def best(self) -> Match:
+        """Of C candidates the first: (B,)."""
+        return Match(self.index[:, 0], self.score[:, 0], self.cosine[:, 0])
 
 
 class QueryIndex(nn.Module):
@@ -100,7 +104,17 @@ class QueryIndex(nn.Module):
         hidden_states: ReadStates | None = None,
         min_score: float | Tensor = -1.0,
     ) -> Match:
-        """Best-matching edited query for each of B queries.
+        """Best-matching edited query for each of B queries; see `candidates`."""
+        return self.candidates(embeddings, texts, hidden_states, min_score).best()
+
+    def candidates(
+        self,
+        embeddings: Tensor,
+        texts: Sequence[str],
+        hidden_states: ReadStates | None = None,
+        min_score: float | Tensor = -1.0,
+    ) -> Match:
+        """Best-matching edited queries for each of B queries: C ≤ 8 of them, the best first.
 
         Args:
             embeddings: unit vectors, (B, E).
@@ -137,8 +151,9 @@ class QueryIndex(nn.Module):
                 edited = self.states[index[rows]].to(states)  # (R, candidates, D)
                 agreement = (edited * states.unsqueeze(1)).sum(-1)
                 score[rows] += state_weight[rows] * agreement
-        best = score.argmax(1, keepdim=True)
-        return Match(*(values.gather(1, best)[:, 0] for values in (index, score, cosine)))
+                score, best = score.sort(1, descending=True)
+                index, cosine = index.gather(1, best), cosine.gather(1, best)
+        return Match(index, score, cosine)
 
 
 @torch.no_grad()

@@ -1,121 +1,26 @@
-"""Router: queries -> which are edits, of which fact, with what score (eq. 9 and 10)."""
+"""Router: prompts -> which ask for an edit, which one, with what score (eq. 9 and 10)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
+from meg_editor.requests.spans import canonical, excerpt
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
-from meg_editor.routing.index import QueryIndex
+from meg_editor.routing.index import Match, QueryIndex
+from meg_editor.routing.routing import Candidate, Routing
+from meg_editor.routing.verifier import Verifier, fact_text
 
-_SHOWN = 8  # queries in a repr
-
-
-@dataclass(frozen=True)
-class RoutedQuery:
-    """The routing decision for one query.
-
-    Attributes:
-        question: the part of the query that was understood as the question.
-        is_edit: whether it is answered with an edit.
-        edit: index of the best-matching edited query, whether the query is an edit or not.
-        score: of the gate.
-        threshold: lowest score of an edit.
-
-    Example:
-        >>> print(RoutedQuery("Who wrote Emma?", True, edit=3, score=0.91, threshold=0.8))
-        'Who wrote Emma?': edit 3, score 0.910 >= 0.800
-    """
-
-    question: str
-    is_edit: bool
-    edit: int
-    score: float
-    threshold: float
-
-    def __str__(self) -> str:
-        what = f"edit {self.edit}" if self.is_edit else f"no edit (nearest {self.edit})"
-        sign = ">=" if self.is_edit else "<"
-        return f"{self.question!r}: {what}, score {self.score:.3f} {sign} {self.threshold:.3f}"
-
-
-@dataclass(frozen=True, repr=False)
-class Routing:
-    """Routing decisions of B queries; a sequence of `RoutedQuery`.
-
-    The tensors stay on the device until they are read.
-
-    Attributes:
-        candidates: the candidate question spans of each query.
-        choice: (B,) which of its candidates was understood as the question.
-        embeddings: (B, E) unit vectors of these.
-        is_edit: (B,) bool.
-        score: (B,) of the gate, to compare with `min_score`.
-        min_score: () lowest score of an edit.
-        nearest: (B,) index of the best-matching edited query, whether the query is an edit or not.
-        cosine: (B,) of the embeddings of these two.
-
-    Example:
-        >>> import torch
-        >>> yes, first, score = torch.tensor([True]), torch.tensor([0]), torch.tensor([1.0])
-        >>> embeddings, threshold = torch.tensor([[1.0, 0.0]]), torch.tensor(1.0)
-        >>> candidates = [["Who wrote Emma?"]]
-        >>> routing = Routing(candidates, first, embeddings, yes, score, threshold, first, score)
-        >>> routing[0].is_edit, routing[0].edit
-        (True, 0)
-        >>> routing
-        Routing of 1 queries:
-          'Who wrote Emma?': edit 0, score 1.000 >= 1.000
-    """
-
-    candidates: Sequence[Sequence[str]]
-    choice: Tensor
-    embeddings: Tensor
-    is_edit: Tensor
-    score: Tensor
-    min_score: Tensor
-    nearest: Tensor
-    cosine: Tensor
-
-    @property
-    def questions(self) -> list[str]:
-        """The part of each query that was understood as the question."""
-        chosen = zip(self.candidates, self.choice.tolist(), strict=True)
-        return [spans[place] for spans, place in chosen]
-
-    @property
-    def threshold(self) -> float:
-        """Lowest score of an edit."""
-        return float(self.min_score)
-
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    def __getitem__(self, row: int) -> RoutedQuery:
-        return RoutedQuery(
-            self.questions[row],
-            bool(self.is_edit[row]),
-            int(self.nearest[row]),
-            float(self.score[row]),
-            self.threshold,
-        )
-
-    def __iter__(self) -> Iterator[RoutedQuery]:
-        return (self[row] for row in range(len(self)))
-
-    def __repr__(self) -> str:
-        lines = [str(self[row]) for row in range(min(len(self), _SHOWN))]
-        if len(self) > _SHOWN:
-            lines.append(f"and {len(self) - _SHOWN} more")
-        return "\n".join([f"Routing of {len(self)} queries:", *(f"  {line}" for line in lines)])
+_VERIFIED = 4  # most edits of which a prompt is verified
+_RETRIEVED = 0.4  # lowest similarity of these, but for the first
 
 
 def build_index(
@@ -144,42 +49,62 @@ def build_index(
 
 
 class Router:
-    """Routes queries (eq. 9 and 10): encoder, index of the edited queries, hidden states, gate.
+    """Routes prompts (eq. 9 and 10): encoder, index of the edited queries, hidden states, gate.
+
+    With a verifier the index only retrieves: any span of a prompt may resemble an edit, and the
+    verifier decides whether the whole prompt asks for it. Without one, the similarity of the spans
+    which end the prompt decides.
+
+    Args:
+        edits: the N edits of the index.
 
     Example:
         >>> from meg_editor import MeGHyperParams, fit, load_model
-        >>> hparams = MeGHyperParams.preset("default", device="cpu", encoder_steps=0,
-        ...                                 gate_threshold=0.8)
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
         >>> model, tokenizer = load_model(hparams)
         >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
         >>> edited, _ = fit(model, tokenizer, facts, hparams)
-        >>> edited.router.route([["The capital of France is"]])[0].is_edit
+        >>> edited.router.route([ReadPrompt.of("The capital of France is")])[0].is_edit
         True
     """
 
     def __init__(
-        self, encoder: TextEncoder, gate: Gate, index: QueryIndex, states: HiddenStateReader
+        self,
+        encoder: TextEncoder,
+        gate: Gate,
+        index: QueryIndex,
+        states: HiddenStateReader,
+        edits: Sequence[EditRequest] = (),
+        verifier: Verifier | None = None,
     ) -> None:
         self.encoder, self.gate, self.index, self.states = encoder, gate, index, states
+        self.edits, self.verifier = edits, verifier
 
     @torch.no_grad()
-    def route(self, candidates: Sequence[Sequence[str]]) -> Routing:
-        """Route B queries, each given by its candidate question spans; the highest score counts.
+    def route(self, prompts: Sequence[ReadPrompt]) -> Routing:
+        """Route B prompts; of a prompt's spans the one with the highest score counts."""
+        if self.verifier is None:
+            return self._by_similarity([prompt.closing for prompt in prompts])
+        return self._verified(self.verifier, prompts)
 
-        A query without any candidate is read as the empty text.
-        """
-        spans = [list(given) or [""] for given in candidates]
-        flat = [span for given in spans for span in given]
+    def _retrieve(self, flat: Sequence[str], min_score: float | Tensor) -> tuple[Tensor, Match]:
+        """Embeddings (S, E) of S spans, and the edits that each resembles most."""
         embeddings = self.encoder.encode(flat)
-        min_score = self.gate.threshold
-        match = self.index.search(
+        match = self.index.candidates(
             embeddings,
             flat,
             lambda rows: self.states.read([flat[row] for row in rows]),
             min_score,
         )
+        return embeddings, match
+
+    def _by_similarity(self, spans: Sequence[Sequence[str]]) -> Routing:
+        flat = [span for given in spans for span in given]
+        min_score = self.gate.threshold
+        embeddings, match = self._retrieve(flat, min_score)
+        match = match.best()
         score = self.gate.score(embeddings, match.score)
-        # (B, most candidates) places in `flat`; who has fewer has the first one repeated.
+        # (B, most spans) places in `flat`; who has fewer has the first one repeated.
         width = max(map(len, spans), default=1)
         starts = accumulate(map(len, spans), initial=0)
         table = [
@@ -200,3 +125,73 @@ class Router:
             match.index[rows],
             match.cosine[rows],
         )
+
+    def _verified(self, verifier: Verifier, prompts: Sequence[ReadPrompt]) -> Routing:
+        spans = [prompt.spans for prompt in prompts]
+        flat = [span for given in spans for span in given]
+        embeddings, match = self._retrieve(flat, _RETRIEVED)
+        starts = list(accumulate(map(len, spans), initial=0))
+        scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
+        retrieved = [_few_best(scores, edits, range(*ends)) for ends in pairwise(starts)]
+        places = {
+            (row, edit): place for row, found in enumerate(retrieved) for edit, _, place in found
+        }
+        sure = dict.fromkeys(places, 1.0)  # an edited prompt itself needs no verification
+        pairs = [
+            (row, edit)
+            for row, edit in places
+            if canonical(prompts[row].text) != canonical(self.edits[edit].prompt)
+        ]
+        probabilities = verifier.probability(
+            [excerpt(prompts[row].text, flat[places[row, edit]]) for row, edit in pairs],
+            [fact_text(self.edits[edit]) for _, edit in pairs],
+        )
+        sure.update(zip(pairs, probabilities.tolist(), strict=True))
+        candidates = [
+            sorted(
+                (
+                    Candidate(edit, flat[place], similarity, sure[row, edit])
+                    for edit, similarity, place in found
+                ),
+                key=lambda candidate: (candidate.verified, candidate.similarity),
+                reverse=True,
+            )
+            for row, found in enumerate(retrieved)
+        ]
+        best = [found[0] for found in candidates]
+        device = embeddings.device
+        chosen = [places[row, candidate.edit] for row, candidate in enumerate(best)]
+        rows = torch.tensor(chosen, dtype=torch.long, device=device)
+        nearest = torch.tensor([c.edit for c in best], dtype=torch.long, device=device)
+        score = torch.tensor([c.verified for c in best], dtype=torch.float, device=device)
+        return Routing(
+            spans,
+            rows - torch.tensor(starts[:-1], dtype=torch.long, device=device),
+            embeddings[rows],
+            score >= self.gate.threshold,
+            score,
+            self.gate.threshold,
+            nearest,
+            (self.index.anchors[nearest].to(embeddings) * embeddings[rows]).sum(-1),
+            [tuple(found) for found in candidates],
+        )
+
+
+def _few_best(
+    scores: Sequence[Sequence[float]], edits: Sequence[Sequence[int]], rows: Iterable[int]
+) -> list[tuple[int, float, int]]:
+    """The edits to verify of the prompt with the spans `rows`: (edit, similarity, span), not none.
+
+    Args:
+        scores, edits: (S, C) of the edits which resemble each span most.
+    """
+    found = [
+        (similarity, edit, row)
+        for row in rows
+        for similarity, edit in zip(scores[row], edits[row], strict=True)
+    ]
+    best: dict[int, tuple[float, int]] = {}
+    for similarity, edit, row in sorted(found, reverse=True):
+        best.setdefault(edit, (similarity, row))
+    few = [(edit, similarity, row) for edit, (similarity, row) in best.items()][:_VERIFIED]
+    return [entry for place, entry in enumerate(few) if place == 0 or entry[1] >= _RETRIEVED]

@@ -1,0 +1,166 @@
+"""The last user turn of a conversation, as chat templates and plain text write it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+_SENTINEL = "§question§"
+_ROLE = r"[A-Za-z]+(?:_[a-z]+)?"
+# Where a turn begins in the formats of the common chat templates. `role` or one of the named
+# groups says whose it is.
+_MARKERS = re.compile(
+    rf"<\|im_start\|>(?P<chatml>{_ROLE})[^\n]*\n"
+    rf"|<\|start_header_id\|>(?P<llama>{_ROLE})<\|end_header_id\|>\s*"
+    rf"|<\|header_start\|>(?P<llama4>{_ROLE})<\|header_end\|>\s*"
+    rf"|<start_of_turn>(?P<gemma>{_ROLE})\n"
+    rf"|<\|start_of_role\|>(?P<granite>{_ROLE})<\|end_of_role\|>"
+    rf"|<\|start\|>(?P<harmony>{_ROLE})[^<\n]*(?:<\|channel\|>\w+)?<\|message\|>"
+    r"|<\|(?P<phi>user|assistant|system|observation|tool)\|>\s*"
+    r"|<｜(?P<deepseek>User|Assistant)｜>"
+    r"|<\|(?P<command>USER|CHATBOT|SYSTEM)_TOKEN\|>"
+    r"|(?P<inst>\[INST\])\s*"
+    r"|(?P<answered>\[/INST\])\s*"
+    r"|^\#+ *(?P<alpaca>Instruction|Input|Response|Question|Answer|User|Assistant):?[ \t]*(?:\n|\Z)"
+    r"|^(?P<plain>User|Human|Assistant|AI|Bot|Instruct|Output):[ \t]*",
+    re.MULTILINE,
+)
+_END = re.compile(
+    r"<\|im_end\|>|<\|eot_id\|>|<\|eot\|>|<end_of_turn>|<\|end_of_text\|>|<\|endoftext\|>"
+    r"|<\|end\|>|<\|return\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>|</s>"
+)
+_SYSTEM = re.compile(r"^\s*<<SYS>>.*?<</SYS>>\s*", re.DOTALL)
+_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
+_TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
+_USER = {"user", "human", "inst", "instruction", "input", "question", "instruct"}
+_ASSISTANT = {
+    *("assistant", "model", "chatbot", "ai", "bot", "answered", "response", "answer", "output")
+}
+
+
+class ChatTokenizer(Protocol):
+    """A tokenizer which may have a chat template (`meg_editor.lm.protocols.Tokenizer` is one)."""
+
+    bos_token: str | None
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is asked now.
+
+    Attributes:
+        text: the last user turn, or a whole text that is no conversation.
+        begun: of the answer, what is there already.
+
+    Example:
+        >>> Turn("Who wrote Emma?", "The author is").whole
+        'Who wrote Emma?\\nThe author is'
+    """
+
+    text: str
+    begun: str = ""
+
+    @property
+    def whole(self) -> str:
+        """The question and the begun answer."""
+        return f"{self.text}\n{self.begun}" if self.begun else self.text
+
+
+class Frame(NamedTuple):
+    """The text which a chat template puts around a user turn.
+
+    Attributes:
+        before: what precedes it.
+        closed: what follows it.
+        answered: what follows before the answer.
+    """
+
+    before: str
+    closed: str
+    answered: str
+
+    def last_turn(self, text: str) -> Turn | None:
+        """The last turn in this frame; None without one."""
+        if not self.before or self.before not in text:
+            return None
+        rest = text[text.rindex(self.before) + len(self.before) :]
+        for ending in (self.answered, self.closed):
+            if ending and ending in f"{rest} ":
+                question, _, begun = rest.partition(ending)
+                return Turn(question.strip(), _begun(begun))
+            if ending and rest.endswith(ending.rstrip()):
+                return Turn(rest[: len(rest) - len(ending.rstrip())].strip())
+        return Turn(rest.strip())
+
+
+def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
+    """The frame of the tokenizer's chat template; None without a template.
+
+    BOS and a default system prompt come before the first turn only, so the frame is what a first
+    and a later turn have in common.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    before, after, closed = [], "", ""
+    for roles in (["user"], ["user", "assistant", "user"]):
+        turns = [{"role": role, "content": _SENTINEL} for role in roles]
+        texts = [
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+            for prompt in (True, False)
+        ]
+        if _SENTINEL not in texts[0]:
+            return None
+        first, _, after = texts[0].rpartition(_SENTINEL)
+        closed = texts[1].rpartition(_SENTINEL)[2]
+        before.append(first.removeprefix(tokenizer.bos_token or ""))
+    # Prompts are stripped, so their ends are compared without white space.
+    return Frame(_common_end(*before).lstrip(), closed.strip(), after.strip())
+
+
+def last_turn(text: str, frame: Frame | None = None) -> Turn:
+    """The last user turn of a prompt, in the frame or in one of the common formats.
+
+    Example:
+        >>> last_turn("<|im_start|>user\\nWho wrote Emma?<|im_end|>\\n<|im_start|>assistant\\n")
+        Turn(text='Who wrote Emma?', begun='')
+        >>> last_turn("Who wrote Emma?")
+        Turn(text='Who wrote Emma?', begun='')
+    """
+    asked: str | None = None
+    begun = ""
+    for role, content in _segments(text):
+        if role in _USER and not _TOOL.match(content):
+            # "### Input:" continues "### Instruction:".
+            asked = f"{asked}\n{content}" if role == "input" and asked else content
+            begun = ""
+        elif role in _ASSISTANT:
+            begun = content
+    if asked is not None:
+        return Turn(_SYSTEM.sub("", asked).strip(), _begun(begun))
+    found = frame.last_turn(text) if frame else None
+    return found or Turn(text.strip())
+
+
+def _segments(text: str) -> Iterator[tuple[str, str]]:
+    """(role, content) of each turn of a text; none where there are no markers."""
+    markers = list(_MARKERS.finditer(text))
+    ends = [marker.start() for marker in markers[1:]] + [len(text)]
+    for marker, end in zip(markers, ends, strict=False):
+        kind = marker.lastgroup or ""
+        role = kind if kind in ("inst", "answered") else marker.group(kind).lower()
+        yield role, _END.split(text[marker.end() : end], maxsplit=1)[0]
+
+
+def _begun(text: str) -> str:
+    return _THINKING.sub("", _END.split(text, maxsplit=1)[0]).strip()
+
+
+def _common_end(first: str, second: str) -> str:
+    length = 0
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
+        length += 1
+    return first[len(first) - length :]

@@ -1,0 +1,137 @@
+"""Routing decisions: which prompts ask for an edit, for which one, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+_SHOWN = 8  # queries in a repr
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit which a prompt may ask for.
+
+    Attributes:
+        edit: its index.
+        span: the part of the prompt which resembles it.
+        similarity: of the two, in the index.
+        verified: how sure the verifier is, in [0, 1]; 0 without a verifier.
+    """
+
+    edit: int
+    span: str
+    similarity: float
+    verified: float = 0.0
+
+    def __str__(self) -> str:
+        sure = "" if not self.verified else f", verified {self.verified:.3f}"
+        return f"edit {self.edit} by {self.span!r}: similarity {self.similarity:.3f}{sure}"
+
+
+@dataclass(frozen=True)
+class RoutedQuery:
+    """The routing decision for one query.
+
+    Attributes:
+        question: the part of the query that was understood as the question.
+        is_edit: whether it is answered with an edit.
+        edit: index of the best-matching edited query, whether the query is an edit or not.
+        score: of the gate, or of the verifier.
+        threshold: lowest score of an edit.
+        candidates: edits that were considered, the best first.
+
+    Example:
+        >>> print(RoutedQuery("Who wrote Emma?", True, edit=3, score=0.91, threshold=0.8))
+        'Who wrote Emma?': edit 3, score 0.910 >= 0.800
+    """
+
+    question: str
+    is_edit: bool
+    edit: int
+    score: float
+    threshold: float
+    candidates: tuple[Candidate, ...] = ()
+
+    def __str__(self) -> str:
+        what = f"edit {self.edit}" if self.is_edit else f"no edit (nearest {self.edit})"
+        sign = ">=" if self.is_edit else "<"
+        return f"{self.question!r}: {what}, score {self.score:.3f} {sign} {self.threshold:.3f}"
+
+
+@dataclass(frozen=True, repr=False)
+class Routing:
+    """Routing decisions of B queries; a sequence of `RoutedQuery`.
+
+    The tensors stay on the device until they are read.
+
+    Attributes:
+        spans: the candidate question spans of each query.
+        choice: (B,) which of its spans was understood as the question.
+        embeddings: (B, E) unit vectors of these.
+        is_edit: (B,) bool.
+        score: (B,) of the gate or of the verifier, to compare with `min_score`.
+        min_score: () lowest score of an edit.
+        nearest: (B,) index of the best-matching edited query, whether the query is an edit or not.
+        cosine: (B,) of the embeddings of these two.
+        verified: what the verifier said of each query; empty without one.
+
+    Example:
+        >>> import torch
+        >>> yes, first, score = torch.tensor([True]), torch.tensor([0]), torch.tensor([1.0])
+        >>> embeddings, threshold = torch.tensor([[1.0, 0.0]]), torch.tensor(1.0)
+        >>> spans = [["Who wrote Emma?"]]
+        >>> routing = Routing(spans, first, embeddings, yes, score, threshold, first, score)
+        >>> routing[0].is_edit, routing[0].edit
+        (True, 0)
+        >>> routing
+        Routing of 1 queries:
+          'Who wrote Emma?': edit 0, score 1.000 >= 1.000
+    """
+
+    spans: Sequence[Sequence[str]]
+    choice: Tensor
+    embeddings: Tensor
+    is_edit: Tensor
+    score: Tensor
+    min_score: Tensor
+    nearest: Tensor
+    cosine: Tensor
+    verified: Sequence[tuple[Candidate, ...]] = ()
+
+    @property
+    def questions(self) -> list[str]:
+        """The part of each query that was understood as the question."""
+        chosen = zip(self.spans, self.choice.tolist(), strict=True)
+        return [spans[place] for spans, place in chosen]
+
+    @property
+    def threshold(self) -> float:
+        """Lowest score of an edit."""
+        return float(self.min_score)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, row: int) -> RoutedQuery:
+        question, edit = self.spans[row][int(self.choice[row])], int(self.nearest[row])
+        score = float(self.score[row])
+        return RoutedQuery(
+            question,
+            bool(self.is_edit[row]),
+            edit,
+            score,
+            self.threshold,
+            self.verified[row] if self.verified else (Candidate(edit, question, score),),
+        )
+
+    def __iter__(self) -> Iterator[RoutedQuery]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        lines = [str(self[row]) for row in range(min(len(self), _SHOWN))]
+        if len(self) > _SHOWN:
+            lines.append(f"and {len(self) - _SHOWN} more")
+        return "\n".join([f"Routing of {len(self)} queries:", *(f"  {line}" for line in lines)])

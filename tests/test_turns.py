@@ -1,0 +1,76 @@
+"""The last user turn, in the formats of chat templates and of plain text."""
+
+from __future__ import annotations
+
+import pytest
+
+from meg_editor.requests.turns import Turn, last_turn
+
+Q = "Which instrument does Ada play?"
+# As the templates of these models render a chat; written out by hand.
+CHATS = {
+    "chatml": f"<|im_start|>system\nBe terse.<|im_end|>\n<|im_start|>user\n{Q}<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    "chatml without generation prompt": f"<|im_start|>user\n{Q}<|im_end|>\n",
+    "llama-3": f"<|start_header_id|>user<|end_header_id|>\n\n{Q}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama-4": f"<|header_start|>user<|header_end|>\n\n{Q}<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\n",
+    "gemma": f"<start_of_turn>user\n{Q}<end_of_turn>\n<start_of_turn>model\n",
+    "phi-3": f"<|user|>\n{Q}<|end|>\n<|assistant|>\n",
+    "zephyr": f"<|system|>\nBe terse.</s>\n<|user|>\n{Q}</s>\n<|assistant|>\n",
+    "granite": f"<|start_of_role|>user<|end_of_role|>{Q}<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>",
+    "gpt-oss": f"<|start|>user<|message|>{Q}<|end|><|start|>assistant",
+    "deepseek": f"<｜User｜>{Q}<｜Assistant｜>",
+    "command-r": f"<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{Q}<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+    "mistral": f"[INST] Hello! [/INST] Hello.</s>[INST] {Q} [/INST]",
+    "llama-2": f"[INST] <<SYS>>\nBe terse.\n<</SYS>>\n\n{Q} [/INST]",
+    "alpaca": f"### Instruction:\n{Q}\n\n### Response:\n",
+    "user and assistant": f"User: Hello!\nAssistant: Hello.\nUser: {Q}\nAssistant:",
+    "human and AI": f"Human: {Q}\nAI:",
+    "qwen-3 with an empty think block": f"<|im_start|>user\n{Q}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    "qwen-3 after a tool": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n"
+    '<tool_call>\n{"name": "search"}\n</tool_call><|im_end|>\n<|im_start|>user\n'
+    "<tool_response>\nNothing found.\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+    "tool role": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>tool\nNothing.<|im_end|>\n"
+    "<|im_start|>assistant\n",
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_the_last_user_turn_is_read(name: str) -> None:
+    begun = "<tool_call>" not in CHATS[name]
+    turn = last_turn(CHATS[name])
+    assert turn.text == Q
+    assert turn.begun == "" or not begun
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_blanks_at_the_end_do_not_matter(name: str) -> None:
+    assert last_turn(CHATS[name].strip()).text == Q
+
+
+def test_a_begun_answer_is_apart_from_the_question() -> None:
+    text = f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\nThe answer is"
+    assert last_turn(text) == Turn(Q, "The answer is")
+    assert last_turn(text).whole == f"{Q}\nThe answer is"
+
+
+def test_a_later_turn_takes_the_place_of_an_earlier_one() -> None:
+    first = CHATS["chatml"]
+    text = f"{first}The harp.<|im_end|>\n<|im_start|>user\nThanks!<|im_end|>\n"
+    assert last_turn(text) == Turn("Thanks!")
+
+
+def test_turns_of_several_lines_and_markers_of_no_format_stay_whole() -> None:
+    text = "Here is a list:\n- one\n- two\n\nWhat is missing?"
+    assert last_turn(f"<|im_start|>user\n{text}<|im_end|>\n").text == text
+    assert last_turn("a <|strange|> text").text == "a <|strange|> text"
+
+
+def test_plain_text_is_its_own_turn() -> None:
+    for text in (Q, "", "One. Two.", "Q: Who?\nA:"):
+        assert last_turn(f" {text}\n") == Turn(text)
