@@ -31,6 +31,8 @@ class EvaluationCase:
         locality: kind -> questions whose answers must not change (Locality).
         portability: kind -> questions with the answers which follow from the edit.
         relation: the relation of the fact and its locality prompts, where the data set names it.
+        statement, question: the fact put as a statement which the answer completes, and as a
+            question, where the data set has both.
 
     Example:
         >>> edit = EditRequest("The capital of France is", "Lima", "France")
@@ -45,6 +47,9 @@ class EvaluationCase:
     locality: dict[str, tuple[Probe, ...]] = field(default_factory=dict)
     portability: dict[str, tuple[Probe, ...]] = field(default_factory=dict)
     relation: str | None = None
+    # Not in the repr, from which a benchmark knows its finished cells.
+    statement: str | None = field(default=None, repr=False)
+    question: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_request(cls, request: EditRequest) -> EvaluationCase:

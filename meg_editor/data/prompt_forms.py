@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from meg_editor.data.trap_questions import negated
+from meg_editor.lm.chat import ChatEnd
 
+Expectation = Literal["edit", "none"]
 Turns = tuple[tuple[str, str], ...]  # (role, text) of each turn
 
 _NAMES = ("p", "q", "s", "other", "a", "b", "t")
 _FIELD = re.compile(rf"\{{({'|'.join(_NAMES)})(?:!([a-z]+))?\}}")
-_VARIANTS: dict[str, Callable[[str, str | None], str | None]] = {
+VARIANTS: dict[str, Callable[[str, str | None], str | None]] = {
     "u": lambda text, _: text.upper(),
     "l": lambda text, _: text.lower(),
     "noq": lambda text, _: text.rstrip(" ?？¿؟"),
@@ -46,10 +48,10 @@ class PromptForm:
 
     id: str
     kind: str
-    expect: Literal["edit", "none"]
+    expect: Expectation
     template: str
     turns: Turns = ()
-    mode: Literal["gen", "nogen", "continue"] = "gen"
+    mode: ChatEnd = "gen"
 
     @property
     def fields(self) -> frozenset[str]:
@@ -77,7 +79,7 @@ def _filled(template: str, values: Mapping[str, str]) -> str | None:
         name, variant = match.groups()
         text: str | None = values[name]
         if variant is not None and text is not None:
-            text = _VARIANTS[variant](text, values.get("s"))
+            text = VARIANTS[variant](text, values.get("s"))
         missing |= text is None
         return text or ""
 

@@ -100,6 +100,7 @@ def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:
             subject=fact.subject,
         )
         hops = _two_hops(world, fact, countries.get(request.target_new))
+        statement, question = _both_ways(world, fact)
         cases.append(
             EvaluationCase(
                 request,
@@ -107,9 +108,19 @@ def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:
                 paraphrases=tuple(world.prompts(fact, "test")),
                 locality={kind: probes for kind, probes in locality.items() if probes},
                 portability={"two_hop": hops} if hops else {},
+                statement=statement,
+                question=question,
             )
         )
     return cases
+
+
+def _both_ways(world: World, fact: Fact) -> tuple[str | None, str | None]:
+    """The first EDIT phrasing which is a statement, and the first which is a question."""
+    prompts = world.prompts(fact, "edit")
+    statements = (prompt for prompt in prompts if not prompt.endswith("?"))
+    questions = (prompt for prompt in prompts if prompt.endswith("?"))
+    return next(statements, None), next(questions, None)
 
 
 def _other_answers(world: World, fact: Fact) -> list[str]:
