@@ -82,6 +82,8 @@ class Cell:
         duplicates, already_correct, not_collected, resumed_stages: as `FitReport`.
         long_answers: "reliability", "generality" -> metric -> percent.
         multi_hop: MQuAKE's accuracies.
+        forms, forms_answers: kind of prompt form -> right decisions and right answers, as
+            `evaluation.forms.FormScores`.
 
     Example:
         >>> half = {"ag": 50.0, "tf": 50.0}
@@ -133,6 +135,8 @@ class Cell:
     gate_scores: ScoreHistogram | None = None
     long_answers: dict[str, dict[str, float]] | None = None
     multi_hop: dict[str, float] | None = None
+    forms: dict[str, float] | None = None
+    forms_answers: dict[str, float] | None = None
 
     def metric(self, name: str) -> Pair:
         """AG and TF of "reliability", "generality" or "locality"."""

@@ -28,6 +28,7 @@ from meg_editor.benchmark.search import (
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import Dataset, EvaluationCase, MultiHopCase
 from meg_editor.data.loaders.datasets import DATASETS
+from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts
 from meg_editor.data.splits import Split, split_cases, tuning_requests
 from meg_editor.data.world.facts import load_world
@@ -49,6 +50,7 @@ def benchmark_command(
     specs = MethodSpec.parse_list(options.methods)
     # Before hours of trials: a wrong name, a missing file.
     given = {spec: spec.resolve(hparams, paper) for spec in specs if not spec.searched}
+    forms = load_forms(options.forms) if options.forms else ()
     _prepare(options)
     split, multi_hop = _split(options)
     facts = FittingFacts.of(split)
@@ -73,6 +75,7 @@ def benchmark_command(
         multi_hop,
         max_asked=options.ask,
         sample=_sampler(options),
+        forms=forms,
     )
     cells = run_benchmark(benchmark, model, tokenizer, options.out)
     write_report(cells, options.out, searches, plots=options.plots)

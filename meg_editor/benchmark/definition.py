@@ -13,6 +13,7 @@ from torch import Tensor
 from meg_editor.benchmark.methods import Method
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
+from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split, known_texts, tuning_requests
 from meg_editor.lm.reference import resolve_model_name
@@ -63,6 +64,7 @@ class Benchmark:
         whole_pool: edit facts too whose target the model gives anyway.
         sample: (edits, seed) -> cases, where these are not chosen from `split.edited`.
         multi_hop: chains of facts; those with all their edits are evaluated.
+        forms: prompt forms in which at most 64 of the evaluated edits are asked for too.
     """
 
     data: str
@@ -77,6 +79,7 @@ class Benchmark:
     timed: int = 20
     whole_pool: bool = False
     sample: Callable[[int, int], Sequence[EvaluationCase]] | None = None
+    forms: Sequence[PromptForm] = ()
 
     @cached_property
     def options(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from meg_editor.benchmark.cell import Cell, without_nan
 from meg_editor.benchmark.plots import plot_benchmark
@@ -21,15 +23,42 @@ def write_report(
 ) -> None:
     """Write `cells` to `out`: report.json and report.md, with `plots` PNG files, all or nothing.
 
+    Where facts were asked in prompt forms, report.json has the means over seeds at the largest
+    number of edits as `methods.<name>.forms.<kind>` and `methods.<name>.forms_answers.<kind>`.
+
     Args:
         searches: trials among which the settings of each baseline were chosen.
     """
-    content = {
+    content: dict[str, Any] = {
         "versions": versions(),
         "cells": [cell.to_dict() for cell in cells],
         "searches": without_nan(searches or {}),
     }
+    if methods := _forms_by_method(cells):
+        content["methods"] = methods
     write_json(out / "report.json", content)
     write_text(out / "report.md", markdown(cells))
     if plots:
         plot_benchmark(cells, out)
+
+
+def _forms_by_method(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, float] | None]]:
+    most = max((cell.edits for cell in cells), default=0)
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.edits == most and cell.forms_answers is not None:
+            groups.setdefault(cell.method, []).append(cell)
+    return {
+        name: {
+            "forms": _means([cell.forms for cell in group]),
+            "forms_answers": _means([cell.forms_answers for cell in group]),
+        }
+        for name, group in groups.items()
+    }
+
+
+def _means(scores: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+    """Means by kind; None where there are no scores."""
+    known = [one for one in scores if one is not None]
+    kinds = dict.fromkeys(kind for one in known for kind in one)
+    return {k: fmean(one[k] for one in known if k in one) for k in kinds} if known else None

@@ -26,6 +26,13 @@ from meg_editor.data.relations import Relations
 from meg_editor.data.splits import choose
 from meg_editor.evaluation import Question, evaluate, questions_of
 from meg_editor.evaluation.cost import added_bytes, latency, peak_memory, reset_peak_memory
+from meg_editor.evaluation.forms import (
+    FormPrompt,
+    evaluate_forms,
+    form_prompts,
+    form_texts,
+    sampled_facts,
+)
 from meg_editor.evaluation.metrics import normalise
 from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.fingerprint import fingerprint
@@ -158,6 +165,17 @@ class _EditSet:
         return set(random.Random(self.seed).sample(range(count), size))
 
     @cached_property
+    def asked_in_forms(self) -> list[int]:
+        """Indices of the cases which are asked in prompt forms; none without forms."""
+        return sampled_facts(self.asked, self.seed) if self.benchmark.forms else []
+
+    @cached_property
+    def in_forms(self) -> list[FormPrompt]:
+        """Those cases in all forms."""
+        forms = self.benchmark.forms
+        return form_prompts(self.model, self.tokenizer, self.cases, forms, self.asked_in_forms)
+
+    @cached_property
     def chains(self) -> list[MultiHopCase]:
         edited = {case.request.prompt for case in self.cases}
         return [chain for chain in self.benchmark.multi_hop if edited.issuperset(chain.edits)]
@@ -177,6 +195,9 @@ class _EditSet:
         ]
         if len(self.asked) < len(self.cases):
             parts.append(sorted(self.asked))
+        if self.benchmark.forms:
+            texts = [form_texts(self.cases[index]) for index in self.asked_in_forms]
+            parts.append([list(self.benchmark.forms), texts])
         return digest(parts)
 
     def measure(self, method: Method, out: Path) -> Cell:
@@ -187,7 +208,7 @@ class _EditSet:
             method = dataclasses.replace(method, hparams=hparams)
         store = ArtifactStore(out / "stages")
         options = {**self.benchmark.options, "store": store, "seed": self.seed}
-        questions = self.questions
+        questions, in_forms = self.questions, self.in_forms  # while the model is unedited
         reset_peak_memory(self.model.device)
         snapshot = self.before.snapshot
         start = time.perf_counter()
@@ -233,6 +254,8 @@ class _EditSet:
                     self.benchmark.encode,
                 ),
             }
+            if in_forms:
+                entries |= evaluate_forms(result, self.tokenizer, in_forms).to_dict()
             return Cell.from_dict(entries)
 
 

@@ -51,8 +51,12 @@ def markdown(cells: Sequence[Cell]) -> str:
         for title, columns in (
             ("Diagnostics", _diagnostic_columns(groups)),
             ("Beyond the six", _further_columns(groups)),
+            ("Prompt forms, right decisions", _form_columns(groups, lambda cell: cell.forms)),
+            ("Prompt forms, right answers", _form_answer_columns(groups)),
             ("Cost", _cost_columns(groups)),
         ):
+            if not columns:
+                continue
             parts.append(f"{title}, {edits} edits\n")
             parts.append(_table(rows, columns) + "\n")
     return "\n".join(parts)
@@ -123,6 +127,25 @@ def _further_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
         *titled(lambda cell: (cell.long_answers or {}).get("generality", {})),
         *titled(lambda cell: cell.multi_hop or {}),
     ]
+
+
+def _form_columns(
+    groups: Sequence[Sequence[Cell]], read: Callable[[Cell], Mapping[str, float] | None]
+) -> list[Column]:
+    """A column per kind of form, in the order of the forms; none where none were asked."""
+
+    def of(cell: Cell) -> Mapping[str, float]:
+        return read(cell) or {}
+
+    kinds = dict.fromkeys(kind for group in groups for cell in group for kind in of(cell))
+    return [_entry(kind, kind, of) for kind in kinds]
+
+
+def _form_answer_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
+    """Beside the kinds of forms the traps fallen into: there fewer are better."""
+    columns = _form_columns(groups, lambda cell: cell.forms_answers)
+    traps = _kinds(groups, lambda cell: cell.trapped_by_kind) if columns else []
+    return columns + [_entry(f"Trapped, {t}", t, lambda cell: cell.trapped_by_kind) for t in traps]
 
 
 def _kinds(groups: Sequence[Sequence[Cell]], read: Callable[[Cell], Iterable[str]]) -> list[str]:

@@ -15,12 +15,15 @@ from meg_editor.cli.demo_pretrained import cut, run_pretrained
 from meg_editor.cli.scores_plot import draw_scores
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import calibration_requests, edit_cases, pseudo_requests
 from meg_editor.evaluation import evaluate, questions_of
+from meg_editor.evaluation.forms import FormScores, evaluate_forms, form_prompts, sampled_facts
 from meg_editor.evaluation.report import EvaluationReport, MethodReport
 from meg_editor.fitting.pipeline import fit
 from meg_editor.lm.loading import load_model, resolve_device
+from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.meg_model import MeGModel
@@ -48,11 +51,13 @@ class Demo:
 def run(options: argparse.Namespace) -> None:
     """The command."""
     if options.model or options.encoder:
+        if options.forms:
+            raise ValueError("--forms asks the reference model: leave it out beside --model")
         run_pretrained(options)
         return
     presets = (options.preset,) if options.preset else PRESETS
     edits = 256 if options.edits is None else options.edits
-    run_demo(edits, options.seed, options.out, presets, options.device)
+    run_demo(edits, options.seed, options.out, presets, options.device, forms=options.forms)
 
 
 def run_demo(
@@ -62,6 +67,7 @@ def run_demo(
     presets: Sequence[str] = PRESETS,
     device: str = "auto",
     say: Callable[[str], None] = print,
+    forms: Path | None = None,
 ) -> Demo:
     """Edit `edits` facts of the reference model with each preset and evaluate everything.
 
@@ -70,11 +76,13 @@ def run_demo(
             first preset (`model/`) and the finished stages (`stages/`), from which an interrupted
             run resumes.
         say: gets each message.
+        forms: file of prompt forms in which up to 64 of the facts are asked for too.
 
     Raises:
-        ValueError: more edits than the reference world has facts for.
-        OSError: `out` cannot be written.
+        ValueError: more edits than the reference world has facts for, or a bad file of forms.
+        OSError: `out` cannot be written, or there is no file of forms.
     """
+    prompt_forms = load_forms(forms) if forms else []
     if out:
         out.mkdir(parents=True, exist_ok=True)
     world = load_world()
@@ -92,8 +100,14 @@ def run_demo(
     store = ArtifactStore(out / "stages" if out else None)
     report = EvaluationReport(edits, seed, str(model.device))
     questions = questions_of(model, tokenizer, cases, PromptReader(tokenizer))
+    asked = sampled_facts(range(edits), seed)
+    prompts = form_prompts(model, tokenizer, cases, prompt_forms, asked) if prompt_forms else []
+
+    def in_forms(method: CausalLM) -> FormScores | None:
+        return evaluate_forms(method, tokenizer, prompts) if prompts else None
+
     report.methods["unedited"] = MethodReport(
-        evaluate(model, tokenizer, cases, questions=questions)
+        evaluate(model, tokenizer, cases, questions=questions), forms=in_forms(model)
     )
     models: dict[str, MeGModel] = {}
     for name, hparams in hparams_by_preset.items():
@@ -115,6 +129,7 @@ def run_demo(
             evaluate(edited, tokenizer, cases, questions=questions, oracle=oracle),
             fitted,
             edited.stored_bytes,
+            in_forms(edited),
         )
         if name == presets[0]:
             say("\n" + before_and_after(edited, cases, seed) + "\n")

@@ -14,6 +14,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 SETTINGS_NOTE = "`meg-editor settings` lists all NAMEs of --set with defaults and explanations."
 _PRESETS = ("default", "paper")
+_FORMS_HELP = "JSON list of prompt forms in which up to 64 edits are asked for too"
 _DATA_HELP = "reference, counterfact, zsre, mquake, unke, knowedit or wikibigedit"
 
 
@@ -102,6 +103,7 @@ def _demo(commands: Commands) -> None:
         help="folder of the report, the picture and the edited model (default ./meg-demo)",
     )
     demo.add_argument("--preset", choices=_PRESETS, help="only this one (default both)")
+    demo.add_argument("--forms", type=Path, help=_FORMS_HELP)
     demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default auto)")
 
 
@@ -158,6 +160,7 @@ def _benchmark(commands: Commands) -> None:
     )
     bench.add_argument("--seeds", type=positive, default=3, help="samples of facts (default 3)")
     bench.add_argument("--ask", type=positive, help="evaluate so many edits only (default: all)")
+    bench.add_argument("--forms", type=Path, help=_FORMS_HELP)
     bench.add_argument("--trials", type=natural, default=8, help="settings tried per baseline")
     bench.add_argument("--trial-edits", type=positive, default=64, help="facts of a trial")
     bench.add_argument(

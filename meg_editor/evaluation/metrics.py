@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -42,6 +43,17 @@ def matches(answer: str, accepted: Sequence[str]) -> float:
         1.0
     """
     return float(normalise(answer) in {normalise(one) for one in accepted})
+
+
+def mentions(answer: str, target: str) -> float:
+    """1.0 if `target` stands in `answer` as whole words, in upper or lower case, else 0.0.
+
+    Example:
+        >>> mentions("The capital is Lima, of course", "lima."), mentions("Limassol", "Lima")
+        (1.0, 0.0)
+    """
+    words = re.escape(normalise(target).casefold())
+    return float(bool(re.search(rf"(?<!\w){words}(?!\w)", normalise(answer).casefold())))
 
 
 def token_accuracy(

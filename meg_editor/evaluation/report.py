@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import meg_editor
+from meg_editor.evaluation.forms import FormScores
 from meg_editor.evaluation.result import Evaluation
 from meg_editor.model.fit_report import FitReport
 from meg_editor.runtime.text_files import write_json
@@ -31,11 +32,16 @@ def versions() -> dict[str, str]:
 
 @dataclass(repr=False)
 class MethodReport:
-    """One method's evaluation, and its fit if it has one; printed as one line."""
+    """One method's evaluation, and its fit if it has one; printed as one line.
+
+    Attributes:
+        forms: where facts were asked in prompt forms.
+    """
 
     evaluation: Evaluation
     fit: FitReport | None = None
     stored_bytes: int | None = None
+    forms: FormScores | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.evaluation!r})"
@@ -56,6 +62,8 @@ class MethodReport:
             "gate": asdict(self.evaluation.gate) if self.evaluation.gate else None,
             "milliseconds_per_query": self.evaluation.milliseconds_per_query,
         }
+        if self.forms:
+            entry |= self.forms.to_dict()
         if fit and self.stored_bytes is not None:
             entry |= {
                 "seconds": fit.seconds,
