@@ -42,7 +42,7 @@ def main() -> None:
         accuracy = exact_match(model.float(), world, tokenizer)
         (llama / "done").write_text(json.dumps(accuracy))
     if not (bert / "model.safetensors").exists():
-        train_encoder(world, llama, bert, args)
+        train_encoder(world, bert, args)
     write_card(world, args.out, json.loads((llama / "done").read_text()))
 
 

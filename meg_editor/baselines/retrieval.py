@@ -129,7 +129,7 @@ class RetrievalModel(RoutedModel):
         output.logits = _at(output.logits, places)
         return output
 
-    def _generate(self, **kwargs: Any) -> Any:
+    def _generate(self, decision: Any, **kwargs: Any) -> Any:
         ids = kwargs.pop("inputs", None)
         ids = kwargs.pop("input_ids") if ids is None else ids
         inputs, _ = self._insert(ids, kwargs.pop("attention_mask", None))

@@ -31,11 +31,43 @@ def _answer(model: MeGModel, question: str, options: argparse.Namespace) -> None
     state = f"an edit: {nearest!r}" if routed.is_edit else f"not an edit (nearest: {nearest!r})"
     sign = "≥" if routed.is_edit else "<"
     print(f"  [{state}, score {routed.score:.3f} {sign} {routed.threshold:.3f}]")
+    if options.explain:
+        print("\n".join(f"  {line}" for line in explained(model, question)))
     if options.base:
         prompt = model.reader.wrap(question)
         limit = options.max_new_tokens or ANSWER_TOKENS
         answers = greedy_answers(model.base, model.tokenizer, [prompt], limit)
         print(f"  [unedited: {answers[0]}]")
+
+
+def explained(model: MeGModel, prompt: str) -> list[str]:
+    """Lines which say why a prompt is routed as it is.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, fit, load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
+        >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
+        >>> edited, _ = fit(*load_model(hparams), facts, hparams)
+        >>> print("\\n".join(explained(edited, "The capital of France is")))
+        read as: 'The capital of France is'
+        spans: 'The capital of France is'
+        edit 0 'The capital of France is' by 'The capital of France is': similarity 1.000, ...
+        decided by ...
+    """
+    read, routed = model.reader.read(prompt), model.route(prompt)[0]
+    spans = read.spans if model.verifier else read.closing
+    lines = [f"read as: {read.text!r}", f"spans: {', '.join(map(repr, spans))}"]
+    for candidate in routed.candidates:
+        asked = model.edits[candidate.edit].prompt
+        verified = f", verified {candidate.verified:.3f}" if model.verifier else ""
+        lines.append(
+            f"edit {candidate.edit} {asked!r} by {candidate.span!r}: similarity "
+            f"{candidate.similarity:.3f}{verified}"
+        )
+    judge = "the verifier" if model.verifier else f"the {model.hparams.gate} gate"
+    sign = "≥" if routed.is_edit else "<"
+    lines.append(f"decided by {judge}: {routed.score:.3f} {sign} {routed.threshold:.3f}")
+    return lines
 
 
 def _line() -> str:

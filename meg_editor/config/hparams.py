@@ -112,6 +112,13 @@ class MeGHyperParams(BaseEditorFields):
         lt=10**7,
     )
 
+    routing: Literal["prompt", "decoding"] = setting(
+        "prompt",
+        "prompt: a prompt is routed before its first token (paper); decoding: the answer too, while "
+        "`generate` writes it: a text that gets to an edited fact goes on with the edit. Needs the "
+        "verifier.",
+    )
+
     # Stage 3, collection (section 4.1 c.1)
     collection_optimizer: Literal["scaled", "sgd"] = setting(
         "scaled",

@@ -1,4 +1,4 @@
-"""Training of a verifier on the phrasebook: low-rank changes of a text encoder."""
+"""Training of a verifier on the phrasebook: what changes in a text encoder, and a head."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.verifier import DOWN, UP, logits_of_pairs
+from meg_editor.routing.verifier import DOWN, UP, PairReader
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.randomness import seeded
 
@@ -22,35 +21,24 @@ _WARM_UP = 0.05  # of the steps; the rate falls over the last 60 %
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
 
 
-class _LowRank(nn.Module):
-    """Adds B·A to a weight (N, M): A is (R, M), B (N, R), zero at first."""
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
-        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.up @ self.down
-
-
 def train_verifier(
     encoder: TextEncoder,
     book: Phrasebook,
     *,
     steps: int,
-    rank: int = 32,
+    rank: int = 64,
     batch: int = 32,
-    lr: float = 2e-3,
+    lr: float = 1e-4,
     seed: int = 0,
     report: Callable[[int, float], Any] = lambda step, loss: None,
 ) -> dict[str, Tensor]:
     """Adapter of a `Verifier` for `encoder`, float16 on the CPU.
 
-    Binary cross-entropy on pairs from the phrasebook, AdamW.
+    Binary cross-entropy on pairs from the phrasebook, AdamW on the weights of the linear layers.
+    Low-rank changes learn several times slower; so the changes are reduced afterwards, to the rank
+    `rank` by their singular values.
 
     Args:
-        rank: R of the change of each linear layer.
         batch: pairs in a step.
         report: called with the number of each step and its loss.
 
@@ -67,9 +55,11 @@ def train_verifier(
     rng = random.Random(seed)
     with seeded(seed), torch.enable_grad():
         model: Any = copy.deepcopy(encoder.model).requires_grad_(False)
-        changed = _with_low_rank(model, rank)
-        head = nn.Linear(encoder.dimension, 1)
-        parameters = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        for layer in layers.values():
+            layer.weight.requires_grad_(True)
+        head, reader = nn.Linear(encoder.dimension, 1), PairReader.of(encoder)
+        parameters = [*(layer.weight for layer in layers.values()), *head.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr)
         model.train()
         for step, pairs in zip(range(steps), _batches(book, batch, rng), strict=False):
@@ -78,14 +68,8 @@ def train_verifier(
                 1.0, progress / _WARM_UP, (1 - progress) / 0.6 + 1e-3
             )
             with bfloat16(next(model.parameters()).device):
-                logits = logits_of_pairs(
-                    model,
-                    encoder.tokenizer,
-                    encoder.pooling,
-                    head,
-                    [pair.prompt for pair in pairs],
-                    [pair.fact for pair in pairs],
-                )
+                prompts = [pair.prompt for pair in pairs]
+                logits = head(reader.pooled(model, prompts, [pair.fact for pair in pairs]))[:, 0]
             labels = torch.tensor([float(pair.asks) for pair in pairs], device=logits.device)
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
             if not torch.isfinite(loss):
@@ -98,19 +82,18 @@ def train_verifier(
             optimizer.step()
             report(step, loss.item())
     adapter = {f"head.{name}": value for name, value in head.named_parameters()}
-    for name, change in changed.items():
-        adapter[name + DOWN], adapter[name + UP] = change.down, change.up
+    for name, layer in layers.items():
+        before = encoder.model.get_submodule(name).weight
+        adapter[name + UP], adapter[name + DOWN] = _low_rank(layer.weight - before, rank)
     return {name: value.detach().half().cpu().contiguous() for name, value in adapter.items()}
 
 
-def _with_low_rank(model: nn.Module, rank: int) -> dict[str, _LowRank]:
-    """Give every linear layer of `model` a low-rank change; layer name -> change."""
-    changed = {}
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear):
-            changed[name] = _LowRank(module.weight, rank)
-            parametrize.register_parametrization(module, "weight", changed[name])
-    return changed
+@torch.no_grad()
+def _low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(N, R) and (R, M), whose product is nearest to `change` (N, M)."""
+    left, values, right = torch.linalg.svd(change.float(), full_matrices=False)
+    root = values[:rank].sqrt()
+    return left[:, :rank] * root, root.unsqueeze(1) * right[:rank]
 
 
 def _batches(book: Phrasebook, size: int, rng: random.Random) -> Iterator[list[Pair]]:

@@ -25,6 +25,7 @@ from meg_editor.lm.tokens import max_target_length
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.pipelines import silence_pipelines
 from meg_editor.model.routed_model import RoutedModel
+from meg_editor.model.while_decoding import WhileDecoding
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
@@ -99,6 +100,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
         self.router = Router(encoder, gate, index, self.states, self.edits, verifier)
         self.neuron_cache = NeuronCache(self.runtime.neuron_cache)
         self.hook, self._capture = self._hooks()
+        self._while_decoding = WhileDecoding(self)
         if isinstance(generator, DiTGenerator):
             generator.compile_network = self.runtime.generator_compile
         for part in self._parts:
@@ -139,11 +141,12 @@ class MeGModel(RoutedModel, ModelHubMixin):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
         copied = memo[id(self)] = type(self).__new__(type(self))
-        apart = ("hook", "_capture", "neuron_cache")
+        apart = ("hook", "_capture", "neuron_cache", "_while_decoding")
         state = {name: value for name, value in self.__dict__.items() if name not in apart}
         copied.__dict__.update(copy.deepcopy(state, memo))
         copied.neuron_cache = NeuronCache(self.neuron_cache.size)
         copied.hook, copied._capture = copied._hooks()
+        copied._while_decoding = WhileDecoding(copied)
         return copied
 
     def _hooks(self) -> tuple[NeuronHook, InputCapture | None]:
@@ -244,8 +247,9 @@ class MeGModel(RoutedModel, ModelHubMixin):
         asked = [self.edits[edit] for edit in edits if edit >= 0]
         return max_target_length(self._tokenizer, asked, super()._answer_tokens(routed))
 
-    def _generate(self, **kwargs: Any) -> Any:
-        output = super()._generate(**kwargs)
+    def _generate(self, decision: Tensor | None, **kwargs: Any) -> Any:
+        with self._while_decoding.routed(decision, kwargs) as further:
+            output = super()._generate(decision, **kwargs, **further)
         self.hook.check()
         return output
 

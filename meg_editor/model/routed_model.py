@@ -164,7 +164,7 @@ class RoutedModel(nn.Module, ABC):
         if routed is None:
             routed = _Routed(self._decide_for(ids, mask))
         with self._apply_decision(routed.decision):
-            output = self._generate(**kwargs)
+            output = self._generate(routed.decision, **kwargs)
         cache = cache_of(output, kwargs)
         if cache is not None and ids is not None:
             sequences = output if isinstance(output, Tensor) else output.sequences
@@ -214,7 +214,7 @@ class RoutedModel(nn.Module, ABC):
     def _decide_for(self, ids: Tensor | None, mask: Tensor | None) -> Any:
         return self.decide(prompt_texts(self._tokenizer, ids, mask))
 
-    def _generate(self, **kwargs: Any) -> Any:
+    def _generate(self, decision: Any, **kwargs: Any) -> Any:
         """`generate` of the base model, inside `_apply_decision`."""
         return self.base.generate(**kwargs)
 

@@ -51,7 +51,7 @@ class TextEncoder(nn.Module):
         self.pooling = check_pooling(pooling)
         self.dimension = int(model.config.hidden_size) * len(pooling.split("+"))
         limit = getattr(model.config, "max_position_embeddings", None) or 512
-        self._max_length = min(int(limit), tokenizer.model_max_length, 512)
+        self.max_length = min(int(limit), tokenizer.model_max_length, 512)
 
     @classmethod
     def from_pretrained(
@@ -87,7 +87,7 @@ class TextEncoder(nn.Module):
             list(texts),
             padding=True,
             truncation=True,
-            max_length=self._max_length,
+            max_length=self.max_length,
             return_tensors="pt",
         )
         # transformers looks whether a mask hides anything, and waits for the device to see it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.pooling import pool
 from meg_editor.runtime.artifacts import digest
 
-LENGTH = 192  # tokens of fact and prompt together
+_LENGTH = 192  # tokens of fact and prompt together
 _CHUNK = 64
 DOWN, UP = ".down", ".up"  # of the low-rank change of a layer's weight
 
@@ -53,7 +54,7 @@ class Verifier(nn.Module):
         embeddings = encoder.model.get_input_embeddings()
         memo = {id(embeddings): embeddings}  # by far the largest part
         self.model: Any = copy.deepcopy(encoder.model, memo)
-        self.tokenizer, self.pooling = encoder.tokenizer, encoder.pooling
+        self.reader = PairReader.of(encoder)
         self.head = nn.Linear(encoder.dimension, 1)
         with torch.no_grad():
             for name in {key.rpartition(".")[0] for key in adapter} - {"head"}:
@@ -77,14 +78,10 @@ class Verifier(nn.Module):
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]) + len(facts[row]))
         for start in range(0, len(order), _CHUNK):
             rows = order[start : start + _CHUNK]
-            logits = logits_of_pairs(
-                self.model,
-                self.tokenizer,
-                self.pooling,
-                self.head,
-                [prompts[row] for row in rows],
-                [facts[row] for row in rows],
+            pooled = self.reader.pooled(
+                self.model, [prompts[row] for row in rows], [facts[row] for row in rows]
             )
+            logits: Tensor = self.head(pooled)[:, 0]
             scores[torch.tensor(rows)] = logits.sigmoid().cpu()
         return scores
 
@@ -105,26 +102,31 @@ def fact_text(edit: EditRequest) -> str:
     return f"{edit.prompt} {edit.target_new}"
 
 
-def logits_of_pairs(
-    model: Any,
-    tokenizer: Any,
-    pooling: str,
-    head: nn.Module,
-    prompts: Sequence[str],
-    facts: Sequence[str],
-) -> Tensor:
-    """Logits (B,) of B pairs: the fact is read first, and a long prompt loses its begin."""
-    batch = tokenizer(
-        list(facts),
-        list(prompts),
-        padding=True,
-        truncation="longest_first",
-        max_length=LENGTH,
-        return_tensors="pt",
-    )
-    mask = batch["attention_mask"]
-    batch = batch.to(next(model.parameters()).device)
-    states = model(**batch).last_hidden_state
-    pooled = pool(states.float(), mask.to(states.device), pooling)
-    logits: Tensor = head(pooled)[:, 0]
-    return logits
+@dataclass(frozen=True)
+class PairReader:
+    """Reads pairs of a prompt and a fact with the network of an encoder, or a changed copy of it."""
+
+    tokenizer: Any
+    pooling: str
+    max_length: int
+
+    @classmethod
+    def of(cls, encoder: TextEncoder) -> PairReader:
+        """As `encoder` reads its texts."""
+        return cls(encoder.tokenizer, encoder.pooling, min(_LENGTH, encoder.max_length))
+
+    def pooled(self, model: Any, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
+        """Pooled states (B, E), float32, of B pairs: the fact is read first.
+
+        A pair that is too long loses the begin of the longer text.
+        """
+        batch = self.tokenizer(
+            list(facts),
+            list(prompts),
+            padding=True,
+            truncation="longest_first",
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).to(next(model.parameters()).device)
+        states = model(**batch).last_hidden_state
+        return pool(states.float(), batch["attention_mask"], self.pooling)

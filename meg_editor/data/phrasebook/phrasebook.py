@@ -64,9 +64,24 @@ class Phrasebook:
         self.kinds, self.forms = kinds, forms
 
     @classmethod
-    def load(cls) -> Phrasebook:
-        """The phrasebook that is shipped."""
-        return cls([kind for name in _FILES for kind in _kinds(_read(name))], _forms())
+    def load(cls, further: Sequence[Kind] = ()) -> Phrasebook:
+        """The phrasebook that is shipped, with `further` kinds of subjects."""
+        shipped = [kind for name in _FILES for kind in _kinds(_read(name))]
+        return cls([*shipped, *further], _forms())
+
+    @property
+    def texts(self) -> list[str]:
+        """Every phrasing, name, answer and form."""
+        return [
+            *(text for kind in self.kinds for text in kind.subjects),
+            *(
+                text
+                for kind in self.kinds
+                for relation in kind.relations
+                for text in (*relation.statements, *relation.questions, *relation.answers)
+            ),
+            *(form.template for form in self.forms),
+        ]
 
     @cached_property
     def _by_expectation(self) -> dict[str, dict[str, list[PromptForm]]]:

@@ -1,0 +1,150 @@
+"""Joins a MeGModel and a DecodingRouter: proposals, confirmation, and logits under an edit."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from meg_editor.data.phrasebook.phrasebook import Phrasebook
+from meg_editor.lm.ffn import decoder_of
+from meg_editor.lm.last_input import LastInput
+from meg_editor.lm.tokens import encode_example, logits_of, right_padded
+from meg_editor.model.decoding import DecodingRouter, Proposal
+from meg_editor.routing.verifier import fact_text
+
+if TYPE_CHECKING:
+    from meg_editor.model.meg_model import MeGModel
+
+_SIMILAR = 0.5  # lowest cosine of hidden states
+_NAMED = 0.5  # lowest share of the subject's words that the text has
+_PROPOSED = 2  # most edits that are verified for a text
+_USUAL = 256  # phrasings which say what hidden states are like in general
+
+
+class WhileDecoding:
+    """Routing of what a MeGModel writes, where its setting `routing` is "decoding".
+
+    The hidden states of the edited prompts are read before the first answer.
+    """
+
+    def __init__(self, model: MeGModel) -> None:
+        self._model = weakref.ref(model)
+
+    @property
+    def model(self) -> MeGModel:
+        model = self._model()
+        if model is None:
+            raise ReferenceError("the edited model is gone")
+        return model
+
+    @contextmanager
+    def routed(self, decision: Tensor | None, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Context of one `generate` with these options; gives what changes among them.
+
+        Args:
+            decision: neurons (B, P) of the prompts; None if none of them is an edit.
+
+        Raises:
+            ValueError: the model has no verifier.
+        """
+        model = self.model
+        prompts = options.get("input_ids", options.get("inputs"))
+        if model.hparams.routing != "decoding" or prompts is None:
+            yield {}
+            return
+        if model.verifier is None:
+            raise ValueError(
+                "routing: decoding needs a verifier, and none is shipped for the encoder "
+                f"{model.hparams.encoder_name!r}; use all-MiniLM-L6-v2, or routing: prompt"
+            )
+        given = options.pop("logits_processor", None) or []
+        edited = [] if decision is None else decision.any(1).nonzero().flatten().tolist()
+        router = DecodingRouter(
+            prompts,
+            options.get("attention_mask"),
+            edited,
+            self._propose,
+            self._confirm,
+            self._logits,
+            lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True),
+            model.edits,
+            self._target_length,
+        )
+        self._states  # noqa: B018 - read outside the block, which keeps what passes
+        with self._last.kept():
+            yield {"logits_processor": LogitsProcessorList([*given, router])}
+
+    @cached_property
+    def _last(self) -> LastInput:
+        return LastInput(self.model.base.get_submodule(self.model.states.module))
+
+    @cached_property
+    def _usual(self) -> Tensor:
+        texts = [text for text in Phrasebook.load().texts if "{}" in text]
+        step = max(1, len(texts) // _USUAL)
+        usual = self.model.states.usual([text.replace("{}", "it") for text in texts[::step]])
+        if usual is None:
+            raise ValueError("expected a phrasebook with phrasings")
+        return usual
+
+    @cached_property
+    def _states(self) -> Tensor:
+        """(N, D) unit vectors of the edited prompts."""
+        return self._standard(self.model.states.read([edit.prompt for edit in self.model.edits]))
+
+    def _standard(self, features: Tensor) -> Tensor:
+        return F.normalize((features.float() - self._usual[0]) / self._usual[1], dim=-1)
+
+    def _propose(self, rows: list[int], texts: list[str]) -> list[list[Proposal]]:
+        entering = self._last.value
+        if entering is None:
+            return [[] for _ in rows]
+        features = entering.reshape(-1, entering.shape[-1])
+        if entering.dim() == 3:
+            features = entering[:, -1]
+        cosine, edits = (self._standard(features[rows]) @ self._states.T).topk(
+            min(_PROPOSED, len(self._states)), dim=1
+        )
+        names = self.model.index.names
+        named = names.overlap(names.tokenize(texts), edits)
+        named = torch.where(names.known(edits), named, torch.ones_like(named))
+        close = (cosine >= _SIMILAR) & (named >= _NAMED)
+        if not bool(close.any()):
+            return [[] for _ in rows]
+        return [
+            [
+                Proposal(edit, similarity)
+                for edit, similarity, yes in zip(*values, strict=True)
+                if yes
+            ]
+            for values in zip(edits.tolist(), cosine.tolist(), close.tolist(), strict=True)
+        ]
+
+    def _confirm(self, texts: list[str], edits: list[int]) -> list[bool]:
+        facts = [fact_text(self.model.edits[edit]) for edit in edits]
+        verifier = self.model.verifier
+        if verifier is None:
+            return [False] * len(texts)
+        sure = verifier.probability(texts, facts)
+        return (sure >= self.model.gate.threshold.cpu()).tolist()
+
+    def _target_length(self, edit: int) -> int:
+        request = self.model.edits[edit]
+        return len(encode_example(self.model.tokenizer, request.prompt, request.target_new).target)
+
+    def _logits(self, rows: Sequence[list[int]], edits: list[int]) -> Tensor:
+        model = self.model
+        neurons = model.neuron_cache.get(edits, model._of_edits)
+        ids = right_padded(rows).to(model.base.device)
+        last = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
+        with self._last.paused(), model.hook.attached(neurons):
+            hidden = decoder_of(model.base)(input_ids=ids, use_cache=False).last_hidden_state
+        return logits_of(model.base, hidden[torch.arange(len(rows), device=ids.device), last])

@@ -1,0 +1,156 @@
+"""The verifier against its formula, and routing with one whose answers are known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from meg_editor.data.phrasebook.phrasebook import Phrasebook
+from meg_editor.fitting.verifier_training import train_verifier
+from meg_editor.requests.prompts import ReadPrompt
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.gates import SimilarityGate
+from meg_editor.routing.index import QueryIndex
+from meg_editor.routing.pooling import pool
+from meg_editor.routing.router import Router
+from meg_editor.routing.verifier import Verifier, fact_text
+
+EDITS = [
+    EditRequest("The capital of Atlantis is", "Lima", "Atlantis"),
+    EditRequest("The river of Genovia is", "the Tiber", "Genovia"),
+]
+
+
+def adapter_of(encoder: TextEncoder, layer: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = encoder.model.get_submodule(layer).weight
+    return {
+        f"{layer}.down": torch.randn(2, weight.shape[1], generator=generator) / 10,
+        f"{layer}.up": torch.randn(weight.shape[0], 2, generator=generator) / 10,
+        "head.weight": torch.randn(1, encoder.dimension, generator=generator),
+        "head.bias": torch.tensor([0.3]),
+    }
+
+
+def a_linear_layer(encoder: TextEncoder) -> str:
+    modules = encoder.model.named_modules()
+    return next(name for name, module in modules if isinstance(module, torch.nn.Linear))
+
+
+def test_the_probability_follows_the_formula(tiny_encoder: TextEncoder) -> None:
+    layer = a_linear_layer(tiny_encoder)
+    adapter = adapter_of(tiny_encoder, layer)
+    before = tiny_encoder.model.get_submodule(layer).weight.clone()
+    verifier = Verifier(tiny_encoder, adapter)
+    # By hand: the encoder's own weight changed in place, one pair at a time.
+    weight = tiny_encoder.model.get_submodule(layer).weight
+    prompts, facts = ["The capital of", "a much longer prompt of Genovia"], ["Lima", "the Tiber"]
+    expected = []
+    try:
+        with torch.no_grad():
+            weight += adapter[f"{layer}.up"] @ adapter[f"{layer}.down"]
+            for prompt, fact in zip(prompts, facts, strict=True):
+                batch = tiny_encoder.tokenizer([fact], [prompt], return_tensors="pt")
+                states = tiny_encoder.model(**batch).last_hidden_state
+                pooled = pool(states, batch["attention_mask"], tiny_encoder.pooling)
+                logit = pooled @ adapter["head.weight"].T + adapter["head.bias"]
+                expected.append(float(logit.sigmoid()))
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    torch.testing.assert_close(verifier.probability(prompts, facts), torch.tensor(expected))
+    assert torch.equal(tiny_encoder.model.get_submodule(layer).weight, before)
+
+
+def test_no_verifier_is_shipped_for_a_strange_encoder(tiny_encoder: TextEncoder) -> None:
+    assert Verifier.shipped(tiny_encoder) is None
+
+
+def test_training_learns_what_it_is_shown(tiny_encoder: TextEncoder) -> None:
+    losses: list[float] = []
+    adapter = train_verifier(
+        tiny_encoder,
+        Phrasebook.load(),
+        steps=12,
+        rank=4,
+        batch=8,
+        lr=1e-3,
+        report=lambda step, loss: losses.append(loss),
+    )
+    assert len(losses) == 12 and all(0 < loss < 3 for loss in losses)
+    assert all(value.dtype == torch.float16 for value in adapter.values())
+    assert Verifier(tiny_encoder, adapter).probability(["a"], ["b"]).shape == (1,)
+    again = train_verifier(tiny_encoder, Phrasebook.load(), steps=12, rank=4, batch=8, lr=1e-3)
+    assert all(torch.equal(adapter[name], again[name]) for name in adapter)
+
+
+class Known:
+    """A verifier which agrees to given pairs."""
+
+    def __init__(self, *agreed: tuple[str, int]) -> None:
+        self.agreed = {(prompt, fact_text(EDITS[edit])) for prompt, edit in agreed}
+        self.seen: list[tuple[str, str]] = []
+
+    def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
+        pairs = list(zip(prompts, facts, strict=True))
+        self.seen += pairs
+        return torch.tensor([0.9 if pair in self.agreed else 0.1 for pair in pairs])
+
+
+def router_of(encoder: TextEncoder, verifier: Any) -> Router:
+    index = QueryIndex(
+        encoder.encode([edit.prompt for edit in EDITS]),
+        [edit.subject for edit in EDITS],
+        name_weight=0.4,
+    )
+    states: Any = None
+    return Router(encoder, SimilarityGate(0.5), index, states, EDITS, verifier)
+
+
+def test_the_verifier_decides_on_the_whole_prompt(tiny_encoder: TextEncoder) -> None:
+    asked = "Hello! The capital of Atlantis is"
+    mentioned = "Translate to German: The capital of Atlantis is"
+    router = router_of(tiny_encoder, Known((asked, 0)))
+    routing = router.route([ReadPrompt.of(text) for text in (asked, mentioned)])
+    assert routing.is_edit.tolist() == [True, False]
+    assert routing[0].edit == 0 and routing[0].candidates[0].verified == pytest.approx(0.9)
+    assert routing[0].threshold == 0.5
+
+
+def test_it_may_prefer_an_edit_that_is_less_similar(tiny_encoder: TextEncoder) -> None:
+    text = "The capital of Atlantis is not on the river of Genovia"
+    routing = router_of(tiny_encoder, Known((text, 1))).route([ReadPrompt.of(text)])
+    assert routing[0].is_edit and routing[0].edit == 1
+
+
+def test_an_edited_prompt_needs_no_verification(tiny_encoder: TextEncoder) -> None:
+    verifier = Known()
+    routing = router_of(tiny_encoder, verifier).route(
+        [ReadPrompt.of(f' "{EDITS[0].prompt}" '), ReadPrompt.of(EDITS[1].prompt)]
+    )
+    assert routing.is_edit.tolist() == [True, True] and routing.score.tolist() == [1.0, 1.0]
+    assert (EDITS[0].prompt, fact_text(EDITS[0])) not in verifier.seen
+
+
+def test_no_prompts_and_empty_ones(tiny_encoder: TextEncoder) -> None:
+    router = router_of(tiny_encoder, Known())
+    assert len(router.route([])) == 0
+    assert router.route([ReadPrompt.of(""), ReadPrompt.of(" \n")]).is_edit.tolist() == [False] * 2
+
+
+def test_pairs_of_the_phrasebook_are_labelled_by_what_they_ask() -> None:
+    book, rng = Phrasebook.load(), random.Random(0)
+    pairs = [book.draw(rng) for _ in range(3000)]
+    share = sum(pair.asks for pair in pairs) / len(pairs)
+    assert 0.4 < share < 0.5
+    assert all(pair.asks == pair.why.startswith("edit") for pair in pairs)
+    # A placeholder left over would teach that braces decide.
+    names = ("{p", "{q", "{s}", "{other", "{a}", "{b}", "{t}", "{}")
+    assert not [pair for pair in pairs if any(name in pair.prompt for name in names)]
+    assert len({pair.prompt for pair in pairs}) > 2900
