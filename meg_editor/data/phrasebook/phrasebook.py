@@ -11,14 +11,17 @@ from typing import Any
 
 import yaml
 
+from meg_editor.data.phrasebook.names import draw_name, similar_name
 from meg_editor.data.prompt_forms import PromptForm
 
 _FILES = ("people_and_works.yaml", "places_and_things.yaml")
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
-_SIBLING = 0.35  # of the others: for another relation of the subject
+_SIBLING = 0.4  # of the others: for another relation of the subject
 _NEIGHBOUR = 0.25  # for the same relation of another subject; the rest only mentions the fact
 _PLAIN = 0.35  # of the prompts: the phrasing alone
+_RUNNING = 0.12  # of the other prompts: a text which gets to the fact
+_CUT = 0.4  # of the passages: cut from anywhere
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Phrasebook:
     def draw(self, rng: random.Random) -> Pair:
         """A pair; by and large as many ask for their fact as do not."""
         kind = rng.choice(self.kinds)
-        relation, subject = rng.choice(kind.relations), rng.choice(kind.subjects)
+        relation, subject = rng.choice(kind.relations), draw_name(rng, kind.subjects)
         answer = rng.choice(relation.answers)
         phrasing = rng.choice(relation.statements + relation.questions)
         fact = f"{phrasing.format(subject)} {answer}"
@@ -106,7 +109,7 @@ class Phrasebook:
             relation = rng.choice(others)
             return self._pair(rng, kind, relation, subject, answer, fact, "sibling")
         if chance < _SIBLING + _NEIGHBOUR:
-            subject = _another(rng, kind, subject)
+            subject = similar_name(rng, subject, kind.subjects)
             return self._pair(rng, kind, relation, subject, answer, fact, "neighbour")
         return self._pair(rng, kind, relation, subject, answer, fact, "none", phrasing)
 
@@ -139,7 +142,7 @@ class Phrasebook:
         asks = why == "edit"
         if why != "none" and rng.random() < _PLAIN:
             prompt = values[rng.choice("pq")]
-        elif why != "none" and rng.random() < 0.12:
+        elif why != "none" and rng.random() < _RUNNING:
             prompt = self._running(rng, kind, rng.choice(relation.statements), subject)
         else:
             kinds = self._by_expectation["none" if why == "none" else "edit"]
@@ -176,18 +179,12 @@ class Phrasebook:
             relation = rng.choice(kind.relations)
             statement = rng.choice(relation.statements).format(rng.choice(kind.subjects))
             sentences.append(f"{statement} {rng.choice(relation.answers)}.")
-        return " ".join(sentences)
-
-
-def _another(rng: random.Random, kind: Kind, subject: str) -> str:
-    """Another subject of the kind, often one which shares a word with this one."""
-    other = rng.choice([name for name in kind.subjects if name != subject])
-    ours, theirs = subject.split(), other.split()
-    if len(ours) > 1 and len(theirs) > 1 and rng.random() < 0.5:
-        mixed = [*ours[:-1], theirs[-1]] if rng.random() < 0.5 else [theirs[0], *ours[1:]]
-        if mixed != ours:
-            return " ".join(mixed)
-    return other
+        if rng.random() >= _CUT:
+            return " ".join(sentences)
+        # What comes before a question in a text is often cut from anywhere.
+        words = f"{' '.join(sentences)} {self._question(rng, '')}".split()
+        start = rng.randrange(len(words))
+        return " ".join(words[start : start + rng.randint(3, 14)]) + rng.choice((".", "", ")", ":"))
 
 
 def _read(name: str) -> Any:

@@ -1,0 +1,62 @@
+"""Names of subjects, known and invented, and names that are nearly the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+_BEGINS = "b br c ch d dr f fr g gl h j k kr l m n p qu r s sh st t tr v w z".split()
+_MIDDLES = "a e i o u ai ea ie oo ou".split()
+_ENDS = ["", "", "n", "r", "l", "s", "x", "m", "nd", "rt", "ck", "th"]
+
+
+def draw_name(rng: random.Random, known: Sequence[str]) -> str:
+    """One of the known names, their words in another order of the draw, or invented ones.
+
+    Example:
+        >>> draw_name(random.Random(0), ["Ada Lovelace", "Emmy Noether"])
+        'Emmy Noether'
+    """
+    name, chance = rng.choice(known), rng.random()
+    if chance < 0.5:
+        return name
+    if chance < 0.7:
+        other = rng.choice(known).split()
+        return " ".join([*name.split()[:-1], other[-1]])
+    return " ".join(_invented(rng) for _ in name.split()[:3])
+
+
+def similar_name(rng: random.Random, name: str, known: Sequence[str]) -> str:
+    """Another name: often one which shares words with `name`, or all but a syllable.
+
+    Example:
+        >>> similar_name(random.Random(2), "Ada Lovelace", ["Ada Lovelace", "Emmy Noether"])
+        'Ada Noether'
+    """
+    words, other = name.split(), rng.choice(known).split()
+    place, chance = rng.randrange(len(words)), rng.random()
+    if chance < 0.25:
+        words = other
+    elif chance < 0.5:
+        words[place] = rng.choice(other)
+    elif chance < 0.7:
+        words[place] = _with_another_syllable(rng, words[place])
+    elif chance < 0.85 and len(words) > 1:
+        words.pop(place)
+    else:
+        words.insert(rng.randrange(len(words) + 1), rng.choice(other))
+    return " ".join(words) if words != name.split() else _invented(rng)
+
+
+def _syllable(rng: random.Random) -> str:
+    return rng.choice(_BEGINS) + rng.choice(_MIDDLES) + rng.choice(_ENDS)
+
+
+def _invented(rng: random.Random) -> str:
+    return "".join(_syllable(rng) for _ in range(rng.choice((1, 2, 2, 3)))).capitalize()
+
+
+def _with_another_syllable(rng: random.Random, word: str) -> str:
+    start = rng.randrange(max(1, len(word) - 2))
+    changed = word[:start] + _syllable(rng) + word[start + rng.randint(1, 3) :]
+    return changed.capitalize() if word[:1].isupper() else changed
