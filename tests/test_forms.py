@@ -20,6 +20,7 @@ from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
 from meg_editor.benchmark import Benchmark, Method, run_benchmark
 from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.report import write_report
+from meg_editor.cli.demo import run_demo
 from meg_editor.cli.main import main
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase, Probe
@@ -500,3 +501,25 @@ def test_the_commands_take_a_file_of_forms(tmp_path: Path, capsys: Any) -> None:
     assert main(["demo", "--forms", str(tmp_path / "no.json"), "--out", str(out)]) == 2
     assert main(["demo", "--model", "x", "--forms", str(forms), "--out", str(out)]) == 2
     assert "leave it out beside --model" in capsys.readouterr().err
+
+
+def test_the_demo_asks_in_forms_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = MeGHyperParams.preset
+
+    def quick(name: str, **changes: Any) -> MeGHyperParams:
+        return real(name, **changes, encoder_steps=0, gate_threshold=0.8, generator="bank")
+
+    monkeypatch.setattr(MeGHyperParams, "preset", quick)
+    forms = tmp_path / "forms.json"
+    rows = [
+        {**GOOD, "template": "{p}"},
+        {**GOOD, "expect": "none", "kind": "bare", "template": "Hi"},
+    ]
+    forms.write_text(json.dumps(rows), "utf-8")
+    demo = run_demo(4, 0, tmp_path, ("default",), "cpu", lambda _: None, forms)
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))["methods"]
+    assert report["unedited"]["forms"] is None
+    assert report["unedited"]["forms_answers"] == {"plain": 0.0, "bare": 100.0}
+    assert report["meg-default"]["forms"] == {"plain": 100.0, "bare": 100.0}
+    assert report["meg-default"]["forms_answers"] == {"plain": 100.0, "bare": 100.0}
+    assert demo.report.methods["meg-default"].forms
