@@ -47,7 +47,9 @@ setup(
         "meg_editor": ["py.typed"],
         "meg_editor.config": ["presets/*.yaml"],
         "meg_editor.lm": ["assets/**/*"],
+        "meg_editor.data.phrasebook": ["*.yaml"],
         "meg_editor.data.world": ["*.tsv", "*.yaml"],
+        "meg_editor.routing": ["verifiers/*.safetensors"],
     },
     # Lower bounds only; what is tested is in constraints.txt.
     install_requires=[

@@ -10,7 +10,20 @@ from torch import Tensor
 from meg_editor.model.decoding import DecodingRouter, Proposal
 from meg_editor.requests.request import EditRequest
 
-WORDS = ["<pad>", "Tell", "me", "about", "France.", "It", "is", "big.", "Its", "capital", "Lima", "."]
+WORDS = [
+    "<pad>",
+    "Tell",
+    "me",
+    "about",
+    "France.",
+    "It",
+    "is",
+    "big.",
+    "Its",
+    "capital",
+    "Lima",
+    ".",
+]
 EDITS = [EditRequest("The capital of France is", "Lima", "France")]
 PROMPT = [1, 2, 3, 4]
 

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 
 from meg_editor.benchmark.diagnostics import score_histogram
 from meg_editor.data.cases import MultiHopCase, Probe
+from meg_editor.data.trap_questions import counter_asked, negated
 from meg_editor.evaluation import Question
 from meg_editor.evaluation.edit_conflicts import near_duplicates
 from meg_editor.evaluation.fluency import ngram_entropy, perplexity
 from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, token_recall
 from meg_editor.evaluation.multi_hop import multi_hop_scores
-from meg_editor.data.trap_questions import counter_asked, negated
 from meg_editor.requests.request import EditRequest
 
 

@@ -75,7 +75,7 @@ def test_closing_spans_leave_out_what_is_mentioned_before() -> None:
         f"{Q} ?",
         f"**{Q}**",
         f"“{Q}”",
-        "Which instrument  does Ada play？",  # noqa: RUF001 - a full-width mark
+        "Which instrument  does Ada play？",
     ],
 )
 def test_surface_does_not_decide(text: str) -> None:

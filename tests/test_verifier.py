@@ -35,6 +35,7 @@ def adapter_of(encoder: TextEncoder, layer: str) -> dict[str, Tensor]:
         f"{layer}.up": torch.randn(weight.shape[0], 2, generator=generator) / 10,
         "head.weight": torch.randn(1, encoder.dimension, generator=generator),
         "head.bias": torch.tensor([0.3]),
+        "similarity": torch.tensor(0.4),
     }
 
 
@@ -92,6 +93,8 @@ def test_training_learns_what_it_is_shown(tiny_encoder: TextEncoder) -> None:
 
 class Known:
     """A verifier which agrees to given pairs."""
+
+    similarity = 0.4
 
     def __init__(self, *agreed: tuple[str, int]) -> None:
         self.agreed = {(prompt, fact_text(EDITS[edit])) for prompt, edit in agreed}

@@ -114,8 +114,8 @@ class MeGHyperParams(BaseEditorFields):
 
     routing: Literal["prompt", "decoding"] = setting(
         "prompt",
-        "prompt: a prompt is routed before its first token (paper); decoding: the answer too, while "
-        "`generate` writes it: a text that gets to an edited fact goes on with the edit. Needs the "
+        "prompt: a prompt is routed before its first token (paper); decoding: its answer too "
+        "while `generate` writes it: a text that gets to an edited fact goes on with the edit. Needs a "
         "verifier.",
     )
 

@@ -115,6 +115,8 @@ def _prepared(context: FitContext, encoder: TextEncoder) -> Iterator[Prepared]:
         if gating.reusable:
             artifact = gating.prepare()
             yield _kept(gating, artifact, _what(gating, artifact, which))
+        elif gating.verifier:
+            yield Prepared(gating.name, "the encoder's verifier is shipped")
         elif gating.calibrated:
             yield Prepared(gating.name, "this gate learns the edits themselves")
         else:

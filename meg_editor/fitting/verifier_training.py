@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.verifier import DOWN, UP, PairReader
+from meg_editor.routing.verifier import DOWN, TYPES, UP, PairReader, Verifier
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.randomness import seeded
 
@@ -30,6 +30,8 @@ def train_verifier(
     batch: int = 32,
     lr: float = 1e-4,
     seed: int = 0,
+    start: Mapping[str, Tensor] | None = None,
+    similarity: float = 0.4,
     report: Callable[[int, float], Any] = lambda step, loss: None,
 ) -> dict[str, Tensor]:
     """Adapter of a `Verifier` for `encoder`, float16 on the CPU.
@@ -40,6 +42,8 @@ def train_verifier(
 
     Args:
         batch: pairs in a step.
+        start: an adapter to go on from.
+        similarity: of the adapter: which edits are worth to be verified.
         report: called with the number of each step and its loss.
 
     Raises:
@@ -55,11 +59,17 @@ def train_verifier(
     rng = random.Random(seed)
     with seeded(seed), torch.enable_grad():
         model: Any = copy.deepcopy(encoder.model).requires_grad_(False)
+        head, reader = nn.Linear(encoder.dimension, 1), PairReader.of(encoder)
+        if start is not None:
+            begun = Verifier(encoder, start)
+            model, head = begun.model, begun.head.requires_grad_(True)
         layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         for layer in layers.values():
             layer.weight.requires_grad_(True)
-        head, reader = nn.Linear(encoder.dimension, 1), PairReader.of(encoder)
+        types = dict(model.named_parameters()).get(TYPES)
         parameters = [*(layer.weight for layer in layers.values()), *head.parameters()]
+        if types is not None:
+            parameters.append(types.requires_grad_(True))
         optimizer = torch.optim.AdamW(parameters, lr)
         model.train()
         for step, pairs in zip(range(steps), _batches(book, batch, rng), strict=False):
@@ -81,7 +91,10 @@ def train_verifier(
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             report(step, loss.item())
-    adapter = {f"head.{name}": value for name, value in head.named_parameters()}
+    adapter: dict[str, Tensor] = {f"head.{name}": value for name, value in head.named_parameters()}
+    adapter["similarity"] = torch.tensor(similarity)
+    if types is not None:
+        adapter[TYPES] = types
     for name, layer in layers.items():
         before = encoder.model.get_submodule(name).weight
         adapter[name + UP], adapter[name + DOWN] = _low_rank(layer.weight - before, rank)

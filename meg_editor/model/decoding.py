@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -93,12 +92,14 @@ class DecodingRouter(LogitsProcessor):
         each = max(1, len(rows) // self.count)  # beams, or several answers to a prompt
         written = [tuple(row[self.length :]) for row in rows]
         open_rows = [
-            row
-            for row, tokens in enumerate(written)
-            if tokens and row // each not in self.edited
+            row for row, tokens in enumerate(written) if tokens and row // each not in self.edited
         ]
         texts = {row: self.decode(list(written[row])) for row in open_rows}
-        active = {row: found for row in open_rows if (found := self._still(row // each, written[row], texts[row]))}
+        active = {
+            row: found
+            for row in open_rows
+            if (found := self._still(row // each, written[row], texts[row]))
+        }
         active |= self._begun([row for row in open_rows if row not in active], texts, written)
         self._in_effect = {(row // each, written[row]): found for row, found in active.items()}
         if not active:

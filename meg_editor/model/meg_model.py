@@ -209,7 +209,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
 
         self.base._apply(fn, recurse)
         for part in self._parts:
-            part._apply(move, recurse)  # type: ignore[no-untyped-call]
+            part._apply(move, recurse)
         return self
 
     def train(self, mode: bool = True) -> MeGModel:

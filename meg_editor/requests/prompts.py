@@ -62,7 +62,7 @@ class PromptReader:
         return self.template.replace("{}", query)
 
     def read(self, prompt: str) -> ReadPrompt:
-        """What `prompt` asks: the query in the template, or the last user turn of a conversation."""
+        """What `prompt` asks: the query in the template, or the last user turn of a chat."""
         query = self._query(prompt)
         if query is not None:
             return ReadPrompt.of(query)

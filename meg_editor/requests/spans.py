@@ -10,7 +10,9 @@ _CUE = re.compile(r"^\s*(?:[A-Z][a-z]{0,11}\s*[:>]|[-*>#]+|\d{1,2}[.)])\s*")
 _SENTENCE_END = re.compile(
     r"(?<=[.!?…])[\"'”’»)\]]*\s+(?=[^\W_a-z]|[\"'“‘«(¿¡])|(?<=[。！？؟।])[\"'”’」』）]*\s*"
 )
-_QUOTED = re.compile(r"\"([^\"\n]{8,})\"|“([^”\n]{8,})”|«([^»\n]{8,})»|「([^」\n]{4,})」|„([^“”\n]{8,})[“”]")
+_QUOTED = re.compile(
+    r"\"([^\"\n]{8,})\"|“([^”\n]{8,})”|«([^»\n]{8,})»|「([^」\n]{4,})」|„([^“”\n]{8,})[“”]"
+)
 _ASIDE = re.compile(r"\s*[(\[][^()\[\]]{1,60}[)\]]\s*$")
 _ENDS = " \t\"'“”‘’«»„「」()[]*_`~-–—#<>"
 _FIRST, _LAST = 3, 6  # sentences of a long text which may be the question: of its begin and end

@@ -20,7 +20,6 @@ from meg_editor.routing.routing import Candidate, Routing
 from meg_editor.routing.verifier import Verifier, fact_text
 
 _VERIFIED = 4  # most edits of which a prompt is verified
-_RETRIEVED = 0.4  # lowest similarity of these, but for the first
 
 
 def build_index(
@@ -129,18 +128,24 @@ class Router:
     def _verified(self, verifier: Verifier, prompts: Sequence[ReadPrompt]) -> Routing:
         spans = [prompt.spans for prompt in prompts]
         flat = [span for given in spans for span in given]
-        embeddings, match = self._retrieve(flat, _RETRIEVED)
+        embeddings, match = self._retrieve(flat, verifier.similarity)
         starts = list(accumulate(map(len, spans), initial=0))
         scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
         retrieved = [_few_best(scores, edits, range(*ends)) for ends in pairwise(starts)]
         places = {
             (row, edit): place for row, found in enumerate(retrieved) for edit, _, place in found
         }
-        sure = dict.fromkeys(places, 1.0)  # an edited prompt itself needs no verification
+        texts = [canonical(prompt.text) for prompt in prompts]
+        # An edited prompt itself needs no verification.
+        sure = {
+            (row, edit): float(texts[row] == canonical(self.edits[edit].prompt))
+            for row, edit in places
+        }
         pairs = [
             (row, edit)
-            for row, edit in places
-            if canonical(prompts[row].text) != canonical(self.edits[edit].prompt)
+            for row, found in enumerate(retrieved)
+            for edit, similarity, _ in found
+            if similarity >= verifier.similarity and not sure[row, edit]
         ]
         probabilities = verifier.probability(
             [excerpt(prompts[row].text, flat[places[row, edit]]) for row, edit in pairs],
@@ -180,7 +185,7 @@ class Router:
 def _few_best(
     scores: Sequence[Sequence[float]], edits: Sequence[Sequence[int]], rows: Iterable[int]
 ) -> list[tuple[int, float, int]]:
-    """The edits to verify of the prompt with the spans `rows`: (edit, similarity, span), not none.
+    """What the prompt with the spans `rows` resembles most: (edit, similarity, span), not none.
 
     Args:
         scores, edits: (S, C) of the edits which resemble each span most.
@@ -193,5 +198,4 @@ def _few_best(
     best: dict[int, tuple[float, int]] = {}
     for similarity, edit, row in sorted(found, reverse=True):
         best.setdefault(edit, (similarity, row))
-    few = [(edit, similarity, row) for edit, (similarity, row) in best.items()][:_VERIFIED]
-    return [entry for place, entry in enumerate(few) if place == 0 or entry[1] >= _RETRIEVED]
+    return [(edit, similarity, row) for edit, (similarity, row) in best.items()][:_VERIFIED]

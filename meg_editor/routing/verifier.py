@@ -22,6 +22,7 @@ from meg_editor.runtime.artifacts import digest
 _LENGTH = 192  # tokens of fact and prompt together
 _CHUNK = 64
 DOWN, UP = ".down", ".up"  # of the low-rank change of a layer's weight
+TYPES = "embeddings.token_type_embeddings.weight"  # of BERT and its kin
 
 
 class Verifier(nn.Module):
@@ -34,33 +35,40 @@ class Verifier(nn.Module):
 
     Args:
         encoder: the one it was trained on; its network is copied, but for the embeddings.
-        adapter: "head.weight" (1, E), "head.bias" (1,), and for each linear layer which differs,
-            of M inputs and N outputs, "<name>.down" (R, M) and "<name>.up" (N, R).
+        adapter: "head.weight" (1, E), "head.bias" (1,), "similarity" (), for each linear layer
+            which differs, of M inputs and N outputs, "<name>.down" (R, M) and "<name>.up" (N, R),
+            and where the network has token types their embeddings.
 
     Attributes:
         adapter: as it was given.
+        similarity: lowest similarity, in the index, of an edit which is worth to be verified.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
         >>> encoder = TextEncoder.from_pretrained(reference_encoder_path())
-        >>> blank = {"head.weight": torch.zeros(1, encoder.dimension), "head.bias": torch.zeros(1)}
-        >>> Verifier(encoder, blank).probability(["Who wrote Emma?"], ["Emma is by Austen"]).tolist()
+        >>> blank = {"head.weight": torch.zeros(1, encoder.dimension), "head.bias": torch.zeros(1),
+        ...          "similarity": torch.tensor(0.5)}
+        >>> verifier = Verifier(encoder, blank)
+        >>> verifier.probability(["Who wrote Emma?"], ["Emma is by Austen"]).tolist()
         [0.5]
     """
 
     def __init__(self, encoder: TextEncoder, adapter: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.adapter = dict(adapter)
+        self.similarity = float(adapter["similarity"])
         embeddings = encoder.model.get_input_embeddings()
         memo = {id(embeddings): embeddings}  # by far the largest part
         self.model: Any = copy.deepcopy(encoder.model, memo)
         self.reader = PairReader.of(encoder)
         self.head = nn.Linear(encoder.dimension, 1)
         with torch.no_grad():
-            for name in {key.rpartition(".")[0] for key in adapter} - {"head"}:
+            for name in {key.removesuffix(UP) for key in adapter if key.endswith(UP)}:
                 change = adapter[name + UP].float() @ adapter[name + DOWN].float()
                 weight = self.model.get_submodule(name).weight
                 weight += change.to(weight)
+            if TYPES in adapter:
+                self.model.get_parameter(TYPES).copy_(adapter[TYPES])
             self.head.weight.copy_(adapter["head.weight"])
             self.head.bias.copy_(adapter["head.bias"])
         self.eval().requires_grad_(False)
@@ -104,7 +112,7 @@ def fact_text(edit: EditRequest) -> str:
 
 @dataclass(frozen=True)
 class PairReader:
-    """Reads pairs of a prompt and a fact with the network of an encoder, or a changed copy of it."""
+    """Reads pairs of a prompt and a fact with an encoder's network, or a changed copy of it."""
 
     tokenizer: Any
     pooling: str
@@ -118,7 +126,9 @@ class PairReader:
     def pooled(self, model: Any, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
         """Pooled states (B, E), float32, of B pairs: the fact is read first.
 
-        A pair that is too long loses the begin of the longer text.
+        A pair that is too long loses the begin of the longer text. Token types, where the network
+        has them, mark the tokens which occur in the other text too: a name is the same or it is
+        not, and that need not be learned.
         """
         batch = self.tokenizer(
             list(facts),
@@ -127,6 +137,32 @@ class PairReader:
             truncation="longest_first",
             max_length=self.max_length,
             return_tensors="pt",
-        ).to(next(model.parameters()).device)
-        states = model(**batch).last_hidden_state
-        return pool(states.float(), batch["attention_mask"], self.pooling)
+        )
+        ids = batch["input_ids"]
+        inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"]}
+        if getattr(model.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = shared(
+                ids, [batch.sequence_ids(row) for row in range(len(ids))]
+            )
+        device = next(model.parameters()).device
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        states = model(**inputs).last_hidden_state
+        return pool(states.float(), inputs["attention_mask"], self.pooling)
+
+
+def shared(ids: Tensor, texts: Sequence[Sequence[int | None]]) -> Tensor:
+    """1 for the tokens of either text of a pair which occur in the other one too: (B, T).
+
+    Args:
+        ids: (B, T) token ids.
+        texts: (B, T), 0 and 1 for the tokens of the two texts, None for other tokens.
+
+    Example:
+        >>> shared(torch.tensor([[0, 5, 6, 0, 6, 7]]), [[None, 0, 0, None, 1, 1]]).tolist()
+        [[0, 0, 1, 0, 1, 0]]
+    """
+    text = torch.tensor([[-1 if t is None else t for t in row] for row in texts])
+    same = ids.unsqueeze(2) == ids.unsqueeze(1)
+    apart = (text.unsqueeze(2) + text.unsqueeze(1) == 1) & (text.unsqueeze(2) >= 0)
+    apart &= text.unsqueeze(1) >= 0
+    return (same & apart).any(2).long()

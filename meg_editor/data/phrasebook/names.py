@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-_BEGINS = "b br c ch d dr f fr g gl h j k kr l m n p qu r s sh st t tr v w z".split()
-_MIDDLES = "a e i o u ai ea ie oo ou".split()
+_BEGINS = [
+    *("b", "br", "c", "ch", "d", "dr", "f", "g", "gl", "h", "j", "k", "kr", "l", "m", "n"),
+    *("p", "qu", "r", "s", "sh", "st", "t", "tr", "v", "w", "z"),
+]
+_MIDDLES = ["a", "e", "i", "o", "u", "ai", "ea", "ie", "oo", "ou"]
 _ENDS = ["", "", "n", "r", "l", "s", "x", "m", "nd", "rt", "ck", "th"]
 
 

@@ -104,8 +104,8 @@ class Phrasebook:
         if chance < _ASKS:
             return self._pair(rng, kind, relation, subject, answer, fact, "edit", phrasing)
         chance = rng.random()
-        if chance < _SIBLING:
-            others = [other for other in kind.relations if other is not relation]
+        others = [other for other in kind.relations if other is not relation]
+        if chance < _SIBLING and others:
             relation = rng.choice(others)
             return self._pair(rng, kind, relation, subject, answer, fact, "sibling")
         if chance < _SIBLING + _NEIGHBOUR:
