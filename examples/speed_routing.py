@@ -76,7 +76,7 @@ def router_of(encoder: TextEncoder, edits: Sequence[EditRequest], count: int) ->
     padded = [*edits, *(EditRequest("What is it?", "it") for _ in names)]
     return Router(
         encoder,
-        SimilarityGate(0.5),
+        SimilarityGate(0.4),
         index,
         None,
         padded,

@@ -36,6 +36,7 @@ def adapter_of(encoder: TextEncoder, layer: str) -> dict[str, Tensor]:
         "head.weight": torch.randn(1, encoder.dimension, generator=generator),
         "head.bias": torch.tensor([0.3]),
         "similarity": torch.tensor(0.4),
+        "threshold": torch.tensor(0.5),
     }
 
 
@@ -94,7 +95,7 @@ def test_training_learns_what_it_is_shown(tiny_encoder: TextEncoder) -> None:
 class Known:
     """A verifier which agrees to given pairs."""
 
-    similarity = 0.4
+    similarity, threshold = 0.4, 0.5
 
     def __init__(self, *agreed: tuple[str, int]) -> None:
         self.agreed = {(prompt, fact_text(EDITS[edit])) for prompt, edit in agreed}
@@ -113,7 +114,7 @@ def router_of(encoder: TextEncoder, verifier: Any) -> Router:
         name_weight=0.4,
     )
     states: Any = None
-    return Router(encoder, SimilarityGate(0.5), index, states, EDITS, verifier)
+    return Router(encoder, SimilarityGate(0.4), index, states, EDITS, verifier)
 
 
 def test_the_verifier_decides_on_the_whole_prompt(tiny_encoder: TextEncoder) -> None:

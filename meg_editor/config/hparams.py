@@ -79,13 +79,13 @@ class MeGHyperParams(BaseEditorFields):
     gate_verifier: Literal["auto", "none"] = setting(
         "auto",
         "auto: where one is shipped for the encoder, a verifier reads prompt and candidate edit "
-        "together and decides, and the similarity only retrieves; none: similarity alone (paper).",
+        "together and decides; none: similarity alone (paper).",
     )
     gate_threshold: float | None = setting(
         None,
-        "Lowest probability by the verifier, lowest similarity, or highest entropy ε in nats, of "
-        "an edit (paper: ε = 0.1 to 0.7); null: 0.5 with a verifier, else calibrated on held-out "
-        "facts. Raise it if other questions get edited answers.",
+        "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); "
+        "null: the verifier's, or calibrated on held-out facts where it has none. Raise a "
+        "similarity if other questions get edited answers.",
     )
     gate_calibration: Literal["auto", "quick", "thorough"] = setting(
         "auto",

@@ -28,7 +28,6 @@ _ROUTING_SETTINGS = (
     "prompt_template",
     "seed",
 )
-_SURE = 0.5  # lowest probability of an edit, by the verifier
 
 
 class FittedGate(NamedTuple):
@@ -75,12 +74,12 @@ class GateStage(Stage):
         if h.gate == "similarity" and h.gate_verifier == "auto":
             self.verifier = Verifier.shipped(encoder)
         if self.verifier and h.gate_threshold is None:
-            h = h.changed(gate_threshold=_SURE)
+            h = h.changed(gate_threshold=self.verifier.similarity)
         # Few edits are not needed beside the pretended ones to calibrate on, and the similarity
         # gate learns nothing from them: every later fit gets the same gate.
         self.most_edits = len(context.calibration) // 2
         few = h.gate == "similarity" and len(context.edits) <= self.most_edits
-        self.calibrated = h.gate_threshold is None  # a verifier needs no calibration
+        self.calibrated = h.gate_threshold is None
         self.thorough = self.calibrated and (
             h.gate_calibration == "thorough" or (h.gate_calibration == "auto" and not few)
         )

@@ -31,7 +31,8 @@ def train_verifier(
     lr: float = 1e-4,
     seed: int = 0,
     start: Mapping[str, Tensor] | None = None,
-    similarity: float = 0.4,
+    threshold: float = 0.5,
+    similarity: float | None = 0.4,
     report: Callable[[int, float], Any] = lambda step, loss: None,
 ) -> dict[str, Tensor]:
     """Adapter of a `Verifier` for `encoder`, float16 on the CPU.
@@ -43,7 +44,7 @@ def train_verifier(
     Args:
         batch: pairs in a step.
         start: an adapter to go on from.
-        similarity: of the adapter: which edits are worth to be verified.
+        threshold, similarity: of the `Verifier`.
         report: called with the number of each step and its loss.
 
     Raises:
@@ -92,7 +93,8 @@ def train_verifier(
             optimizer.step()
             report(step, loss.item())
     adapter: dict[str, Tensor] = {f"head.{name}": value for name, value in head.named_parameters()}
-    adapter["similarity"] = torch.tensor(similarity)
+    adapter["threshold"] = torch.tensor(threshold)
+    adapter["similarity"] = torch.tensor(-1.0 if similarity is None else similarity)
     if types is not None:
         adapter[TYPES] = types
     for name, layer in layers.items():

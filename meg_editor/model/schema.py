@@ -10,7 +10,8 @@ from typing import Any
 from meg_editor.config.input_files import short_repr
 from meg_editor.requests.request import EditRequest
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+_READ = (3, 4)  # 3: without a verifier
 
 # A schema is a type or types, a set of values, [schema of items] or {key: schema}; "*": any key.
 _OPTIONAL, _FLOATS = (str, type(None)), [(float, int)]
@@ -36,9 +37,9 @@ def parse_config(config: dict[str, Any]) -> dict[str, Any]:
         ValueError: another format version, or an entry is missing or of another type.
     """
     _check(config, {"format_version": int})
-    if config["format_version"] != FORMAT_VERSION:
+    if config["format_version"] not in _READ:
         raise ValueError(
-            f"expected format_version {FORMAT_VERSION}, got {config['format_version']}: load "
+            f"expected format_version {' or '.join(map(str, _READ))}, got {config['format_version']}: load "
             f"it with the meg_editor that wrote it ({short_repr(config.get('versions'))})"
         )
     _check(config, _SCHEMA)

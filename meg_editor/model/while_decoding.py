@@ -134,7 +134,7 @@ class WhileDecoding:
         if verifier is None:
             return [False] * len(texts)
         sure = verifier.probability(texts, facts)
-        return (sure >= self.model.gate.threshold.cpu()).tolist()
+        return (sure >= verifier.threshold).tolist()
 
     def _target_length(self, edit: int) -> int:
         request = self.model.edits[edit]

@@ -50,9 +50,9 @@ def build_index(
 class Router:
     """Routes prompts (eq. 9 and 10): encoder, index of the edited queries, hidden states, gate.
 
-    With a verifier the index only retrieves: any span of a prompt may resemble an edit, and the
-    verifier decides whether the whole prompt asks for it. Without one, the similarity of the spans
-    which end the prompt decides.
+    With a verifier the index and the gate's threshold only retrieve: any span of a prompt may
+    resemble an edit, and the verifier decides whether the whole prompt asks for it. Without one,
+    the gate decides, by the spans which end the prompt.
 
     Args:
         edits: the N edits of the index.
@@ -128,7 +128,7 @@ class Router:
     def _verified(self, verifier: Verifier, prompts: Sequence[ReadPrompt]) -> Routing:
         spans = [prompt.spans for prompt in prompts]
         flat = [span for given in spans for span in given]
-        embeddings, match = self._retrieve(flat, verifier.similarity)
+        embeddings, match = self._retrieve(flat, self.gate.threshold)
         starts = list(accumulate(map(len, spans), initial=0))
         scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
         retrieved = [_few_best(scores, edits, range(*ends)) for ends in pairwise(starts)]
@@ -136,6 +136,7 @@ class Router:
             (row, edit): place for row, found in enumerate(retrieved) for edit, _, place in found
         }
         texts = [canonical(prompt.text) for prompt in prompts]
+        least = float(self.gate.threshold)
         # An edited prompt itself needs no verification.
         sure = {
             (row, edit): float(texts[row] == canonical(self.edits[edit].prompt))
@@ -145,7 +146,7 @@ class Router:
             (row, edit)
             for row, found in enumerate(retrieved)
             for edit, similarity, _ in found
-            if similarity >= verifier.similarity and not sure[row, edit]
+            if similarity >= least and not sure[row, edit]
         ]
         probabilities = verifier.probability(
             [excerpt(prompts[row].text, flat[places[row, edit]]) for row, edit in pairs],
@@ -158,7 +159,7 @@ class Router:
                     Candidate(edit, flat[place], similarity, sure[row, edit])
                     for edit, similarity, place in found
                 ),
-                key=lambda candidate: (candidate.verified, candidate.similarity),
+                key=lambda candidate: candidate.verified * candidate.similarity,
                 reverse=True,
             )
             for row, found in enumerate(retrieved)
@@ -173,9 +174,9 @@ class Router:
             spans,
             rows - torch.tensor(starts[:-1], dtype=torch.long, device=device),
             embeddings[rows],
-            score >= self.gate.threshold,
+            score >= verifier.threshold,
             score,
-            self.gate.threshold,
+            torch.tensor(verifier.threshold),
             nearest,
             (self.index.anchors[nearest].to(embeddings) * embeddings[rows]).sum(-1),
             [tuple(found) for found in candidates],

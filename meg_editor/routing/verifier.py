@@ -35,19 +35,21 @@ class Verifier(nn.Module):
 
     Args:
         encoder: the one it was trained on; its network is copied, but for the embeddings.
-        adapter: "head.weight" (1, E), "head.bias" (1,), "similarity" (), for each linear layer
-            which differs, of M inputs and N outputs, "<name>.down" (R, M) and "<name>.up" (N, R),
-            and where the network has token types their embeddings.
+        adapter: "head.weight" (1, E), "head.bias" (1,), "threshold" (), "similarity" (), for each
+            linear layer which differs, of M inputs and N outputs, "<name>.down" (R, M) and
+            "<name>.up" (N, R), and where the network has token types their embeddings.
 
     Attributes:
         adapter: as it was given.
-        similarity: lowest similarity, in the index, of an edit which is worth to be verified.
+        threshold: lowest probability at which a reply states the fact.
+        similarity: lowest similarity, in the index, of an edit which is worth to be verified; None
+            for a verifier which knows forms and not relations: it has to be calibrated.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
         >>> encoder = TextEncoder.from_pretrained(reference_encoder_path())
         >>> blank = {"head.weight": torch.zeros(1, encoder.dimension), "head.bias": torch.zeros(1),
-        ...          "similarity": torch.tensor(0.5)}
+        ...          "threshold": torch.tensor(0.5), "similarity": torch.tensor(0.4)}
         >>> verifier = Verifier(encoder, blank)
         >>> verifier.probability(["Who wrote Emma?"], ["Emma is by Austen"]).tolist()
         [0.5]
@@ -56,7 +58,9 @@ class Verifier(nn.Module):
     def __init__(self, encoder: TextEncoder, adapter: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.adapter = dict(adapter)
-        self.similarity = float(adapter["similarity"])
+        similarity = float(adapter["similarity"])
+        self.threshold = float(adapter["threshold"])
+        self.similarity = similarity if similarity >= 0 else None
         embeddings = encoder.model.get_input_embeddings()
         memo = {id(embeddings): embeddings}  # by far the largest part
         self.model: Any = copy.deepcopy(encoder.model, memo)
