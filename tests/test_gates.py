@@ -79,7 +79,7 @@ def test_the_calibrated_threshold_lies_between_edits_and_others(
     yes, no = score(gate, near(edited), edited), score(gate, unit(200, E, seed=5), edited)
     result = sweep(yes, no)
     # Some strangers look familiar to an entropy; to a cosine in 32 dimensions none does.
-    if kind == "similarity":
+    if kind != "familiarity":
         assert float(no.max()) < result.threshold < float(yes.min())
         assert result.balance == 1.0
     share = ((yes >= result.threshold).float().mean() + (no < result.threshold).float().mean()) / 2
@@ -90,7 +90,7 @@ def test_the_calibrated_threshold_lies_between_edits_and_others(
 @every_gate
 def test_thresholds_which_are_given_are_kept(kind: str) -> None:
     given = build(kind, gate_threshold=0.3).threshold
-    assert float(given) == pytest.approx(0.3 if kind == "similarity" else -0.3)  # H ≤ ε
+    assert float(given) == pytest.approx(-0.3 if kind == "familiarity" else 0.3)  # H ≤ ε
 
 
 @every_gate

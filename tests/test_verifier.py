@@ -59,6 +59,20 @@ def test_the_probability_follows_the_formula(tiny_encoder: TextEncoder) -> None:
             weight += adapter[f"{layer}.up"] @ adapter[f"{layer}.down"]
             for prompt, fact in zip(prompts, facts, strict=True):
                 batch = tiny_encoder.tokenizer([fact], [prompt], return_tensors="pt")
+                ids, text = batch["input_ids"][0].tolist(), batch.sequence_ids(0)
+                batch["token_type_ids"] = torch.tensor(
+                    [
+                        [
+                            int(
+                                any(
+                                    ids[i] == ids[j] and {text[i], text[j]} == {0, 1}
+                                    for j in range(len(ids))
+                                )
+                            )
+                            for i in range(len(ids))
+                        ]
+                    ]
+                )
                 states = tiny_encoder.model(**batch).last_hidden_state
                 pooled = pool(states, batch["attention_mask"], tiny_encoder.pooling)
                 logit = pooled @ adapter["head.weight"].T + adapter["head.bias"]

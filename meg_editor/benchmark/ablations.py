@@ -15,9 +15,11 @@ from meg_editor.fitting.apply import apply_meg_to_model
 # The cells of one table: (variant, edits) -> cell.
 Cells = Mapping[tuple[str, int], Cell]
 
-_ACCEPT_ALL = {"similarity": -1.0, "familiarity": 100.0}
+_ACCEPT_ALL = {"verified": -1.0, "similarity": -1.0, "familiarity": 100.0}
+_SIMILARITIES = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 _THRESHOLDS = {
-    "similarity": (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8),
+    "verified": _SIMILARITIES,
+    "similarity": _SIMILARITIES,
     "familiarity": (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
 }
 

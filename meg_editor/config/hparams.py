@@ -71,15 +71,11 @@ class MeGHyperParams(BaseEditorFields):
     encoder_lr: float = setting(1e-4, "AdamW learning rate of tuning (paper: 1e-4).", ge=0, lt=1e4)
 
     # Stage 2, gate (section 4.1 b)
-    gate: Literal["similarity", "familiarity"] = setting(
-        "similarity",
-        "How a query is recognised as an edit: by its similarity to an edited query, or by the "
+    gate: Literal["verified", "similarity", "familiarity"] = setting(
+        "verified",
+        "How a prompt is recognised as an edit: by a verifier, which reads it together with the "
+        "edits it resembles, where one is shipped for the encoder; by similarity alone; or by the "
         "entropy of the Familiarity Network (paper).",
-    )
-    gate_verifier: Literal["auto", "none"] = setting(
-        "auto",
-        "auto: where one is shipped for the encoder, a verifier reads prompt and candidate edit "
-        "together and decides; none: similarity alone (paper).",
     )
     gate_threshold: float | None = setting(
         None,

@@ -20,7 +20,6 @@ from meg_editor.runtime.artifacts import Artifact, Tensors
 
 _ROUTING_SETTINGS = (
     "gate",
-    "gate_verifier",
     "gate_threshold",
     "gate_name_weight",
     "gate_state_weight",
@@ -54,7 +53,8 @@ class GateStage(Stage):
     Attributes:
         calibrated: whether the threshold is chosen on held-out facts.
         thorough: whether that looks at answers.
-        verifier: the one that is shipped for the encoder, unless there is none or it is not wanted.
+        kind: the gate: "similarity" where no verifier is shipped for the encoder.
+        verifier: the one that is shipped for it, with the verified gate.
         most_edits: up to which the result is the same for all fits.
     """
 
@@ -71,14 +71,16 @@ class GateStage(Stage):
     ) -> None:
         h = context.hparams
         self.verifier = None
-        if h.gate == "similarity" and h.gate_verifier == "auto":
+        if h.gate == "verified":
             self.verifier = Verifier.shipped(encoder)
+            h = h if self.verifier else h.changed(gate="similarity")
         if self.verifier and h.gate_threshold is None:
             h = h.changed(gate_threshold=self.verifier.similarity)
         # Few edits are not needed beside the pretended ones to calibrate on, and the similarity
         # gate learns nothing from them: every later fit gets the same gate.
         self.most_edits = len(context.calibration) // 2
-        few = h.gate == "similarity" and len(context.edits) <= self.most_edits
+        few = h.gate != "familiarity" and len(context.edits) <= self.most_edits
+        self.kind = h.gate
         self.calibrated = h.gate_threshold is None
         self.thorough = self.calibrated and (
             h.gate_calibration == "thorough" or (h.gate_calibration == "auto" and not few)

@@ -108,7 +108,7 @@ def fit(
 
         generation = GeneratorStage(context, encoder, tuned.key, index.anchors, report.collection)
         kind, generator = generation.fitted(report.note(generation.name, generation.run()))
-        hparams = hparams.changed(generator=kind)
+        hparams = hparams.changed(generator=kind, gate=gating.kind)
         edited = MeGModel(
             model,
             tokenizer,

@@ -128,7 +128,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
     def stored_bytes(self) -> int:
         """Bytes of generator, gate and, if answering needs it, index; without the encoder."""
         needed = [*self.gate.state_dict().values(), *self.generator.state_dict().values()]
-        if self.hparams.generator_anchored or self.hparams.gate == "similarity":
+        if self.hparams.generator_anchored or self.hparams.gate != "familiarity":
             needed += self.index.state_dict().values()
         return sum(value.numel() * value.element_size() for value in needed)
 

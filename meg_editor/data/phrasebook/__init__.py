@@ -1,0 +1,1 @@
+"""Relations in many phrasings and prompt forms, to learn what asks for a fact."""

@@ -5,7 +5,12 @@ from meg_editor.routing.gates.familiarity import FamiliarityGate
 from meg_editor.routing.gates.similarity import SimilarityGate
 from meg_editor.routing.gates.threshold import Calibration, GateOutcomes, calibrate
 
-GATES: dict[str, type[Gate]] = {"similarity": SimilarityGate, "familiarity": FamiliarityGate}
+# A verified gate retrieves by similarity; the verifier is the router's.
+GATES: dict[str, type[Gate]] = {
+    "verified": SimilarityGate,
+    "similarity": SimilarityGate,
+    "familiarity": FamiliarityGate,
+}
 
 __all__ = [
     "GATES",
