@@ -44,10 +44,11 @@ Greedy answers that are the fact's answer and then the end of text, over all fac
 
 ## bert-reference
 
-A BERT with 3 layers of width 192, float16; use the output of its first token. Trained
-contrastively on EDIT and PSEUDO phrasings and composed paraphrases
-(`examples/build_reference/paraphrases.yaml`) around random names and the PSEUDO split of the world:
-it has seen no TEST phrasing and no fact which may be edited.
+A BERT with 4 layers of width 256, float16, and a byte-level BPE of 8192 tokens without case and
+width; use the output of its first token. Trained contrastively on EDIT and PSEUDO phrasings,
+composed paraphrases (`examples/build_reference/paraphrases.yaml`) and the phrasebook
+(`meg_editor/data/phrasebook/`), around random names and the PSEUDO split of the world: it has seen
+no TEST phrasing and no fact which may be edited.
 
 Top-1 retrieval of a fact's EDIT prompt among 2,000 by another phrasing of it:
 

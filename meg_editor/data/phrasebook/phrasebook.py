@@ -15,7 +15,7 @@ from meg_editor.data.phrasebook.names import draw_name, similar_name
 from meg_editor.data.prompt_forms import PromptForm
 
 _FILES = ("people_and_works.yaml", "places_and_things.yaml")
-_FORMS = ("forms", "more_forms")
+_FORMS = ("forms",)
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
 _SIBLING = 0.4  # of the others: for another relation of the subject
@@ -58,20 +58,26 @@ class Pair:
 class Phrasebook:
     """Draws pairs of a prompt and a fact.
 
+    Args:
+        other_facts: whether some prompts ask for another fact, of the subject or of the relation;
+            False: a prompt asks for its fact or only mentions it.
+
     Example:
         >>> pair = Phrasebook.load().draw(random.Random(0))
         >>> isinstance(pair.asks, bool)
         True
     """
 
-    def __init__(self, kinds: Sequence[Kind], forms: Sequence[PromptForm]) -> None:
-        self.kinds, self.forms = kinds, forms
+    def __init__(
+        self, kinds: Sequence[Kind], forms: Sequence[PromptForm], other_facts: bool = True
+    ) -> None:
+        self.kinds, self.forms, self.other_facts = kinds, forms, other_facts
 
     @classmethod
-    def load(cls, further: Sequence[Kind] = ()) -> Phrasebook:
+    def load(cls, further: Sequence[Kind] = (), other_facts: bool = True) -> Phrasebook:
         """The phrasebook that is shipped, with `further` kinds of subjects."""
         shipped = [kind for name in _FILES for kind in _kinds(_read(name))]
-        return cls([*shipped, *further], _forms())
+        return cls([*shipped, *further], _forms(), other_facts)
 
     @property
     def texts(self) -> list[str]:
@@ -104,7 +110,7 @@ class Phrasebook:
         chance = rng.random()
         if chance < _ASKS:
             return self._pair(rng, kind, relation, subject, answer, fact, "edit", phrasing)
-        chance = rng.random()
+        chance = rng.random() if self.other_facts else 1.0
         others = [other for other in kind.relations if other is not relation]
         if chance < _SIBLING and others:
             relation = rng.choice(others)
