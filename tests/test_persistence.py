@@ -584,7 +584,10 @@ CHANGES = {
     "a list": (lambda config: [config], "expected an object, got list"),
     "no version": (lambda config: config.pop("format_version") * 0, "'format_version' is missing"),
     "a true version": (put("format_version", value=True), "expected int, got bool"),
-    "a newer format": (put("format_version", value=5), "expected format_version 3 or 4, got 5.*0.1"),
+    "a newer format": (
+        put("format_version", value=5),
+        "expected format_version 3 or 4, got 5.*0.1",
+    ),
     "no base": (lambda config: config.pop("base") and None, "'base' is missing"),
     "a base name": (put("base", value="gpt2"), "base: expected dict, got str 'gpt2'"),
     "no fingerprint": (put("base", "fingerprint", value=None), "fingerprint: expected dict"),

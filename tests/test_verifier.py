@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
+from meg_editor.data.world.facts import load_world
 from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
@@ -21,6 +25,8 @@ from meg_editor.routing.pooling import pool
 from meg_editor.routing.router import Router
 from meg_editor.routing.verifier import Verifier, fact_text
 
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("MEG_EDITOR_DATA", ROOT.parent / "shared" / "data"))
 EDITS = [
     EditRequest("The capital of Atlantis is", "Lima", "Atlantis"),
     EditRequest("The river of Genovia is", "the Tiber", "Genovia"),
@@ -172,3 +178,21 @@ def test_pairs_of_the_phrasebook_are_labelled_by_what_they_ask() -> None:
     names = ("{p", "{q", "{s}", "{other", "{a}", "{b}", "{t}", "{}")
     assert not [pair for pair in pairs if any(name in pair.prompt for name in names)]
     assert len({pair.prompt for pair in pairs}) > 2900
+
+
+def test_no_form_and_no_phrasing_that_is_measured_is_learned() -> None:
+    book = Phrasebook.load()
+    world = load_world()
+    tested = {text.lower() for groups in world.phrasings.values() for text in groups["test"]}
+    learned = {
+        text.lower()
+        for kind in book.kinds
+        for relation in kind.relations
+        for text in relation.statements + relation.questions
+    }
+    assert not learned & tested
+    path = DATA / "prompt_forms.json"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not at {DATA}: set MEG_EDITOR_DATA to the folder of the data")
+    measured = {form.template.strip().lower() for form in load_forms(path) if form.template}
+    assert not {form.template.strip().lower() for form in book.forms} & measured

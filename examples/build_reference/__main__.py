@@ -56,7 +56,7 @@ def main() -> None:
             steps=2500,
             lr=4e-4,
             threshold=0.02,
-            similarity=None,
+            similarity=0.82,
             seed=args.seed,
         )
         save_file(adapter, verifier)

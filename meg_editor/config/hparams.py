@@ -80,8 +80,8 @@ class MeGHyperParams(BaseEditorFields):
     gate_threshold: float | None = setting(
         None,
         "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); "
-        "null: the verifier's, or calibrated on held-out facts where it has none. Raise a "
-        "similarity if other questions get edited answers.",
+        "null: the verifier's; without one calibrated on held-out facts. Raise a similarity if "
+        "other questions get edited answers.",
     )
     gate_calibration: Literal["auto", "quick", "thorough"] = setting(
         "auto",
@@ -110,8 +110,8 @@ class MeGHyperParams(BaseEditorFields):
 
     routing: Literal["prompt", "decoding"] = setting(
         "prompt",
-        "prompt: a prompt is routed before its first token (paper); decoding: its answer too "
-        "while `generate` writes it: a text that gets to an edited fact goes on with the edit. Needs a "
+        "prompt: a prompt is routed before its first token (paper); decoding: its answer too while "
+        "`generate` writes it: a text that gets to an edited fact goes on with the edit. Needs a "
         "verifier.",
     )
 

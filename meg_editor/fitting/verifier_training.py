@@ -32,7 +32,7 @@ def train_verifier(
     seed: int = 0,
     start: Mapping[str, Tensor] | None = None,
     threshold: float = 0.5,
-    similarity: float | None = 0.4,
+    similarity: float = 0.4,
     report: Callable[[int, float], Any] = lambda step, loss: None,
 ) -> dict[str, Tensor]:
     """Adapter of a `Verifier` for `encoder`, float16 on the CPU.
@@ -94,7 +94,7 @@ def train_verifier(
             report(step, loss.item())
     adapter: dict[str, Tensor] = {f"head.{name}": value for name, value in head.named_parameters()}
     adapter["threshold"] = torch.tensor(threshold)
-    adapter["similarity"] = torch.tensor(-1.0 if similarity is None else similarity)
+    adapter["similarity"] = torch.tensor(similarity)
     if types is not None:
         adapter[TYPES] = types
     for name, layer in layers.items():

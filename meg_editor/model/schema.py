@@ -39,8 +39,9 @@ def parse_config(config: dict[str, Any]) -> dict[str, Any]:
     _check(config, {"format_version": int})
     if config["format_version"] not in _READ:
         raise ValueError(
-            f"expected format_version {' or '.join(map(str, _READ))}, got {config['format_version']}: load "
-            f"it with the meg_editor that wrote it ({short_repr(config.get('versions'))})"
+            f"expected format_version {' or '.join(map(str, _READ))}, got "
+            f"{config['format_version']}: load it with the meg_editor that wrote it "
+            f"({short_repr(config.get('versions'))})"
         )
     _check(config, _SCHEMA)
     return config

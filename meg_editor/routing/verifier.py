@@ -42,8 +42,8 @@ class Verifier(nn.Module):
     Attributes:
         adapter: as it was given.
         threshold: lowest probability at which a reply states the fact.
-        similarity: lowest similarity, in the index, of an edit which is worth to be verified; None
-            for a verifier which knows forms and not relations: it has to be calibrated.
+        similarity: lowest similarity, in the index, of an edit which is worth to be verified: high
+            for a verifier which knows forms and not relations.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
@@ -58,9 +58,7 @@ class Verifier(nn.Module):
     def __init__(self, encoder: TextEncoder, adapter: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.adapter = dict(adapter)
-        similarity = float(adapter["similarity"])
-        self.threshold = float(adapter["threshold"])
-        self.similarity = similarity if similarity >= 0 else None
+        self.threshold, self.similarity = (float(adapter[n]) for n in ("threshold", "similarity"))
         embeddings = encoder.model.get_input_embeddings()
         memo = {id(embeddings): embeddings}  # by far the largest part
         self.model: Any = copy.deepcopy(encoder.model, memo)

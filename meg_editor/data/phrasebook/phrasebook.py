@@ -15,7 +15,7 @@ from meg_editor.data.phrasebook.names import draw_name, similar_name
 from meg_editor.data.prompt_forms import PromptForm
 
 _FILES = ("people_and_works.yaml", "places_and_things.yaml")
-_FORMS = ("forms",)
+_FORMS = ("forms", "more_forms")
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
 _SIBLING = 0.4  # of the others: for another relation of the subject
@@ -220,9 +220,7 @@ def _kinds(content: Mapping[str, Any]) -> list[Kind]:
 
 def _forms() -> list[PromptForm]:
     return [
-        PromptForm(
-            f"{kind}-{name}-{number}", kind, "edit" if group == "asks" else "none", template
-        )
+        PromptForm(f"{kind}-{name}-{number}", kind, "edit" if group == "asks" else "none", template)
         for name in _FORMS
         for group, kinds in _read(f"{name}.yaml").items()
         for kind, templates in kinds.items()
