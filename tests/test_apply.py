@@ -287,7 +287,11 @@ def test_easyedits_pair_of_model_and_tokenizer(
     before = dict(vars(hparams))
     edited = apply(FIRST, base, hparams=hparams)
     assert edited.hparams.model_name == "some/model"
-    assert {**edited.hparams.to_dict(), "model_name": ""} == SETTINGS.to_dict()
+    assert {
+        **edited.hparams.to_dict(),
+        "model_name": "",
+        "gate": SETTINGS.gate,
+    } == SETTINGS.to_dict()
     assert hparams.model_name is pair and vars(hparams) == before
     assert apply(LATER, edited, hparams=hparams).hparams.model_name == "some/model"
 

@@ -329,7 +329,7 @@ def test_every_setting_is_listed_with_its_default_and_help(run: Command) -> None
     for entry in (*dataclasses.fields(MeGHyperParams), *dataclasses.fields(RuntimeConfig)):
         assert f"\n  {entry.name} = " in out
         assert entry.metadata["help"].split()[0] in out
-    assert "Text encoder (stage 1)" in out and "(similarity | familiarity)" in out
+    assert "Text encoder (stage 1)" in out and "(verified | similarity | familiarity)" in out
     assert "sampling_steps = 50" in run("settings", "--preset", "paper")[1]
     _, out, _ = run("settings", "encoder_lr", "schedule")
     assert "encoder_lr" in out and "collection_schedule" in out and "layers" not in out

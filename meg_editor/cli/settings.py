@@ -18,7 +18,7 @@ _RUNTIME = "Run-time choices (RuntimeConfig in Python; they change no result)"
 _GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (),
     "Text encoder (stage 1)": ("encoder_",),
-    "Gate (stage 2)": ("gate", "familiarity_"),
+    "Gate (stage 2)": ("gate", "familiarity_", "routing"),
     "Collection of neurons (stage 3)": ("neuron_", "collection_"),
     "Weight generator (stage 4)": ("generator", "diffusion_", "sampl"),
     "Read by EasyEdit alone": ("alg_name", "batch_size", "evaluation_type", "api_key", "use_chat"),

@@ -28,7 +28,7 @@ class MeGHyperParams(BaseEditorFields):
     Example:
         >>> hparams = MeGHyperParams.preset("default", collection_steps=30)
         >>> hparams.gate, hparams.generator, hparams.collection_steps
-        ('similarity', 'auto', 30)
+        ('verified', 'auto', 30)
         >>> MeGHyperParams.explain("collection_margin")
         'it is collection_loss_threshold now'
     """

@@ -92,7 +92,7 @@ def prepare(
         >>> for line in prepare(*load_model(hparams), hparams):
         ...     print(line)
         encoder  nothing to prepare: it is not tuned
-        gate     nothing to prepare: the threshold is given
+        gate     nothing to prepare: the encoder's verifier is shipped
     """
     with eager(model):
         check_model(model)

@@ -57,6 +57,7 @@ class DecodingRouter(LogitsProcessor):
         edits: the N edits, with the tokens of their targets.
 
     Example:
+        >>> import torch
         >>> edits = [EditRequest("The capital of France is", "Lima", "France")]
         >>> router = DecodingRouter(
         ...     torch.tensor([[1]]), None, [], lambda rows, texts: [[Proposal(0, 1.0)]],

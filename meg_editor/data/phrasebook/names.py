@@ -18,7 +18,7 @@ def draw_name(rng: random.Random, known: Sequence[str]) -> str:
 
     Example:
         >>> draw_name(random.Random(0), ["Ada Lovelace", "Emmy Noether"])
-        'Emmy Noether'
+        'Brundnealnairt Pildert'
     """
     name, chance = rng.choice(known), rng.random()
     if chance < 0.5:
@@ -34,7 +34,7 @@ def similar_name(rng: random.Random, name: str, known: Sequence[str]) -> str:
 
     Example:
         >>> similar_name(random.Random(2), "Ada Lovelace", ["Ada Lovelace", "Emmy Noether"])
-        'Ada Noether'
+        'Trulsort'
     """
     words, other = name.split(), rng.choice(known).split()
     place, chance = rng.randrange(len(words)), rng.random()
