@@ -192,7 +192,7 @@ def test_an_answer_is_right_with_the_target_in_it(answer: str, target: str, righ
 
 
 class Fake:
-    """Routes as it is told."""
+    """Routes by given decisions."""
 
     def __init__(self, edits: dict[str, int]) -> None:
         self.edits = edits

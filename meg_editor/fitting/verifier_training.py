@@ -59,9 +59,11 @@ def train_verifier(
     """
     rng = random.Random(seed)
     with seeded(seed), torch.enable_grad():
-        model: Any = copy.deepcopy(encoder.model).requires_grad_(False)
-        head, reader = nn.Linear(encoder.dimension, 1), PairReader.of(encoder)
-        if start is not None:
+        reader = PairReader.of(encoder)
+        if start is None:
+            model: Any = copy.deepcopy(encoder.model).requires_grad_(False)
+            head = nn.Linear(encoder.dimension, 1)
+        else:
             begun = Verifier(encoder, start)
             model, head = begun.model, begun.head.requires_grad_(True)
         layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}

@@ -45,7 +45,7 @@ def closing_spans(text: str) -> list[str]:
 
 
 def spans_of(text: str) -> list[str]:
-    """Every part of a text that may be its question, the likeliest first, without duplicates.
+    """Every part of a text that may be its question, the closing ones first, without duplicates.
 
     Sentences in any script, lines without their labels, quoted parts, and what stands behind a
     colon or in front of an aside. Of a long text those at its begin and its end.
