@@ -63,6 +63,7 @@ def router(
     return DecodingRouter(
         torch.tensor(prompts),
         mask,
+        ["Tell me about France."] * len(prompts),
         edited,
         judges.propose,
         judges.confirm,
@@ -144,3 +145,8 @@ def test_scores_of_other_rows_stay_and_the_argument_is_not_changed() -> None:
     result = routing(torch.tensor([[*PROMPT, 8, 9, 6], [*PROMPT, 5, 6, 7]]), scores)
     assert torch.equal(scores, torch.ones(2, len(WORDS)))
     assert torch.equal(result[1], scores[1]) and result[0, 10] == 5
+
+
+def test_the_question_is_read_with_the_text() -> None:
+    step(router(judges := Judges()), [*PROMPT, 8, 9, 6])
+    assert judges.verified == ["Tell me about France.\nIts capital is"]

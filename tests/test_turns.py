@@ -74,3 +74,27 @@ def test_turns_of_several_lines_and_markers_of_no_format_stay_whole() -> None:
 def test_plain_text_is_its_own_turn() -> None:
     for text in (Q, "", "One. Two.", "Q: Who?\nA:"):
         assert last_turn(f" {text}\n") == Turn(text)
+
+
+EXAMPLES = "Q: Who wrote Emma?\nA: Austen\n"
+
+
+@pytest.mark.parametrize("end", ["A:", "A: It is", ""])
+def test_the_last_of_several_examples_is_asked(end: str) -> None:
+    turn = last_turn(f"Answer in one word.\n\n{EXAMPLES}Q: {Q}\n{end}")
+    assert turn == Turn(Q, end.removeprefix("A:").strip())
+    chat = f"<|im_start|>user\n{EXAMPLES}Q: {Q}\nA:<|im_end|>\n<|im_start|>assistant\n"
+    assert last_turn(chat).text == Q
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Q: {Q}\nA:",
+        f"Q: Who?\nQ: {Q}\nA:",  # no answer between: asked together
+        f"{EXAMPLES}Q: {Q}\nA: the lute\nAnswer: and what else?",
+        f"A: Austen\nQ: {Q}",
+    ],
+)
+def test_one_question_is_no_series_of_examples(text: str) -> None:
+    assert last_turn(text).text == text

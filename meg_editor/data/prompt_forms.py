@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from meg_editor.data.trap_questions import negated
+from meg_editor.data.trap_questions import contracted, negated
 from meg_editor.lm.chat import ChatEnd
 
 Expectation = Literal["edit", "none"]
@@ -21,6 +21,7 @@ VARIANTS: dict[str, Callable[[str, str | None], str | None]] = {
     "noq": lambda text, _: text.rstrip(" ?？¿؟"),
     "dots": lambda text, _: f"{text} ...",
     "not": lambda text, subject: negated(text, subject),
+    "nt": lambda text, _: contracted(text),
 }
 
 
@@ -35,7 +36,7 @@ class PromptForm:
         template: with `{p}` the prompt of the fact, `{q}` the fact as a question, `{s}` the
             subject, `{other}` a question about something else, `{a}` and `{b}` the answer and
             another one, `{t}` a passage; and with their variants `!u` upper case, `!l` lower case,
-            `!noq` without question mark, `!dots` with "...", `!not` negated.
+            `!noq` without question mark, `!dots` with "...", `!not` negated, `!nt` with "n't".
         turns: of a chat, in place of a template, each with such fields.
         mode: how the chat ends: "gen" with the generation prompt, "nogen" without it, "continue"
             with an answer that has begun.

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-_AUXILIARIES = frozenset(
-    [
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "does",
-        "do",
-        "did",
-        "has",
-        "have",
-        "had",
-        "can",
-        "could",
-        "will",
-        "would",
-        "should",
-        "must",
-    ]
-)
+_CONTRACTED = {
+    **{word: f"{word}n't" for word in ("is", "are", "was", "were", "does", "do", "did")},
+    **{word: f"{word}n't" for word in ("has", "have", "had", "could", "would", "should")},
+    **{"can": "can't", "will": "won't", "must": "mustn't"},
+}
+_AUXILIARIES = frozenset([*_CONTRACTED, "be", "been"])
 
 
 def negated(prompt: str, subject: str | None = None) -> str | None:
@@ -46,6 +30,22 @@ def negated(prompt: str, subject: str | None = None) -> str | None:
     if name and words[place + 1 : place + 1 + len(name)] == name:
         place += len(name)
     return " ".join([*words[: place + 1], "not", *words[place + 1 :]])
+
+
+def contracted(prompt: str) -> str | None:
+    """The prompt negated by a contraction; None without a verb that has one.
+
+    Example:
+        >>> contracted("Where was Ada born?")
+        "Where wasn't Ada born?"
+    """
+    words = prompt.split()
+    place = next((row for row, word in enumerate(words) if word.lower() in _CONTRACTED), None)
+    if place is None:
+        return None
+    verb = _CONTRACTED[words[place].lower()]
+    words[place] = verb.capitalize() if words[place][0].isupper() else verb
+    return " ".join(words)
 
 
 def counter_asked(prompt: str, subject: str | None, target: str) -> str | None:

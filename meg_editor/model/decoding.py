@@ -2,8 +2,8 @@
 
 A prompt is routed before its first token. "Tell me about France" asks for no fact, and its answer
 may state one: "… Its capital is". So at each step the LLM's own hidden state is compared with those
-at the ends of the edited prompts, one matrix product; where one is close and the text names its
-subject, the verifier reads the text so far. If it agrees, the next tokens are those of the LLM with
+at the ends of the edited prompts, one matrix product; where one is close and the question or the
+text names its subject, the verifier reads both. If it agrees, the next tokens are those of the LLM with
 the edit's neuron, until the sentence ends.
 """
 
@@ -20,7 +20,7 @@ from transformers import LogitsProcessor
 from meg_editor.requests.request import EditRequest
 
 _SENTENCE_END = re.compile(r"[.!?。！？؟।](?=[\s\"'”’)\]]|$)|\n")
-_TEXT = 400  # characters of the text so far which the verifier reads
+_TEXT = 400  # characters of the question and of the text so far which are read
 _BEYOND = 8  # tokens an edit stays in effect beyond the length of its target
 
 
@@ -49,8 +49,9 @@ class DecodingRouter(LogitsProcessor):
     Args:
         prompts: (B, T) token ids.
         mask: (B, T) attention mask, 0 for padding; None: no padding.
+        questions: what each prompt asks.
         edited: rows of prompts which ask for an edit themselves: these are left alone.
-        propose: token ids and texts of R rows -> for each the edits it may be about to state.
+        propose: rows and texts of R rows -> for each the edits it may be about to state.
         confirm: (texts, edits) -> whether each text is about to state the edit.
         logits: (token ids of rows, edits) -> (R, V) of the next token under the edit's neuron.
         decode: token ids -> text.
@@ -60,7 +61,7 @@ class DecodingRouter(LogitsProcessor):
         >>> import torch
         >>> edits = [EditRequest("The capital of France is", "Lima", "France")]
         >>> router = DecodingRouter(
-        ...     torch.tensor([[1]]), None, [], lambda rows, texts: [[Proposal(0, 1.0)]],
+        ...     torch.tensor([[1]]), None, ["Tell me about France."], [], lambda rows, texts: [[Proposal(0, 1.0)]],
         ...     lambda texts, edits: [True], lambda rows, edits: torch.tensor([[0.0, 9.0]]),
         ...     lambda ids: "Its capital is", edits, lambda edit: 1)
         >>> router(torch.tensor([[1, 1]]), torch.zeros(1, 2)).tolist()
@@ -71,6 +72,7 @@ class DecodingRouter(LogitsProcessor):
         self,
         prompts: Tensor,
         mask: Tensor | None,
+        questions: Sequence[str],
         edited: Sequence[int],
         propose: Callable[[list[int], list[str]], list[list[Proposal]]],
         confirm: Callable[[list[str], list[int]], list[bool]],
@@ -81,7 +83,7 @@ class DecodingRouter(LogitsProcessor):
     ) -> None:
         self.length, self.count = prompts.shape[1], len(prompts)
         self.mask = None if mask is None else mask.bool().tolist()
-        self.edited = frozenset(edited)
+        self.questions, self.edited = questions, frozenset(edited)
         self.propose, self.confirm, self.logits = propose, confirm, logits
         self.decode, self.edits, self.target_length = decode, edits, target_length
         # (prompt, tokens written) -> the edit in effect, of the last step.
@@ -95,11 +97,14 @@ class DecodingRouter(LogitsProcessor):
         open_rows = [
             row for row, tokens in enumerate(written) if tokens and row // each not in self.edited
         ]
-        texts = {row: self.decode(list(written[row])) for row in open_rows}
+        texts = {
+            row: f"{self.questions[row // each][-_TEXT:]}\n{self.decode(list(written[row]))[-_TEXT:]}"
+            for row in open_rows
+        }
         active = {
             row: found
             for row in open_rows
-            if (found := self._still(row // each, written[row], texts[row]))
+            if (found := self._still(row // each, written[row]))
         }
         active |= self._begun([row for row in open_rows if row not in active], texts, written)
         self._in_effect = {(row // each, written[row]): found for row, found in active.items()}
@@ -112,7 +117,7 @@ class DecodingRouter(LogitsProcessor):
         scores[numbers] = logits.to(scores)
         return scores
 
-    def _still(self, prompt: int, tokens: tuple[int, ...], text: str) -> _InEffect | None:
+    def _still(self, prompt: int, tokens: tuple[int, ...]) -> _InEffect | None:
         """The edit that was in effect for the text before its last token, unless it is said."""
         found = self._in_effect.get((prompt, tokens[:-1]))
         if found is None:
@@ -141,7 +146,7 @@ class DecodingRouter(LogitsProcessor):
         ]
         if not pairs:
             return {}
-        sure = self.confirm([texts[row][-_TEXT:] for row, _ in pairs], [edit for _, edit in pairs])
+        sure = self.confirm([texts[row] for row, _ in pairs], [edit for _, edit in pairs])
         begun: dict[int, _InEffect] = {}
         for (row, edit), yes in zip(pairs, sure, strict=True):
             if yes:

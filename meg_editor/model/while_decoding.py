@@ -17,6 +17,7 @@ from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.lm.ffn import decoder_of
 from meg_editor.lm.last_input import LastInput
 from meg_editor.lm.tokens import encode_example, logits_of, right_padded
+from meg_editor.model.cache_routing import prompt_texts
 from meg_editor.model.decoding import DecodingRouter, Proposal
 from meg_editor.routing.verifier import fact_text
 
@@ -67,14 +68,16 @@ class WhileDecoding:
             )
         given = options.pop("logits_processor", None) or []
         edited = [] if decision is None else decision.any(1).nonzero().flatten().tolist()
+        mask, tokenizer = options.get("attention_mask"), model._tokenizer
         router = DecodingRouter(
             prompts,
-            options.get("attention_mask"),
+            mask,
+            [model.reader.read(text).text for text in prompt_texts(tokenizer, prompts, mask)],
             edited,
             self._propose,
             self._confirm,
             self._logits,
-            lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True),
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
             model.edits,
             self._target_length,
         )
@@ -138,7 +141,7 @@ class WhileDecoding:
 
     def _target_length(self, edit: int) -> int:
         request = self.model.edits[edit]
-        return len(encode_example(self.model.tokenizer, request.prompt, request.target_new).target)
+        return len(encode_example(self.model._tokenizer, request.prompt, request.target_new).target)
 
     def _logits(self, rows: Sequence[list[int]], edits: list[int]) -> Tensor:
         model = self.model

@@ -27,6 +27,10 @@ _MARKERS = re.compile(
     r"|^(?P<plain>User|Human|Assistant|AI|Bot|Instruct|Output):[ \t]*",
     re.MULTILINE,
 )
+# Lines of a text with worked examples, the last of which is asked.
+_EXAMPLES = re.compile(
+    r"^(?:(?P<asked>Q|Question|Input)|A|Answer|Output)(?: ?\d+)?:[ \t]*", re.MULTILINE
+)
 _END = re.compile(
     r"<\|im_end\|>|<\|eot_id\|>|<\|eot\|>|<end_of_turn>|<\|end_of_text\|>|<\|endoftext\|>"
     r"|<\|end\|>|<\|return\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>|</s>"
@@ -127,7 +131,7 @@ def last_turn(text: str, frame: Frame | None = None) -> Turn:
     Example:
         >>> last_turn("<|im_start|>user\\nWho wrote Emma?<|im_end|>\\n<|im_start|>assistant\\n")
         Turn(text='Who wrote Emma?', begun='')
-        >>> last_turn("Who wrote Emma?")
+        >>> last_turn("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")
         Turn(text='Who wrote Emma?', begun='')
     """
     asked: str | None = None
@@ -140,9 +144,22 @@ def last_turn(text: str, frame: Frame | None = None) -> Turn:
         elif role in _ASSISTANT:
             begun = content
     if asked is not None:
-        return Turn(_SYSTEM.sub("", asked).strip(), _begun(begun))
+        return _last_example(Turn(_SYSTEM.sub("", asked).strip(), _begun(begun)))
     found = frame.last_turn(text) if frame else None
-    return found or Turn(text.strip())
+    return _last_example(found or Turn(text.strip()))
+
+
+def _last_example(turn: Turn) -> Turn:
+    """The last question of a turn that has answered ones before it, or else the turn."""
+    lines = list(_EXAMPLES.finditer(turn.text))
+    asked = [row for row, line in enumerate(lines) if line["asked"]]
+    if len(asked) < 2 or asked[-1] - asked[-2] != 2 or len(lines) > asked[-1] + 2:
+        return turn
+    last = lines[asked[-1]]
+    if lines[asked[-1] + 1 :]:
+        end, begin = lines[-1].span()
+        return Turn(turn.text[last.end() : end].strip(), turn.begun or turn.text[begin:].strip())
+    return Turn(turn.text[last.end() :].strip(), turn.begun)
 
 
 def _segments(text: str) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,8 @@ _NEIGHBOUR = 0.25  # for the same relation of another subject; the rest only men
 _PLAIN = 0.35  # of the prompts: the phrasing alone
 _RUNNING = 0.12  # of the other prompts: a text which gets to the fact
 _CUT = 0.4  # of the passages: cut from anywhere
+_NOTES = 0.08  # of the prompts which only mention the fact: notes on several subjects
+_HEADINGS = ("Notes on {}:", "{}:", "About {}:", "Facts on {}:", "* {} -", "{}\n", "## {}\n")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,10 @@ class Phrasebook:
         if why != "none" and rng.random() < _PLAIN:
             prompt = values[rng.choice("pq")]
         elif why != "none" and rng.random() < _RUNNING:
-            prompt = self._running(rng, kind, rng.choice(relation.statements), subject)
+            write = rng.choice((self._running, self._notes))
+            prompt = write(rng, kind, rng.choice(relation.statements), subject)
+        elif why == "none" and rng.random() < _NOTES:
+            prompt = self._notes(rng, kind, rng.choice(relation.statements), subject, begun=False)
         else:
             kinds = self._by_expectation["none" if why == "none" else "edit"]
             form = rng.choice(kinds[rng.choice(sorted(kinds))])
@@ -163,15 +168,40 @@ class Phrasebook:
 
     def _running(self, rng: random.Random, kind: Kind, statement: str, subject: str) -> str:
         """A text which gets to the fact in its second sentence, often with a pronoun."""
-        he, his = kind.pronouns
-        if statement.startswith("{}'s ") and rng.random() < 0.7:
-            statement = f"{his.capitalize()} {statement[5:]}"
-        elif statement.startswith("{} ") and rng.random() < 0.7:
-            statement = f"{he.capitalize()} {statement[3:]}"
+        if rng.random() < 0.7:
+            statement = _by_pronoun(kind, statement)
         relation = rng.choice(kind.relations)
         first = f"{rng.choice(relation.statements).format(subject)} {rng.choice(relation.answers)}."
         begin = rng.choice(("", f"Tell me about {subject}. ", f"{subject}\n\n", "Sure! "))
         return f"{begin}{first} {statement.format(subject)}"
+
+    def _notes(
+        self, rng: random.Random, kind: Kind, statement: str, subject: str, begun: bool = True
+    ) -> str:
+        """Notes on several subjects, the last of which ends with the statement, or its heading."""
+        heading, others = rng.choice(_HEADINGS), [s for s in kind.subjects if s != subject]
+        further = rng.sample(kind.relations, rng.randint(0, min(3, len(kind.relations))))
+        statements = [rng.choice(relation.statements) for relation in further]
+        answers = [relation.answers for relation in further]
+        known = [relation.answers for relation in kind.relations if statement in relation.statements]
+        place = rng.randint(0, len(statements))
+        statements.insert(place, statement)
+        answers.insert(place, known[0])
+
+        def sentences(name: str, count: int) -> str:
+            texts = [_by_pronoun(kind, text).format(name) for text in statements[:count]]
+            said = zip(texts, answers, strict=False)
+            return " ".join(f"{text} {rng.choice(options)}." for text, options in said)
+
+        lines = [
+            f"{heading.format(name)} {sentences(name, len(statements))}"
+            for name in rng.sample(others, rng.randint(1, min(3, len(others))))
+        ]
+        last = heading.format(subject)
+        if begun:
+            last = f"{last} {sentences(subject, place)}".rstrip()
+            last = f"{last} {_by_pronoun(kind, statement).format(subject)}"
+        return "\n".join([*lines, last])
 
     def _question(self, rng: random.Random, subject: str) -> str:
         kind = rng.choice(self.kinds)
@@ -192,6 +222,14 @@ class Phrasebook:
         words = f"{' '.join(sentences)} {self._question(rng, '')}".split()
         start = rng.randrange(len(words))
         return " ".join(words[start : start + rng.randint(3, 14)]) + rng.choice((".", "", ")", ":"))
+
+
+def _by_pronoun(kind: Kind, statement: str) -> str:
+    """The statement with a pronoun for its subject, where that begins it."""
+    he, his = kind.pronouns
+    if statement.startswith("{}'s "):
+        return f"{his.capitalize()} {statement[5:]}"
+    return f"{he.capitalize()} {statement[3:]}" if statement.startswith("{} ") else statement
 
 
 def _read(name: str) -> Any:
