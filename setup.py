@@ -59,7 +59,6 @@ setup(
         "psutil>=5.9",
         "pyyaml>=6.0",
         "safetensors>=0.4.5",
-        "scikit-learn>=1.4",
         "tokenizers>=0.21",
         "torch>=2.5",
         "tqdm>=4.66",

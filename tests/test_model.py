@@ -63,7 +63,7 @@ def test_answers_are_as_long_as_the_edits_asked_for(
     model = make_meg_model("bank")
     code = "def f(x):\n    return [\n" + "        x,\n" * 20 + "    ]"
     long = dataclasses.replace(model.edits[1], target_new=code)
-    model.edits = (model.edits[0], long, *model.edits[2:])
+    model.edition.edits = (model.edits[0], long, *model.edits[2:])
     limits: list[int] = []
 
     def noted(_: Any, __: Any, prompts: list[str], max_new_tokens: int) -> list[str]:

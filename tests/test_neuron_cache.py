@@ -74,7 +74,7 @@ def test_answers_from_the_cache_are_the_same(
     def refuse(*_: object) -> Tensor:
         raise AssertionError("generated again")
 
-    monkeypatch.setattr(model.generator, "generate", refuse)
+    monkeypatch.setattr(model.generator, "of_edits", refuse)
     again = model.neurons(model.route(queries))
     assert again is not None and torch.equal(first, again)
     with pytest.raises(AssertionError):

@@ -123,6 +123,7 @@ FOLDERS = (
     "collection",
     "generators",
     "data",
+    "edits",
     "model",
     "fitting",
     "baselines",

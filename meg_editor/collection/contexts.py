@@ -13,6 +13,16 @@ _MARK = "§question§"
 _SYSTEM = ("You are a helpful assistant.", "Answer the user's questions.")
 _TURNS = (("Hello!", "Hello! How can I help?"), ("Can you help me?", "Yes. What is it about?"))
 _BEHIND = ("Reply briefly.", "Give only the answer.", "Keep it short, please.")
+_OTHERS = (
+    "The first railway in the north was built",
+    "A recipe for six people takes",
+    "He closed the door and walked",
+    "In the second half of the season",
+    "Most of the samples which were taken",
+    "The meeting was put off until",
+    "Her latest novel tells the story of",
+    "Which of these two is the cheaper one",
+)
 _FRAMES = ("Question: {}\nAnswer:", "Q: {}\nA:", "{}\nAnswer:")
 
 
@@ -33,11 +43,13 @@ def fact_contexts(
         >>> from meg_editor import MeGHyperParams, load_model
         >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
         >>> fact_contexts(tokenizer, ["The capital of France is"], 2)
-        [['The capital of France is', 'The capital of France is. The capital of France is']]
+        [['The capital of France is', 'The meeting was put off. The capital of France is']]
     """
     rng = random.Random(seed)
     wrap = PromptReader(tokenizer, template).wrap
-    beginnings = [" ".join(prompt.split()[:5]).rstrip("?.,") for prompt in prompts]
+    # Few prompts are no choice of texts to stand before one of them.
+    others = [*prompts, *(_OTHERS if len(prompts) < len(_OTHERS) else ())]
+    beginnings = [" ".join(prompt.split()[:5]).rstrip("?.,") for prompt in others]
 
     def after_others(prompt: str) -> str:
         return f"{rng.choice(beginnings)}. {wrap(prompt)}"

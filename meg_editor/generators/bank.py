@@ -9,6 +9,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators.base import WeightGenerator
 from meg_editor.routing.index import nearest
 from meg_editor.runtime.processes import Processes
+from meg_editor.runtime.tensors import joined
 
 
 class NeuronBank(WeightGenerator):
@@ -48,6 +49,25 @@ class NeuronBank(WeightGenerator):
         self.keys = conditions.half()
         self.neurons = neurons.half()
         return []
+
+    def changed(self, retained: Tensor, anchors: Tensor, neurons: Tensor) -> NeuronBank:
+        """A bank of the edits at the rows `retained` of this one, and of A further ones.
+
+        Args:
+            retained: (R,) rows, in order.
+            anchors, neurons: (A, E) and (A, P) of further edits.
+        """
+        new = type(self)(self.keys.shape[1], self.neurons.shape[1], 0)
+        retained = retained.to(self.keys.device)
+        new.keys = joined(self.keys[retained], anchors)
+        new.neurons = joined(self.neurons[retained], neurons)
+        return new
+
+    def of_edits(self, rows: Tensor, anchors: Tensor) -> Tensor:
+        return self.neurons[rows].float()
+
+    def stored_rows(self, count: int) -> Tensor:
+        return torch.ones(count, dtype=torch.bool)
 
     @torch.no_grad()
     def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
@@ -20,7 +21,6 @@ class NeuronScaling:
         scale: (P,).
 
     Example:
-        >>> import torch
         >>> scaling = NeuronScaling(torch.tensor([1.0]), torch.tensor([2.0]))
         >>> scaling.forward(torch.tensor([5.0])).item(), scaling.inverse(torch.tensor([2.0])).item()
         (2.0, 5.0)
@@ -81,6 +81,19 @@ class WeightGenerator(nn.Module, ABC):
         Args:
             steps: sampling steps, for generators that sample; default: the hyper-parameters'.
         """
+
+    def of_edits(self, rows: Tensor, anchors: Tensor) -> Tensor:
+        """Neurons (R, P) of edits, float32.
+
+        Args:
+            rows: (R,) which of the edits it was fitted on.
+            anchors: (R, E) embeddings of their queries.
+        """
+        return self.generate(anchors)
+
+    def stored_rows(self, count: int) -> Tensor:
+        """(N,) bool: which of the N = `count` edits have a stored neuron."""
+        return torch.zeros(count, dtype=torch.bool)
 
     @property
     def stored_bytes(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.edits.change import History
+from meg_editor.edits.edit import edits_of
+from meg_editor.edits.edition import Edition
+from meg_editor.edits.live import LiveEdits
 from meg_editor.generators import WeightGenerator
 from meg_editor.generators.cache import NeuronCache
 from meg_editor.generators.dit import DiTGenerator
@@ -23,6 +29,7 @@ from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.model.fit_report import FitReport
+from meg_editor.model.in_force import InForce
 from meg_editor.model.pipelines import silence_pipelines
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.model.while_decoding import WhileDecoding
@@ -36,15 +43,14 @@ from meg_editor.routing.routing import Routing
 from meg_editor.routing.verifier import Verifier
 
 
-class MeGModel(RoutedModel, ModelHubMixin):
+class MeGModel(LiveEdits, RoutedModel, ModelHubMixin):
     """A causal LM with edits: used like the transformers model it wraps.
 
     `RoutedModel` says which part of an input is the query. Thread-safe.
 
     Attributes:
         base: the unedited model; its weights do not change and it answers as before.
-        edits: the N facts, in the order of the index.
-        index: the edited queries, which every query is matched against.
+        edits: the N facts; `add`, `replace`, `remove` and `undo` change them.
         verifier: decides whether a prompt asks for an edit it resembles; None: similarity does.
         fitted: the report of the fit; None after loading.
 
@@ -86,19 +92,15 @@ class MeGModel(RoutedModel, ModelHubMixin):
         verifier: Verifier | None = None,
     ) -> None:
         super().__init__(base, tokenizer, hparams.prompt_template)
-        if len(index.anchors) != len(edits):
-            raise ValueError(
-                f"expected an index of {len(edits)} edits, got one of {len(index.anchors)}"
-            )
+        edition = Edition(edits_of(edits), gate, index, generator)
         self.hparams, self.spec = hparams, spec
         self.runtime = runtime or RuntimeConfig()
-        self.encoder, self.gate, self.generator = encoder, gate, generator
-        self.index, self.edits = index, tuple(edits)
+        self.encoder = encoder
         self.fitted: FitReport | None = None
         self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
         self.verifier = verifier
-        self.router = Router(encoder, gate, index, self.states, self.edits, verifier)
-        self.neuron_cache = NeuronCache(self.runtime.neuron_cache)
+        self._changing, self._history = threading.RLock(), History(edition)
+        self._put_in_force(edition)
         self.hook, self._capture = self._hooks()
         self._while_decoding = WhileDecoding(self)
         if isinstance(generator, DiTGenerator):
@@ -109,9 +111,49 @@ class MeGModel(RoutedModel, ModelHubMixin):
         silence_pipelines()
 
     @property
+    def edition(self) -> Edition:
+        """The edits in force, with gate, index and generator."""
+        return self._in_force.edition
+
+    @property
+    def gate(self) -> Gate:
+        """Decides, or retrieves for the verifier."""
+        return self.edition.gate
+
+    @property
+    def index(self) -> QueryIndex:
+        """The edited queries, which every query is matched against."""
+        return self.edition.index
+
+    @property
+    def generator(self) -> WeightGenerator:
+        """Gives the neurons."""
+        return self.edition.generator
+
+    @property
+    def router(self) -> Router:
+        """Of the edits in force."""
+        return self._in_force.router
+
+    @property
+    def neuron_cache(self) -> NeuronCache:
+        """Of the edits in force."""
+        return self._in_force.cache
+
+    def _put_in_force(self, edition: Edition) -> None:
+        """In one step: what routes and answers meanwhile does so by the former edits."""
+        edition.to(self.base.device)
+        router = Router(
+            self.encoder, edition.gate, edition.index, self.states, edition.edits, self.verifier
+        )
+        cache = NeuronCache(self.runtime.neuron_cache)
+        anchored, size = self.hparams.generator_anchored, self.spec.size
+        self._in_force = InForce(edition, router, cache, anchored, size)
+
+    @property
     def _parts(self) -> list[nn.Module]:
         """All modules but the base."""
-        parts = [self.encoder, self.gate, self.generator, self.index]
+        parts = [self.encoder, self.edition]
         return [*parts, self.verifier] if self.verifier else parts
 
     @property
@@ -141,10 +183,11 @@ class MeGModel(RoutedModel, ModelHubMixin):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
         copied = memo[id(self)] = type(self).__new__(type(self))
-        apart = ("hook", "_capture", "neuron_cache", "_while_decoding")
+        apart = ("hook", "_capture", "_changing", "_in_force", "_while_decoding")
         state = {name: value for name, value in self.__dict__.items() if name not in apart}
         copied.__dict__.update(copy.deepcopy(state, memo))
-        copied.neuron_cache = NeuronCache(self.neuron_cache.size)
+        copied._changing = threading.RLock()
+        copied._put_in_force(copy.deepcopy(self.edition, memo))
         copied.hook, copied._capture = copied._hooks()
         copied._while_decoding = WhileDecoding(copied)
         return copied
@@ -163,7 +206,9 @@ class MeGModel(RoutedModel, ModelHubMixin):
         Independent of a surrounding `routed` block.
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
-        return self.router.route([self.reader.read(text) for text in texts])
+        in_force = self._in_force
+        routing = in_force.router.route([self.reader.read(text) for text in texts])
+        return replace(routing, edition=in_force)
 
     def neurons(self, routing: Routing, steps: int | None = None) -> Tensor | None:
         """Neurons (B, P) of a routing: zeros for queries that are no edit; None if no query is one.
@@ -174,21 +219,7 @@ class MeGModel(RoutedModel, ModelHubMixin):
             routing: of B queries.
             steps: sampling steps; default: those of the hyper-parameters.
         """
-        # The only copy from the device: B indices, -1 for queries that need no neuron.
-        edits = torch.where(routing.is_edit, routing.nearest, -1).tolist()
-        rows = [row for row, edit in enumerate(edits) if edit >= 0]
-        if not rows:
-            return None
-        where = torch.tensor(rows).to(routing.nearest.device, non_blocking=True)
-        if not self.hparams.generator_anchored:
-            generated = self.generator.generate(routing.embeddings[where], steps)
-        elif steps is None and self.neuron_cache.size:
-            generated = self.neuron_cache.get([edits[row] for row in rows], self._of_edits)
-        else:
-            generated = self.generator.generate(self.anchors[routing.nearest[where]].float(), steps)
-        neurons = generated.new_zeros(len(edits), self.spec.size)
-        neurons[where] = generated
-        return neurons
+        return (routing.edition or self._in_force).neurons(routing, steps)
 
     def generated_neurons(self, rows: int = 1024) -> Tensor:
         """Neurons (N, P) of all edits as the generator gives them, float32 on the CPU.
@@ -197,7 +228,8 @@ class MeGModel(RoutedModel, ModelHubMixin):
             rows: edits at once.
         """
         numbers = list(range(len(self.edits)))
-        parts = [self._of_edits(numbers[i : i + rows]).cpu() for i in range(0, len(numbers), rows)]
+        edition = self.edition
+        parts = [edition.neurons(numbers[i : i + rows]).cpu() for i in range(0, len(numbers), rows)]
         return torch.cat(parts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MeGModel:
@@ -218,10 +250,6 @@ class MeGModel(RoutedModel, ModelHubMixin):
         for part in self._parts:
             part.eval()
         return self
-
-    def _of_edits(self, edits: list[int]) -> Tensor:
-        rows = torch.tensor(edits).to(self.anchors.device, non_blocking=True)
-        return self.generator.generate(self.anchors[rows].float())
 
     @contextmanager
     def routed(self, queries: str | Sequence[str]) -> Iterator[Routing]:
@@ -244,7 +272,8 @@ class MeGModel(RoutedModel, ModelHubMixin):
     def _answer_tokens(self, routed: Routing) -> int:
         """As many as the longest target of the edits asked for takes, at least 32."""
         edits = torch.where(routed.is_edit, routed.nearest, -1).unique().tolist()
-        asked = [self.edits[edit] for edit in edits if edit >= 0]
+        in_force = routed.edition or self._in_force
+        asked = [in_force.edition.edits[edit] for edit in edits if edit >= 0]
         return max_target_length(self._tokenizer, asked, super()._answer_tokens(routed))
 
     def _generate(self, decision: Tensor | None, **kwargs: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
+from meg_editor.edits.edition import Edition
 from meg_editor.lm.ffn import decoder_of
 from meg_editor.lm.last_input import LastInput
 from meg_editor.lm.tokens import encode_example, logits_of, right_padded
 from meg_editor.model.cache_routing import prompt_texts
 from meg_editor.model.decoding import DecodingRouter, Proposal
+from meg_editor.model.in_force import InForce
 from meg_editor.routing.verifier import fact_text
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class WhileDecoding:
 
     def __init__(self, model: MeGModel) -> None:
         self._model = weakref.ref(model)
+        self._read: dict[str, Tensor] = {}  # unit vectors (D,) by edited prompt
 
     @property
     def model(self) -> MeGModel:
@@ -68,20 +71,20 @@ class WhileDecoding:
             )
         given = options.pop("logits_processor", None) or []
         edited = [] if decision is None else decision.any(1).nonzero().flatten().tolist()
+        in_force = model._in_force
         mask, tokenizer = options.get("attention_mask"), model._tokenizer
         router = DecodingRouter(
             prompts,
             mask,
             [model.reader.read(text).text for text in prompt_texts(tokenizer, prompts, mask)],
             edited,
-            self._propose,
-            self._confirm,
-            self._logits,
+            partial(self._propose, in_force, self._states_of(in_force.edition)),
+            partial(self._confirm, in_force.edition),
+            partial(self._logits, in_force),
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-            model.edits,
-            self._target_length,
+            in_force.edition.edits,
+            partial(self._target_length, in_force.edition),
         )
-        self._states  # noqa: B018 - read outside the block, which keeps what passes
         with self._last.kept():
             yield {"logits_processor": LogitsProcessorList([*given, router])}
 
@@ -98,25 +101,31 @@ class WhileDecoding:
             raise ValueError("expected a phrasebook with phrasings")
         return usual
 
-    @cached_property
-    def _states(self) -> Tensor:
+    def _states_of(self, edition: Edition) -> Tensor:
         """(N, D) unit vectors of the edited prompts."""
-        return self._standard(self.model.states.read([edit.prompt for edit in self.model.edits]))
+        new = [edit.prompt for edit in edition.edits if edit.prompt not in self._read]
+        if new:
+            self._read.update(zip(new, self._standard(self.model.states.read(new)), strict=True))
+        if not edition.edits:
+            return self._usual[:0]
+        return torch.stack([self._read[edit.prompt] for edit in edition.edits])
 
     def _standard(self, features: Tensor) -> Tensor:
         return F.normalize((features.float() - self._usual[0]) / self._usual[1], dim=-1)
 
-    def _propose(self, rows: list[int], texts: list[str]) -> list[list[Proposal]]:
+    def _propose(
+        self, in_force: InForce, states: Tensor, rows: list[int], texts: list[str]
+    ) -> list[list[Proposal]]:
         entering = self._last.value
-        if entering is None:
+        if entering is None or not len(states):
             return [[] for _ in rows]
         features = entering.reshape(-1, entering.shape[-1])
         if entering.dim() == 3:
             features = entering[:, -1]
-        cosine, edits = (self._standard(features[rows]) @ self._states.T).topk(
-            min(_PROPOSED, len(self._states)), dim=1
+        cosine, edits = (self._standard(features[rows]) @ states.T).topk(
+            min(_PROPOSED, len(states)), dim=1
         )
-        names = self.model.index.names
+        names = in_force.edition.index.names
         named = names.overlap(names.tokenize(texts), edits)
         named = torch.where(names.known(edits), named, torch.ones_like(named))
         close = (cosine >= _SIMILAR) & (named >= _NAMED)
@@ -131,21 +140,23 @@ class WhileDecoding:
             for values in zip(edits.tolist(), cosine.tolist(), close.tolist(), strict=True)
         ]
 
-    def _confirm(self, texts: list[str], edits: list[int]) -> list[bool]:
-        facts = [fact_text(self.model.edits[edit]) for edit in edits]
+    def _confirm(self, edition: Edition, texts: list[str], edits: list[int]) -> list[bool]:
+        facts = [fact_text(edition.edits[edit]) for edit in edits]
         verifier = self.model.verifier
         if verifier is None:
             return [False] * len(texts)
         sure = verifier.probability(texts, facts)
         return (sure >= verifier.threshold).tolist()
 
-    def _target_length(self, edit: int) -> int:
-        request = self.model.edits[edit]
+    def _target_length(self, edition: Edition, edit: int) -> int:
+        request = edition.edits[edit]
         return len(encode_example(self.model._tokenizer, request.prompt, request.target_new).target)
 
-    def _logits(self, rows: Sequence[list[int]], edits: list[int]) -> Tensor:
+    def _logits(
+        self, in_force: InForce, rows: Sequence[list[int]], edits: list[int]
+    ) -> Tensor:
         model = self.model
-        neurons = model.neuron_cache.get(edits, model._of_edits)
+        neurons = in_force.of_edits(edits)
         ids = right_padded(rows).to(model.base.device)
         last = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
         with self._last.paused(), model.hook.attached(neurons):

@@ -11,6 +11,9 @@ from meg_editor.config.input_files import short_names, short_repr
 from meg_editor.config.unicode_text import bad_character, canonical_text, has_visible_character
 
 
+_FIELDS = ("prompt", "target_new", "subject", "rephrases", "locality_prompts")
+
+
 class RequestError(ValueError):
     """An edit request is malformed or contradicts another; the message names row and field.
 
@@ -23,7 +26,7 @@ class RequestError(ValueError):
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditRequest:
     """One edit: the model shall answer `prompt` with `target_new`.
 
@@ -51,6 +54,18 @@ class EditRequest:
     subject: str | None = None
     rephrases: tuple[str, ...] = ()
     locality_prompts: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[object, ...]:
+        """All of it, by which requests are compared."""
+        texts = (self.prompt, self.target_new, self.subject)
+        return (*texts, self.rephrases, self.locality_prompts)
+
+    def __eq__(self, other: object) -> bool:
+        return self.texts == other.texts if isinstance(other, EditRequest) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.texts)
 
     @property
     def key(self) -> str:
@@ -134,7 +149,7 @@ def merge_requests(
     for index, row in enumerate(rows):
         where = places[index] if places else f"request {index}"
         if isinstance(row, EditRequest):
-            row = {key: value for key, value in vars(row).items() if value}
+            row = {name: getattr(row, name) for name in _FIELDS if getattr(row, name)}
         if not isinstance(row, Mapping):
             raise RequestError(
                 f"{where}: expected an object with 'prompt' and 'target_new', got {_kind(row)}"

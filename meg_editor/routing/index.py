@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meg_editor.routing.subject_names import SubjectNameIndex
+from meg_editor.runtime.tensors import joined
 
 _CANDIDATES = 8  # compared by hidden state
 _NAMED = 64  # most edits considered because they share a name with a query
@@ -96,6 +97,50 @@ class QueryIndex(nn.Module):
 
     def _standardise(self, states: Tensor) -> Tensor:
         return F.normalize((states.float() - self.usual[0]) / self.usual[1], dim=-1)
+
+    @property
+    def unit_states(self) -> Tensor | None:
+        """(N, D) standardised features of unit length; None without states."""
+        return self.states if self.state_weight else None
+
+    def changed(
+        self,
+        retained: Tensor,
+        anchors: Tensor,
+        subjects: Sequence[str | None],
+        unit_states: Tensor | None = None,
+    ) -> QueryIndex:
+        """An index of the edits at the rows `retained` of this one, and of further ones.
+
+        Args:
+            retained: (R,) rows, in order.
+            anchors: (A, E) embeddings of further edits, with A subjects.
+            unit_states: (A, D) of these, as in `unit_states`; needed if s > 0.
+
+        Example:
+            >>> index = QueryIndex(torch.eye(2), ["Ada", "Bea"], name_weight=0.2)
+            >>> index.changed(torch.tensor([1]), torch.eye(2)[:1], ["Cid"]).anchors.tolist()
+            [[0.0, 1.0], [1.0, 0.0]]
+        """
+        empty = self.anchors[:0]
+        states, usual = (self.states[:0], self.usual) if self.state_weight else (None, None)
+        new = type(self)(
+            *(empty, [], states, usual), name_weight=self.name_weight, state_weight=self.state_weight
+        )
+        retained = retained.to(empty.device)
+        new.names = self.names.changed(retained, subjects)
+        both = joined(self.anchors[retained], anchors)
+        new.anchors = both.half() if len(both) > _MANY else both
+        if self.state_weight:
+            if unit_states is None and len(anchors):
+                raise ValueError(f"state_weight > 0: expected {len(anchors)} states, got none")
+            further = self.states[:0] if unit_states is None else unit_states
+            new.states = joined(self.states[retained], further)
+        return new
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Unit states (B, D) of features (B, D) of further queries."""
+        return self._standardise(features.to(self.usual.device)).half()
 
     def search(
         self,

@@ -82,9 +82,22 @@ class Router:
     @torch.no_grad()
     def route(self, prompts: Sequence[ReadPrompt]) -> Routing:
         """Route B prompts; of a prompt's spans the one with the highest score counts."""
+        if not len(self.index.anchors):
+            return self._nothing(prompts)
         if self.verifier is None:
             return self._by_similarity([prompt.closing for prompt in prompts])
         return self._verified(self.verifier, prompts)
+
+    def _nothing(self, prompts: Sequence[ReadPrompt]) -> Routing:
+        """Routing of B prompts where nothing is edited."""
+        anchors, spans = self.index.anchors, [prompt.closing for prompt in prompts]
+        none = torch.full((len(prompts),), -1, device=anchors.device)
+        low = torch.full((len(prompts),), -torch.inf, device=anchors.device)
+        embeddings = anchors.new_zeros(len(prompts), anchors.shape[1])
+        threshold = self.gate.threshold
+        return Routing(
+            spans, torch.zeros_like(none), embeddings, none >= 0, low, threshold, none, low
+        )
 
     def _retrieve(self, flat: Sequence[str], min_score: float | Tensor) -> tuple[Tensor, Match]:
         """Embeddings (S, E) of S spans, and the edits that each resembles most."""

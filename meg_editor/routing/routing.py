@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class RoutedQuery:
         score: of the gate, or of the verifier.
         threshold: lowest score of an edit.
         candidates: edits that were considered, the best first.
+        verified: whether the score is a verifier's.
 
     Example:
         >>> print(RoutedQuery("Who wrote Emma?", True, edit=3, score=0.91, threshold=0.8))
@@ -54,6 +56,7 @@ class RoutedQuery:
     score: float
     threshold: float
     candidates: tuple[Candidate, ...] = ()
+    verified: bool = False
 
     def __str__(self) -> str:
         what = f"edit {self.edit}" if self.is_edit else f"no edit (nearest {self.edit})"
@@ -77,6 +80,7 @@ class Routing:
         nearest: (B,) index of the best-matching edited query, whether the query is an edit or not.
         cosine: (B,) of the embeddings of these two.
         verified: what the verifier said of each query; empty without one.
+        edition: the edits in force when they were routed.
 
     Example:
         >>> import torch
@@ -100,6 +104,7 @@ class Routing:
     nearest: Tensor
     cosine: Tensor
     verified: Sequence[tuple[Candidate, ...]] = ()
+    edition: Any = None
 
     @property
     def questions(self) -> list[str]:
@@ -125,6 +130,7 @@ class Routing:
             score,
             self.threshold,
             self.verified[row] if self.verified else (Candidate(edit, question, score),),
+            bool(self.verified),
         )
 
     def __iter__(self) -> Iterator[RoutedQuery]:

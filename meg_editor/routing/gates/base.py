@@ -27,6 +27,10 @@ class Gate(nn.Module, ABC):
     def fit(self, edited: Tensor, seed: int = 0) -> None:
         """Learn the edited queries, (N, E)."""
 
+    def changed(self, edited: Tensor) -> Gate:
+        """The gate of another set of edited queries (N, E); itself where it learns none."""
+        return self
+
     @abstractmethod
     def score(self, queries: Tensor, match: Tensor) -> Tensor:
         """Scores (B,) of queries (B, E) with the scores (B,) of their `Match` in the index."""

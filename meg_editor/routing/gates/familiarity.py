@@ -46,7 +46,7 @@ class FamiliarityGate(Gate):
     ) -> None:
         super().__init__()
         self.scale = math.sqrt(dimension)
-        self.classes, self.lr, self.epochs = classes, lr, epochs
+        self.classes, self.dropout, self.lr, self.epochs = classes, dropout, lr, epochs
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(dimension, 4 * dimension),
@@ -65,6 +65,17 @@ class FamiliarityGate(Gate):
     def build(cls, hparams: MeGHyperParams, dimension: int) -> FamiliarityGate:
         with seeded(hparams.seed):  # the initial weights
             return cls(dimension, epochs=hparams.familiarity_epochs, epsilon=hparams.gate_threshold)
+
+    def changed(self, edited: Tensor) -> FamiliarityGate:
+        """A gate trained anew: a classifier cannot unlearn one query."""
+        with seeded(0):
+            new = type(self)(
+                edited.shape[1], self.classes, len(self.blocks), self.dropout, self.lr, self.epochs
+            ).to(edited.device)
+        new.threshold = self.threshold.clone()
+        if len(edited):
+            new.fit(edited)
+        return new
 
     def logits(self, queries: Tensor) -> Tensor:
         """(B, E) unit vectors -> (B, K)."""

@@ -1,0 +1,137 @@
+"""Conflicts of new edits with those in force: the same question, in the same or in other words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from unicodedata import normalize
+
+from meg_editor.config.input_files import short_repr
+from meg_editor.config.unicode_text import canonical_text
+from meg_editor.edits.edit import Edit, edit_id
+from meg_editor.edits.edition import Edition
+from meg_editor.requests.request import EditRequest, RequestError
+from meg_editor.routing.routing import RoutedQuery
+
+OnConflict = Literal["refuse", "replace", "keep"]
+_SURE = 0.5  # of a verifier: lower than that another question is possible
+_NEAR = 3  # edits which are named in place of an unknown one
+
+Route = Callable[[list[str]], Sequence[RoutedQuery]]
+Nearest = Callable[[str], Sequence[int]]
+
+
+class ConflictError(RequestError):
+    """Edits in force answer the same questions otherwise; the message has both ids."""
+
+
+class UnknownEditError(ValueError):
+    """No edit in force has this id or prompt; the message names the nearest ones."""
+
+
+@dataclass
+class Resolved:
+    """What becomes of new requests.
+
+    Attributes:
+        new: those to add.
+        outdated: rows of edits which give way to them.
+        merged: requests which an edit in force answers already, with the id of that edit.
+    """
+
+    new: list[EditRequest] = field(default_factory=list)
+    outdated: list[int] = field(default_factory=list)
+    merged: list[tuple[EditRequest, str]] = field(default_factory=list)
+
+
+def resolve(
+    requests: Sequence[EditRequest], edition: Edition, route: Route, on_conflict: OnConflict
+) -> Resolved:
+    """Compare new requests with the edits in force.
+
+    A request with the prompt of an edit, or which the router leads to one, is that edit once more
+    if the targets are equal, and in conflict with it otherwise.
+
+    Args:
+        route: prompts -> routing decisions of the edition.
+        on_conflict: "refuse"; "replace" the edit in force; "keep" both where the prompts differ,
+            without a look at other words. One prompt has one target.
+
+    Raises:
+        ConflictError: there are conflicts, and they are to be refused.
+        ValueError: an unknown `on_conflict`.
+    """
+    if on_conflict not in ("refuse", "replace", "keep"):
+        raise ValueError(
+            f"on_conflict: expected 'refuse', 'replace' or 'keep', got {short_repr(on_conflict)}"
+        )
+    found = {r: row for r in requests if (row := edition.row_of_key.get(r.key)) is not None}
+    others = [request for request in requests if request not in found]
+    if others and edition.edits and on_conflict != "keep":
+        routed = route([request.prompt for request in others])
+        for request, decision in zip(others, routed, strict=True):
+            sure = max(decision.threshold, _SURE if decision.verified else -1.0)
+            if decision.is_edit and decision.score >= sure:
+                found[request] = decision.edit
+    result, conflicts = Resolved(), []
+    for request in requests:
+        row = found.get(request)
+        if row is None:
+            result.new.append(request)
+        elif _same_target(request, edition.edits[row]):
+            result.merged.append((request, edition.edits[row].id))
+        elif on_conflict == "replace":
+            result.new.append(request)
+            result.outdated.append(row)
+        else:
+            conflicts.append(_described(request, edition.edits[row]))
+    if conflicts:
+        more = f" and {len(conflicts) - _NEAR} more" if len(conflicts) > _NEAR else ""
+        raise ConflictError(
+            f"in conflict with edits in force: {'; '.join(conflicts[:_NEAR])}{more}; nothing was "
+            "changed: on_conflict='replace' takes the new ones, 'keep' keeps both where the "
+            "prompts differ"
+        )
+    return result
+
+
+def rows_of(texts: Sequence[str], edition: Edition, nearest: Nearest) -> list[int]:
+    """Rows of the edits with these ids or prompts, each once.
+
+    Args:
+        nearest: text -> rows of the edits that resemble it.
+
+    Raises:
+        UnknownEditError: there is no such edit.
+    """
+    rows: dict[int, None] = {}
+    for text in texts:
+        row = edition.row_of_id.get(text.strip())
+        if row is None:
+            row = edition.row_of_key.get(canonical_text(text.strip()))
+        if row is None:
+            raise UnknownEditError(_unknown(text, edition, nearest))
+        rows[row] = None
+    return list(rows)
+
+
+def _unknown(text: str, edition: Edition, nearest: Nearest) -> str:
+    if not edition.edits:
+        return f"no edit has the id or prompt {short_repr(text)}: there are no edits"
+    ids = difflib.get_close_matches(text.strip(), edition.row_of_id, _NEAR)
+    rows = [edition.row_of_id[each] for each in ids] or list(nearest(text))[:_NEAR]
+    names = ", ".join(f"{edition.edits[r].id} {short_repr(edition.edits[r].prompt)}" for r in rows)
+    return f"no edit has the id or prompt {short_repr(text)}; the nearest: {names}"
+
+
+def _same_target(request: EditRequest, edit: Edit) -> bool:
+    return normalize("NFC", request.target_new) == normalize("NFC", edit.target_new)
+
+
+def _described(request: EditRequest, edit: Edit) -> str:
+    return (
+        f"{edit_id(request)} {short_repr(request.prompt)} -> {short_repr(request.target_new)} and "
+        f"{edit.id} {short_repr(edit.prompt)} -> {short_repr(edit.target_new)}"
+    )

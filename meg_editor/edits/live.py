@@ -1,0 +1,285 @@
+"""Live edits: added, replaced and taken back without a fit."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meg_editor.collection.checks import check_lengths
+from meg_editor.collection.collect import answers_with, collect
+from meg_editor.collection.contexts import fact_contexts
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.edits.change import Change, History, Kind
+from meg_editor.edits.conflicts import OnConflict, resolve, rows_of
+from meg_editor.edits.consolidation import Consolidation, consolidated
+from meg_editor.edits.edit import Edit, edits_of
+from meg_editor.edits.edition import Edition, Rows
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import eager
+from meg_editor.lm.protocols import CausalLM
+from meg_editor.lm.tokens import max_target_length
+from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.request import EditRequest, RequestError, only_edits
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.hidden_states import HiddenStateReader
+from meg_editor.routing.routing import Routing
+
+
+class LiveEdits:
+    """Edits of a model that come and go; the LLM, the encoder and the other edits stay.
+
+    A change is one transaction: a query sees the edits before it or after it. Neurons are
+    collected while other threads ask; of two changes at once the second waits.
+    """
+
+    base: CausalLM
+    hparams: MeGHyperParams
+    spec: NeuronSpec
+    runtime: RuntimeConfig
+    encoder: TextEncoder
+    states: HiddenStateReader
+    reader: PromptReader
+    _tokenizer: Any
+    _history: History
+    _changing: threading.RLock
+
+    @property
+    @abstractmethod
+    def edition(self) -> Edition:
+        """The edits in force."""
+
+    @abstractmethod
+    def _put_in_force(self, edition: Edition) -> None: ...
+
+    @abstractmethod
+    def route(self, queries: str | Sequence[str]) -> Routing: ...
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The N edits in force, with id, prompt, target, subject, when, by what, and state."""
+        return self.edition.edits
+
+    def history(self) -> tuple[Change, ...]:
+        """All changes since the model was fitted, consolidated or compacted."""
+        return tuple(self._history.changes)
+
+    def add(
+        self,
+        requests: Iterable[EditRequest | Mapping[str, Any]],
+        *,
+        on_conflict: OnConflict = "refuse",
+    ) -> Change:
+        """Add edits; they are in force once this returns.
+
+        Each gets a neuron of its own, stored in the bank. Of each request `prompt`, `target_new`
+        and `subject` are used.
+
+        Args:
+            on_conflict: where an edit in force answers the same question otherwise: "refuse";
+                "replace" it; "keep" both, if the prompts are not the same.
+
+        Raises:
+            RequestError: bad requests; a `ConflictError` names the ids of both edits.
+            FloatingPointError: a neuron's loss is not finite.
+
+        Example:
+            >>> from meg_editor import MeGHyperParams, fit, load_model
+            >>> hparams = MeGHyperParams.preset("default", device="cpu")
+            >>> model, tokenizer = load_model(hparams)
+            >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
+            >>> edited, _ = fit(model, tokenizer, facts, hparams)
+            >>> change = edited.add([{"prompt": "The capital of Peru is", "target_new": "Oslo"}])
+            >>> edited.answer("The capital of Peru is")
+            ['Oslo']
+            >>> edited.undo()[0].kind, edited.answer("The capital of Peru is")
+            ('add', ['Lima'])
+        """
+        return self._add(only_edits(requests), on_conflict, "add")
+
+    def replace(self, requests: Iterable[EditRequest | Mapping[str, Any]]) -> Change:
+        """Give edited prompts new targets.
+
+        Raises:
+            RequestError: bad requests.
+            UnknownEditError: a prompt is not edited; the message names the nearest ones.
+        """
+        new = only_edits(requests)
+        with self._changing:
+            rows_of([request.prompt for request in new], self.edition, self._nearest)
+            return self._add(new, "replace", "replace")
+
+    def remove(self, prompts_or_ids: str | Sequence[str]) -> Change:
+        """Take edits back: the model answers as if it never had them.
+
+        Raises:
+            UnknownEditError: there is no such edit; nothing was changed.
+        """
+        texts = [prompts_or_ids] if isinstance(prompts_or_ids, str) else list(prompts_or_ids)
+        with self._changing:
+            return self._change("remove", rows_of(texts, self.edition, self._nearest))
+
+    def undo(self, steps: int = 1) -> list[Change]:
+        """Take back the last changes; returns these, the last one first.
+
+        Raises:
+            ValueError: there are not so many; nothing was changed.
+        """
+        with self._changing:
+            undoable = self._history.undoable
+            if not 1 <= steps <= len(undoable):
+                raise ValueError(
+                    f"undo: expected 1 to {len(undoable)} steps, got {steps}"
+                    if undoable
+                    else "undo: no change to take back since the model was fitted, consolidated or "
+                    "compacted"
+                )
+            taken = undoable[-steps:][::-1]
+            for change in taken:
+                row_of = self.edition.row_of_id
+                gone = [row_of[edit.id] for edit in change.added.edits]
+                self._change("undo", gone, change.removed, undoes=change.number)
+            return taken
+
+    def consolidate(self) -> Consolidation:
+        """Train the weight generator on all neurons; where it answers alike, copies go.
+
+        Nothing changes where that would take more bytes than the stored neurons. No answer is
+        lost: an edit keeps its stored neuron unless the generated one gives the target to its
+        prompt, bare and in the contexts of collection. Ends the history.
+        """
+        with self._changing, eager(self.base):
+            edition, result = consolidated(
+                self.edition, self.hparams, self.spec.size, self._answers_right
+            )
+            if edition is not self.edition:
+                self._put_in_force(edition)
+                self._history = History(edition)
+            return result
+
+    def compact(self) -> None:
+        """Forget the history, and with it what removed edits still occupy."""
+        with self._changing:
+            self._history = History(self.edition)
+
+    # ---------------------------------------------------------------- one change
+
+    def _add(
+        self,
+        requests: Sequence[EditRequest],
+        on_conflict: OnConflict,
+        kind: Kind,
+        rows: Mapping[EditRequest, Rows] | None = None,
+    ) -> Change:
+        """Add requests; those among `rows` with the neuron they have there."""
+        with self._changing:
+            resolved = resolve(requests, self.edition, self.route, on_conflict)
+            edits = edits_of(resolved.new, kind)
+            repeated = {edit.id for edit in edits} & self.edition.row_of_id.keys()
+            if repeated:  # pragma: no cover - 1 in 500 million
+                raise RequestError(f"two edits have the id {sorted(repeated)[0]}; change a target")
+            added, not_learned = Rows.none(), ()
+            if edits:
+                added, not_learned = self._collected(edits, rows or {})
+            outdated = list(dict.fromkeys(resolved.outdated))
+            return self._change(
+                kind,
+                outdated,
+                added,
+                merged=tuple(resolved.merged),
+                not_learned=not_learned,
+            )
+
+    @torch.enable_grad()
+    def _collected(
+        self, edits: Sequence[Edit], known: Mapping[EditRequest, Rows]
+    ) -> tuple[Rows, tuple[str, ...]]:
+        """Rows of new edits, and the prompts whose neuron does not give the target."""
+        model, tokenizer, hparams = self.base, self._tokenizer, self.hparams
+        check_lengths(model, tokenizer, edits, hparams)
+        neurons = torch.zeros(len(edits), self.spec.size, dtype=torch.half)
+        new = [row for row, edit in enumerate(edits) if edit not in known]
+        failed: list[str] = []
+        if new:
+            with eager(model):
+                chosen = [edits[row] for row in new]
+                found = collect(model, tokenizer, self.spec, chosen, hparams, self.runtime)
+            neurons[new] = found.neurons.half()
+            success = found.success.tolist()
+            failed = [e.prompt for e, yes in zip(chosen, success, strict=True) if not yes]
+        for row, edit in enumerate(edits):
+            if edit in known:
+                neurons[row] = known[edit].neurons[0]
+        with torch.no_grad():
+            queries = [edit.prompt for edit in edits]
+            index = self.edition.index
+            states = None
+            if index.state_weight:
+                states = index.standardised(self.states.read(queries))
+            rows = Rows(tuple(edits), self.encoder.encode(queries), neurons, states)
+        return rows.cpu(), tuple(failed)
+
+    def _change(
+        self,
+        kind: Kind,
+        removed: Sequence[int],
+        added: Rows | None = None,
+        *,
+        merged: tuple[tuple[EditRequest, str], ...] = (),
+        not_learned: tuple[str, ...] = (),
+        undoes: int | None = None,
+    ) -> Change:
+        """Put a changed edition in force, and note the change."""
+        added = Rows.none() if added is None else added
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        if not (removed or added.edits):
+            return Change(0, kind, when, merged=merged)
+        gone = self.edition.rows(removed) if removed else Rows.none()
+        edition = self.edition.changed(removed, added)
+        number = self._history.next_number
+        change = Change(number, kind, when, added, gone, merged, not_learned, undoes)
+        self._put_in_force(edition)
+        self._history.changes.append(change)
+        return change
+
+    def _nearest(self, text: str) -> list[int]:
+        """Rows of the edits which a text resembles."""
+        with torch.no_grad():
+            found = self.edition.index.candidates(self.encoder.encode([text]), [text])
+        return list(found.index[0].tolist())
+
+    def _answers_right(self, neurons: Tensor, rows: Sequence[int]) -> list[bool]:
+        """Whether each neuron gives the target to its prompt, bare and in its contexts."""
+        edits, hparams = [self.edition.edits[row] for row in rows], self.hparams
+        contexts = fact_contexts(
+            self._tokenizer,
+            [edit.prompt for edit in edits],
+            hparams.collection_contexts,
+            hparams.prompt_template,
+            hparams.seed,
+        )
+        prompts = [
+            list(dict.fromkeys([self.reader.wrap(edit.prompt), *texts]))
+            for edit, texts in zip(edits, contexts, strict=True)
+        ]
+        owner = [row for row, texts in enumerate(prompts) for _ in texts]
+        answers = answers_with(
+            self.base,
+            self._tokenizer,
+            self.spec,
+            neurons[owner],
+            [text for texts in prompts for text in texts],
+            max_target_length(self._tokenizer, edits),
+        )
+        right = [True] * len(edits)
+        for row, answer in zip(owner, answers, strict=True):
+            right[row] &= answer.startswith(edits[row].target_new)
+        return right
+
+
