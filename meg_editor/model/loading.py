@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +18,18 @@ from transformers import AutoTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.generators import WeightGenerator
+from meg_editor.edits.change import History
+from meg_editor.edits.edit import Edit
+from meg_editor.edits.edition import Edition
+from meg_editor.edits.log import read_log
+from meg_editor.edits.replay import replay
 from meg_editor.lm.loading import resolve_device
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import ModelReference, WrongModelError
+from meg_editor.model.appending import Saved
+from meg_editor.model.changes_folder import changes_folder
 from meg_editor.model.checks import check_finite, check_neuron, check_sizes
 from meg_editor.model.folder import (
     EDITS,
@@ -33,11 +39,13 @@ from meg_editor.model.folder import (
     GENERATOR,
     INDEX,
     LOCAL,
+    HISTORY,
     VERIFIER,
     blanks,
     differences,
 )
 from meg_editor.model.manifest import (
+    CHECKSUM,
     CONFIG,
     SavedModelError,
     check_name,
@@ -50,9 +58,7 @@ from meg_editor.model.manifest import (
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.publish import settle, whole_version
 from meg_editor.model.schema import parse_config, parse_edits
-from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder, load_network
-from meg_editor.routing.gates import Gate
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.pooling import check_pooling
 from meg_editor.routing.verifier import Verifier
@@ -128,19 +134,22 @@ def from_pretrained(
     parts.reference.check(base)
     check_neuron(parts.spec, parts.hparams, base)
     base = base if device is None else base.to(resolve_device(device))
-    return MeGModel(
+    edition = parts.edition
+    model = MeGModel(
         base,
         parts.tokenizer if tokenizer is None else tokenizer,
         parts.hparams,
         parts.spec,
         parts.encoder,
-        parts.gate,
-        parts.generator,
-        parts.index,
-        parts.edits,
+        edition.gate,
+        edition.generator,
+        edition.index,
+        edition.edits,
         runtime,
         parts.verifier,
     )
+    model._history, model._saved = parts.history, replace(parts.saved, folder=folder)
+    return model
 
 
 @dataclass(frozen=True)
@@ -149,12 +158,11 @@ class _Parts:
 
     hparams: MeGHyperParams
     spec: NeuronSpec
-    edits: list[EditRequest]
+    edition: Edition
+    history: History
+    saved: Saved
     encoder: TextEncoder
     tokenizer: Tokenizer
-    gate: Gate
-    generator: WeightGenerator
-    index: QueryIndex
     verifier: Verifier | None
     reference: ModelReference
     base: CausalLM | None
@@ -210,7 +218,7 @@ def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
         check_finite(encoder.state_dict())
     with reading(folder / "tokenizer"):
         tokenizer = cast(Tokenizer, AutoTokenizer.from_pretrained(folder / "tokenizer", **LOCAL))
-    sizes = (hparams, spec, edits, encoder.dimension)
+    sizes = (hparams, spec, edits, encoder.dimension, config.get("stored_beside"))
     with reading(folder / CONFIG), torch.device("meta"):
         expected = _blank_parts(*sizes)
     stored = {}
@@ -233,15 +241,30 @@ def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
     base = None
     if own_base and "base/config.json" in config["files"]:
         base = reference.load(folder / "base", copied=True)
+    origin = Edition(edits, parts[GATE], parts[INDEX], parts[GENERATOR])
+    checksum = str(config[CHECKSUM])
+    seeds = {folder / HISTORY: HISTORY, changes_folder(folder, checksum): checksum}
+    with reading(folder / "changes"):
+        logs = [(place, read_log(place, seed)) for place, seed in seeds.items()]
+        edition, history = replay(origin, logs)
+    later = logs[-1][1]
+    saved = Saved(
+        folder,
+        checksum,
+        history,
+        len(history.changes),
+        later[-1].chain if later else checksum,
+        hparams,
+        "base/config.json" in config["files"],
+    )
     return _Parts(
         hparams=hparams,
         spec=spec,
-        edits=edits,
+        edition=edition,
+        history=history,
+        saved=saved,
         encoder=encoder,
         tokenizer=tokenizer,
-        gate=parts[GATE],
-        generator=parts[GENERATOR],
-        index=parts[INDEX],
         verifier=verifier,
         reference=reference,
         base=base,
@@ -249,10 +272,14 @@ def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
 
 
 def _blank_parts(
-    hparams: MeGHyperParams, spec: NeuronSpec, edits: Sequence[EditRequest], dimension: int
+    hparams: MeGHyperParams,
+    spec: NeuronSpec,
+    edits: Sequence[Edit],
+    dimension: int,
+    stored: int | None,
 ) -> dict[str, nn.Module]:
     """Gate, generator and index without content, by file."""
-    gate, generator = blanks(hparams, dimension, spec.size, len(edits))
+    gate, generator = blanks(hparams, dimension, spec.size, len(edits), stored)
     index = QueryIndex(
         torch.empty(len(edits), dimension),
         [edit.subject for edit in edits],

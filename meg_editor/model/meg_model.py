@@ -28,6 +28,7 @@ from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
+from meg_editor.model.appending import Saved
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.in_force import InForce
 from meg_editor.model.pipelines import silence_pipelines
@@ -100,6 +101,7 @@ class MeGModel(LiveEdits, RoutedModel, ModelHubMixin):
         self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
         self.verifier = verifier
         self._changing, self._history = threading.RLock(), History(edition)
+        self._saved: Saved | None = None
         self._put_in_force(edition)
         self.hook, self._capture = self._hooks()
         self._while_decoding = WhileDecoding(self)

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from meg_editor.model.changes_folder import remove_outdated
 from meg_editor.model.manifest import CONFIG, manifest_names
 from meg_editor.runtime.files import (
     holding,
@@ -115,6 +116,7 @@ def _move_in(folder: Path, ready: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # the folder is the root, or not empty
             (folder / name).parent.rmdir()
+    remove_outdated(folder)
     sync(folder)
     shutil.rmtree(ready)
 

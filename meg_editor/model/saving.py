@@ -14,13 +14,18 @@ import transformers
 from safetensors.torch import save_file
 
 from meg_editor import __version__
+from meg_editor.edits.log import append_changes
+from meg_editor.generators import WeightGenerator
+from meg_editor.generators.grown import GrownGenerator
 from meg_editor.lm.reference import ModelReference
+from meg_editor.model.appending import OtherWriterError, Saved, append
 from meg_editor.model.checks import check_neuron
 from meg_editor.model.folder import (
     EDITS,
     GATE,
     GENERATOR,
     INDEX,
+    HISTORY,
     VERIFIER,
     blanks,
     differences,
@@ -32,6 +37,7 @@ from meg_editor.model.manifest import (
     checksum,
     manifest_names,
     manifest_of,
+    read_config,
     some_of,
 )
 from meg_editor.model.meg_model import MeGModel
@@ -39,20 +45,44 @@ from meg_editor.model.publish import publish, settle
 from meg_editor.model.schema import FORMAT_VERSION, format_edits
 from meg_editor.runtime.files import kind_of, resolved, unfinished_name
 
+_OF_CHANGES = re.compile(r"changes/[0-9a-f]{16}/(log\.jsonl|[0-9]{6,}\.safetensors)")
+
 
 def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = False) -> None:
     """Save the edits to `folder`, replacing edits saved there before.
+
+    In the folder which the model was loaded from, or saved to last, only the changes since are
+    written, in one transaction each.
 
     Args:
         save_base: save the base model too; else the folder holds only its name and fingerprint.
 
     Raises:
         ValueError: the gate or generator is not what the hyper-parameters describe.
-        OSError: `check_destination` refuses, or writing failed; the earlier content of `folder` is
-            unchanged.
+        OSError: `check_destination` refuses, another process saved to the model's own folder
+            (`OtherWriterError`), or writing failed; the earlier content of `folder` is unchanged.
     """
-    expected = blanks(model.hparams, model.encoder.dimension, model.spec.size, len(model.edits))
-    for part, blank in zip((model.gate, model.generator), expected, strict=True):
+    with model._changing:
+        own = resolved(folder)
+        try:
+            saved = append(model, own, save_base)
+        except OtherWriterError:
+            raise
+        except OSError as error:
+            raise _not_saved(own, error, error.errno) from error
+        model._saved = saved or _save_whole(model, folder, save_base)
+
+
+def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
+    edition = model._history.origin
+    expected = blanks(
+        model.hparams,
+        model.encoder.dimension,
+        model.spec.size,
+        len(edition.edits),
+        stored_beside(edition.generator),
+    )
+    for part, blank in zip((edition.gate, edition.generator), expected, strict=True):
         wrong = differences(part.state_dict(), blank.state_dict())
         if wrong or type(part) is not type(blank):
             raise ValueError(
@@ -70,6 +100,16 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
             raise
         code = int(rust[1]) if rust else getattr(error, "errno", None)
         raise _not_saved(folder, error, code) from error
+    checksum, history = read_config(folder)[CHECKSUM], model._history
+    has_base = save_base
+    return Saved(
+        folder, checksum, history, len(history.changes), checksum, model.hparams, has_base
+    )
+
+
+def stored_beside(generator: WeightGenerator) -> int | None:
+    """Number of stored neurons beside a trained generator; None where it is one or the other."""
+    return len(generator.neurons) if isinstance(generator, GrownGenerator) else None
 
 
 def check_destination(folder: str | Path) -> Path:
@@ -122,7 +162,8 @@ def _strange(folder: Path) -> set[str]:
     # A link may lead to somebody else's folder.
     inside = {path for entry in entries if not entry.is_symlink() for path in entry.rglob("*")}
     paths = {path for path in entries | inside if not path.is_dir() or path.is_symlink()}
-    return {path.relative_to(folder).as_posix() for path in paths} - ours
+    names = {path.relative_to(folder).as_posix() for path in paths} - ours
+    return {name for name in names if not _OF_CHANGES.fullmatch(name)}
 
 
 def _not_saved(folder: Path, error: Exception, code: int | None) -> OSError:
@@ -137,11 +178,14 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
         _save_tokenizer(model.tokenizer, folder / "base")
     _save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.encoder.save_pretrained(folder / "encoder")
-    (folder / EDITS).write_text(format_edits(model.edits), "utf-8", newline="\n")
+    edition = model._history.origin
+    (folder / EDITS).write_text(format_edits(edition.edits), "utf-8", newline="\n")
+    if model._history.changes:
+        append_changes(folder / HISTORY, HISTORY, model._history.changes)
     for file, part in (
-        (GATE, model.gate),
-        (GENERATOR, model.generator),
-        (INDEX, model.index),
+        (GATE, edition.gate),
+        (GENERATOR, edition.generator),
+        (INDEX, edition.index),
     ):
         tensors = {name: value.cpu().contiguous() for name, value in part.state_dict().items()}
         save_file(tensors, folder / file)
@@ -155,7 +199,8 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
         "hparams": {**model.hparams.to_dict(), "api_key": None},  # a secret is not saved
         "neuron": model.spec.to_dict(),
         "base": ModelReference.of(base, model.hparams.model_name).to_dict(),
-        "edits": len(model.edits),
+        "edits": len(edition.edits),
+        "stored_beside": stored_beside(edition.generator),
         "encoder_pooling": model.encoder.pooling,
         "files": manifest_of(folder),
     }

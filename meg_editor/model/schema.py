@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from meg_editor.config.input_files import short_repr
-from meg_editor.requests.request import EditRequest
+from meg_editor.edits.edit import Edit
+from meg_editor.edits.log import edit_of, entry_of
 
-FORMAT_VERSION = 4
-_READ = (3, 4)  # 3: without a verifier
+FORMAT_VERSION = 5
+_READ = (3, 4, 5)  # 3: without a verifier; 4: without changes
 
 # A schema is a type or types, a set of values, [schema of items] or {key: schema}; "*": any key.
 _OPTIONAL, _FLOATS = (str, type(None)), [(float, int)]
 _LISTS = {"rephrases": [str], "locality_prompts": [str]}
 _EDIT = {"prompt": str, "target_new": str, "subject": _OPTIONAL, **_LISTS}
+_MADE = {"when": str, "by": str, "stored": bool}  # since format 5
 _SPEC = {"layer": int, "read": str, "write": str, "hidden_size": int, "activation": str}
 _BASE = {"name": str, "revision": _OPTIONAL, "fingerprint": {"*": _FLOATS}}
 _SCHEMA = {
@@ -47,28 +48,28 @@ def parse_config(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def format_edits(edits: Sequence[EditRequest]) -> str:
+def format_edits(edits: Sequence[Edit]) -> str:
     """Edits as JSONL."""
-    lines = [json.dumps(dataclasses.asdict(edit), ensure_ascii=False) for edit in edits]
+    lines = [json.dumps(entry_of(edit), ensure_ascii=False) for edit in edits]
     return "".join(f"{line}\n" for line in lines)
 
 
-def parse_edits(text: str, count: int) -> list[EditRequest]:
+def parse_edits(text: str, count: int) -> list[Edit]:
     """The inverse of `format_edits`.
 
     Raises:
         ValueError: not JSONL of `count` edits.
 
     Example:
-        >>> edits = [EditRequest("The capital of France is", "Lima")]
+        >>> edits = [Edit("The capital of France is", "Lima")]
         >>> parse_edits(format_edits(edits), 1) == edits
         True
     """
     rows = [json.loads(line) for line in text.split("\n") if line]
     if len(rows) != count:
         raise ValueError(f"expected {count} edits, got {len(rows)}")
-    _check(rows, [_EDIT])
-    return [EditRequest(**{**row, **{key: tuple(row[key]) for key in _LISTS}}) for row in rows]
+    _check(rows, [{**_EDIT, **(_MADE if rows and "when" in rows[0] else {})}])
+    return [edit_of(row) for row in rows]
 
 
 def _check(value: Any, schema: Any, where: str = "the file") -> None:

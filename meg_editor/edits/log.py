@@ -1,0 +1,203 @@
+"""The log of changes in a folder: a line for each, and a shard of safetensors for what it adds.
+
+log.jsonl            a JSON object per change, with a checksum over it and all lines before it
+NNNNNN.safetensors   anchors (R, E) float32, neurons (R, P) float16 and states (R, D) float16 of
+                     the R edits which change NNNNNN added
+
+A change is in force once its line is whole on the disk. What a kill leaves behind that, the begin
+of a line or a shard without one, is not read, and overwritten by the next change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from meg_editor.edits.change import Change
+from meg_editor.edits.edit import Edit
+from meg_editor.edits.edition import Rows
+from meg_editor.runtime.files import replacing, sync
+
+LOG = "log.jsonl"
+_FIELDS = ("prompt", "target_new", "subject", "rephrases", "locality_prompts", "when", "by", "stored")
+_LISTS = ("rephrases", "locality_prompts")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a log.
+
+    Attributes:
+        content: its JSON object, without the checksum.
+        chain: checksum of all lines up to here.
+        end: bytes of the log up to here.
+    """
+
+    content: Mapping[str, Any]
+    chain: str
+    end: int
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits which came into force."""
+        return tuple(edit_of(entry) for entry in self.content["edits"])
+
+    @property
+    def shard(self) -> str | None:
+        """File name of the shard; None where nothing new was added."""
+        return f"{self.content['number']:06d}.safetensors" if self.content["sha256"] else None
+
+
+def read_log(folder: Path, seed: str) -> list[Line]:
+    """The whole lines of the log in `folder`; none without a log.
+
+    Args:
+        seed: what the checksum of the first line begins with.
+
+    Raises:
+        ValueError: a line was changed, or belongs to another log.
+    """
+    path = folder / LOG
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines: list[Line] = []
+    chain, end = seed, 0
+    for raw in content.splitlines(keepends=True):
+        if not raw.endswith(b"\n"):
+            break
+        end += len(raw)
+        chain = _checked(raw, chain, len(lines) + 1)
+        lines.append(Line({k: v for k, v in json.loads(raw).items() if k != "chain"}, chain, end))
+    return lines
+
+
+def append_changes(folder: Path, seed: str, changes: Iterable[Change]) -> str:
+    """Append changes to the log in `folder`, each in one transaction; the chain up to its end.
+
+    The caller holds the folder's lock.
+
+    Raises:
+        OSError: nothing of the change that failed is in force.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = read_log(folder, seed)
+    chain, end = (lines[-1].chain, lines[-1].end) if lines else (seed, 0)
+    for change in changes:
+        content = _content(change)
+        if change.added.edits and change.undoes is None:
+            shard = save(_tensors(change.added))
+            content["sha256"] = hashlib.sha256(shard).hexdigest()
+            with replacing(folder / f"{change.number:06d}.safetensors") as file:
+                file.write(shard)
+        chain = _link(content, chain)
+        raw = json.dumps({**content, "chain": chain}, ensure_ascii=False).encode() + b"\n"
+        _append(folder / LOG, end, raw)
+        end += len(raw)
+    sync(folder)
+    return chain
+
+
+def shard_rows(folder: Path, line: Line) -> Rows:
+    """The rows which a line added.
+
+    Raises:
+        ValueError: the shard is missing, or another one.
+    """
+    if line.shard is None:
+        return Rows.none()
+    content = (folder / line.shard).read_bytes()
+    if hashlib.sha256(content).hexdigest() != line.content["sha256"]:
+        raise ValueError(f"{line.shard}: cut short or changed: its sha256 is another one")
+    tensors = load(content)
+    return Rows(line.edits, tensors["anchors"], tensors["neurons"], tensors.get("states"))
+
+
+def entry_of(edit: Edit) -> dict[str, Any]:
+    """An edit as a JSON object.
+
+    Example:
+        >>> edit = Edit("The capital of France is", "Lima", "France")
+        >>> edit_of(entry_of(edit)) == edit
+        True
+    """
+    return {name: getattr(edit, name) for name in _FIELDS}
+
+
+def edit_of(entry: Mapping[str, Any]) -> Edit:
+    """The edit of a JSON object; what an older format lacks is unknown."""
+    known = {name: entry[name] for name in _FIELDS if name in entry}
+    return Edit(**{**known, **{name: tuple(known.get(name, ())) for name in _LISTS}})
+
+
+def _content(change: Change) -> dict[str, Any]:
+    return {
+        "number": change.number,
+        "kind": change.kind,
+        "when": change.when,
+        "undoes": change.undoes,
+        "edits": [entry_of(edit) for edit in change.added.edits],
+        "removed": [edit.id for edit in change.removed.edits],
+        "not_learned": list(change.not_learned),
+        "sha256": None,
+    }
+
+
+def _tensors(rows: Rows) -> dict[str, Tensor]:
+    tensors = {"anchors": rows.anchors.float(), "neurons": rows.neurons.half()}
+    if rows.states is not None:
+        tensors["states"] = rows.states
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def _link(content: Mapping[str, Any], chain: str) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(f"{chain}\n{text}".encode()).hexdigest()
+
+
+def _checked(raw: bytes, chain: str, number: int) -> str:
+    try:
+        entry = json.loads(raw)
+        content = {key: value for key, value in entry.items() if key != "chain"}
+        found = entry["chain"]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"line {number} of the log is damaged: {error}") from error
+    if found != _link(content, chain):
+        raise ValueError(
+            f"line {number} of the log was changed since it was written, or belongs to another log"
+        )
+    return str(found)
+
+
+def _append(path: Path, end: int, raw: bytes) -> None:
+    """Write `raw` at byte `end` of a file, behind which nothing stays; on the disk on return."""
+    with path.open("r+b" if path.exists() else "x+b") as file:
+        file.truncate(end)
+        file.seek(end)
+        try:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+def replayed(lines: Sequence[Line], alive: dict[str, Edit]) -> tuple[Edit, ...]:
+    """The edits in force after the lines of a log; before them those of `alive`, by id."""
+    removed: dict[int, list[Edit]] = {}
+    for line in lines:
+        content = line.content
+        removed[content["number"]] = [alive.pop(each) for each in content["removed"]]
+        back = removed.get(content["undoes"] or 0, ())
+        alive.update({edit.id: edit for edit in (back or line.edits)})
+    return tuple(alive.values())

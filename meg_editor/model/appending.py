@@ -1,0 +1,83 @@
+"""Saving to the folder a model is of: only what has changed since is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.edits.change import History
+from meg_editor.edits.log import append_changes, read_log
+from meg_editor.model.changes_folder import changes_folder
+from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
+from meg_editor.model.publish import settle
+from meg_editor.runtime.files import holding
+
+if TYPE_CHECKING:
+    from meg_editor.model.meg_model import MeGModel
+
+_PATIENCE = 60.0  # seconds to wait for another writer
+
+
+class OtherWriterError(OSError):
+    """Another process saved to the folder since this model was loaded from it."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The version of a folder which a model is of.
+
+    Attributes:
+        folder: resolved.
+        checksum: of its config.
+        history: the history which the version is the beginning of.
+        count: changes of that history which it has.
+        chain: of its log.
+        hparams: which it has.
+        has_base: whether the base model is in it.
+    """
+
+    folder: Path
+    checksum: str
+    history: History
+    count: int
+    chain: str
+    hparams: MeGHyperParams
+    has_base: bool
+
+
+def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
+    """Write the changes since the last save, if `folder` is the model's own; else None.
+
+    None too where the whole folder has to be written: its history was ended, or other settings.
+
+    Raises:
+        OtherWriterError: another process saved to the folder meanwhile.
+        OSError: writing failed; the folder has the changes which are on the disk.
+    """
+    saved = model._saved
+    if saved is None or saved.folder != folder or not (folder / CONFIG).is_file():
+        return None
+    settle(folder)
+    with holding(folder, seconds=_PATIENCE):
+        with reading(folder / CONFIG):
+            checksum = read_config(folder).get(CHECKSUM)
+        place = changes_folder(folder, saved.checksum)
+        lines = read_log(place, saved.checksum)
+        chain = lines[-1].chain if lines else saved.checksum
+        if checksum != saved.checksum or chain != saved.chain:
+            raise OtherWriterError(
+                f"another process changed the edits in {folder} since this model was loaded from "
+                "there; load it again and repeat the change, or save to another folder"
+            )
+        same = saved.history is model._history and saved.hparams == model.hparams
+        if not same or (save_base and not saved.has_base):
+            return None
+        new = model._history.changes[saved.count :]
+        if new:
+            chain = append_changes(place, saved.checksum, new)
+        count = len(model._history.changes)
+        return Saved(
+            folder, saved.checksum, saved.history, count, chain, saved.hparams, saved.has_base
+        )
