@@ -60,7 +60,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     _set_up_logging(options)
     _hide_loading_bars()
     try:
-        command = import_module(f"meg_editor.cli.{options.command}")
+        command = import_module(f"meg_editor.cli.{getattr(options, 'module', options.command)}")
         with _stopping_in_order():
             command.run(options)
     except BrokenPipeError:

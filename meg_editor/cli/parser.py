@@ -1,6 +1,7 @@
 """Commands and options of `meg-editor`; needs neither torch nor transformers.
 
-`meg-editor NAME` runs `run` of the module `meg_editor.cli.NAME`, which is imported then.
+`meg-editor NAME` runs `run` of the module `meg_editor.cli.NAME`, or of the one which its parser
+names; it is imported then.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import argparse
 import re
 from pathlib import Path
 from typing import NoReturn, TypeAlias
+
+from meg_editor.cli.live_parser import add_commands
 
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
@@ -53,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (_demo, _edit, _ask, _prepare, _layers, _benchmark, _tables, _settings, _cache):
         add(commands)
+    add_commands(commands, _command)
     return parser
 
 

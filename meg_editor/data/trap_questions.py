@@ -5,7 +5,9 @@ from __future__ import annotations
 _CONTRACTED = {
     **{word: f"{word}n't" for word in ("is", "are", "was", "were", "does", "do", "did")},
     **{word: f"{word}n't" for word in ("has", "have", "had", "could", "would", "should")},
-    **{"can": "can't", "will": "won't", "must": "mustn't"},
+    "can": "can't",
+    "will": "won't",
+    "must": "mustn't",
 }
 _AUXILIARIES = frozenset([*_CONTRACTED, "be", "been"])
 

@@ -57,7 +57,7 @@ def resolve(
     Args:
         route: prompts -> routing decisions of the edition.
         on_conflict: "refuse"; "replace" the edit in force; "keep" both where the prompts differ,
-            without a look at other words. One prompt has one target.
+            without a look at other words: one prompt has the later target.
 
     Raises:
         ConflictError: there are conflicts, and they are to be refused.
@@ -82,7 +82,9 @@ def resolve(
             result.new.append(request)
         elif _same_target(request, edition.edits[row]):
             result.merged.append((request, edition.edits[row].id))
-        elif on_conflict == "replace":
+        elif on_conflict == "replace" or (
+            on_conflict == "keep" and request.key == edition.edits[row].key
+        ):
             result.new.append(request)
             result.outdated.append(row)
         else:

@@ -34,9 +34,7 @@ class Edit(EditRequest):
     stored: bool = True
 
     @classmethod
-    def of(
-        cls, request: EditRequest, when: str = "", by: str = "fit", stored: bool = True
-    ) -> Edit:
+    def of(cls, request: EditRequest, when: str = "", by: str = "fit", stored: bool = True) -> Edit:
         """The edit which a request asks for; an edit stays what it is."""
         if isinstance(request, Edit):
             return request
@@ -45,7 +43,7 @@ class Edit(EditRequest):
 
     @cached_property
     def id(self) -> str:
-        """12 hexadecimal digits, from prompt and target: the same fact has the same id everywhere."""
+        """12 hexadecimal digits, from prompt and target: a fact has one id everywhere."""
         return edit_id(self)
 
     @cached_property
@@ -55,7 +53,7 @@ class Edit(EditRequest):
 
     @property
     def state(self) -> str:
-        """"stored": its neuron is in the bank; "generated": the trained generator has it."""
+        """ "stored": its neuron is in the bank; "generated": the trained generator has it."""
         return "stored" if self.stored else "generated"
 
     def __repr__(self) -> str:

@@ -44,7 +44,10 @@ class Rows:
         """Copies on the CPU, which share no memory with a larger tensor."""
         states = None if self.states is None else self.states.cpu().clone()
         return replace(
-            self, anchors=self.anchors.cpu().clone(), neurons=self.neurons.cpu().clone(), states=states
+            self,
+            anchors=self.anchors.cpu().clone(),
+            neurons=self.neurons.cpu().clone(),
+            states=states,
         )
 
 

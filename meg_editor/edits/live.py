@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +25,13 @@ from meg_editor.edits.edit import Edit, edits_of
 from meg_editor.edits.edition import Edition, Rows
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import eager
-from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest, RequestError, only_edits
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.hidden_states import HiddenStateReader
-from meg_editor.routing.routing import Routing
+from meg_editor.routing.routing import RoutedQuery, Routing
+from meg_editor.runtime.files import replacing
 
 
 class LiveEdits:
@@ -39,7 +41,7 @@ class LiveEdits:
     collected while other threads ask; of two changes at once the second waits.
     """
 
-    base: CausalLM
+    base: Any
     hparams: MeGHyperParams
     spec: NeuronSpec
     runtime: RuntimeConfig
@@ -83,7 +85,8 @@ class LiveEdits:
 
         Args:
             on_conflict: where an edit in force answers the same question otherwise: "refuse";
-                "replace" it; "keep" both, if the prompts are not the same.
+                "replace" it; "keep" both, unless the prompts are the same, without a look at other
+                words, which takes most of the time where many edits are added.
 
         Raises:
             RequestError: bad requests; a `ConflictError` names the ids of both edits.
@@ -168,6 +171,16 @@ class LiveEdits:
         with self._changing:
             self._history = History(self.edition)
 
+    def export(self, path: str | Path) -> None:
+        """Write the edits to a file of JSON lines, which every `--edits` reads."""
+        lines = [
+            {"id": e.id, "prompt": e.prompt, "target_new": e.target_new, "subject": e.subject}
+            | {"when": e.when, "by": e.by, "state": e.state}
+            for e in self.edits
+        ]
+        with replacing(Path(path)) as file:
+            file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in lines)
+
     # ---------------------------------------------------------------- one change
 
     def _add(
@@ -179,14 +192,13 @@ class LiveEdits:
     ) -> Change:
         """Add requests; those among `rows` with the neuron they have there."""
         with self._changing:
-            resolved = resolve(requests, self.edition, self.route, on_conflict)
+            resolved = resolve(requests, self.edition, self._routed, on_conflict)
             edits = edits_of(resolved.new, kind)
             repeated = {edit.id for edit in edits} & self.edition.row_of_id.keys()
             if repeated:  # pragma: no cover - 1 in 500 million
                 raise RequestError(f"two edits have the id {sorted(repeated)[0]}; change a target")
-            added, not_learned = Rows.none(), ()
-            if edits:
-                added, not_learned = self._collected(edits, rows or {})
+            nothing: tuple[Rows, tuple[str, ...]] = (Rows.none(), ())
+            added, not_learned = self._collected(edits, rows or {}) if edits else nothing
             outdated = list(dict.fromkeys(resolved.outdated))
             return self._change(
                 kind,
@@ -248,6 +260,9 @@ class LiveEdits:
         self._history.changes.append(change)
         return change
 
+    def _routed(self, prompts: list[str]) -> list[RoutedQuery]:
+        return list(self.route(prompts))
+
     def _nearest(self, text: str) -> list[int]:
         """Rows of the edits which a text resembles."""
         with torch.no_grad():
@@ -281,5 +296,3 @@ class LiveEdits:
         for row, answer in zip(owner, answers, strict=True):
             right[row] &= answer.startswith(edits[row].target_new)
         return right
-
-

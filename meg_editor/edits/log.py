@@ -27,7 +27,16 @@ from meg_editor.edits.edition import Rows
 from meg_editor.runtime.files import replacing, sync
 
 LOG = "log.jsonl"
-_FIELDS = ("prompt", "target_new", "subject", "rephrases", "locality_prompts", "when", "by", "stored")
+_FIELDS = (
+    "prompt",
+    "target_new",
+    "subject",
+    "rephrases",
+    "locality_prompts",
+    "when",
+    "by",
+    "stored",
+)
 _LISTS = ("rephrases", "locality_prompts")
 
 

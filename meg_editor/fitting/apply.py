@@ -40,7 +40,9 @@ def apply_meg_to_model(
     """Edited model, from an unedited one or one edited by MeG before.
 
     In a model that is edited already the new facts join the old ones in one new wrapper around
-    the same base; where a prompt was edited before, the new target replaces the old one. Of each
+    the same base; where a prompt was edited before, the new target replaces the old one. This
+    costs their own collection and nothing else, if the settings are those of the earlier edits:
+    encoder and gate stay, the new neurons are stored (`MeGModel.add`). Of each
     request only `prompt`, `target_new` and `subject` are used: `rephrase_prompt`, `locality` and
     `portability` are for evaluation, and are never fitted on.
 
@@ -81,13 +83,17 @@ def apply_meg_to_model(
     earlier: dict[EditRequest, Tensor] = {}
     base = model
     if isinstance(model, MeGModel):
+        if encoder is None and _goes_on(model, hparams):
+            edited = copying.deepcopy(model) if copy else model.fork()
+            edited.add(new, on_conflict="keep")
+            return edited, {}
         base = model.base
         replaced = {request.key for request in new}
         retained = [edit for edit in model.edits if edit.key not in replaced]
         if all(getattr(model.hparams, name) == getattr(hparams, name) for name in _PLACE):
             # A model from disk has no collected neurons: those of its generator are as good.
             neurons = model.generated_neurons() if model.collected is None else model.collected
-            known = dict(zip(model.edits, neurons, strict=True))
+            known: dict[EditRequest, Tensor] = dict(zip(model.edits, neurons, strict=True))
             earlier = {edit: known[edit] for edit in retained}
     if copy:
         base = copying.deepcopy(base)
@@ -104,6 +110,17 @@ def apply_meg_to_model(
         runtime=runtime,
     )
     return edited, {}
+
+
+def _goes_on(model: MeGModel, hparams: MeGHyperParams) -> bool:
+    """Whether `hparams` are those of an edited model, apart from what its fit has chosen."""
+    ours, theirs = model.hparams.to_dict(), hparams.to_dict()
+    chosen = {name for name, value in theirs.items() if value in (None, "auto")}
+    chosen |= {"model_name", "device", "gate"}
+    similarity = hparams.gate == "verified" and model.verifier is None  # takes its place
+    if model.hparams.gate != ("similarity" if similarity else hparams.gate):
+        return False
+    return all(ours[name] == theirs[name] for name in theirs.keys() - chosen)
 
 
 def _named(hparams: MeGHyperParams, name: str) -> MeGHyperParams:

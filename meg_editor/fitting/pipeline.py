@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from meg_editor.collection.checks import already_correct, check_lengths
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.collection.checks import already_correct, check_lengths
 from meg_editor.fitting.checks import check_model
 from meg_editor.fitting.collection_stage import CollectionStage
 from meg_editor.fitting.context import FitContext

@@ -3,8 +3,8 @@
 A prompt is routed before its first token. "Tell me about France" asks for no fact, and its answer
 may state one: "… Its capital is". So at each step the LLM's own hidden state is compared with those
 at the ends of the edited prompts, one matrix product; where one is close and the question or the
-text names its subject, the verifier reads both. If it agrees, the next tokens are those of the LLM with
-the edit's neuron, until the sentence ends.
+text names its subject, the verifier reads both. If it agrees, the next tokens are those of the LLM
+with the edit's neuron, until the sentence ends.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class DecodingRouter(LogitsProcessor):
         >>> import torch
         >>> edits = [EditRequest("The capital of France is", "Lima", "France")]
         >>> router = DecodingRouter(
-        ...     torch.tensor([[1]]), None, ["Tell me about France."], [], lambda rows, texts: [[Proposal(0, 1.0)]],
+        ...     torch.tensor([[1]]), None, ["Tell me about France."], [],
+        ...     lambda rows, texts: [[Proposal(0, 1.0)]],
         ...     lambda texts, edits: [True], lambda rows, edits: torch.tensor([[0.0, 9.0]]),
         ...     lambda ids: "Its capital is", edits, lambda edit: 1)
         >>> router(torch.tensor([[1, 1]]), torch.zeros(1, 2)).tolist()
@@ -98,13 +99,14 @@ class DecodingRouter(LogitsProcessor):
             row for row, tokens in enumerate(written) if tokens and row // each not in self.edited
         ]
         texts = {
-            row: f"{self.questions[row // each][-_TEXT:]}\n{self.decode(list(written[row]))[-_TEXT:]}"
+            row: "\n".join(
+                text[-_TEXT:]
+                for text in (self.questions[row // each], self.decode(list(written[row])))
+            )
             for row in open_rows
         }
         active = {
-            row: found
-            for row in open_rows
-            if (found := self._still(row // each, written[row]))
+            row: found for row in open_rows if (found := self._still(row // each, written[row]))
         }
         active |= self._begun([row for row in open_rows if row not in active], texts, written)
         self._in_effect = {(row // each, written[row]): found for row, found in active.items()}

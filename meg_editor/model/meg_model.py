@@ -7,11 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
@@ -33,6 +31,7 @@ from meg_editor.model.fit_report import FitReport
 from meg_editor.model.in_force import InForce
 from meg_editor.model.pipelines import silence_pipelines
 from meg_editor.model.routed_model import RoutedModel
+from meg_editor.model.storable import StorableEdits
 from meg_editor.model.while_decoding import WhileDecoding
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
@@ -44,7 +43,7 @@ from meg_editor.routing.routing import Routing
 from meg_editor.routing.verifier import Verifier
 
 
-class MeGModel(LiveEdits, RoutedModel, ModelHubMixin):
+class MeGModel(LiveEdits, RoutedModel, StorableEdits):
     """A causal LM with edits: used like the transformers model it wraps.
 
     `RoutedModel` says which part of an input is the query. Thread-safe.
@@ -53,7 +52,7 @@ class MeGModel(LiveEdits, RoutedModel, ModelHubMixin):
         base: the unedited model; its weights do not change and it answers as before.
         edits: the N facts; `add`, `replace`, `remove` and `undo` change them.
         verifier: decides whether a prompt asks for an edit it resembles; None: similarity does.
-        fitted: the report of the fit; None after loading.
+        fitted: the report of the fit; None after loading, and after a change of the edits.
 
     Example:
         >>> from meg_editor import MeGHyperParams, fit, load_model
@@ -97,7 +96,6 @@ class MeGModel(LiveEdits, RoutedModel, ModelHubMixin):
         self.hparams, self.spec = hparams, spec
         self.runtime = runtime or RuntimeConfig()
         self.encoder = encoder
-        self.fitted: FitReport | None = None
         self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
         self.verifier = verifier
         self._changing, self._history = threading.RLock(), History(edition)
@@ -145,12 +143,30 @@ class MeGModel(LiveEdits, RoutedModel, ModelHubMixin):
     def _put_in_force(self, edition: Edition) -> None:
         """In one step: what routes and answers meanwhile does so by the former edits."""
         edition.to(self.base.device)
+        self.fitted: FitReport | None = None
         router = Router(
             self.encoder, edition.gate, edition.index, self.states, edition.edits, self.verifier
         )
         cache = NeuronCache(self.runtime.neuron_cache)
         anchored, size = self.hparams.generator_anchored, self.spec.size
         self._in_force = InForce(edition, router, cache, anchored, size)
+        self.add_module("_edition", edition)  # for state_dict
+
+    def fork(self) -> MeGModel:
+        """Another model with these edits; base and encoder are shared, changes are not."""
+        return type(self)(
+            self.base,
+            self.tokenizer,
+            self.hparams,
+            self.spec,
+            self.encoder,
+            self.gate,
+            self.generator,
+            self.index,
+            self.edits,
+            self.runtime,
+            self.verifier,
+        )
 
     @property
     def _parts(self) -> list[nn.Module]:
@@ -165,7 +181,10 @@ class MeGModel(LiveEdits, RoutedModel, ModelHubMixin):
 
     @property
     def collected(self) -> Tensor | None:
-        """Neurons (N, P) which the generator was fitted on, on the CPU; None after loading."""
+        """Neurons (N, P) which the generator was fitted on, on the CPU.
+
+        None after loading, and after a change of the edits.
+        """
         return self.fitted.collection.neurons if self.fitted and self.fitted.collection else None
 
     @property
@@ -288,49 +307,3 @@ class MeGModel(LiveEdits, RoutedModel, ModelHubMixin):
         output = super()._forward(**kwargs)
         self.hook.check()
         return output
-
-    # -------------------------------------------------------------------- files
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        save_base: bool = False,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        config: Any = None,
-        model_card_kwargs: Any = None,
-        **push_to_hub_kwargs: Any,
-    ) -> str | None:
-        """Save the edits to a folder; see `meg_editor.model.saving.save_pretrained`.
-
-        Args:
-            save_base: save the base model too.
-            push_to_hub: upload them too, to `repo_id` (default: the folder's name).
-            config, model_card_kwargs: of ModelHubMixin; not used.
-
-        Returns:
-            URL of the commit, if uploaded.
-        """
-        from meg_editor.model.saving import save_pretrained
-
-        save_pretrained(self, save_directory, save_base=save_base)
-        if not push_to_hub:
-            return None
-        url: str = self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
-        return url
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MeGModel:
-        """Load a model saved by `save_pretrained`, from a folder or a repository of the hub.
-
-        Args:
-            kwargs: `base`, `tokenizer`, `device` and `runtime` of
-                `meg_editor.model.loading.from_pretrained`; `revision`, `token`, `cache_dir`,
-                `force_download` and `local_files_only` of the hub.
-        """
-        from meg_editor.model.loading import from_pretrained, local_folder
-
-        hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-        options = {name: kwargs.pop(name) for name in hub if name in kwargs}
-        return from_pretrained(local_folder(pretrained_model_name_or_path, **options), **kwargs)

@@ -24,8 +24,8 @@ from meg_editor.model.folder import (
     EDITS,
     GATE,
     GENERATOR,
-    INDEX,
     HISTORY,
+    INDEX,
     VERIFIER,
     blanks,
     differences,
@@ -102,9 +102,7 @@ def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
         raise _not_saved(folder, error, code) from error
     checksum, history = read_config(folder)[CHECKSUM], model._history
     has_base = save_base
-    return Saved(
-        folder, checksum, history, len(history.changes), checksum, model.hparams, has_base
-    )
+    return Saved(folder, checksum, history, len(history.changes), checksum, model.hparams, has_base)
 
 
 def stored_beside(generator: WeightGenerator) -> int | None:

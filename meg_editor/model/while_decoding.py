@@ -152,9 +152,7 @@ class WhileDecoding:
         request = edition.edits[edit]
         return len(encode_example(self.model._tokenizer, request.prompt, request.target_new).target)
 
-    def _logits(
-        self, in_force: InForce, rows: Sequence[list[int]], edits: list[int]
-    ) -> Tensor:
+    def _logits(self, in_force: InForce, rows: Sequence[list[int]], edits: list[int]) -> Tensor:
         model = self.model
         neurons = in_force.of_edits(edits)
         ids = right_padded(rows).to(model.base.device)

@@ -10,7 +10,6 @@ from unicodedata import normalize
 from meg_editor.config.input_files import short_names, short_repr
 from meg_editor.config.unicode_text import bad_character, canonical_text, has_visible_character
 
-
 _FIELDS = ("prompt", "target_new", "subject", "rephrases", "locality_prompts")
 
 

@@ -125,7 +125,9 @@ class QueryIndex(nn.Module):
         empty = self.anchors[:0]
         states, usual = (self.states[:0], self.usual) if self.state_weight else (None, None)
         new = type(self)(
-            *(empty, [], states, usual), name_weight=self.name_weight, state_weight=self.state_weight
+            *(empty, [], states, usual),
+            name_weight=self.name_weight,
+            state_weight=self.state_weight,
         )
         retained = retained.to(empty.device)
         new.names = self.names.changed(retained, subjects)

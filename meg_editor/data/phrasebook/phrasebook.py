@@ -183,7 +183,9 @@ class Phrasebook:
         further = rng.sample(kind.relations, rng.randint(0, min(3, len(kind.relations))))
         statements = [rng.choice(relation.statements) for relation in further]
         answers = [relation.answers for relation in further]
-        known = [relation.answers for relation in kind.relations if statement in relation.statements]
+        known = [
+            relation.answers for relation in kind.relations if statement in relation.statements
+        ]
         place = rng.randint(0, len(statements))
         statements.insert(place, statement)
         answers.insert(place, known[0])

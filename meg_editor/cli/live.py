@@ -1,0 +1,75 @@
+"""`meg-editor add`, `replace`, `remove`, `undo`, `merge`, `consolidate`, `compact`, `edits`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, change, save, and say what was done; `edits` only reads."""
+    if options.command == "edits":
+        _list(options)
+        return
+    requests: Sequence[Any] = ()
+    if options.command in ("add", "replace"):  # refused before torch is there
+        from meg_editor.requests.files import read_requests
+
+        requests = read_requests(options.edits).requests
+
+    from meg_editor.lm.loading import resolve_device
+    from meg_editor.model.meg_model import MeGModel
+
+    device = resolve_device(options.device)
+    model = MeGModel.from_pretrained(options.folder, base=options.base, device=device)
+    changes: dict[str, Callable[[], Any]] = {
+        "add": lambda: model.add(requests, on_conflict=options.on_conflict),
+        "replace": lambda: model.replace(requests),
+        "remove": lambda: model.remove(options.prompts),
+        "undo": lambda: model.undo(options.steps),
+        "merge": lambda: model.merge(options.other, on_conflict=options.on_conflict),
+        "consolidate": model.consolidate,
+        "compact": model.compact,
+    }
+    done = changes[options.command]()
+    model.save_pretrained(options.folder)
+    for change in done if isinstance(done, list) else [done] if done else []:
+        _print(change)
+    print(f"{len(model.edits)} edits -> {options.folder}")
+
+
+def _print(change: Any) -> None:
+    print(change)
+    for request, by in getattr(change, "merged", ()):
+        print(f"  in force already, as {by}: {request.prompt!r}")
+    for prompt in getattr(change, "not_learned", ()):
+        print(f"  not learned: {prompt!r}", file=sys.stderr)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from meg_editor.model.listing import saved_changes, saved_edits
+
+    if options.history:
+        for line in saved_changes(options.folder):
+            _print_line(line.content, options.json)
+        return
+    for edit in saved_edits(options.folder):
+        if options.json:
+            fields = ("id", "prompt", "target_new", "subject", "when", "by", "state")
+            entry = {name: getattr(edit, name) for name in fields}
+            print(json.dumps(entry, ensure_ascii=False))
+        else:
+            print(f"{edit.id}  {edit.by:8} {edit.state:9} {edit.prompt} -> {edit.target_new}")
+
+
+def _print_line(content: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(content, ensure_ascii=False))
+        return
+    what = f"undo of {content['undoes']}" if content["undoes"] else content["kind"]
+    added = [f"+ {entry['prompt']} -> {entry['target_new']}" for entry in content["edits"]]
+    removed = [f"- {each}" for each in content["removed"]]
+    print(f"{content['number']:4} {content['when']} {what}: {'; '.join(added + removed)}")

@@ -1,0 +1,48 @@
+"""The edits in a folder and their changes, without loading a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meg_editor.edits.edit import Edit
+from meg_editor.edits.log import Line, read_log, replayed
+from meg_editor.model.changes_folder import changes_folder
+from meg_editor.model.folder import EDITS, HISTORY
+from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
+from meg_editor.model.publish import settle, whole_version
+from meg_editor.model.schema import parse_config, parse_edits
+from meg_editor.runtime.files import holding, resolved
+
+_PATIENCE = 30.0  # seconds for a save to have its files in place
+
+
+def saved_edits(folder: str | Path) -> tuple[Edit, ...]:
+    """The edits in force in a folder.
+
+    Raises:
+        FileNotFoundError: there are no saved edits.
+        SavedModelError: damaged files.
+    """
+    edits, lines = _read(folder)
+    return replayed(lines, {edit.id: edit for edit in edits})
+
+
+def saved_changes(folder: str | Path) -> list[Line]:
+    """The lines of the logs in a folder, in order."""
+    return _read(folder)[1]
+
+
+def _read(folder: str | Path) -> tuple[list[Edit], list[Line]]:
+    folder = resolved(folder)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no saved edits at {folder}: there is no {CONFIG}")
+    settle(folder)
+    with holding(folder, shared=True, seconds=_PATIENCE):
+        with reading(folder / CONFIG):
+            config = parse_config(read_config(folder))
+        with whole_version(folder, config["files"]) as view, reading(view / EDITS):
+            edits = parse_edits((view / EDITS).read_text("utf-8"), config["edits"])
+            lines = read_log(view / HISTORY, HISTORY)
+        checksum = config[CHECKSUM]
+        with reading(changes_folder(folder, checksum)):
+            return edits, lines + read_log(changes_folder(folder, checksum), checksum)

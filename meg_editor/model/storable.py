@@ -1,0 +1,95 @@
+"""What an edited model does with folders, other bases and the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from huggingface_hub import ModelHubMixin
+
+from meg_editor.edits.change import Change
+from meg_editor.edits.conflicts import OnConflict
+from meg_editor.lm.protocols import CausalLM, Tokenizer
+
+if TYPE_CHECKING:
+    from meg_editor.model.meg_model import MeGModel
+    from meg_editor.model.merging import Reattached
+
+
+class StorableEdits(ModelHubMixin):
+    """Methods of `MeGModel` that read and write folders; each is a function of a module here."""
+
+    def merge(self, folder: str | Path, *, on_conflict: OnConflict = "refuse") -> Change:
+        """Add the edits which another folder holds, with their neurons where they serve here.
+
+        Of edits of another base, layer or prompt template the neurons are collected.
+
+        Args:
+            on_conflict: see `add`.
+        """
+        from meg_editor.model.merging import merge
+
+        return merge(cast("MeGModel", self), folder, on_conflict)
+
+    def reattach(
+        self, base: CausalLM, tokenizer: Tokenizer | None = None
+    ) -> tuple[Any, Reattached]:
+        """These edits on another base, such as a fine-tuned one, and what became of each.
+
+        Each neuron is asked there, bare and in the contexts of collection; what does not give the
+        target any more is collected anew.
+
+        Args:
+            base: an unedited model.
+            tokenizer: of it; default: the same.
+
+        Raises:
+            ValueError: edits which are found by the hidden states of their base.
+        """
+        from meg_editor.model.merging import reattach
+
+        return reattach(cast("MeGModel", self), base, tokenizer)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        save_base: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: Any = None,
+        model_card_kwargs: Any = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Save the edits to a folder; see `meg_editor.model.saving.save_pretrained`.
+
+        Args:
+            save_base: save the base model too.
+            push_to_hub: upload them too, to `repo_id` (default: the folder's name).
+            config, model_card_kwargs: of ModelHubMixin; not used.
+
+        Returns:
+            URL of the commit, if uploaded.
+        """
+        from meg_editor.model.saving import save_pretrained
+
+        save_pretrained(cast("MeGModel", self), save_directory, save_base=save_base)
+        if not push_to_hub:
+            return None
+        url: str = self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+        return url
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a model saved by `save_pretrained`, from a folder or a repository of the hub.
+
+        Args:
+            kwargs: `base`, `tokenizer`, `device` and `runtime` of
+                `meg_editor.model.loading.from_pretrained`; `revision`, `token`, `cache_dir`,
+                `force_download` and `local_files_only` of the hub.
+        """
+        from meg_editor.model.loading import from_pretrained, local_folder
+
+        hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        options = {name: kwargs.pop(name) for name in hub if name in kwargs}
+        return from_pretrained(local_folder(pretrained_model_name_or_path, **options), **kwargs)
