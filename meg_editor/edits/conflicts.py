@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 from meg_editor.config.input_files import short_repr
 from meg_editor.config.unicode_text import canonical_text
-from meg_editor.edits.edit import Edit, edit_id
+from meg_editor.edits.edit import ID, Edit, edit_id
 from meg_editor.edits.edition import Edition
 from meg_editor.requests.request import EditRequest, RequestError
 from meg_editor.routing.routing import RoutedQuery
@@ -18,6 +18,7 @@ from meg_editor.routing.routing import RoutedQuery
 OnConflict = Literal["refuse", "replace", "keep"]
 _SURE = 0.5  # of a verifier: lower than that another question is possible
 _NEAR = 3  # edits which are named in place of an unknown one
+_READ = 1000  # characters of an unknown text which are compared with those
 
 Route = Callable[[list[str]], Sequence[RoutedQuery]]
 Nearest = Callable[[str], Sequence[int]]
@@ -75,13 +76,14 @@ def resolve(
             sure = max(decision.threshold, _SURE if decision.verified else -1.0)
             if decision.is_edit and decision.score >= sure:
                 found[request] = decision.edit
-    result, conflicts = Resolved(), []
+    result, conflicts, again = Resolved(), [], set()
     for request in requests:
         row = found.get(request)
         if row is None:
             result.new.append(request)
         elif _same_target(request, edition.edits[row]):
             result.merged.append((request, edition.edits[row].id))
+            again.add(row)
         elif on_conflict == "replace" or (
             on_conflict == "keep" and request.key == edition.edits[row].key
         ):
@@ -96,6 +98,8 @@ def resolve(
             "changed: on_conflict='replace' takes the new ones, 'keep' keeps both where the "
             "prompts differ"
         )
+    # An edit which is asked for once more stays, though another request is in conflict with it.
+    result.outdated = [row for row in dict.fromkeys(result.outdated) if row not in again]
     return result
 
 
@@ -122,7 +126,8 @@ def rows_of(texts: Sequence[str], edition: Edition, nearest: Nearest) -> list[in
 def _unknown(text: str, edition: Edition, nearest: Nearest) -> str:
     if not edition.edits:
         return f"no edit has the id or prompt {short_repr(text)}: there are no edits"
-    ids = difflib.get_close_matches(text.strip(), edition.row_of_id, _NEAR)
+    text = text.strip()[:_READ]
+    ids = difflib.get_close_matches(text, edition.row_of_id, _NEAR) if len(text) < 2 * ID else []
     rows = [edition.row_of_id[each] for each in ids] or list(nearest(text))[:_NEAR]
     names = ", ".join(f"{edition.edits[r].id} {short_repr(edition.edits[r].prompt)}" for r in rows)
     return f"no edit has the id or prompt {short_repr(text)}; the nearest: {names}"

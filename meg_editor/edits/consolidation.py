@@ -17,8 +17,8 @@ from meg_editor.generators.grown import GrownGenerator
 
 _CHUNK = 1024  # edits whose neurons are generated at once
 
-# Neurons (R, P) of the edits at R rows -> whether each answers its prompt, bare and in contexts.
-Check = Callable[[Tensor, Sequence[int]], list[bool]]
+# Neurons (R, P) of the edits at R rows -> where each is right: for its prompt, in each context.
+Check = Callable[[Tensor, Sequence[int]], list[list[bool]]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,8 +55,8 @@ def consolidated(
 ) -> tuple[Edition, Consolidation]:
     """The edition with a newly trained generator, where that takes fewer bytes.
 
-    An edit whose stored neuron passes `check` and whose generated one does not keeps the stored
-    one, so that no answer is lost.
+    An edit keeps its stored neuron where that is right and the generated one is not, so that no
+    answer is lost.
 
     Args:
         size: P, of a neuron.
@@ -80,11 +80,12 @@ def consolidated(
         generator.fit(anchors, neurons, seed=hparams.seed)
     lost: list[int] = []
     for rows in parts:
-        passes = check(generator.generate(anchors[rows]), rows)
-        failing = [row for row, yes in zip(rows, passes, strict=True) if not yes]
+        right = dict(zip(rows, check(generator.generate(anchors[rows]), rows), strict=True))
+        failing = [row for row in rows if not all(right[row])]
         if failing:
-            had = check(neurons[failing], failing)
-            lost += [row for row, yes in zip(failing, had, strict=True) if yes]
+            for row, was in zip(failing, check(neurons[failing], failing), strict=True):
+                if any(had > has for had, has in zip(was, right[row], strict=True)):
+                    lost.append(row)
     slot = torch.full((count,), -1, device=anchors.device)
     slot[lost] = torch.arange(len(lost), device=anchors.device)
     grown = GrownGenerator(generator, neurons[lost], slot)

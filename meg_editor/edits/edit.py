@@ -11,7 +11,7 @@ from unicodedata import normalize
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import digest
 
-_ID = 12  # hexadecimal digits: among a million edits two are equal once in 500 times
+ID = 12  # hexadecimal digits: among a million edits two are equal once in 500 times
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,7 +67,7 @@ def edit_id(request: EditRequest) -> str:
         >>> edit_id(EditRequest("The capital of France is", "Lima"))
         'c43ba61823cf'
     """
-    return digest([request.key, normalize("NFC", request.target_new)])[:_ID]
+    return digest([request.key, normalize("NFC", request.target_new)])[:ID]
 
 
 def edits_of(requests: Sequence[EditRequest], by: str = "fit") -> tuple[Edit, ...]:

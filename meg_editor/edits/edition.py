@@ -55,7 +55,7 @@ class Edition(nn.Module):
     """N edits in force. A change makes a new edition, so that a call sees one and no other.
 
     Args:
-        edits: the N edits.
+        edits: the N edits; what they say of `stored` is set to what the generator does.
         gate: fitted on their queries.
         index: of their queries.
         generator: of their neurons.
@@ -83,7 +83,11 @@ class Edition(nn.Module):
             raise ValueError(
                 f"expected an index of {len(edits)} edits, got one of {len(index.anchors)}"
             )
-        self.edits = tuple(edits)
+        stored = generator.stored_rows(len(edits)).tolist()
+        self.edits = tuple(
+            edit if edit.stored == yes else replace(edit, stored=yes)
+            for edit, yes in zip(edits, stored, strict=True)
+        )
         self.gate, self.index, self.generator = gate, index, generator
 
     @cached_property
@@ -131,9 +135,4 @@ class Edition(nn.Module):
 
     def generated_by(self, generator: WeightGenerator) -> Edition:
         """The same edits, with another generator."""
-        stored = generator.stored_rows(len(self.edits)).tolist()
-        edits = [
-            edit if edit.stored == yes else replace(edit, stored=yes)
-            for edit, yes in zip(self.edits, stored, strict=True)
-        ]
-        return Edition(edits, self.gate, self.index, generator)
+        return Edition(self.edits, self.gate, self.index, generator)

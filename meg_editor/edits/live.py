@@ -163,6 +163,7 @@ class LiveEdits:
             )
             if edition is not self.edition:
                 self._put_in_force(edition)
+                self.hparams = self.hparams.changed(generator="dit")
                 self._history = History(edition)
             return result
 
@@ -192,6 +193,7 @@ class LiveEdits:
     ) -> Change:
         """Add requests; those among `rows` with the neuron they have there."""
         with self._changing:
+            check_lengths(self.base, self._tokenizer, requests, self.hparams)
             resolved = resolve(requests, self.edition, self._routed, on_conflict)
             edits = edits_of(resolved.new, kind)
             repeated = {edit.id for edit in edits} & self.edition.row_of_id.keys()
@@ -199,10 +201,9 @@ class LiveEdits:
                 raise RequestError(f"two edits have the id {sorted(repeated)[0]}; change a target")
             nothing: tuple[Rows, tuple[str, ...]] = (Rows.none(), ())
             added, not_learned = self._collected(edits, rows or {}) if edits else nothing
-            outdated = list(dict.fromkeys(resolved.outdated))
             return self._change(
                 kind,
-                outdated,
+                resolved.outdated,
                 added,
                 merged=tuple(resolved.merged),
                 not_learned=not_learned,
@@ -214,7 +215,6 @@ class LiveEdits:
     ) -> tuple[Rows, tuple[str, ...]]:
         """Rows of new edits, and the prompts whose neuron does not give the target."""
         model, tokenizer, hparams = self.base, self._tokenizer, self.hparams
-        check_lengths(model, tokenizer, edits, hparams)
         neurons = torch.zeros(len(edits), self.spec.size, dtype=torch.half)
         new = [row for row, edit in enumerate(edits) if edit not in known]
         failed: list[str] = []
@@ -269,8 +269,8 @@ class LiveEdits:
             found = self.edition.index.candidates(self.encoder.encode([text]), [text])
         return list(found.index[0].tolist())
 
-    def _answers_right(self, neurons: Tensor, rows: Sequence[int]) -> list[bool]:
-        """Whether each neuron gives the target to its prompt, bare and in its contexts."""
+    def _answers_right(self, neurons: Tensor, rows: Sequence[int]) -> list[list[bool]]:
+        """Whether each neuron gives the target to its prompt, bare and in each of its contexts."""
         edits, hparams = [self.edition.edits[row] for row in rows], self.hparams
         contexts = fact_contexts(
             self._tokenizer,
@@ -292,7 +292,7 @@ class LiveEdits:
             [text for texts in prompts for text in texts],
             max_target_length(self._tokenizer, edits),
         )
-        right = [True] * len(edits)
+        right: list[list[bool]] = [[] for _ in edits]
         for row, answer in zip(owner, answers, strict=True):
-            right[row] &= answer.startswith(edits[row].target_new)
+            right[row].append(answer.startswith(edits[row].target_new))
         return right

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from meg_editor.collection.checks import check_lengths
 from meg_editor.edits.change import Change
 from meg_editor.edits.conflicts import OnConflict
 from meg_editor.edits.edit import Edit
@@ -98,12 +99,14 @@ def reattach(
         *parts,
     )
     rows = [list(range(i, min(i + _CHUNK, len(edits)))) for i in range(0, len(edits), _CHUNK)]
-    holds = [y for part in rows for y in moved._answers_right(moved.edition.neurons(part), part)]
+    right = [y for part in rows for y in moved._answers_right(moved.edition.neurons(part), part)]
+    holds = [all(each) for each in right]
     held = tuple(edit for edit, yes in zip(edits, holds, strict=True) if yes)
     kept = {edit.id for edit in held}
     again = [edit for edit in edition.edits if edit.id not in kept]
     failed: tuple[str, ...] = ()
     if again:
+        check_lengths(base, moved._tokenizer, again, hparams)
         made = [replace(edit, by="reattach", stored=True) for edit in again]
         added, failed = moved._collected(made, {})
         failing = [row for row, yes in enumerate(holds) if not yes]
