@@ -159,7 +159,7 @@ class LiveEdits:
         """
         with self._changing, eager(self.base):
             edition, result = consolidated(
-                self.edition, self.hparams, self.spec.size, self._answers_right
+                self.edition, self.hparams, self.spec.size, self._rightness
             )
             if edition is not self.edition:
                 self._put_in_force(edition)
@@ -269,16 +269,22 @@ class LiveEdits:
             found = self.edition.index.candidates(self.encoder.encode([text]), [text])
         return list(found.index[0].tolist())
 
-    def _answers_right(self, neurons: Tensor, rows: Sequence[int]) -> list[list[bool]]:
-        """Whether each neuron gives the target to its prompt, bare and in each of its contexts."""
+    def _rightness(self, neurons: Tensor, rows: Sequence[int]) -> list[list[int]]:
+        """What each neuron answers to its prompt, bare and in each of its contexts.
+
+        2: the target; 1: a text that begins with it; 0: another one.
+        """
         edits, hparams = [self.edition.edits[row] for row in rows], self.hparams
-        contexts = fact_contexts(
-            self._tokenizer,
-            [edit.prompt for edit in edits],
-            hparams.collection_contexts,
-            hparams.prompt_template,
-            hparams.seed,
-        )
+        contexts = [  # of each alone: the same whatever it is asked with
+            fact_contexts(
+                self._tokenizer,
+                [edit.prompt],
+                hparams.collection_contexts,
+                hparams.prompt_template,
+                hparams.seed,
+            )[0]
+            for edit in edits
+        ]
         prompts = [
             list(dict.fromkeys([self.reader.wrap(edit.prompt), *texts]))
             for edit, texts in zip(edits, contexts, strict=True)
@@ -292,7 +298,8 @@ class LiveEdits:
             [text for texts in prompts for text in texts],
             max_target_length(self._tokenizer, edits),
         )
-        right: list[list[bool]] = [[] for _ in edits]
+        right: list[list[int]] = [[] for _ in edits]
         for row, answer in zip(owner, answers, strict=True):
-            right[row].append(answer.startswith(edits[row].target_new))
+            target = edits[row].target_new
+            right[row].append(answer.startswith(target) + (answer == target))
         return right

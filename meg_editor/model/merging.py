@@ -99,8 +99,8 @@ def reattach(
         *parts,
     )
     rows = [list(range(i, min(i + _CHUNK, len(edits)))) for i in range(0, len(edits), _CHUNK)]
-    right = [y for part in rows for y in moved._answers_right(moved.edition.neurons(part), part)]
-    holds = [all(each) for each in right]
+    right = [each for part in rows for each in moved._rightness(moved.edition.neurons(part), part)]
+    holds = [min(each) == 2 for each in right]
     held = tuple(edit for edit, yes in zip(edits, holds, strict=True) if yes)
     kept = {edit.id for edit in held}
     again = [edit for edit in edition.edits if edit.id not in kept]
