@@ -90,17 +90,46 @@ def read_log(folder: Path, seed: str) -> list[Line]:
     return lines
 
 
-def append_changes(folder: Path, seed: str, changes: Iterable[Change]) -> str:
-    """Append changes to the log in `folder`, each in one transaction; the chain up to its end.
+@dataclass(frozen=True)
+class End:
+    """The end of a log: the checksum of all its lines, and their bytes.
 
-    The caller holds the folder's lock.
+    Example:
+        >>> End("seed").bytes
+        0
+    """
+
+    chain: str
+    bytes: int = 0
+
+    @classmethod
+    def of(cls, lines: Sequence[Line], seed: str) -> End:
+        """The end of these lines."""
+        return cls(lines[-1].chain, lines[-1].end) if lines else cls(seed)
+
+    def is_last(self, folder: Path) -> bool:
+        """Whether no whole line follows it in the log in `folder`."""
+        try:
+            with (folder / LOG).open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                if file.tell() < self.bytes:
+                    return False
+                file.seek(self.bytes)
+                return b"\n" not in file.read()
+        except FileNotFoundError:
+            return not self.bytes
+
+
+def append_changes(folder: Path, end: End, changes: Iterable[Change]) -> End:
+    """Append changes behind the end of the log in `folder`, each in one transaction; the new end.
+
+    The caller holds the folder's lock. What is there already is not read: the cost is that of the
+    changes.
 
     Raises:
         OSError: nothing of the change that failed is in force.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = read_log(folder, seed)
-    chain, end = (lines[-1].chain, lines[-1].end) if lines else (seed, 0)
     for change in changes:
         content = _content(change)
         if change.added.edits and change.undoes is None:
@@ -108,12 +137,12 @@ def append_changes(folder: Path, seed: str, changes: Iterable[Change]) -> str:
             content["sha256"] = hashlib.sha256(shard).hexdigest()
             with replacing(folder / f"{change.number:06d}.safetensors") as file:
                 file.write(shard)
-        chain = _link(content, chain)
+        chain = _link(content, end.chain)
         raw = json.dumps({**content, "chain": chain}, ensure_ascii=False).encode() + b"\n"
-        _append(folder / LOG, end, raw)
-        end += len(raw)
+        _append(folder / LOG, end.bytes, raw)
+        end = End(chain, end.bytes + len(raw))
     sync(folder)
-    return chain
+    return end
 
 
 def shard_rows(folder: Path, line: Line) -> Rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.edits.change import History
-from meg_editor.edits.log import append_changes, read_log
+from meg_editor.edits.log import End, append_changes
 from meg_editor.model.changes_folder import changes_folder
 from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
 from meg_editor.model.publish import settle
@@ -33,7 +33,7 @@ class Saved:
         checksum: of its config.
         history: the history which the version is the beginning of.
         count: changes of that history which it has.
-        chain: of its log.
+        end: of its log.
         hparams: which it has.
         has_base: whether the base model is in it.
     """
@@ -42,7 +42,7 @@ class Saved:
     checksum: str
     history: History
     count: int
-    chain: str
+    end: End
     hparams: MeGHyperParams
     has_base: bool
 
@@ -64,9 +64,7 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
         with reading(folder / CONFIG):
             checksum = read_config(folder).get(CHECKSUM)
         place = changes_folder(folder, saved.checksum)
-        lines = read_log(place, saved.checksum)
-        chain = lines[-1].chain if lines else saved.checksum
-        if checksum != saved.checksum or chain != saved.chain:
+        if checksum != saved.checksum or not saved.end.is_last(place):
             raise OtherWriterError(
                 f"another process changed the edits in {folder} since this model was loaded from "
                 "there; load it again and repeat the change, or save to another folder"
@@ -75,9 +73,8 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
         if not same or (save_base and not saved.has_base):
             return None
         new = model._history.changes[saved.count :]
-        if new:
-            chain = append_changes(place, saved.checksum, new)
+        end = append_changes(place, saved.end, new) if new else saved.end
         count = len(model._history.changes)
         return Saved(
-            folder, saved.checksum, saved.history, count, chain, saved.hparams, saved.has_base
+            folder, saved.checksum, saved.history, count, end, saved.hparams, saved.has_base
         )

@@ -21,7 +21,7 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import History
 from meg_editor.edits.edit import Edit
 from meg_editor.edits.edition import Edition
-from meg_editor.edits.log import read_log
+from meg_editor.edits.log import End, read_log
 from meg_editor.edits.replay import replay
 from meg_editor.lm.loading import resolve_device
 from meg_editor.lm.neuron import NeuronSpec
@@ -253,7 +253,7 @@ def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
         checksum,
         history,
         len(history.changes),
-        later[-1].chain if later else checksum,
+        End.of(later, checksum),
         hparams,
         "base/config.json" in config["files"],
     )

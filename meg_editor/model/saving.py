@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 from meg_editor import __version__
-from meg_editor.edits.log import append_changes
+from meg_editor.edits.log import End, append_changes
 from meg_editor.generators import WeightGenerator
 from meg_editor.generators.grown import GrownGenerator
 from meg_editor.lm.reference import ModelReference
@@ -101,8 +101,8 @@ def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
         code = int(rust[1]) if rust else getattr(error, "errno", None)
         raise _not_saved(folder, error, code) from error
     checksum, history = read_config(folder)[CHECKSUM], model._history
-    has_base = save_base
-    return Saved(folder, checksum, history, len(history.changes), checksum, model.hparams, has_base)
+    end = End(checksum)
+    return Saved(folder, checksum, history, len(history.changes), end, model.hparams, save_base)
 
 
 def stored_beside(generator: WeightGenerator) -> int | None:
@@ -179,7 +179,7 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
     edition = model._history.origin
     (folder / EDITS).write_text(format_edits(edition.edits), "utf-8", newline="\n")
     if model._history.changes:
-        append_changes(folder / HISTORY, HISTORY, model._history.changes)
+        append_changes(folder / HISTORY, End(HISTORY), model._history.changes)
     for file, part in (
         (GATE, edition.gate),
         (GENERATOR, edition.generator),
