@@ -116,7 +116,7 @@ def _goes_on(model: MeGModel, hparams: MeGHyperParams) -> bool:
     """Whether `hparams` are those of an edited model, apart from what its fit has chosen."""
     ours, theirs = model.hparams.to_dict(), hparams.to_dict()
     chosen = {name for name, value in theirs.items() if value in (None, "auto")}
-    chosen |= {"model_name", "device", "gate"}
+    chosen |= {"model_name", "device", "gate", "batch_size"}
     similarity = hparams.gate == "verified" and model.verifier is None  # takes its place
     if model.hparams.gate != ("similarity" if similarity else hparams.gate):
         return False

@@ -36,6 +36,7 @@ from meg_editor.integrations.easyedit.evaluation import EVALUATORS, MODULES, on_
 from meg_editor.integrations.easyedit.importing import import_easyedit
 from meg_editor.lm.loading import load_model, resolve_device
 from meg_editor.lm.reference import resolve_model_name
+from meg_editor.model.meg_model import MeGModel
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import ArtifactStore
 
@@ -156,11 +157,9 @@ def _for_many_calls(apply: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(apply)
     def apply_shared(model: Any, tok: Any, requests: Any, hparams: Any, **options: Any) -> Any:
         pseudo, calibration = facts()
-        shared = {
-            "pseudo": pseudo,
-            "calibration": calibration,
-            "encoder": encoder(resolve_model_name(hparams.encoder_name)),
-        }
+        shared: dict[str, Any] = {"pseudo": pseudo, "calibration": calibration}
+        if not isinstance(model, MeGModel):  # an edited one has its encoder
+            shared["encoder"] = encoder(resolve_model_name(hparams.encoder_name))
         return apply(model, tok, requests, hparams, **{**shared, **options})
 
     return apply_shared
