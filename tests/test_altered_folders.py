@@ -210,7 +210,7 @@ def test_a_load_beside_a_save_is_one_version(
     def save() -> None:
         turn = 0
         while not done.is_set():
-            save_pretrained((other, model)[turn % 2], folder)
+            save_pretrained((other, model)[turn % 2].fork(), folder)  # no changes to append
             turn += 1
             done.wait(0.0 if locks else 0.2)
 
@@ -313,7 +313,7 @@ def test_files_of_others_among_ours_are_not_deleted(
     (folder / name).write_text("mine")
     before = picture(folder)
     with pytest.raises(FileExistsError, match=name):
-        save_pretrained(model, folder)
+        save_pretrained(model.fork(), folder)
     assert picture(folder) == before
 
 
@@ -321,7 +321,7 @@ def test_a_folder_of_ours_which_is_a_link_is_not_followed(model: MeGModel, folde
     shutil.move(folder / "encoder", folder.parent / "elsewhere")
     (folder / "encoder").symlink_to("../elsewhere")
     with pytest.raises(FileExistsError, match="encoder"):
-        save_pretrained(model, folder)
+        save_pretrained(model.fork(), folder)
     assert (folder.parent / "elsewhere" / "config.json").exists()
 
 

@@ -75,6 +75,7 @@ def test_answers_from_the_cache_are_the_same(
         raise AssertionError("generated again")
 
     monkeypatch.setattr(model.generator, "of_edits", refuse)
+    monkeypatch.setattr(model.generator, "generate", refuse)
     again = model.neurons(model.route(queries))
     assert again is not None and torch.equal(first, again)
     with pytest.raises(AssertionError):

@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from torch import Tensor
 from meg_editor.edits.change import Change
 from meg_editor.edits.edit import Edit
 from meg_editor.edits.edition import Rows
-from meg_editor.runtime.files import replacing, sync
+from meg_editor.runtime.files import sync
 
 LOG = "log.jsonl"
 _FIELDS = (
@@ -38,6 +40,7 @@ _FIELDS = (
     "stored",
 )
 _LISTS = ("rephrases", "locality_prompts")
+_WHOLE = re.compile(rb'"chain": "[0-9a-f]{64}"\}.')  # a line, and what is no end of it
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def read_log(folder: Path, seed: str) -> list[Line]:
     chain, end = seed, 0
     for raw in content.splitlines(keepends=True):
         if not raw.endswith(b"\n"):
+            if _WHOLE.search(raw):
+                raise ValueError(f"line {len(lines) + 1} of the log has no end: it was changed")
             break
         end += len(raw)
         chain = _checked(raw, chain, len(lines) + 1)
@@ -129,14 +134,18 @@ def append_changes(folder: Path, end: End, changes: Iterable[Change]) -> End:
     Raises:
         OSError: nothing of the change that failed is in force.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        sync(folder.parent)
+        sync(folder.parent.parent)
     for change in changes:
         content = _content(change)
         if change.added.edits and change.undoes is None:
             shard = save(_tensors(change.added))
             content["sha256"] = hashlib.sha256(shard).hexdigest()
-            with replacing(folder / f"{change.number:06d}.safetensors") as file:
-                file.write(shard)
+            # Whole before its line is written, and nothing reads it before.
+            _append(folder / f"{change.number:06d}.safetensors", 0, shard)
+            sync(folder)
         chain = _link(content, end.chain)
         raw = json.dumps({**content, "chain": chain}, ensure_ascii=False).encode() + b"\n"
         _append(folder / LOG, end.bytes, raw)
@@ -218,15 +227,18 @@ def _checked(raw: bytes, chain: str, number: int) -> str:
 
 def _append(path: Path, end: int, raw: bytes) -> None:
     """Write `raw` at byte `end` of a file, behind which nothing stays; on the disk on return."""
-    with path.open("r+b" if path.exists() else "x+b") as file:
+    # Without a buffer: what failed to be written is not tried again when the file is closed.
+    with path.open("r+b" if path.exists() else "x+b", buffering=0) as file:
         file.truncate(end)
         file.seek(end)
         try:
-            file.write(raw)
-            file.flush()
+            left = memoryview(raw)
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
         except BaseException:
-            file.truncate(end)
+            with suppress(OSError):
+                file.truncate(end)
             raise
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from meg_editor.edits.log import End, append_changes
 from meg_editor.model.changes_folder import changes_folder
 from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
 from meg_editor.model.publish import settle
+from meg_editor.model.schema import FORMAT_VERSION
 from meg_editor.runtime.files import holding
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Saved:
 def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
     """Write the changes since the last save, if `folder` is the model's own; else None.
 
-    None too where the whole folder has to be written: its history was ended, or other settings.
+    None too where the whole folder has to be written: its history was ended, other settings, or an
+    older format.
 
     Raises:
         OtherWriterError: another process saved to the folder meanwhile.
@@ -62,19 +64,19 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
     settle(folder)
     with holding(folder, seconds=_PATIENCE):
         with reading(folder / CONFIG):
-            checksum = read_config(folder).get(CHECKSUM)
+            config = read_config(folder)
         place = changes_folder(folder, saved.checksum)
-        if checksum != saved.checksum or not saved.end.is_last(place):
+        if config.get(CHECKSUM) != saved.checksum or not saved.end.is_last(place):
             raise OtherWriterError(
                 f"another process changed the edits in {folder} since this model was loaded from "
                 "there; load it again and repeat the change, or save to another folder"
             )
         same = saved.history is model._history and saved.hparams == model.hparams
+        same = same and config.get("format_version") == FORMAT_VERSION  # older ones have no changes
         if not same or (save_base and not saved.has_base):
             return None
-        new = model._history.changes[saved.count :]
-        end = append_changes(place, saved.end, new) if new else saved.end
-        count = len(model._history.changes)
-        return Saved(
-            folder, saved.checksum, saved.history, count, end, saved.hparams, saved.has_base
-        )
+        for change in model._history.changes[saved.count :]:
+            end = append_changes(place, saved.end, [change])
+            # Noted at once: the next one may fail.
+            saved = model._saved = replace(saved, count=saved.count + 1, end=end)
+        return saved

@@ -52,7 +52,7 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
     """Save the edits to `folder`, replacing edits saved there before.
 
     In the folder which the model was loaded from, or saved to last, only the changes since are
-    written, in one transaction each.
+    written, in one transaction each; a base model which is there stays.
 
     Args:
         save_base: save the base model too; else the folder holds only its name and fingerprint.
@@ -70,7 +70,9 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
             raise
         except OSError as error:
             raise _not_saved(own, error, error.errno) from error
-        model._saved = saved or _save_whole(model, folder, save_base)
+        former = model._saved
+        kept = former is not None and former.folder == own and former.has_base
+        model._saved = saved or _save_whole(model, folder, save_base or kept)
 
 
 def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
