@@ -128,7 +128,7 @@ class Edition(nn.Module):
         stored = torch.tensor([edit.stored for edit in added.edits], dtype=torch.bool)
         return Edition(
             [*(self.edits[row] for row in kept), *added.edits],
-            self.gate.changed(index.anchors.float()),
+            self.gate.changed(index.anchors),
             index,
             grown(self.generator, len(self.edits), retained, anchors, added.neurons, stored),
         )

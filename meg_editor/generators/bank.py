@@ -9,7 +9,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators.base import WeightGenerator
 from meg_editor.routing.index import nearest
 from meg_editor.runtime.processes import Processes
-from meg_editor.runtime.tensors import joined
+from meg_editor.runtime.tensors import joined, taken
 
 
 class NeuronBank(WeightGenerator):
@@ -58,9 +58,8 @@ class NeuronBank(WeightGenerator):
             anchors, neurons: (A, E) and (A, P) of further edits.
         """
         new = type(self)(self.keys.shape[1], self.neurons.shape[1], 0)
-        retained = retained.to(self.keys.device)
-        new.keys = joined(self.keys[retained], anchors)
-        new.neurons = joined(self.neurons[retained], neurons)
+        new.keys = joined(taken(self.keys, retained), anchors)
+        new.neurons = joined(taken(self.neurons, retained), neurons)
         return new
 
     def of_edits(self, rows: Tensor, anchors: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from meg_editor.generators.bank import NeuronBank
 from meg_editor.generators.base import WeightGenerator
-from meg_editor.runtime.tensors import joined
+from meg_editor.runtime.tensors import joined, taken
 
 
 class GrownGenerator(WeightGenerator):
@@ -91,7 +91,7 @@ def grown(
         device = anchors.device
         trained, former = generator, torch.zeros(0, 0, dtype=torch.half, device=device)
         slot = torch.full((count,), -1, device=device)
-    slot = slot[retained.to(slot.device)].long()
+    slot = taken(slot, retained).long()
     used = slot >= 0
     former = former[slot[used]]
     slot[used] = torch.arange(len(former), device=slot.device)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meg_editor.routing.subject_names import SubjectNameIndex
-from meg_editor.runtime.tensors import joined
+from meg_editor.runtime.tensors import joined, taken
 
 _CANDIDATES = 8  # compared by hidden state
 _NAMED = 64  # most edits considered because they share a name with a query
@@ -131,13 +131,13 @@ class QueryIndex(nn.Module):
         )
         retained = retained.to(empty.device)
         new.names = self.names.changed(retained, subjects)
-        both = joined(self.anchors[retained], anchors)
+        both = joined(taken(self.anchors, retained), anchors)
         new.anchors = both.half() if len(both) > _MANY else both
         if self.state_weight:
             if unit_states is None and len(anchors):
                 raise ValueError(f"state_weight > 0: expected {len(anchors)} states, got none")
             further = self.states[:0] if unit_states is None else unit_states
-            new.states = joined(self.states[retained], further)
+            new.states = joined(taken(self.states, retained), further)
         return new
 
     def standardised(self, features: Tensor) -> Tensor:

@@ -18,3 +18,13 @@ def joined(first: Tensor, second: Tensor) -> Tensor:
     if not len(second):
         return first
     return torch.cat([first, second.to(first)]) if len(first) else second.to(first)
+
+
+def taken(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The rows `rows` of a tensor, distinct and in order; all of them are no copy.
+
+    Example:
+        >>> taken(torch.eye(2), torch.tensor([1])).tolist()
+        [[0.0, 1.0]]
+    """
+    return tensor if len(rows) == len(tensor) else tensor[rows.to(tensor.device)]

@@ -74,7 +74,7 @@ class FamiliarityGate(Gate):
             ).to(edited.device)
         new.threshold = self.threshold.clone()
         if len(edited):
-            new.fit(edited)
+            new.fit(edited.float())
         return new
 
     def logits(self, queries: Tensor) -> Tensor:
