@@ -41,6 +41,7 @@ from meg_editor.requests.request import EditRequest
 NEIGHBOURS = 500
 REPEATS = 5
 BATCH = 1000
+ASKED = 256  # of the edits
 
 
 def cases_of(options: argparse.Namespace, count: int) -> list[Any]:
@@ -122,8 +123,9 @@ def one_by_one(options: argparse.Namespace) -> None:
     at_once = (time.perf_counter() - start) / len(requests)
     growing, _ = fit(model, tokenizer, requests[:1], hparams)
     spent = [seconds(lambda r=r: growing.add([r], on_conflict="keep")) for r in requests[1:]]
+    asked = [replace(case, portability={}) for case in cases[:ASKED]]
     for name, edited in (("at once", whole), ("one by one", growing)):
-        print(f"{name}: {evaluate(edited, tokenizer, cases).score:.2f} Score")
+        print(f"{name}, {len(asked)} asked: {evaluate(edited, tokenizer, asked)}")
     print(f"{at_once:.3f} s an edit at once, {sum(spent) / len(spent):.3f} one by one")
     for place in (1, 100, len(spent) - 10):
         part = spent[place : place + 10]
