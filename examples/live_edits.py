@@ -4,7 +4,7 @@
     python examples/live_edits.py times --edits 64 --model smollm2
     python examples/live_edits.py one-by-one --edits 1000
     python examples/live_edits.py many --edits 100000
-    python examples/live_edits.py consolidate --edits 1024
+    python examples/live_edits.py consolidate --edits 1024 --width 64
 
 `times`: seconds of a change with its write to disk, and how many answers of the other edits and of
 their neighbours are the same, token for token. `one-by-one`: N edits added one at a time against
@@ -167,7 +167,8 @@ def consolidate(options: argparse.Namespace) -> None:
     cases = cases_of(options, options.edits)
     model, tokenizer, hparams = loaded(options)
     requests = [case.request for case in cases]
-    edited, _ = fit(model, tokenizer, requests, hparams.changed(generator="bank"))
+    hparams = hparams.changed(generator="bank", generator_width=options.width)
+    edited, _ = fit(model, tokenizer, requests, hparams)
     prompts = [request.prompt for request in requests]
     before = edited.answer(prompts)
     print(edited.consolidate())
@@ -185,6 +186,7 @@ def main() -> None:
     kinds = {"times": times, "one-by-one": one_by_one, "many": many, "consolidate": consolidate}
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--edits", type=int, default=1024)
+    parser.add_argument("--width", type=int, default=256, help="of the generator (default 256)")
     parser.add_argument("--model", help="a pretrained LLM, with --path")
     parser.add_argument("--path", type=Path, help="CounterFact's file")
     options = parser.parse_args()

@@ -83,7 +83,7 @@ def test_the_readme_is_one_page() -> None:
 
 
 def test_the_python_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ten_lines, chat, _ = snippets(README)
+    ten_lines, chat, live, _ = snippets(README)
     names: dict[str, Any] = {}
     exec(compile(ten_lines, "README.md", "exec"), names)
     lines = capsys.readouterr().out.splitlines()
@@ -91,14 +91,16 @@ def test_the_python_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixtu
     assert lines[4].split()[-1] == "euro"  # not edited
     exec(compile(chat, "README.md", "exec"), names)
     assert "Lima" in capsys.readouterr().out and (folder / "edited").is_dir()
-    assert names["edited"].base.generate is not None
+    exec(compile(live, "README.md", "exec"), names)
+    answers = names["edited"].answer(["The capital of Peru is", "The capital of France is"])
+    assert answers == ["Oslo", "Rome"] and len(names["edited"].edits) == 4
 
 
 def test_the_easyedit_snippet_runs(folder: Path) -> None:
     if importlib.util.find_spec("easyeditor") is None:
         pytest.skip("easyeditor is not installed")
     names: dict[str, Any] = {}
-    exec(compile(snippets(README)[2], "README.md", "exec"), names)
+    exec(compile(snippets(README)[3], "README.md", "exec"), names)
     assert len(names["metrics"]) == 2
     assert names["edited"].answer("The capital of France is") == ["Lima"]
     from meg_editor.integrations import easyedit

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from meg_editor.edits.edit import Edit
 from meg_editor.model.schema import format_edits, parse_edits
 from meg_editor.requests.files import read_requests
 from meg_editor.requests.request import EditRequest, RequestError, merge_requests
@@ -226,7 +227,7 @@ def test_line_breaks_and_indentation_of_texts_are_kept(tmp_path: Path, suffix: s
     (read,) = read_requests(path).requests
     padded = {**row, "target_new": f"\n{CODE} "}
     assert read == EditRequest(**row) == EditRequest.from_mapping(padded)
-    assert parse_edits(format_edits([read]), 1) == [read]
+    assert parse_edits(format_edits([Edit.of(read)]), 1) == [read]
 
 
 def test_duplicates_in_files_are_counted(tmp_path: Path) -> None:
