@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROMPTS
+from live_facts import facts
 from synthetic_neurons import Collector, neuron_of
 from torch import Tensor
 
@@ -39,10 +40,6 @@ PLACES = [prompt.split()[-2] for prompt in PROMPTS[:7]]
 def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
     monkeypatch.setattr(live, "collect", collector := Collector())
     return collector
-
-
-def facts(*rows: int, target: str = "Lima") -> list[EditRequest]:
-    return [EditRequest(PROMPTS[row], target) for row in rows]
 
 
 def states(model: MeGModel) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PROMPTS
+from live_facts import facts
 from synthetic_neurons import Collector, neuron_of
 
 from meg_editor import MeGHyperParams, apply_meg_to_model, fit, load_model
@@ -52,10 +53,6 @@ def make(make_meg_model: Callable[..., MeGModel]) -> Callable[..., MeGModel]:
         return model
 
     return make
-
-
-def facts(*rows: int, target: str = "Lima") -> list[EditRequest]:
-    return [EditRequest(PROMPTS[row], target) for row in rows]
 
 
 def texts(model: MeGModel) -> list[tuple[str, str]]:

@@ -193,7 +193,13 @@ def main() -> int:
     options = parser.parse_args()
     prepare("fitting.pipeline", "model.loading", "model.saving")
     hparams = MeGHyperParams.preset("default", device="cpu").changed(
-        generator_width=8, generator_depth=1, generator_patch_size=64
+        gate="similarity",
+        gate_threshold=0.8,
+        collection_steps=10,
+        generator="bank",
+        generator_width=8,
+        generator_depth=1,
+        generator_patch_size=64,
     )
     cases = edit_cases(load_world(), 4, options.seed)
     model, _ = fit(*load_model(hparams), [case.request for case in cases], hparams)
