@@ -200,6 +200,24 @@ def test_a_changed_byte_is_refused(model: MeGModel, folder: Path) -> None:
     assert_same(load(model, folder), model)
 
 
+def test_changes_to_other_edits_are_refused(model: MeGModel, folder: Path) -> None:
+    model.remove(PROMPTS[0])
+    model.save_pretrained(folder)
+    path = folder / "edits.jsonl"
+    path.write_text(path.read_text("utf-8").replace("Atlantis", "Borduria"), "utf-8")
+    with pytest.raises(SavedModelError, match="edits.jsonl: cut short or changed"):
+        saved_edits(folder)
+    retell(folder, path.name)  # another version: its changes are others
+    log = log_of(folder)
+    config = json.loads((folder / "meg_config.json").read_text("utf-8"))
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    model = load(model, folder)
+    assert "Atlantis" not in repr(model.edits) and len(lines) == 1
+    log.parent.rename(log.parent.with_name(config["checksum"][:16]))
+    with pytest.raises(SavedModelError, match="line 1 of the log.*another log"):
+        saved_edits(folder)
+
+
 def test_the_log_of_another_folder_is_refused(
     model: MeGModel, folder: Path, tmp_path: Path
 ) -> None:

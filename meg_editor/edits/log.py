@@ -243,10 +243,16 @@ def _append(path: Path, end: int, raw: bytes) -> None:
 
 
 def replayed(lines: Sequence[Line], alive: dict[str, Edit]) -> tuple[Edit, ...]:
-    """The edits in force after the lines of a log; before them those of `alive`, by id."""
+    """The edits in force after the lines of a log; before them those of `alive`, by id.
+
+    Raises:
+        ValueError: a line does not fit those before it.
+    """
     removed: dict[int, list[Edit]] = {}
     for line in lines:
         content = line.content
+        if unknown := [each for each in content["removed"] if each not in alive]:
+            raise ValueError(f"change {content['number']} removes {unknown[0]}, which is none")
         removed[content["number"]] = [alive.pop(each) for each in content["removed"]]
         back = removed.get(content["undoes"] or 0, ())
         alive.update({edit.id: edit for edit in (back or line.edits)})

@@ -8,7 +8,7 @@ from meg_editor.edits.edit import Edit
 from meg_editor.edits.log import Line, read_log, replayed
 from meg_editor.model.changes_folder import changes_folder
 from meg_editor.model.folder import EDITS, HISTORY
-from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
+from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading, verify
 from meg_editor.model.publish import settle, whole_version
 from meg_editor.model.schema import parse_config, parse_edits
 from meg_editor.runtime.files import holding, resolved
@@ -24,7 +24,8 @@ def saved_edits(folder: str | Path) -> tuple[Edit, ...]:
         SavedModelError: damaged files.
     """
     edits, lines = _read(folder)
-    return replayed(lines, {edit.id: edit for edit in edits})
+    with reading(resolved(folder) / EDITS):
+        return replayed(lines, {edit.id: edit for edit in edits})
 
 
 def saved_changes(folder: str | Path) -> list[Line]:
@@ -40,9 +41,12 @@ def _read(folder: str | Path) -> tuple[list[Edit], list[Line]]:
     with holding(folder, shared=True, seconds=_PATIENCE):
         with reading(folder / CONFIG):
             config = parse_config(read_config(folder))
-        with whole_version(folder, config["files"]) as view, reading(view / EDITS):
-            edits = parse_edits((view / EDITS).read_text("utf-8"), config["edits"])
-            lines = read_log(view / HISTORY, HISTORY)
+        with whole_version(folder, config["files"]) as view:
+            listed = {name: stamp for name, stamp in config["files"].items() if name == EDITS}
+            verify(view, listed, required=[EDITS], closed=[])
+            with reading(view / EDITS):
+                edits = parse_edits((view / EDITS).read_text("utf-8"), config["edits"])
+                lines = read_log(view / HISTORY, HISTORY)
         checksum = config[CHECKSUM]
         with reading(changes_folder(folder, checksum)):
             return edits, lines + read_log(changes_folder(folder, checksum), checksum)

@@ -61,6 +61,7 @@ class Kills:
     top: Path
     each: int = 10
     count: Count = field(default_factory=lambda: Count("live_kills"))
+    amid: int = 0  # kills between a change and the report that it is saved
 
     def run(self, number: int, seed: int = 0) -> Count:
         """`number` kills."""
@@ -75,6 +76,7 @@ class Kills:
             pid = start(partial(self.work, folder, rng.random()), log)
             problem = _killed(pid, log, rng.uniform(0, DELAY))
             lines = log.read_text("utf-8").split("\n")[:-1]  # the last one may not be whole
+            self.amid += bool(lines) and lines[-1].startswith("next")
             self.count.note(f"kill {kill}", problem or self.problem(folder, lines))
         return self.count
 
@@ -205,7 +207,9 @@ def main() -> int:
     model, _ = fit(*load_model(hparams), [case.request for case in cases], hparams)
     share()
     with tempfile.TemporaryDirectory(prefix="live-kills-") as top:
-        return Kills(model, Path(top).resolve()).run(options.kills, options.seed).summary()
+        kills = Kills(model, Path(top).resolve())
+        count = kills.run(options.kills, options.seed)
+        return count.summary(f"{kills.amid} between a change and its report")
 
 
 if __name__ == "__main__":
