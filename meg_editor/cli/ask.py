@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> None:
 def _answer(model: MeGModel, question: str, options: argparse.Namespace) -> None:
     routed = model.route(question)[0]
     print(model.answer(question, options.max_new_tokens)[0])
-    nearest = model.edits[routed.edit].prompt
-    state = f"an edit: {nearest!r}" if routed.is_edit else f"not an edit (nearest: {nearest!r})"
+    nearest = repr(model.edits[routed.edit].prompt) if model.edits else "there are none"
+    state = f"an edit: {nearest}" if routed.is_edit else f"not an edit (nearest: {nearest})"
     sign = "≥" if routed.is_edit else "<"
     print(f"  [{state}, score {routed.score:.3f} {sign} {routed.threshold:.3f}]")
     if options.explain:
@@ -51,17 +51,17 @@ def explained(model: MeGModel, prompt: str) -> list[str]:
         >>> print("\\n".join(explained(edited, "The capital of France is")))
         read as: 'The capital of France is'
         spans: 'The capital of France is'
-        edit 0 'The capital of France is' by 'The capital of France is': similarity 1.000, ...
+        edit c43ba61823cf 'The capital of France is' by 'The capital of France is': ...
         decided by ...
     """
     read, routed = model.reader.read(prompt), model.route(prompt)[0]
     spans = read.spans if model.verifier else read.closing
     lines = [f"read as: {read.text!r}", f"spans: {', '.join(map(repr, spans))}"]
     for candidate in routed.candidates:
-        asked = model.edits[candidate.edit].prompt
+        edit = model.edits[candidate.edit]
         verified = f", verified {candidate.verified:.3f}" if model.verifier else ""
         lines.append(
-            f"edit {candidate.edit} {asked!r} by {candidate.span!r}: similarity "
+            f"edit {edit.id} {edit.prompt!r} by {candidate.span!r}: similarity "
             f"{candidate.similarity:.3f}{verified}"
         )
     judge = "the verifier" if model.verifier else f"the {model.hparams.gate} gate"

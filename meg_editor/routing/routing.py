@@ -39,7 +39,8 @@ class RoutedQuery:
     Attributes:
         question: the part of the query that was understood as the question.
         is_edit: whether it is answered with an edit.
-        edit: index of the best-matching edited query, whether the query is an edit or not.
+        edit: index of the best-matching edited query, whether the query is an edit or not; -1
+            where there are no edits.
         score: of the gate, or of the verifier.
         threshold: lowest score of an edit.
         candidates: edits that were considered, the best first.
@@ -77,7 +78,8 @@ class Routing:
         is_edit: (B,) bool.
         score: (B,) of the gate or of the verifier, to compare with `min_score`.
         min_score: () lowest score of an edit.
-        nearest: (B,) index of the best-matching edited query, whether the query is an edit or not.
+        nearest: (B,) index of the best-matching edited query, whether the query is an edit or not;
+            -1 where there are no edits.
         cosine: (B,) of the embeddings of these two.
         verified: what the verifier said of each query; empty without one.
         edition: the edits in force when they were routed.
@@ -129,9 +131,16 @@ class Routing:
             edit,
             score,
             self.threshold,
-            self.verified[row] if self.verified else (Candidate(edit, question, score),),
+            self._candidates(row, edit, question, score),
             bool(self.verified),
         )
+
+    def _candidates(
+        self, row: int, edit: int, question: str, score: float
+    ) -> tuple[Candidate, ...]:
+        if self.verified:
+            return self.verified[row]
+        return (Candidate(edit, question, score),) if edit >= 0 else ()
 
     def __iter__(self) -> Iterator[RoutedQuery]:
         return (self[row] for row in range(len(self)))
