@@ -19,8 +19,6 @@ from meg_editor.model.listing import saved_changes, saved_edits
 from meg_editor.model.manifest import SavedModelError
 from meg_editor.model.meg_model import MeGModel
 
-UNMENDED = pytest.mark.xfail(strict=True, reason="changes to a version that comes again are found")
-
 
 @pytest.fixture(autouse=True)
 def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
@@ -128,7 +126,6 @@ def test_compact_reclaims_what_removed_edits_occupy(model: MeGModel, folder: Pat
     assert loaded.history() == () and "Genovia" not in files["edits.jsonl"].decode()
 
 
-@UNMENDED
 def test_a_compacted_version_which_was_there_before_has_no_changes(
     model: MeGModel, folder: Path
 ) -> None:

@@ -63,20 +63,33 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
         return None
     settle(folder)
     with holding(folder, seconds=_PATIENCE):
-        with reading(folder / CONFIG):
-            config = read_config(folder)
-        place = changes_folder(folder, saved.checksum)
-        if config.get(CHECKSUM) != saved.checksum or not saved.end.is_last(place):
-            raise OtherWriterError(
-                f"another process changed the edits in {folder} since this model was loaded from "
-                "there; load it again and repeat the change, or save to another folder"
-            )
+        version = check_own(saved)
         same = saved.history is model._history and saved.hparams == model.hparams
-        same = same and config.get("format_version") == FORMAT_VERSION  # older ones have no changes
+        same = same and version == FORMAT_VERSION  # older ones have no changes
         if not same or (save_base and not saved.has_base):
             return None
         for change in model._history.changes[saved.count :]:
+            place = changes_folder(folder, saved.checksum)
             end = append_changes(place, saved.end, [change])
             # Noted at once: the next one may fail.
             saved = model._saved = replace(saved, count=saved.count + 1, end=end)
         return saved
+
+
+def check_own(saved: Saved) -> object:
+    """Check that nobody else has saved to a model's folder; returns the format of what it holds.
+
+    The caller holds the folder's lock.
+
+    Raises:
+        OtherWriterError: another process did.
+    """
+    with reading(saved.folder / CONFIG):
+        config = read_config(saved.folder)
+    place = changes_folder(saved.folder, saved.checksum)
+    if config.get(CHECKSUM) != saved.checksum or not saved.end.is_last(place):
+        raise OtherWriterError(
+            f"another process changed the edits in {saved.folder} since this model was loaded "
+            "from there; load it again and repeat the change, or save to another folder"
+        )
+    return config.get("format_version")

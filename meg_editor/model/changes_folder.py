@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from meg_editor.edits.log import LOG
 from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
 
 CHANGES = "changes"
@@ -20,10 +21,17 @@ def changes_folder(folder: Path, checksum: str) -> Path:
     return folder / CHANGES / checksum[:16]
 
 
-def remove_outdated(folder: Path) -> None:
-    """Remove the changes to versions of `folder` which are not in force any more."""
-    with reading(folder / CONFIG):
-        current = changes_folder(folder, str(read_config(folder).get(CHECKSUM)))
+def remove_changes(folder: Path, outdated: bool = False) -> None:
+    """Remove the changes to all versions of `folder`.
+
+    Args:
+        outdated: but not those to the version in force.
+    """
+    kept = None
+    if outdated:
+        with reading(folder / CONFIG):
+            kept = changes_folder(folder, str(read_config(folder).get(CHECKSUM)))
     for place in (folder / CHANGES).glob("*"):
-        if place != current and place.is_dir():
+        if place != kept and place.is_dir():
+            (place / LOG).unlink(missing_ok=True)  # first: without it nothing else is read
             shutil.rmtree(place, ignore_errors=True)

@@ -125,7 +125,7 @@ def from_pretrained(
     if not (folder / CONFIG).is_file():
         reason = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"no edits saved by save_pretrained at {folder}: {reason}")
-    parts = _one_version(folder, partial(_read, own_base=base is None))
+    parts = _one_version(folder, partial(_read, home=folder, own_base=base is None))
     if not isinstance(base, nn.Module):
         base = parts.base if parts.base is not None else parts.reference.load(base)
         device = device or "auto"
@@ -202,8 +202,12 @@ def _unchanged(view: Path, folder: Path, config: dict[str, Any], before: Any) ->
     return stamps(view, config["files"]) == before and read_config(folder) == config
 
 
-def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
-    """The parts of a folder which nobody writes to; with `own_base` its copy of the base model."""
+def _read(folder: Path, config: dict[str, Any], *, home: Path, own_base: bool) -> _Parts:
+    """The parts of a folder which nobody writes to; with `own_base` its copy of the base model.
+
+    Args:
+        home: where the changes are, if `folder` is a view of a version.
+    """
     verify(folder, config["files"], FILES, FOLDERS, unread=() if own_base else ("base",))
     with reading(folder / CONFIG):
         hparams = MeGHyperParams.from_dict(config["hparams"])
@@ -243,8 +247,8 @@ def _read(folder: Path, config: dict[str, Any], *, own_base: bool) -> _Parts:
         base = reference.load(folder / "base", copied=True)
     origin = Edition(edits, parts[GATE], parts[INDEX], parts[GENERATOR])
     checksum = str(config[CHECKSUM])
-    seeds = {folder / HISTORY: HISTORY, changes_folder(folder, checksum): checksum}
-    with reading(folder / "changes"):
+    seeds = {folder / HISTORY: HISTORY, changes_folder(home, checksum): checksum}
+    with reading(home / "changes"):
         logs = [(place, read_log(place, seed)) for place, seed in seeds.items()]
         edition, history = replay(origin, logs)
     later = logs[-1][1]

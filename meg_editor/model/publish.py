@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from meg_editor.model.changes_folder import remove_outdated
+from meg_editor.model.changes_folder import remove_changes
 from meg_editor.model.manifest import CONFIG, manifest_names
 from meg_editor.runtime.files import (
     holding,
@@ -36,18 +36,22 @@ _OBSOLETE = "obsolete.json"  # names of the former version which the new one lac
 _PATIENCE = 60.0  # seconds to wait for readers, who notice a change all the same
 
 
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
+def publish(
+    folder: Path, write: Callable[[Path], None], check: Callable[[], None] = lambda: None
+) -> None:
     """Have `folder` hold what `write` writes to the folder it is given, instead of what it holds.
 
     Args:
         folder: missing, empty, or a saved version.
+        check: called while nobody else can save to `folder`, just before what it holds is
+            replaced; may raise.
 
     Raises:
-        What `write` raises, or OSError; the former version is then still in force.
+        What `write` or `check` raises, or OSError; the former version is then still in force.
     """
     if folder.exists():
         sweep(folder.parent, glob.escape(folder.name))
-        _replace(folder, write)
+        _replace(folder, write, check)
         return
     with unfinished_folder(folder) as new:
         write(new)
@@ -60,10 +64,10 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         else:
             sync(folder.parent)
             return
-    _replace(folder, write)  # another process was first
+    _replace(folder, write, check)  # another process was first
 
 
-def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+def _replace(folder: Path, write: Callable[[Path], None], check: Callable[[], None]) -> None:
     with holding(folder, seconds=_PATIENCE) as free:
         if free:
             _finish(folder)
@@ -71,6 +75,7 @@ def _replace(folder: Path, write: Callable[[Path], None]) -> None:
         write(new)
         sync_tree(new)
         with holding(folder, seconds=_PATIENCE):
+            check()
             former = manifest_names(folder) if (folder / CONFIG).exists() else set()
             obsolete = sorted(former - manifest_names(new))
             with replacing(new / _OBSOLETE) as file:
@@ -80,6 +85,7 @@ def _replace(folder: Path, write: Callable[[Path], None]) -> None:
                 new.rename(ready)
                 sync(folder)
                 os.replace(ready / CONFIG, folder / CONFIG)  # from here on the new one is in force
+                remove_changes(folder)  # those of this very version too, if it was there before
                 with suppress(OSError):  # readers look in both places
                     _move_in(folder, ready)
             finally:
@@ -116,7 +122,7 @@ def _move_in(folder: Path, ready: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # the folder is the root, or not empty
             (folder / name).parent.rmdir()
-    remove_outdated(folder)
+    remove_changes(folder, outdated=True)
     sync(folder)
     shutil.rmtree(ready)
 

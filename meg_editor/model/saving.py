@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from meg_editor.edits.log import End, append_changes
 from meg_editor.generators import WeightGenerator
 from meg_editor.generators.grown import GrownGenerator
 from meg_editor.lm.reference import ModelReference
-from meg_editor.model.appending import OtherWriterError, Saved, append
+from meg_editor.model.appending import OtherWriterError, Saved, append, check_own
 from meg_editor.model.checks import check_neuron
 from meg_editor.model.folder import (
     EDITS,
@@ -37,7 +38,6 @@ from meg_editor.model.manifest import (
     checksum,
     manifest_names,
     manifest_of,
-    read_config,
     some_of,
 )
 from meg_editor.model.meg_model import MeGModel
@@ -93,8 +93,17 @@ def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
             )
     check_neuron(model.spec, model.hparams, model.base)
     folder = check_destination(folder)
+    written: list[str] = []
+    former = model._saved
+
+    def check() -> None:
+        if former is not None and former.folder == folder and (folder / CONFIG).is_file():
+            check_own(former)
+
     try:
-        publish(folder, lambda new: _write(model, new, save_base))
+        publish(folder, lambda new: written.append(_write(model, new, save_base)), check)
+    except OtherWriterError:
+        raise
     except Exception as error:
         # safetensors and tokenizers pass on the I/O errors of Rust as exceptions of their own.
         rust = re.search(r"\(os error (\d+)\)", str(error))
@@ -102,9 +111,8 @@ def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
             raise
         code = int(rust[1]) if rust else getattr(error, "errno", None)
         raise _not_saved(folder, error, code) from error
-    checksum, history = read_config(folder)[CHECKSUM], model._history
-    end = End(checksum)
-    return Saved(folder, checksum, history, len(history.changes), end, model.hparams, save_base)
+    history, end = model._history, End(written[0])
+    return Saved(folder, written[0], history, len(history.changes), end, model.hparams, save_base)
 
 
 def stored_beside(generator: WeightGenerator) -> int | None:
@@ -171,7 +179,8 @@ def _not_saved(folder: Path, error: Exception, code: int | None) -> OSError:
     return OSError(code or errno.EIO, f"{problem}; free space or use another folder")
 
 
-def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
+def _write(model: MeGModel, folder: Path, save_base: bool) -> str:
+    """Write a whole version; returns the checksum of its config."""
     base = model.base
     if save_base:
         base.save_pretrained(folder / "base")
@@ -203,9 +212,12 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> None:
         "stored_beside": stored_beside(edition.generator),
         "encoder_pooling": model.encoder.pooling,
         "files": manifest_of(folder),
+        # Two versions differ, whatever they hold: changes belong to one of them.
+        "saved": datetime.now(UTC).isoformat(),
     }
-    config[CHECKSUM] = checksum(config)
+    config[CHECKSUM] = stamp = checksum(config)
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False), "utf-8")
+    return stamp
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -230,7 +230,16 @@ def kills(folders: Folders, every: int) -> Count:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file's content, but for when it was made."""
+    content = path.read_bytes()
+    if path.name == "edits.jsonl":
+        rows = [{**json.loads(line), "when": ""} for line in content.splitlines()]
+        content = json.dumps(rows).encode()
+    if path.name == "meg_config.json":
+        config = json.loads(content)
+        del config["saved"], config["checksum"], config["files"]["edits.jsonl"]
+        content = json.dumps(config).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 # -------------------------------------------------------------------------------- saves
