@@ -154,16 +154,17 @@ class MeGModel(LiveEdits, RoutedModel, StorableEdits):
 
     def fork(self) -> MeGModel:
         """Another model with these edits; base and encoder are shared, changes are not."""
+        edition = self.edition
         return type(self)(
             self.base,
             self.tokenizer,
             self.hparams,
             self.spec,
             self.encoder,
-            self.gate,
-            self.generator,
-            self.index,
-            self.edits,
+            edition.gate,
+            edition.generator,
+            edition.index,
+            edition.edits,
             self.runtime,
             self.verifier,
         )
@@ -205,10 +206,11 @@ class MeGModel(LiveEdits, RoutedModel, StorableEdits):
     def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
         copied = memo[id(self)] = type(self).__new__(type(self))
         apart = ("hook", "_capture", "_changing", "_in_force", "_while_decoding")
-        state = {name: value for name, value in self.__dict__.items() if name not in apart}
-        copied.__dict__.update(copy.deepcopy(state, memo))
-        copied._changing = threading.RLock()
-        copied._put_in_force(copy.deepcopy(self.edition, memo))
+        with self._changing:
+            state = {name: value for name, value in self.__dict__.items() if name not in apart}
+            copied.__dict__.update(copy.deepcopy(state, memo))
+            copied._changing = threading.RLock()
+            copied._put_in_force(copy.deepcopy(self.edition, memo))
         copied.hook, copied._capture = copied._hooks()
         copied._while_decoding = WhileDecoding(copied)
         return copied

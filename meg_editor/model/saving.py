@@ -69,7 +69,11 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
         except OtherWriterError:
             raise
         except OSError as error:
-            raise _not_saved(own, error, error.errno) from error
+            raise OSError(
+                error.errno or errno.EIO,
+                f"cannot save a change to {own}: {error}; what was saved before is in force; free "
+                "space and save again, or use another folder",
+            ) from error
         former = model._saved
         kept = former is not None and former.folder == own and former.has_base
         model._saved = saved or _save_whole(model, folder, save_base or kept)
