@@ -75,7 +75,7 @@ def test_which_rows_are_edits_is_all_that_the_host_learns(
         return [0, -1, 14]
 
     monkeypatch.setattr(torch.Tensor, "tolist", decide)
-    far.edits = far.edits * 3  # edit 14 exists
+    far.edition.edits = far.edits * 3  # edit 14 exists
     neurons = far.neurons(far.route(QUERIES))
     assert shapes == [(3,)]
     assert neurons is not None and neurons.shape == (3, far.spec.size) and neurons.is_meta
