@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_readme_is_one_page() -> None:
     assert len(README.splitlines()) <= 160
-    assert len(snippets(README)) == 3 and len(commands(README)) == 9
+    assert len(snippets(README)) == 4 and len(commands(README)) == 9
 
 
 def test_the_python_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ class PromptReader:
         >>> reader = PromptReader(tokenizer, "Question: {} Answer:")
         >>> reader.wrap("Who wrote Emma?")
         'Question: Who wrote Emma? Answer:'
-        >>> reader.candidates("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")[1:]
+        >>> reader.candidates("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")
         ['Who wrote Emma?']
     """
 
