@@ -49,7 +49,9 @@ def folder(model: MeGModel, tmp_path: Path) -> Path:
 # ------------------------------------------------------------------ writers, readers, disks
 
 
-def test_the_second_of_two_writers_is_told(model: MeGModel, folder: Path, tmp_path: Path) -> None:
+def test_the_second_of_two_writers_is_refused(
+    model: MeGModel, folder: Path, tmp_path: Path
+) -> None:
     first, second, third = (load(model, folder) for _ in range(3))
     first.add(facts(8))
     first.save_pretrained(folder)

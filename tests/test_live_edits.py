@@ -266,7 +266,15 @@ def test_unknown_edits_are_refused_with_the_nearest_ones(edited: MeGModel) -> No
         ([{"prompt": "word " * 40_000, "target_new": "Lima"}], "tokens"),
         ([{"prompt": "x", "target_new": "word " * 40_000}], "tokens"),
     ],
-    ids=["none", "text", "no target", "two targets", "surrogate", "200 kB asked", "200 kB told"],
+    ids=[
+        "none",
+        "text",
+        "no target",
+        "two targets",
+        "surrogate",
+        "200 kB asked",
+        "200 kB answered",
+    ],
 )
 def test_bad_requests_leave_everything_as_it_was(tiny: MeGModel, requests: Any, words: str) -> None:
     before = state(tiny)

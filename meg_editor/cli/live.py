@@ -58,9 +58,7 @@ def _list(options: argparse.Namespace) -> None:
         return
     for edit in saved_edits(options.folder):
         if options.json:
-            fields = ("id", "prompt", "target_new", "subject", "when", "by", "state")
-            entry = {name: getattr(edit, name) for name in fields}
-            print(json.dumps(entry, ensure_ascii=False))
+            print(json.dumps(edit.listed, ensure_ascii=False))
         else:
             print(f"{edit.id}  {edit.by:8} {edit.state:9} {edit.prompt} -> {edit.target_new}")
 

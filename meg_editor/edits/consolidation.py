@@ -14,6 +14,7 @@ from meg_editor.edits.edition import Edition
 from meg_editor.generators import GENERATORS
 from meg_editor.generators.auto import dit_bytes
 from meg_editor.generators.grown import GrownGenerator
+from meg_editor.runtime.tensors import chunks
 
 _CHUNK = 1024  # edits whose neurons are generated at once
 
@@ -71,17 +72,17 @@ def consolidated(
         seconds = time.perf_counter() - start
         return result, Consolidation(count, generated, before, after, seconds)
 
-    already = count - int(edition.generator.stored_rows(count).sum())
+    already = sum(not edit.stored for edit in edition.edits)
     if not count or dit_bytes(hparams, anchors.shape[1], size) >= before:
         return done(edition, already)
-    parts = [list(range(i, min(i + _CHUNK, count))) for i in range(0, count, _CHUNK)]
+    parts = chunks(count, _CHUNK)
     neurons = torch.cat([edition.neurons(rows) for rows in parts])
     generator = GENERATORS["dit"].build(hparams, anchors.shape[1], size, count).to(anchors.device)
     with torch.enable_grad():
         generator.fit(anchors, neurons, seed=hparams.seed)
     lost: list[int] = []
     for rows in parts:
-        right = dict(zip(rows, check(generator.generate(anchors[rows]), rows), strict=True))
+        right = dict(zip(rows, check(generator.generate(anchors[list(rows)]), rows), strict=True))
         failing = [row for row in rows if min(right[row]) < 2]
         if failing:
             for row, was in zip(failing, check(neurons[failing], failing), strict=True):

@@ -56,6 +56,12 @@ class Edit(EditRequest):
         """ "stored": its neuron is in the bank; "generated": the trained generator has it."""
         return "stored" if self.stored else "generated"
 
+    @property
+    def listed(self) -> dict[str, str | None]:
+        """What a list of edits says of it, as JSON types."""
+        names = ("id", "prompt", "target_new", "subject", "when", "by", "state")
+        return {name: getattr(self, name) for name in names}
+
     def __repr__(self) -> str:
         return f"Edit({self.id}: {self.prompt!r} -> {self.target_new!r}, {self.by}, {self.state})"
 
@@ -77,5 +83,15 @@ def edits_of(requests: Sequence[EditRequest], by: str = "fit") -> tuple[Edit, ..
         >>> edits_of([EditRequest("The capital of France is", "Lima")], by="add")
         (Edit(c43ba61823cf: 'The capital of France is' -> 'Lima', add, stored),)
     """
-    when = datetime.now(UTC).isoformat(timespec="seconds")
+    when = now()
     return tuple(Edit.of(request, when, by) for request in requests)
+
+
+def now() -> str:
+    """The time, UTC in ISO 8601, to the second.
+
+    Example:
+        >>> len(now())
+        25
+    """
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,7 +6,6 @@ import json
 import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import Change, History, Kind
 from meg_editor.edits.conflicts import OnConflict, resolve, rows_of
 from meg_editor.edits.consolidation import Consolidation, consolidated
-from meg_editor.edits.edit import Edit, edits_of
+from meg_editor.edits.edit import Edit, edits_of, now
 from meg_editor.edits.edition import Edition, Rows
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import eager
@@ -174,11 +173,7 @@ class LiveEdits:
 
     def export(self, path: str | Path) -> None:
         """Write the edits to a file of JSON lines, which every `--edits` reads."""
-        lines = [
-            {"id": e.id, "prompt": e.prompt, "target_new": e.target_new, "subject": e.subject}
-            | {"when": e.when, "by": e.by, "state": e.state}
-            for e in self.edits
-        ]
+        lines = [edit.listed for edit in self.edits]
         with replacing(Path(path)) as file:
             file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in lines)
 
@@ -249,7 +244,7 @@ class LiveEdits:
     ) -> Change:
         """Put a changed edition in force, and note the change."""
         added = Rows.none() if added is None else added
-        when = datetime.now(UTC).isoformat(timespec="seconds")
+        when = now()
         if not (removed or added.edits):
             return Change(0, kind, when, merged=merged)
         gone = self.edition.rows(removed) if removed else Rows.none()

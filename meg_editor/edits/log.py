@@ -14,11 +14,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -27,6 +27,8 @@ from meg_editor.edits.change import Change
 from meg_editor.edits.edit import Edit
 from meg_editor.edits.edition import Rows
 from meg_editor.runtime.files import sync
+
+T = TypeVar("T")
 
 LOG = "log.jsonl"
 _FIELDS = (
@@ -48,11 +50,13 @@ class Line:
     """A line of a log.
 
     Attributes:
+        folder: of the log.
         content: its JSON object, without the checksum.
         chain: checksum of all lines up to here.
         end: bytes of the log up to here.
     """
 
+    folder: Path
     content: Mapping[str, Any]
     chain: str
     end: int
@@ -90,8 +94,8 @@ def read_log(folder: Path, seed: str) -> list[Line]:
                 raise ValueError(f"line {len(lines) + 1} of the log has no end: it was changed")
             break
         end += len(raw)
-        chain = _checked(raw, chain, len(lines) + 1)
-        lines.append(Line({k: v for k, v in json.loads(raw).items() if k != "chain"}, chain, end))
+        parsed, chain = _checked(raw, chain, len(lines) + 1)
+        lines.append(Line(folder, parsed, chain, end))
     return lines
 
 
@@ -154,7 +158,7 @@ def append_changes(folder: Path, end: End, changes: Iterable[Change]) -> End:
     return end
 
 
-def shard_rows(folder: Path, line: Line) -> Rows:
+def shard_rows(line: Line) -> Rows:
     """The rows which a line added.
 
     Raises:
@@ -162,7 +166,7 @@ def shard_rows(folder: Path, line: Line) -> Rows:
     """
     if line.shard is None:
         return Rows.none()
-    content = (folder / line.shard).read_bytes()
+    content = (line.folder / line.shard).read_bytes()
     if hashlib.sha256(content).hexdigest() != line.content["sha256"]:
         raise ValueError(f"{line.shard}: cut short or changed: its sha256 is another one")
     tensors = load(content)
@@ -211,7 +215,7 @@ def _link(content: Mapping[str, Any], chain: str) -> str:
     return hashlib.sha256(f"{chain}\n{text}".encode()).hexdigest()
 
 
-def _checked(raw: bytes, chain: str, number: int) -> str:
+def _checked(raw: bytes, chain: str, number: int) -> tuple[dict[str, Any], str]:
     try:
         entry = json.loads(raw)
         content = {key: value for key, value in entry.items() if key != "chain"}
@@ -222,7 +226,7 @@ def _checked(raw: bytes, chain: str, number: int) -> str:
         raise ValueError(
             f"line {number} of the log was changed since it was written, or belongs to another log"
         )
-    return str(found)
+    return content, str(found)
 
 
 def _append(path: Path, end: int, raw: bytes) -> None:
@@ -242,18 +246,36 @@ def _append(path: Path, end: int, raw: bytes) -> None:
             raise
 
 
-def replayed(lines: Sequence[Line], alive: dict[str, Edit]) -> tuple[Edit, ...]:
+def applied(
+    lines: Iterable[Line], alive: dict[str, T], new: Callable[[Line], dict[str, T]]
+) -> Iterator[tuple[Line, dict[str, T], dict[str, T]]]:
+    """Lines in order, each with what it takes out of force and what it brings into it, by id.
+
+    Args:
+        alive: what is in force before the first line; it is changed by each.
+        new: what a line brings into force that was not there before.
+
+    Raises:
+        ValueError: a line does not fit those before it.
+    """
+    removed: dict[int, dict[str, T]] = {}
+    for line in lines:
+        content = line.content
+        if unknown := [each for each in content["removed"] if each not in alive]:
+            raise ValueError(f"change {content['number']} removes {unknown[0]}, which is none")
+        gone = removed[content["number"]] = {each: alive.pop(each) for each in content["removed"]}
+        back = removed.get(content["undoes"] or 0)
+        added = new(line) if back is None else back
+        alive.update(added)
+        yield line, gone, added
+
+
+def replayed(lines: Iterable[Line], alive: dict[str, Edit]) -> tuple[Edit, ...]:
     """The edits in force after the lines of a log; before them those of `alive`, by id.
 
     Raises:
         ValueError: a line does not fit those before it.
     """
-    removed: dict[int, list[Edit]] = {}
-    for line in lines:
-        content = line.content
-        if unknown := [each for each in content["removed"] if each not in alive]:
-            raise ValueError(f"change {content['number']} removes {unknown[0]}, which is none")
-        removed[content["number"]] = [alive.pop(each) for each in content["removed"]]
-        back = removed.get(content["undoes"] or 0, ())
-        alive.update({edit.id: edit for edit in (back or line.edits)})
+    for _ in applied(lines, alive, lambda line: {edit.id: edit for edit in line.edits}):
+        pass
     return tuple(alive.values())

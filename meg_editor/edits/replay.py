@@ -3,60 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from meg_editor.edits.change import Change, History
 from meg_editor.edits.edition import Edition, Rows
-from meg_editor.edits.log import Line, shard_rows
+from meg_editor.edits.log import Line, applied, shard_rows
 
 Source = tuple[Rows, int]  # rows, and which of them
 
 
-def replay(origin: Edition, logs: Sequence[tuple[Path, Sequence[Line]]]) -> tuple[Edition, History]:
-    """The edition after all lines, and the history since `origin`.
+def replay(origin: Edition, lines: Sequence[Line]) -> tuple[Edition, History]:
+    """The edition after all lines of its logs, and the history since `origin`.
 
     The arrays are put together once, whatever the number of changes.
-
-    Args:
-        logs: folders and the lines of their logs, in order.
 
     Raises:
         ValueError: a shard is damaged, or a line does not fit those before it.
     """
     history = History(origin)
-    first = origin.rows(range(len(origin.edits))) if any(lines for _, lines in logs) else None
-    alive: dict[str, Source] = {}
-    if first is not None:
-        alive = {edit.id: (first, row) for row, edit in enumerate(first.edits)}
-    by_number: dict[int, Change] = {}
-    for folder, lines in logs:
-        for line in lines:
-            content = line.content
-            unknown = [each for each in content["removed"] if each not in alive]
-            if unknown:
-                raise ValueError(f"change {content['number']} removes {unknown[0]}, which is none")
-            removed = gathered([alive.pop(each) for each in content["removed"]])
-            undone = by_number.get(content["undoes"] or 0)
-            added = undone.removed if undone else shard_rows(folder, line)
-            alive.update({edit.id: (added, row) for row, edit in enumerate(added.edits)})
-            change = Change(
+    if not lines:
+        return origin, history
+    first = origin.rows(range(len(origin.edits)))
+    alive = _sources(first)
+    gone: set[int] = set()  # rows of the origin that were removed: brought back, they come last
+    for line, removed, added in applied(lines, alive, lambda line: _sources(shard_rows(line))):
+        content = line.content
+        gone.update(row for rows, row in removed.values() if rows is first)
+        history.changes.append(
+            Change(
                 content["number"],
                 content["kind"],
                 content["when"],
-                added,
-                removed,
+                gathered(list(added.values())),
+                gathered(list(removed.values())),
                 not_learned=tuple(content["not_learned"]),
                 undoes=content["undoes"],
             )
-            by_number[change.number] = change
-            history.changes.append(change)
-    if first is None:
-        return origin, history
-    retained = {row for rows, row in alive.values() if rows is first}
-    gone = [row for row in range(len(first.edits)) if row not in retained]
-    return origin.changed(gone, gathered([s for s in alive.values() if s[0] is not first])), history
+        )
+    later = [source for source in alive.values() if source[0] is not first or source[1] in gone]
+    return origin.changed(gone, gathered(later)), history
+
+
+def _sources(rows: Rows) -> dict[str, Source]:
+    return {edit.id: (rows, row) for row, edit in enumerate(rows.edits)}
 
 
 def gathered(sources: Sequence[Source]) -> Rows:
@@ -71,6 +61,11 @@ def gathered(sources: Sequence[Source]) -> Rows:
     """
     if not sources:
         return Rows.none()
+    first = sources[0][0]
+    if len(sources) == len(first.edits) and all(
+        rows is first and row == place for place, (rows, row) in enumerate(sources)
+    ):
+        return first
     states = [rows.states[row] for rows, row in sources if rows.states is not None]
     return Rows(
         tuple(rows.edits[row] for rows, row in sources),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from meg_editor.edits.log import LOG
+from meg_editor.edits.log import Line, read_log
+from meg_editor.model.folder import HISTORY
 from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
 
 CHANGES = "changes"
@@ -21,17 +22,25 @@ def changes_folder(folder: Path, checksum: str) -> Path:
     return folder / CHANGES / checksum[:16]
 
 
-def remove_changes(folder: Path, outdated: bool = False) -> None:
-    """Remove the changes to all versions of `folder`.
+def read_changes(home: Path, version: Path, checksum: str) -> tuple[list[Line], list[Line]]:
+    """The lines of what was saved with a version, and of the changes since.
 
     Args:
-        outdated: but not those to the version in force.
+        home: the folder.
+        version: where the files of the version are: `home`, or a view of it.
+        checksum: of its config.
+
+    Raises:
+        ValueError: a log was changed.
     """
-    kept = None
-    if outdated:
-        with reading(folder / CONFIG):
-            kept = changes_folder(folder, str(read_config(folder).get(CHECKSUM)))
+    changes = changes_folder(home, checksum)
+    return read_log(version / HISTORY, HISTORY), read_log(changes, checksum)
+
+
+def remove_outdated(folder: Path) -> None:
+    """Remove the changes to versions of `folder` which are not in force any more."""
+    with reading(folder / CONFIG):
+        kept = changes_folder(folder, str(read_config(folder).get(CHECKSUM)))
     for place in (folder / CHANGES).glob("*"):
         if place != kept and place.is_dir():
-            (place / LOG).unlink(missing_ok=True)  # first: without it nothing else is read
             shutil.rmtree(place, ignore_errors=True)

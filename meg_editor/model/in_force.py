@@ -57,12 +57,10 @@ class InForce:
     def _sampled(self, embeddings: Tensor, edits: list[int], steps: int | None) -> Tensor:
         """Neurons (R, P) by the generator where it was trained on the edit, else the stored one."""
         edition = self.edition
-        stored = edition.generator.stored_rows(len(edition.edits))[edits]
         conditions = embeddings
         if self.anchored:
             conditions = edition.index.anchors[torch.tensor(edits)].float()
         found = edition.generator.generate(conditions, steps)
-        if stored.any():
-            kept = stored.nonzero()[:, 0]
-            found[kept.to(found.device)] = edition.neurons([edits[row] for row in kept.tolist()])
+        if stored := [row for row, edit in enumerate(edits) if edition.edits[edit].stored]:
+            found[stored] = edition.neurons([edits[row] for row in stored])
         return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from meg_editor.edits.edit import Edit
-from meg_editor.edits.log import Line, read_log, replayed
-from meg_editor.model.changes_folder import changes_folder
-from meg_editor.model.folder import EDITS, HISTORY
+from meg_editor.edits.log import Line, replayed
+from meg_editor.model.changes_folder import CHANGES, read_changes
+from meg_editor.model.folder import EDITS
 from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading, verify
 from meg_editor.model.publish import settle, whole_version
 from meg_editor.model.schema import parse_config, parse_edits
@@ -46,7 +46,6 @@ def _read(folder: str | Path) -> tuple[list[Edit], list[Line]]:
             verify(view, listed, required=[EDITS], closed=[])
             with reading(view / EDITS):
                 edits = parse_edits((view / EDITS).read_text("utf-8"), config["edits"])
-                lines = read_log(view / HISTORY, HISTORY)
-        checksum = config[CHECKSUM]
-        with reading(changes_folder(folder, checksum)):
-            return edits, lines + read_log(changes_folder(folder, checksum), checksum)
+            with reading(folder / CHANGES):
+                earlier, later = read_changes(folder, view, config[CHECKSUM])
+    return edits, earlier + later

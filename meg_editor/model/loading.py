@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import History
 from meg_editor.edits.edit import Edit
 from meg_editor.edits.edition import Edition
-from meg_editor.edits.log import End, read_log
+from meg_editor.edits.log import End
 from meg_editor.edits.replay import replay
 from meg_editor.lm.loading import resolve_device
 from meg_editor.lm.neuron import NeuronSpec
@@ -29,7 +29,7 @@ from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import ModelReference, WrongModelError
 from meg_editor.model.appending import Saved
-from meg_editor.model.changes_folder import changes_folder
+from meg_editor.model.changes_folder import CHANGES, read_changes
 from meg_editor.model.checks import check_finite, check_neuron, check_sizes
 from meg_editor.model.folder import (
     EDITS,
@@ -37,7 +37,6 @@ from meg_editor.model.folder import (
     FOLDERS,
     GATE,
     GENERATOR,
-    HISTORY,
     INDEX,
     LOCAL,
     VERIFIER,
@@ -148,7 +147,7 @@ def from_pretrained(
         runtime,
         parts.verifier,
     )
-    model._history, model._saved = parts.history, replace(parts.saved, folder=folder)
+    model._history, model._saved = parts.history, parts.saved
     return model
 
 
@@ -247,13 +246,11 @@ def _read(folder: Path, config: dict[str, Any], *, home: Path, own_base: bool) -
         base = reference.load(folder / "base", copied=True)
     origin = Edition(edits, parts[GATE], parts[INDEX], parts[GENERATOR])
     checksum = str(config[CHECKSUM])
-    seeds = {folder / HISTORY: HISTORY, changes_folder(home, checksum): checksum}
-    with reading(home / "changes"):
-        logs = [(place, read_log(place, seed)) for place, seed in seeds.items()]
-        edition, history = replay(origin, logs)
-    later = logs[-1][1]
+    with reading(home / CHANGES):
+        earlier, later = read_changes(home, folder, checksum)
+        edition, history = replay(origin, earlier + later)
     saved = Saved(
-        folder,
+        home,
         checksum,
         history,
         len(history.changes),

@@ -41,6 +41,7 @@ from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.router import Router
 from meg_editor.routing.routing import Routing
 from meg_editor.routing.verifier import Verifier
+from meg_editor.runtime.tensors import chunks
 
 
 class MeGModel(LiveEdits, RoutedModel, StorableEdits):
@@ -250,9 +251,8 @@ class MeGModel(LiveEdits, RoutedModel, StorableEdits):
         Args:
             rows: edits at once.
         """
-        numbers = list(range(len(self.edits)))
         edition = self.edition
-        parts = [edition.neurons(numbers[i : i + rows]).cpu() for i in range(0, len(numbers), rows)]
+        parts = [edition.neurons(part).cpu() for part in chunks(len(edition.edits), rows)]
         return torch.cat(parts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MeGModel:

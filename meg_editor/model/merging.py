@@ -20,6 +20,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import WrongModelError
 from meg_editor.model.listing import saved_edits
 from meg_editor.requests.request import EditRequest, only_edits
+from meg_editor.runtime.tensors import chunks
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
@@ -98,8 +99,11 @@ def reattach(
         model.encoder,
         *parts,
     )
-    rows = [list(range(i, min(i + _CHUNK, len(edits)))) for i in range(0, len(edits), _CHUNK)]
-    right = [each for part in rows for each in moved._rightness(moved.edition.neurons(part), part)]
+    right = [
+        each
+        for rows in chunks(len(edits), _CHUNK)
+        for each in moved._rightness(moved.edition.neurons(rows), rows)
+    ]
     holds = [min(each) == 2 for each in right]
     held = tuple(edit for edit, yes in zip(edits, holds, strict=True) if yes)
     kept = {edit.id for edit in held}

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from meg_editor.model.changes_folder import remove_changes
+from meg_editor.model.changes_folder import remove_outdated
 from meg_editor.model.manifest import CONFIG, manifest_names
 from meg_editor.runtime.files import (
     holding,
@@ -85,7 +85,6 @@ def _replace(folder: Path, write: Callable[[Path], None], check: Callable[[], No
                 new.rename(ready)
                 sync(folder)
                 os.replace(ready / CONFIG, folder / CONFIG)  # from here on the new one is in force
-                remove_changes(folder)  # those of this very version too, if it was there before
                 with suppress(OSError):  # readers look in both places
                     _move_in(folder, ready)
             finally:
@@ -122,7 +121,7 @@ def _move_in(folder: Path, ready: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # the folder is the root, or not empty
             (folder / name).parent.rmdir()
-    remove_changes(folder, outdated=True)
+    remove_outdated(folder)
     sync(folder)
     shutil.rmtree(ready)
 

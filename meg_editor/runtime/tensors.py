@@ -1,4 +1,4 @@
-"""Rows of tensors put together."""
+"""Rows of tensors: put together, taken, and counted off."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def taken(tensor: Tensor, rows: Tensor) -> Tensor:
         [[0.0, 1.0]]
     """
     return tensor if len(rows) == len(tensor) else tensor[rows.to(tensor.device)]
+
+
+def chunks(count: int, size: int) -> list[range]:
+    """The rows 0 to `count` - 1, `size` at a time.
+
+    Example:
+        >>> chunks(5, 2)
+        [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
