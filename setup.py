@@ -49,6 +49,7 @@ setup(
         "meg_editor.lm": ["assets/**/*"],
         "meg_editor.data.phrasebook": ["*.yaml"],
         "meg_editor.data.world": ["*.tsv", "*.yaml"],
+        "meg_editor.reports": ["*.css", "*.html", "*.md"],
         "meg_editor.routing": ["verifiers/*.safetensors"],
     },
     # Lower bounds only; what is tested is in constraints.txt.

@@ -128,6 +128,7 @@ FOLDERS = (
     "fitting",
     "baselines",
     "evaluation",
+    "reports",
     "integrations",
     "benchmark",
     "cli",

@@ -54,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_logging(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_demo, _edit, _ask, _prepare, _layers, _benchmark, _tables, _settings, _cache):
+    edited, measured = (_demo, _edit, _ask, _report), (_prepare, _layers, _benchmark, _tables)
+    for add in (*edited, *measured, _settings, _cache):
         add(commands)
     add_commands(commands, _command)
     return parser
@@ -133,6 +134,21 @@ def _ask(commands: Commands) -> None:
         "--max-new-tokens", type=positive, help="default 32, more where an edited answer is longer"
     )
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default auto)")
+
+
+def _report(commands: Commands) -> None:
+    text = "measure an edited model, and write it down as one HTML file to mail around"
+    report = _command(commands, "report", text)
+    report.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="the file (default ./report.html)"
+    )
+    report.add_argument("--card", type=Path, help="write a model card for the Hub too: README.md")
+    report.add_argument(
+        "--edits", type=positive, default=200, help="ask at most so many, sampled (default 200)"
+    )
+    report.add_argument("--base", help="the base model, where it is not where it was")
+    report.add_argument("--device", default="auto", help="auto, cpu, cuda … (default auto)")
 
 
 def _prepare(commands: Commands) -> None:
