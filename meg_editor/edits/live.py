@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,38 @@ class LiveEdits:
                 gone = [row_of[edit.id] for edit in change.added.edits]
                 self._change("undo", gone, change.removed, undoes=change.number)
             return taken
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Within the block changes stay only if it ends without an exception.
+
+        Other threads see them meanwhile; their own changes wait.
+
+        Example:
+            >>> from meg_editor import MeGHyperParams, fit, load_model
+            >>> hparams = MeGHyperParams.preset("default", device="cpu")
+            >>> model, tokenizer = load_model(hparams)
+            >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
+            >>> edited, _ = fit(model, tokenizer, facts, hparams)
+            >>> try:
+            ...     with edited.transaction():
+            ...         _ = edited.remove("The capital of France is")
+            ...         raise OSError("the disk is full")
+            ... except OSError:
+            ...     len(edited.edits)
+            1
+        """
+        with self._changing:
+            edition, hparams, history = self.edition, self.hparams, self._history
+            changes = list(history.changes)
+            try:
+                yield
+            except BaseException:
+                if self.edition is not edition:
+                    self._put_in_force(edition)
+                self.hparams, self._history = hparams, history
+                history.changes[:] = changes
+                raise
 
     def consolidate(self) -> Consolidation:
         """Train the weight generator on all neurons; where it answers alike, copies go.

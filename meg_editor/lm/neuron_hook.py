@@ -1,6 +1,7 @@
 """One neuron per batch row, added to an FFN by hooks: `ffn(x) += act(k·x + b) · v` (eq. 10-12).
 
-Shapes: B queries, T tokens, D hidden size, P neuron size. No parameter of the model is changed:
+Shapes: B queries, T tokens, D hidden size, P neuron size. In a packed batch, whose one row has
+the tokens of many queries, there is a neuron per token. No parameter of the model is changed:
 without neurons in effect it is the unedited model. Neurons are in effect in one thread or asyncio
 task only (`in_effect`), so many can use one model at once.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ class _Attached:
 
     Attributes:
         neurons: (B, P).
+        owners: of T packed tokens, the row of each in `neurons`, -1 for none; None: a row each.
         ran: whether the hook added them to a forward pass.
     """
 
     neurons: Tensor
+    owners: Tensor | None = None
     ran: bool = False
 
 
@@ -102,7 +105,9 @@ class NeuronHook:
             torch.compiler.reset()  # earlier traces do not call the new hooks
 
     @contextmanager
-    def attached(self, neurons: Tensor | None) -> Iterator[None]:
+    def attached(
+        self, neurons: Tensor | None, owners: Sequence[int] | None = None
+    ) -> Iterator[None]:
         """Context in which forward passes of this thread or asyncio task use these neurons.
 
         Contexts nest; leaving one restores the neurons attached before. Gradients flow to
@@ -110,6 +115,8 @@ class NeuronHook:
 
         Args:
             neurons: (B, P), one per row; None attaches none.
+            owners: for a packed batch of T tokens, the row in `neurons` of each token, -1 for
+                none; None: each row of the batch has its neuron.
 
         Raises:
             ValueError: another shape or a removed hook; in the forward pass, a batch whose rows
@@ -122,7 +129,8 @@ class NeuronHook:
             shape = tuple(neurons.shape)
             if len(shape) != 2 or shape[0] == 0 or shape[1] != self.spec.size:
                 raise ValueError(f"expected neurons of shape (B, {self.spec.size}), got {shape}")
-            attached = _Attached(neurons)
+            packed = None if owners is None else torch.tensor(owners, device=neurons.device)
+            attached = _Attached(neurons, packed)
         try:
             with in_effect(self, attached):
                 yield
@@ -173,7 +181,10 @@ class NeuronHook:
         self._note(_Pass(noted.batch))
         attached.ran = True
         first = output[0] if isinstance(output, tuple) else output
-        addition = self._addition(noted.input, noted.batch, attached.neurons)
+        if attached.owners is None:
+            addition = self._addition(noted.input, noted.batch, attached.neurons)
+        else:
+            addition = self._packed_addition(noted.input, attached.neurons, attached.owners)
         first = first + addition.reshape(first.shape).to(first)
         return (first, *output[1:]) if isinstance(output, tuple) else first
 
@@ -191,12 +202,26 @@ class NeuronHook:
         if batch % rows:
             raise ValueError(
                 f"{rows} neurons are attached: expected {rows} rows in the batch or a multiple of "
-                f"that, got {batch} (packed and paged batches are not supported)"
+                f"that, got {batch}; for packed batches name the owner of each token"
             )
         # Half precision would round the sum over D. A product and a sum, not a matmul: autocast
         # and TF32 leave them in float32, and one neuron per row is too little work to gain.
         x = x.reshape(batch, -1, size).to(torch.promote_types(x.dtype, torch.float32))
-        k, b, v = self.spec.split(neurons.to(x).repeat_interleave(batch // rows, dim=0))
+        return self._neurons_at(x, neurons.to(x).repeat_interleave(batch // rows, dim=0))
+
+    def _packed_addition(self, x: Tensor, neurons: Tensor, owners: Tensor) -> Tensor:
+        """The same for T packed tokens: (T, D), zeros where a token has no neuron."""
+        x = x.reshape(-1, self.spec.hidden_size)
+        if len(x) != len(owners):
+            raise ValueError(f"expected {len(owners)} packed tokens, got {len(x)}")
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        has = (owners >= 0).nonzero()[:, 0]
+        added = self._neurons_at(x[has].unsqueeze(1), neurons.to(x)[owners[has]])[:, 0]
+        return torch.zeros_like(x).index_copy(0, has, added)
+
+    def _neurons_at(self, x: Tensor, neurons: Tensor) -> Tensor:
+        """act(k·x + b) · v for x (B, T, D) and neurons (B, P)."""
+        k, b, v = self.spec.split(neurons)
         key = (x * k.unsqueeze(1)).sum(dim=-1)  # (B, T)
         value = self._activation(key if b is None else key + b.unsqueeze(1))
         addition: Tensor = value.unsqueeze(-1) * v.unsqueeze(1)

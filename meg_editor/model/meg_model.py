@@ -27,6 +27,7 @@ from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.model.appending import Saved
+from meg_editor.model.batching import ContinuousBatching
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.in_force import InForce
 from meg_editor.model.pipelines import silence_pipelines
@@ -44,7 +45,7 @@ from meg_editor.routing.verifier import Verifier
 from meg_editor.runtime.tensors import chunks
 
 
-class MeGModel(LiveEdits, RoutedModel, StorableEdits):
+class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
     """A causal LM with edits: used like the transformers model it wraps.
 
     `RoutedModel` says which part of an input is the query. Thread-safe.

@@ -1,0 +1,1 @@
+"""An edited model as a server: the OpenAI protocol, edits as a resource, and a page."""

@@ -1,0 +1,115 @@
+"""What goes wrong, in the shape in which OpenAI's clients expect it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from meg_editor.edits.conflicts import ConflictError, UnknownEditError
+from meg_editor.model.appending import OtherWriterError
+
+_LOG = logging.getLogger(__name__)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class ApiError(Exception):
+    """An error with its HTTP status.
+
+    Attributes:
+        param: the field of the body that is wrong, if one is.
+        code: a word for programs.
+        headers: of the answer.
+
+    Example:
+        >>> ApiError(404, "there is no edit 'abc'", code="not_found").body["error"]["code"]
+        'not_found'
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    @property
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def api_error(error: BaseException) -> ApiError:
+    """The answer to an exception; what nobody foresaw is logged, and says nothing of the machine.
+
+    Example:
+        >>> api_error(MemoryError()).status
+        503
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ConflictError):
+        return ApiError(409, str(error), code="conflict")
+    if isinstance(error, UnknownEditError):
+        return ApiError(404, str(error), code="not_found")
+    if isinstance(error, OtherWriterError):
+        message = "the folder was changed by another program: nothing was done; restart the server"
+        return ApiError(409, message, code="other_writer")
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return ApiError(503, "out of memory: send less at once", code="out_of_memory")
+    if isinstance(error, OSError):
+        _LOG.error("a change could not be saved", exc_info=error)
+        if error.errno in _FULL:
+            return ApiError(507, "the disk is full: nothing was changed", code="disk_full")
+        return ApiError(503, "the folder cannot be written: nothing was changed", code="not_saved")
+    if isinstance(error, ValueError | FloatingPointError):
+        return ApiError(400, str(error))
+    _LOG.error("unforeseen", exc_info=error)
+    return ApiError(500, "an error which nobody foresaw; the server's log says which")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Have `app` answer every error in OpenAI's shape."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "json_invalid":
+            message, where = f"the body is not JSON: {first.get('ctx', {}).get('error', '')}", ""
+        elif first["type"] in ("model_attributes_type", "missing") and not where:
+            message = "expected a JSON object, sent as Content-Type: application/json"
+        text = f"{where}: {message}" if where else message
+        return ApiError(400, text, param=where or None).response
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers) if error.headers else None
+        return ApiError(error.status_code, str(error.detail), headers=headers).response
+
+    @app.exception_handler(Exception)
+    async def other(_: Request, error: Exception) -> JSONResponse:
+        return api_error(error).response
+
+    @app.exception_handler(ApiError)
+    async def known(_: Request, error: ApiError) -> JSONResponse:
+        return error.response

@@ -1,0 +1,80 @@
+"""Text from tokens as they come, and where it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meg_editor.lm.protocols import Tokenizer
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # a letter whose last bytes are still to come
+
+
+class Detokenizer:
+    """The text of an answer, piece by piece.
+
+    A piece is decoded together with the one before it: a token alone may be half a letter, and
+    its blank depends on what stands before it.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> detokenizer = Detokenizer(tokenizer)
+        >>> ids = tokenizer("Jane Austen", add_special_tokens=False)["input_ids"]
+        >>> "".join(detokenizer.push([token]) for token in ids).strip()
+        'Jane Austen'
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = self._given = 0  # of the last piece, and behind it
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that these tokens add, once its last letter is whole."""
+        self._ids += ids
+        before = self._decoded(self._ids[self._start : self._given])
+        text = self._decoded(self._ids[self._start :])
+        if text.endswith(_BROKEN) or len(text) < len(before):
+            return ""
+        self._start, self._given = self._given, len(self._ids)
+        return text[len(before) :]
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class Stops:
+    """Cuts a text before the first of some strings, and holds back what may be the start of one.
+
+    Example:
+        >>> stops = Stops(["END"])
+        >>> [stops.push("one E"), stops.push("two EN"), stops.push("D three")], stops.found
+        (['one ', 'Etwo ', ''], True)
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = [string for string in strings if string]
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """What of the text so far can be given out."""
+        text = self._held + text
+        places = [place for string in self._strings if (place := text.find(string)) >= 0]
+        if places:
+            self.found, self._held = True, ""
+            return text[: min(places)]
+        held = max((_overlap(text, string) for string in self._strings), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def rest(self) -> str:
+        """What was held back, at the end of the answer."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, string: str) -> int:
+    """Length of the longest end of `text` that begins `string`."""
+    longest = min(len(text), len(string) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)
