@@ -51,6 +51,7 @@ setup(
         "meg_editor.data.world": ["*.tsv", "*.yaml"],
         "meg_editor.reports": ["*.css", "*.html", "*.md"],
         "meg_editor.routing": ["verifiers/*.safetensors"],
+        "meg_editor.serving": ["page/*"],
     },
     # Lower bounds only; what is tested is in constraints.txt.
     install_requires=[
@@ -69,17 +70,24 @@ setup(
     extras_require={
         "lm-eval": ["lm_eval>=0.4.9"],
         "plots": ["matplotlib>=3.8"],
+        "serve": ["fastapi>=0.115", "prometheus-client>=0.20", "uvicorn>=0.30"],
         # setuptools: a test builds the package, and Python 3.12 has none of its own.
         "test": [
+            "fastapi>=0.115",
+            "httpx>=0.27",
             "lm_eval>=0.4.9",
             "matplotlib>=3.8",
             "mypy",
+            "openai>=2",
+            "playwright>=1.50",
+            "prometheus-client>=0.20",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff",
             "setuptools>=64",
             "types-PyYAML",
             "types-tqdm",
+            "uvicorn>=0.30",
         ],
     },
     entry_points={"console_scripts": ["meg-editor = meg_editor.cli.main:entry"]},

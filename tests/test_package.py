@@ -131,6 +131,7 @@ FOLDERS = (
     "reports",
     "integrations",
     "benchmark",
+    "serving",
     "cli",
 )
 

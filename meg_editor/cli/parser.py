@@ -54,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_logging(parser, default=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    edited, measured = (_demo, _edit, _ask, _report), (_prepare, _layers, _benchmark, _tables)
+    edited = (_demo, _edit, _ask, _serve, _report)
+    measured = (_prepare, _layers, _benchmark, _tables)
     for add in (*edited, *measured, _settings, _cache):
         add(commands)
     add_commands(commands, _command)
@@ -134,6 +135,32 @@ def _ask(commands: Commands) -> None:
         "--max-new-tokens", type=positive, help="default 32, more where an edited answer is longer"
     )
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default auto)")
+
+
+def _serve(commands: Commands) -> None:
+    text = "serve an edited model by the OpenAI protocol, with its edits and a page to look at them"
+    serve = _command(commands, "serve", text)
+    serve.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: local)")
+    serve.add_argument("--port", type=natural, default=8000, help="0: any free one (default 8000)")
+    serve.add_argument("--api-key", help="for answers; or MEG_EDITOR_API_KEY (default: none)")
+    serve.add_argument(
+        "--admin-key", help="for edits; or MEG_EDITOR_ADMIN_KEY (default: one is made and printed)"
+    )
+    serve.add_argument(
+        "--max-answers", type=positive, default=256, help="under way at once (default 256)"
+    )
+    serve.add_argument(
+        "--max-body", type=positive, default=1 << 20, help="bytes of a request (default 1 MiB)"
+    )
+    serve.add_argument(
+        "--requests-per-minute", type=natural, default=0, help="of one client (default: no limit)"
+    )
+    serve.add_argument(
+        "--grace", type=positive, default=30, help="seconds for answers at the end (default 30)"
+    )
+    serve.add_argument("--base", help="the base model, where it is not where it was")
+    serve.add_argument("--device", default="auto", help="auto, cpu, cuda … (default auto)")
 
 
 def _report(commands: Commands) -> None:

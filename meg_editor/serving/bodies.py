@@ -1,0 +1,195 @@
+"""Bodies of requests, as OpenAI's clients send them, and of edits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from meg_editor.lm.sampling import Sampling
+
+MOST_ANSWERS = 16  # to one prompt
+MOST_EDITS = 1000  # in one request
+_TOP = 20  # most likely tokens that are named
+# What would change the answer and is not served; a value here is the one that changes nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "response_format": (None, {"type": "text"}),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+}
+Stop = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=16)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool = False
+
+
+class _Asking(BaseModel):
+    """What chats and plain prompts have in common."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int | None = None
+    stop: Stop = Field(default_factory=list)
+    stream: bool = False
+    stream_options: _Options | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else (value or [])
+
+    @field_validator("n", "stream", mode="before")
+    @classmethod
+    def _default(cls, value: Any, info: Any) -> Any:
+        return cls.model_fields[info.field_name].default if value is None else value
+
+    @model_validator(mode="after")
+    def _nothing_unserved(self) -> _Asking:
+        for name, value in (self.model_extra or {}).items():
+            if name in _NEUTRAL and value not in _NEUTRAL[name]:
+                raise ValueError(f"{name} is not served: leave it out")
+        return self
+
+    def sampling(self, number: int, logprobs: int | None) -> Sampling:
+        """Of the answer with this number; without a temperature, top_p or seed it is greedy."""
+        sampled = self.top_p is not None or self.seed is not None
+        temperature = (1.0 if sampled else 0.0) if self.temperature is None else self.temperature
+        seed = None if self.seed is None else (self.seed + number) % 2**63
+        return Sampling(temperature, self.top_p or 1.0, seed, logprobs)
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A turn of a chat."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_Part] | None = None
+
+    @property
+    def turn(self) -> dict[str, str]:
+        """As chat templates take it."""
+        parts = self.content or ""
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class Chat(_Asking):
+    """Body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=_TOP)] | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of an answer."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """Most likely tokens to name; None: no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class Prompt(_Asking):
+    """Body of /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=_TOP)] | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One or more prompts, as texts or token ids."""
+        given: Any = self.prompt
+        one = isinstance(given, str) or (given and isinstance(given[0], int))
+        return [given] if one else given
+
+
+class NewEdit(BaseModel):
+    """A fact to be edited in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    target_new: str
+    subject: str | None = None
+    rephrases: list[str] = Field(default_factory=list)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """As `MeGModel.add` takes it."""
+        return self.model_dump(exclude_none=True)
+
+
+class NewEdits(BaseModel):
+    """Body of POST /v1/edits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    edits: Annotated[list[NewEdit], Field(min_length=1)]
+    on_conflict: Literal["refuse", "replace", "keep"] = "refuse"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        """One edit may stand without the list."""
+        if isinstance(value, dict) and "edits" not in value and "prompt" in value:
+            others = {name: each for name, each in value.items() if name != "on_conflict"}
+            conflict = {k: v for k, v in value.items() if k == "on_conflict"}
+            return {"edits": [others], **conflict}
+        return value
+
+
+class NewTarget(BaseModel):
+    """Body of PATCH /v1/edits/{id}."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target_new: str
+
+
+class Steps(BaseModel):
+    """Body of POST /v1/edits/undo."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Annotated[int, Field(ge=1)] = 1
+
+
+class Explained(BaseModel):
+    """Body of POST /v1/route: a prompt or a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _either(self) -> Explained:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("expected either prompt or messages")
+        return self

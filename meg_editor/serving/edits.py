@@ -1,0 +1,160 @@
+"""/v1/edits and /v1/route: edits as a resource, and why a prompt is routed as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Query
+
+from meg_editor.edits.edit import Edit
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.routing.routing import RoutedQuery
+from meg_editor.serving.bodies import MOST_EDITS, Explained, NewEdits, NewTarget, Steps
+from meg_editor.serving.errors import ApiError, api_error
+from meg_editor.serving.keeper import as_change, as_edits, found
+from meg_editor.serving.server import Server
+
+Part = dict[str, Any]
+Result = TypeVar("Result")
+
+
+def edit_routes(server: Server) -> APIRouter:
+    """The routes by which edits are listed, changed and explained."""
+    router = APIRouter(prefix="/v1", dependencies=[Depends(server.admin)])
+
+    async def change(what: Callable[[MeGModel], Result]) -> Result:
+        try:
+            return await server.keeper.change(what)
+        except Exception as error:
+            raise api_error(error) from error
+
+    @router.get("/edits")
+    async def edits(
+        search: Annotated[str, Query(max_length=1000)] = "",
+        limit: Annotated[int, Query(ge=1, le=MOST_EDITS)] = 50,
+        after: str | None = None,
+    ) -> Part:
+        fits = _matching(server.model.edits[::-1], search)  # the latest first
+        start = 0
+        if after is not None:
+            start = next((n + 1 for n, edit in enumerate(fits) if edit.id == after), len(fits))
+        shown = fits[start : start + limit]
+        more = start + limit < len(fits)
+        return {"object": "list", "data": as_edits(shown), "total": len(fits), "has_more": more}
+
+    @router.post("/edits", status_code=201)
+    async def add(body: NewEdits) -> Part:
+        if len(body.edits) > MOST_EDITS:
+            raise ApiError(
+                400,
+                f"expected at most {MOST_EDITS} edits in one request, got {len(body.edits)}: send "
+                "them in parts, or add them by `meg-editor add`",
+                param="edits",
+                code="too_many_edits",
+            )
+        requests = [edit.request for edit in body.edits]
+        done = await change(lambda model: model.add(requests, on_conflict=body.on_conflict))
+        return as_change(done)
+
+    @router.get("/edits/history")
+    async def history() -> Part:
+        changes = [as_change(each) for each in server.model.history()]
+        return {"object": "list", "data": changes}
+
+    @router.post("/edits/undo")
+    async def undo(body: Steps) -> Part:
+        taken = await change(lambda model: model.undo(body.steps))
+        return {"object": "list", "data": [as_change(each) for each in taken]}
+
+    @router.get("/edits/{identity}")
+    async def edit(identity: str) -> Part:
+        return as_edits([found(server.model, identity)])[0]
+
+    @router.patch("/edits/{identity}")
+    async def patch(identity: str, body: NewTarget) -> Part:
+        former = found(server.model, identity)
+        request = {
+            "prompt": former.prompt,
+            "target_new": body.target_new,
+            "subject": former.subject,
+        }
+        return as_change(await change(lambda model: model.replace([request])))
+
+    @router.delete("/edits/{identity}")
+    async def delete(identity: str) -> Part:
+        found(server.model, identity)
+        return as_change(await change(lambda model: model.remove(identity)))
+
+    @router.get("/edits/{identity}/check")
+    async def check(identity: str) -> Part:
+        answers = await server.keeper.check(found(server.model, identity))
+        right = sum(answer["right"] for answer in answers)
+        return {
+            "object": "check",
+            "id": identity,
+            "right": right,
+            "asked": len(answers),
+            "answers": answers,
+        }
+
+    @router.post("/route")
+    async def route(body: Explained) -> Part:
+        if body.messages is not None:
+            text = server.text_of(await server.chat_ids(body.messages))
+        else:
+            text = server.text_of(await server.prompt_ids(body.prompt or ""))
+        return await asyncio.to_thread(_explained, server.model, text)
+
+    @router.get("/routing")
+    async def routing() -> Part:
+        return server.routes.histogram()
+
+    return router
+
+
+def _matching(edits: tuple[Edit, ...], search: str) -> list[Edit]:
+    wanted = search.casefold().split()
+    if not wanted:
+        return list(edits)
+
+    def text(edit: Edit) -> str:
+        parts = (edit.prompt, edit.target_new, edit.subject or "", edit.id)
+        return "\n".join(parts).casefold()
+
+    return [edit for edit in edits if all(word in text(edit) for word in wanted)]
+
+
+def _explained(model: MeGModel, text: str) -> Part:
+    routing = model.route(text)
+    edits = routing.edition.edition.edits
+    routed, read = routing[0], model.reader.read(text)
+
+    def of(edit: int) -> Part | None:
+        return as_edits([edits[edit]])[0] if 0 <= edit < len(edits) else None
+
+    return {
+        "object": "route",
+        "is_edit": routed.is_edit,
+        "edit": of(routed.edit) if routed.is_edit else None,
+        "question": routed.question,
+        "score": _finite(routed, routed.score),
+        "threshold": _finite(routed, routed.threshold),
+        "decided_by": "verifier" if model.verifier else "similarity",
+        "spans": list(read.spans if model.verifier else read.closing),
+        "candidates": [
+            {
+                "edit": of(candidate.edit),
+                "span": candidate.span,
+                "similarity": candidate.similarity,
+                "verified": candidate.verified,
+            }
+            for candidate in routed.candidates
+        ],
+    }
+
+
+def _finite(routed: RoutedQuery, value: float) -> float | None:
+    return value if routed.edit >= 0 and math.isfinite(value) else None

@@ -1,0 +1,134 @@
+"""Edits of a served model: one change at a time, and on the disk before it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from meg_editor.edits.change import Change
+from meg_editor.edits.edit import Edit
+from meg_editor.lm.chat import as_dialogue, in_chat
+from meg_editor.lm.tokens import greedy_answers, max_target_length
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.serving.errors import ApiError
+
+Result = TypeVar("Result")
+
+
+class Keeper:
+    """Changes and checks of a model's edits, in a thread of its own, beside the answers.
+
+    Args:
+        folder: which the model was loaded from, and every change is written to.
+    """
+
+    def __init__(self, model: MeGModel, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self._thread = ThreadPoolExecutor(1, "meg-editor-edits")
+
+    async def close(self) -> None:
+        """Finish the change that is under way."""
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def change(self, what: Callable[[MeGModel], Result]) -> Result:
+        """Have `what` change the model's edits, and save them; both or neither.
+
+        Raises:
+            What `what` raises, or OSError; nothing is changed then, in memory or on the disk.
+        """
+        return await self._run(lambda: self._changed(what))
+
+    async def check(self, edit: Edit) -> list[dict[str, Any]]:
+        """What the model answers to the edit's prompt, bare and in other forms."""
+        return await self._run(lambda: self._checked(edit))
+
+    async def _run(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _changed(self, what: Callable[[MeGModel], Result]) -> Result:
+        with self.model.transaction():
+            done = what(self.model)
+            self.model.save_pretrained(self.folder)
+            return done
+
+    @torch.no_grad()
+    def _checked(self, edit: Edit) -> list[dict[str, Any]]:
+        model = self.model
+        forms = _forms(model, edit)
+        limit = max_target_length(model._tokenizer, [edit], 24)
+        with model.routed([prompt for _, prompt in forms]):
+            answers = greedy_answers(
+                model, model._tokenizer, [prompt for _, prompt in forms], limit
+            )
+        return [
+            {"form": form, "prompt": prompt, "answer": answer, "right": _says(answer, edit)}
+            for (form, prompt), answer in zip(forms, answers, strict=True)
+        ]
+
+
+def _forms(model: MeGModel, edit: Edit) -> list[tuple[str, str]]:
+    """Prompts that ask for an edit, and what they are called."""
+    prompt = edit.prompt
+    bare = [
+        ("bare", prompt),
+        ("asked politely", f"Please answer: {prompt}"),
+        ("with an instruction", f"{prompt} Answer in one word."),
+        ("as a question and answer", f"Q: {prompt}\nA:"),
+    ]
+    frame = in_chat if model._tokenizer.chat_template else lambda _, *turns: as_dialogue(*turns)
+    chat = [
+        ("in chat", (("user", prompt),)),
+        (
+            "in a second turn",
+            (("user", "Hello!"), ("assistant", "Hello! How can I help?"), ("user", prompt)),
+        ),
+    ]
+    rephrased = [("rephrased", other) for other in edit.rephrases[:4]]
+    wrapped = [(form, model.reader.wrap(text)) for form, text in [*bare[:1], *rephrased]]
+    return [
+        *wrapped,
+        *bare[1:],
+        *((form, frame(model._tokenizer, *turns)) for form, turns in chat),
+    ]
+
+
+def _says(answer: str, edit: Edit) -> bool:
+    return answer.casefold().startswith(edit.target_new.strip().casefold())
+
+
+def found(model: MeGModel, identity: str) -> Edit:
+    """The edit with this id.
+
+    Raises:
+        ApiError: 404, there is none.
+    """
+    edition = model.edition
+    row = edition.row_of_id.get(identity)
+    if row is None:
+        raise ApiError(404, "there is no edit with this id", code="not_found")
+    return edition.edits[row]
+
+
+def as_change(change: Change) -> dict[str, Any]:
+    """A change as JSON types."""
+    return {
+        "object": "change",
+        "number": change.number,
+        "kind": change.kind,
+        "when": change.when,
+        "added": as_edits(change.added.edits),
+        "removed": as_edits(change.removed.edits),
+        "merged": [{"prompt": request.prompt, "by": by} for request, by in change.merged],
+        "not_learned": list(change.not_learned),
+        "undoes": change.undoes,
+    }
+
+
+def as_edits(edits: Sequence[Edit]) -> list[dict[str, Any]]:
+    """Edits as JSON types."""
+    return [{"object": "edit", **edit.listed} for edit in edits]

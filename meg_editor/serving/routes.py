@@ -1,0 +1,137 @@
+"""Routing of many prompts: those which wait are routed together, beside the answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meg_editor.model.meg_model import MeGModel
+
+_TOGETHER = 32  # prompts
+_KEPT = 2000  # scores for the histogram
+_BINS = 20
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What was decided for a prompt.
+
+    Attributes:
+        neuron: (P,); None: no edit is asked for.
+        score: of the gate or the verifier; None where nothing is edited.
+    """
+
+    neuron: Tensor | None
+    score: float | None
+
+
+class Routes:
+    """Routes prompts as they come, by the edits in force when they are looked at."""
+
+    def __init__(self, model: MeGModel) -> None:
+        self._model = model
+        self._waiting: asyncio.Queue[tuple[str, asyncio.Future[Routed]]] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, "meg-editor-routing")
+        self._worker: asyncio.Task[None] | None = None
+        self.latest: deque[tuple[float, bool]] = deque(maxlen=_KEPT)  # score, whether an edit
+
+    def start(self) -> None:
+        """Start the task that routes."""
+        self._worker = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        """Stop; what waits is not routed any more."""
+        if self._worker is not None:
+            self._worker.cancel()
+        self._thread.shutdown(wait=False)
+
+    async def route(self, text: str) -> Routed:
+        """What a prompt asks for.
+
+        Raises:
+            What the routing raises for this prompt.
+        """
+        future: asyncio.Future[Routed] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((text, future))
+        return await future
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < _TOGETHER and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            batch = [each for each in batch if not each[1].done()]  # who asked may be gone
+            if batch:
+                await loop.run_in_executor(self._thread, self._answer, loop, batch)
+
+    def _answer(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[tuple[str, asyncio.Future[Routed]]],
+    ) -> None:
+        try:
+            found: list[Routed] = self._routed([text for text, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:  # the others are not touched by one that fails
+                for each in batch:
+                    self._answer(loop, [each])
+                return
+            loop.call_soon_threadsafe(_fail, batch[0][1], error)
+            return
+        for (_, future), routed in zip(batch, found, strict=True):
+            loop.call_soon_threadsafe(_give, future, routed)
+
+    @torch.no_grad()
+    def _routed(self, texts: list[str]) -> list[Routed]:
+        model = self._model
+        if not model.edits:
+            return [Routed(None, None)] * len(texts)
+        routing = model.route(texts)
+        neurons = model.neurons(routing)
+        rows = zip(routing.score.tolist(), routing.is_edit.tolist(), strict=True)
+        found = []
+        for row, (score, is_edit) in enumerate(rows):
+            self.latest.append((score, is_edit))
+            neuron = neurons[row] if is_edit and neurons is not None else None
+            found.append(Routed(neuron, score))
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """Prompts that wait to be routed."""
+        return self._waiting.qsize()
+
+    def histogram(self) -> dict[str, object]:
+        """Scores of the latest prompts in bins over [0, 1], and the threshold."""
+        latest = list(self.latest)
+        model = self._model
+        judge = model.verifier.threshold if model.verifier else model.gate.threshold
+        bins: list[dict[str, float | int]] = [
+            {"from": n / _BINS, "to": (n + 1) / _BINS, "edited": 0, "left_alone": 0}
+            for n in range(_BINS)
+        ]
+        for score, is_edit in latest:
+            place = min(_BINS - 1, max(0, int(score * _BINS)))
+            bins[place]["edited" if is_edit else "left_alone"] += 1
+        return {
+            "object": "histogram",
+            "bins": bins,
+            "threshold": float(judge) if model.edits else None,
+            "count": len(latest),
+        }
+
+
+def _give(future: asyncio.Future[Routed], routed: Routed) -> None:
+    if not future.done():
+        future.set_result(routed)
+
+
+def _fail(future: asyncio.Future[Routed], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
