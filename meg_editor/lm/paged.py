@@ -7,8 +7,9 @@ at any step. All that is private to transformers is in this file; tested with 5.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,6 +151,8 @@ class PagedManager(ContinuousBatchingManager):
     def _create_batch_processor(self) -> Any:
         processor: Any = super()._create_batch_processor()
         processor.model_runner._sample = self._choose
+        inputs = processor.inputs_and_outputs
+        inputs.get_model_kwargs = partial(_without_is_causal, inputs.get_model_kwargs)
         return processor
 
     def _generation_step(self) -> None:
@@ -184,6 +187,18 @@ class PagedManager(ContinuousBatchingManager):
                 chosen = rider.chooser(scores[0, row])
                 output_ids[0, row] = chosen.token
                 rider.logprobs.append(chosen)
+
+
+def _without_is_causal(get_model_kwargs: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Arguments of a forward pass, without `is_causal=False`, which the mask says already.
+
+    transformers writes it to the model's config while the pass runs, so that passes of other
+    threads (routing, collection) see the future, and it may stay there.
+    """
+    kwargs = get_model_kwargs(*args, **options)
+    if kwargs.get("is_causal") is False:
+        del kwargs["is_causal"]
+    return kwargs
 
 
 class _Deliveries(OutputRouter):
