@@ -52,7 +52,9 @@ def test_edits_and_neighbours_in_one_batch_answer_as_alone(edited):
     found = edited.generate_batch(prompts, max_new_tokens=TOKENS)
     expected = [alone(edited, ids) for ids in prompts]
     assert [output.generated_tokens for output in found.values()] == expected
-    changed = [alone(edited.base, ids) != answer for ids, answer in zip(prompts, expected)]
+    changed = [
+        alone(edited.base, ids) != answer for ids, answer in zip(prompts, expected, strict=True)
+    ]
     assert sum(changed) >= 9  # the edits do something, and the others are left alone
     assert changed.count(False) >= 15
 
@@ -156,7 +158,9 @@ def test_log_probabilities_are_those_of_the_model(edited):
     whole = torch.tensor([[*ids, *output.generated_tokens]])
     with edited.hook.attached(neuron):
         expected = edited.base(input_ids=whole).logits[0].log_softmax(-1)
-    for place, (token, chosen) in enumerate(zip(output.generated_tokens, output.chosen)):
+    for place, (token, chosen) in enumerate(
+        zip(output.generated_tokens, output.chosen, strict=True)
+    ):
         row = expected[len(ids) - 1 + place]
         assert chosen.token == token == int(row.argmax())
         assert chosen.logprob == pytest.approx(float(row[token]), abs=1e-4)
@@ -212,7 +216,7 @@ def packed(model: Any, hook: NeuronHook, prompts: torch.Tensor, neurons: list[An
     except Exception:
         return None
     manager.start()
-    for row, (ids, neuron) in enumerate(zip(prompts.tolist(), neurons)):
+    for row, (ids, neuron) in enumerate(zip(prompts.tolist(), neurons, strict=True)):
         manager.add_request(ids, str(row), max_new_tokens=3, eos_token_id=-1, neuron=neuron)
     outputs = [manager.get_result(timeout=10) for _ in neurons]
     manager.stop(hard_stop=True)

@@ -2,45 +2,72 @@
 
 from __future__ import annotations
 
+import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessorList
 
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.edits.edition import Edition
 from meg_editor.lm.ffn import decoder_of
-from meg_editor.lm.last_input import LastInput
-from meg_editor.lm.tokens import encode_example, logits_of, right_padded
+from meg_editor.lm.in_effect import nothing_in_effect
+from meg_editor.lm.neuron_hook import eager
+from meg_editor.lm.prompt_tokens import prompt_tokens
+from meg_editor.lm.tokens import by_length, encode_example, logits_of, right_padded
 from meg_editor.model.cache_routing import prompt_texts
 from meg_editor.model.decoding import DecodingRouter, Proposal
 from meg_editor.model.in_force import InForce
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.subject_names import SubjectNameIndex
 from meg_editor.routing.verifier import fact_text
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
 
-_SIMILAR = 0.5  # lowest cosine of hidden states
 _NAMED = 0.5  # lowest share of the subject's words that the text has
-_PROPOSED = 2  # most edits that are verified for a text
-_USUAL = 256  # phrasings which say what hidden states are like in general
+_SHARING = 1024  # most edits which share words with a text that are looked at
+_MOST_NAMED = 32  # edits named by a text that are followed
+_FIRST_TOKENS = 16  # of the unedited LLM's answers to an edited prompt
+_COMMON = 32  # tokens of any text, which tell nothing
+_USUAL = 64  # phrasings which say how likely a token is in general
+_MAX_COMMON = 0.5  # probability of common tokens above which no answer is about to begin
+_MIN_SCORE = -4.5  # of a proposal, in nats
+_MIN_SURE = 0.5  # lowest probability of the verifier that a text is about to state an edit
+_ROWS = 64  # prompts read at once
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """First tokens of the answers to an edited prompt.
+
+    Attributes:
+        former: (S,) of the unedited LLM's likely answers, those of any text left out.
+        target: of the new answer.
+    """
+
+    former: Tensor
+    target: int
 
 
 class WhileDecoding:
     """Routing of what a MeGModel writes, where its setting `routing` is "decoding".
 
-    The hidden states of the edited prompts are read before the first answer.
+    Edited prompts are read when a text first names their subject.
     """
 
     def __init__(self, model: MeGModel) -> None:
         self._model = weakref.ref(model)
-        self._read: dict[str, Tensor] = {}  # unit vectors (D,) by edited prompt
+        # Entries go with their edit and with their edition.
+        self._read: weakref.WeakKeyDictionary[EditRequest, FirstTokens]
+        self._read = weakref.WeakKeyDictionary()
+        self._subjects: weakref.WeakKeyDictionary[Edition, Subjects] = weakref.WeakKeyDictionary()
 
     @property
     def model(self) -> MeGModel:
@@ -69,76 +96,107 @@ class WhileDecoding:
                 "routing: decoding needs a verifier, and none is shipped for the encoder "
                 f"{model.hparams.encoder_name!r}; use all-MiniLM-L6-v2, or routing: prompt"
             )
+        in_force = model._in_force
+        if not in_force.edition.edits:
+            yield {}
+            return
         given = options.pop("logits_processor", None) or []
         edited = [] if decision is None else decision.any(1).nonzero().flatten().tolist()
-        in_force = model._in_force
         mask, tokenizer = options.get("attention_mask"), model._tokenizer
+        subjects = self._subjects_of(in_force.edition)
         router = DecodingRouter(
             prompts,
-            mask,
-            [model.reader.read(text).text for text in prompt_texts(tokenizer, prompts, mask)],
+            [self._question(text) for text in prompt_texts(tokenizer, prompts, mask)],
             edited,
-            partial(self._propose, in_force, self._states_of(in_force.edition)),
+            subjects,
+            partial(self._propose, in_force.edition),
             partial(self._confirm, in_force.edition),
             partial(self._logits, in_force),
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
             in_force.edition.edits,
             partial(self._target_length, in_force.edition),
+            self._ends(options),
         )
-        with self._last.kept():
-            yield {"logits_processor": LogitsProcessorList([*given, router])}
+        yield {"logits_processor": LogitsProcessorList([*given, router])}
 
-    @cached_property
-    def _last(self) -> LastInput:
-        return LastInput(self.model.base.get_submodule(self.model.states.module))
+    def _question(self, prompt: str) -> str:
+        """What a prompt asks, with a line break behind it unless the answer goes on with it."""
+        question = self.model.reader.read(prompt).text
+        return question if prompt.endswith(question) else f"{question}\n"
+
+    def _subjects_of(self, edition: Edition) -> Subjects:
+        if (found := self._subjects.get(edition)) is None:
+            found = self._subjects[edition] = Subjects(edition)
+        return found
 
     @cached_property
     def _usual(self) -> Tensor:
+        """Mean log-probability (V,) of each token in texts of no subject."""
         texts = [text for text in Phrasebook.load().texts if "{}" in text]
-        step = max(1, len(texts) // _USUAL)
-        usual = self.model.states.usual([text.replace("{}", "it") for text in texts[::step]])
-        if usual is None:
-            raise ValueError("expected a phrasebook with phrasings")
-        return usual
+        texts = [text.replace("{}", "it") for text in texts[:: max(1, len(texts) // _USUAL)]]
+        hidden = self._hidden(texts)
+        return torch.cat([self._log_probabilities(states) for states in hidden]).mean(0)
 
-    def _states_of(self, edition: Edition) -> Tensor:
-        """(N, D) unit vectors of the edited prompts."""
-        new = [edit.prompt for edit in edition.edits if edit.prompt not in self._read]
+    @cached_property
+    def _common(self) -> Tensor:
+        """The tokens that are likeliest anywhere."""
+        return self._usual.topk(min(_COMMON, len(self._usual) // 4)).indices
+
+    def _hidden(self, texts: Sequence[str]) -> list[Tensor]:
+        """Last hidden states (T, D) of each text, of the unedited LLM."""
+        base = self.model.base
+        ids = prompt_tokens(self.model._tokenizer, texts)
+        hidden: dict[int, Tensor] = {}
+        with torch.no_grad(), nothing_in_effect(), eager(base):
+            for chunk in by_length([len(row) for row in ids], _ROWS):
+                tokens = right_padded([ids[index] for index in chunk]).to(base.device)
+                states = decoder_of(base)(input_ids=tokens, use_cache=False).last_hidden_state
+                hidden.update(
+                    {index: states[row, : len(ids[index])] for row, index in enumerate(chunk)}
+                )
+        return [hidden[index] for index in range(len(texts))]
+
+    def _log_probabilities(self, hidden: Tensor) -> Tensor:
+        return logits_of(self.model.base, hidden).log_softmax(-1)
+
+    def _first_tokens(self, edits: Sequence[EditRequest]) -> list[FirstTokens]:
+        new = [edit for edit in dict.fromkeys(edits) if edit not in self._read]
         if new:
-            self._read.update(zip(new, self._standard(self.model.states.read(new)), strict=True))
-        if not edition.edits:
-            return self._usual[:0]
-        return torch.stack([self._read[edit.prompt] for edit in edition.edits])
+            ends = [hidden[-1] for hidden in self._hidden([_begun(edit.prompt) for edit in new])]
+            likely = self._log_probabilities(torch.stack(ends))
+            # What the LLM expects here more than elsewhere.
+            telling = likely.exp() * (likely - self._usual)
+            telling[:, self._common] = -torch.inf
+            former = telling.topk(min(_FIRST_TOKENS, telling.shape[1] // 4), dim=1).indices
+            for edit, tokens in zip(new, former, strict=True):
+                self._read[edit] = FirstTokens(tokens, self._target(edit)[0])
+        return [self._read[edit] for edit in edits]
 
-    def _standard(self, features: Tensor) -> Tensor:
-        return F.normalize((features.float() - self._usual[0]) / self._usual[1], dim=-1)
-
+    @torch.no_grad()
     def _propose(
-        self, in_force: InForce, states: Tensor, rows: list[int], texts: list[str]
+        self, edition: Edition, scores: Tensor, named: list[tuple[int, ...]]
     ) -> list[list[Proposal]]:
-        entering = self._last.value
-        if entering is None or not len(states):
-            return [[] for _ in rows]
-        features = entering.reshape(-1, entering.shape[-1])
-        if entering.dim() == 3:
-            features = entering[:, -1]
-        cosine, edits = (self._standard(features[rows]) @ states.T).topk(
-            min(_PROPOSED, len(states)), dim=1
-        )
-        names = in_force.edition.index.names
-        named = names.overlap(names.tokenize(texts), edits)
-        named = torch.where(names.known(edits), named, torch.ones_like(named))
-        close = (cosine >= _SIMILAR) & (named >= _NAMED)
-        if not bool(close.any()):
-            return [[] for _ in rows]
-        return [
-            [
-                Proposal(edit, similarity)
-                for edit, similarity, yes in zip(*values, strict=True)
-                if yes
-            ]
-            for values in zip(edits.tolist(), cosine.tolist(), close.tolist(), strict=True)
-        ]
+        """Edits whose answer is about to begin, by the scores (R, V) of the next token.
+
+        The score is the log of the probability that one of the former answers begins, plus half
+        of how much more likely than usual (in nats) the new one does.
+        """
+        rows = [row for row, edits in enumerate(named) for _ in edits]
+        edits = [edit for found in named for edit in found]
+        first = self._first_tokens([edition.edits[edit] for edit in edits])
+        likely = scores.float().log_softmax(-1)
+        where = torch.tensor(rows, device=likely.device)
+        former = torch.stack([tokens.former for tokens in first])
+        target = torch.tensor([tokens.target for tokens in first], device=likely.device)
+        other = likely[:, self._common].exp().sum(1)[where] > _MAX_COMMON
+        begins = likely[where.unsqueeze(1), former].logsumexp(1)
+        gain = likely[where, target] - self._usual[target]
+        proposals: list[list[Proposal]] = [[] for _ in named]
+        values = (begins + gain / 2).masked_fill(other, -torch.inf).tolist()
+        for row, edit, score in zip(rows, edits, values, strict=True):
+            if score >= _MIN_SCORE:
+                proposals[row].append(Proposal(edit, score))
+        return proposals
 
     def _confirm(self, edition: Edition, texts: list[str], edits: list[int]) -> list[bool]:
         facts = [fact_text(edition.edits[edit]) for edit in edits]
@@ -146,17 +204,78 @@ class WhileDecoding:
         if verifier is None:
             return [False] * len(texts)
         sure = verifier.probability(texts, facts)
-        return (sure >= verifier.threshold).tolist()
+        return (sure >= max(verifier.threshold, _MIN_SURE)).tolist()
+
+    def _target(self, edit: EditRequest) -> list[int]:
+        return encode_example(self.model._tokenizer, edit.prompt, edit.target_new).target
 
     def _target_length(self, edition: Edition, edit: int) -> int:
-        request = edition.edits[edit]
-        return len(encode_example(self.model._tokenizer, request.prompt, request.target_new).target)
+        return len(self._target(edition.edits[edit]))
 
-    def _logits(self, in_force: InForce, rows: Sequence[list[int]], edits: list[int]) -> Tensor:
+    def _ends(self, options: Mapping[str, Any]) -> set[int]:
+        """Tokens which end an answer."""
         model = self.model
-        neurons = in_force.of_edits(edits)
+        config = options.get("generation_config") or getattr(model.base, "generation_config", None)
+        given = options.get("eos_token_id", getattr(config, "eos_token_id", None))
+        ends = given if isinstance(given, (list, tuple)) else [given]
+        return {end for end in (*ends, model._tokenizer.eos_token_id) if isinstance(end, int)}
+
+    def _logits(self, in_force: InForce, said: Sequence[list[int]], edits: list[int]) -> Tensor:
+        """Logits (R, V) behind the edited prompts and what was said of their answers."""
+        model = self.model
+        wrapped = [model.reader.wrap(in_force.edition.edits[edit].prompt) for edit in edits]
+        prompts = prompt_tokens(model._tokenizer, wrapped)
+        rows = [[*prompt, *tokens] for prompt, tokens in zip(prompts, said, strict=True)]
         ids = right_padded(rows).to(model.base.device)
         last = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
-        with self._last.paused(), model.hook.attached(neurons):
+        with model.hook.attached(in_force.of_edits(edits)):
             hidden = decoder_of(model.base)(input_ids=ids, use_cache=False).last_hidden_state
         return logits_of(model.base, hidden[torch.arange(len(rows), device=ids.device), last])
+
+
+class Subjects:
+    """The subjects of the edits of an edition, by their words.
+
+    An edit without a subject is named by the words of its prompt that have a capital letter or a
+    digit, the first word apart; where there are none, by all its words.
+    """
+
+    def __init__(self, edition: Edition) -> None:
+        self._edits = edition.edits
+        self._index = edition.index.names
+        if any(edit.subject is None for edit in edition.edits):
+            self._index = SubjectNameIndex([self.name(row) for row in range(len(edition.edits))])
+
+    def name(self, edit: int) -> str:
+        """The subject of an edit, or the words which stand for it."""
+        request = self._edits[edit]
+        if request.subject is not None:
+            return request.subject
+        words = re.findall(r"\w+", request.prompt)[1:]
+        return " ".join(word for word in words if word.lower() != word or word.isdigit()) or (
+            request.prompt
+        )
+
+    def words(self, text: str) -> frozenset[int]:
+        """Numbers of the words in `text` which occur in any name."""
+        return frozenset(self._index.tokenize([text])[0])
+
+    def named(self, words: frozenset[int]) -> tuple[int, ...]:
+        """Edits whose subject is named by these words, the most fully named first."""
+        tokens = [sorted(words)]
+        rows = self._index.candidates(tokens, _SHARING).to(self._index.table.device)
+        if not rows.numel():
+            return ()
+        shares = self._index.overlap(tokens, rows)[0].tolist()
+        found = [
+            (share, edit)
+            for share, edit in zip(shares, rows[0].tolist(), strict=True)
+            if edit >= 0 and share >= _NAMED
+        ]
+        found.sort(key=lambda pair: -pair[0])
+        return tuple(edit for _, edit in found[:_MOST_NAMED])
+
+
+def _begun(prompt: str) -> str:
+    """An edited prompt as the LLM goes on with an answer: a question needs a place for it."""
+    return f"Question: {prompt}\nAnswer:" if re.search(r"[.!?。！？؟।]\s*$", prompt) else prompt

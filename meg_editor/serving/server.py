@@ -149,7 +149,9 @@ class Server:
         Raises:
             ApiError: 400, an empty prompt or ids that the model does not have.
         """
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and not prompt.strip():
+            ids = []
+        elif isinstance(prompt, str):
             long = len(prompt) >= _LONG
             ids = (
                 await asyncio.to_thread(self._text_ids, prompt) if long else self._text_ids(prompt)

@@ -1,0 +1,343 @@
+"""What a server is sent that it should not be, and what happens to it: an answer, and no more."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason="serve is an extra")
+
+from conftest import OTHERS, PROMPTS
+from live_facts import facts, ids, listed
+from served import ADMIN, ADMIN_KEY, API_KEY, client, serving
+from starlette.testclient import TestClient
+from synthetic_neurons import Collector
+
+from meg_editor.edits import live
+from meg_editor.serving.app import build_app
+from meg_editor.serving.keys import Keys
+from meg_editor.serving.server import Server
+
+CHAT, TEXT, EDITS = "/v1/chat/completions", "/v1/completions", "/v1/edits"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture
+def served(make_meg_model: Any, tmp_path: Any, monkeypatch: Any) -> Iterator[tuple[Any, Any]]:
+    """A client with the admin key, and the server; a random model with six edits."""
+    monkeypatch.setattr(live, "collect", Collector())
+    model = make_meg_model("bank")
+    model.gate.threshold.fill_(0.999)
+    with serving(model, tmp_path / "facts", body=200_000) as (address, server):
+        with client(address) as http:
+            yield http, server
+        assert server.engine.running == 0  # nothing goes on that nobody waits for
+
+
+def answer(http: Any, prompt: str, **options: Any) -> str:
+    found = http.post(TEXT, json={"prompt": prompt, "max_tokens": 6, **options})
+    found.raise_for_status()
+    return found.json()["choices"][0]["text"]
+
+
+def error(response: Any, status: int) -> dict[str, Any]:
+    """The error, which has OpenAI's shape and names no path."""
+    assert response.status_code == status, response.text
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert "/tmp" not in response.text and "Traceback" not in response.text
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    assert response.json()["error"]["type"] == kind
+    return response.json()["error"]
+
+
+BAD = [
+    (CHAT, {"messages": []}, "messages"),
+    (CHAT, {"messages": "Hello"}, "messages"),
+    (CHAT, {"messages": [{"role": "wizard", "content": "Hello"}]}, "messages.0.role"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0"),
+    (CHAT, {}, "messages"),
+    (CHAT, {"messages": HELLO, "temperature": 3}, "temperature"),
+    (CHAT, {"messages": HELLO, "temperature": "hot"}, "temperature"),
+    (CHAT, {"messages": HELLO, "top_p": 0}, "top_p"),
+    (CHAT, {"messages": HELLO, "n": 0}, "n"),
+    (CHAT, {"messages": HELLO, "n": 100}, "n"),
+    (CHAT, {"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+    (CHAT, {"messages": HELLO, "stop": ["a"] * 20}, "stop"),
+    (CHAT, {"messages": HELLO, "top_logprobs": 50, "logprobs": True}, "top_logprobs"),
+    (CHAT, {"messages": HELLO, "tools": [{"type": "function"}]}, None),
+    (CHAT, {"messages": HELLO, "presence_penalty": 1}, None),
+    (CHAT, {"messages": HELLO, "response_format": {"type": "json_object"}}, None),
+    (TEXT, {"prompt": ""}, "prompt"),
+    (TEXT, {"prompt": []}, "prompt"),
+    (TEXT, {"prompt": [[]]}, "prompt"),
+    (TEXT, {"prompt": [10**6]}, "prompt"),
+    (TEXT, {"prompt": [-1]}, "prompt"),
+    (TEXT, {"prompt": {"a": 1}}, "prompt"),
+    (TEXT, {"prompt": "Hello", "echo": True}, None),
+    (EDITS, {"edits": []}, "edits"),
+    (EDITS, {"edits": [{"prompt": "A"}]}, "edits.0.target_new"),
+    (EDITS, {"prompt": "", "target_new": "Lima"}, None),
+    (EDITS, {"prompt": "The capital of France is", "target_new": ""}, None),
+    (EDITS, {"prompt": "A", "target_new": "B", "colour": "red"}, "edits.0.colour"),
+    (EDITS, {"edits": [{"prompt": "A", "target_new": t} for t in "BC"]}, None),
+    (EDITS, {"edits": [{"prompt": "A", "target_new": "B"}], "on_conflict": "win"}, "on_conflict"),
+    (f"{EDITS}/undo", {"steps": 0}, "steps"),
+    (f"{EDITS}/undo", {"steps": 99}, None),
+    ("/v1/route", {}, None),
+    ("/v1/route", {"prompt": "A", "messages": HELLO}, None),
+]
+
+
+def test_bad_fields_are_named_and_change_nothing(served):
+    http, server = served
+    before, text = ids(server.model), answer(http, PROMPTS[0])
+    for path, body, param in BAD:
+        said = error(http.post(path, json=body), 400)
+        assert said["message"]
+        if param is not None:
+            assert (said["param"] or "").startswith(param), (body, said)
+    assert ids(server.model) == before == listed(server.folder)
+    assert answer(http, PROMPTS[0]) == text
+
+
+@pytest.mark.parametrize("body", ["{", '{"messages": NaN', "[1, 2]", "null", '"x"', ""])
+def test_what_is_no_json_object_is_refused(served, body):
+    http, _ = served
+    headers = {"Content-Type": "application/json"}
+    error(http.post(CHAT, content=body, headers=headers), 400)
+    error(http.post(EDITS, content=body, headers=headers), 400)
+
+
+def test_a_form_of_another_site_cannot_send_json(served):
+    """A browser sends text/plain to any host without asking it first, but JSON it does not."""
+    http, server = served
+    before = ids(server.model)
+    body = json.dumps({"prompt": PROMPTS[9], "target_new": "Lima"})
+    said = error(http.post(EDITS, content=body, headers={"Content-Type": "text/plain"}), 400)
+    assert "application/json" in said["message"]
+    assert ids(server.model) == before
+
+
+def test_unknown_models_paths_methods_and_edits(served):
+    http, _ = served
+    said = error(http.post(CHAT, json={"model": "gpt-4", "messages": HELLO}), 404)
+    assert said["code"] == "model_not_found" and said["param"] == "model"
+    error(http.get("/v1/nothing"), 404)
+    error(http.get("/../../etc/passwd"), 404)
+    error(http.get(CHAT), 405)
+    for path in (f"{EDITS}/ffffffffffff", f"{EDITS}/ffffffffffff/check"):
+        assert error(http.get(path), 404)["code"] == "not_found"
+    assert error(http.delete(f"{EDITS}/..%2f.."), 404)
+    assert error(http.patch(f"{EDITS}/ffffffffffff", json={"target_new": "A"}), 404)
+
+
+def test_a_prompt_longer_than_the_context(served):
+    http, server = served
+    long = "word " * (server.engine.capacity + 1)
+    for path, body in (
+        (TEXT, {"prompt": long}),
+        (CHAT, {"messages": [{**HELLO[0], "content": long}]}),
+    ):
+        said = error(http.post(path, json=body), 400)
+        assert (
+            said["code"] == "context_length_exceeded"
+            and str(server.engine.capacity) in said["message"]
+        )
+    body = {"prompt": "Hello", "max_tokens": server.engine.capacity}
+    assert error(http.post(TEXT, json=body), 400)["code"] == "context_length_exceeded"
+    room = server.engine.capacity - len(server.model.tokenizer("Hello")["input_ids"])
+    body = {"prompt": "Hello", "max_tokens": room}
+    assert http.post(TEXT, json=body).status_code == 200
+
+
+def test_ten_thousand_edits_and_a_body_that_is_too_large(served):
+    http, server = served
+    before = ids(server.model)
+    many = [{"prompt": str(n), "target_new": "a"} for n in range(5000)]
+    assert error(http.post(EDITS, json={"edits": many}), 400)["code"] == "too_many_edits"
+    error(http.post(TEXT, json={"prompt": "a" * 300_000}), 413)
+
+    def parts() -> Iterator[bytes]:  # of a length that is not announced
+        yield b'{"prompt": "'
+        for _ in range(40):
+            yield b"a" * 10_000
+        yield b'"}'
+
+    headers = {"Content-Type": "application/json"}
+    with suppress(httpx.WriteError, httpx.ReadError):  # it may hang up before all of it is sent
+        error(http.post(TEXT, content=parts(), headers=headers), 413)
+    assert ids(server.model) == before and answer(http, PROMPTS[0])
+
+
+def test_keys(served):
+    http, server = served
+    address = str(http.base_url)
+    for key in (None, "wrong", API_KEY):
+        with client(address, key) as other:
+            for call in (
+                other.get(EDITS),
+                other.post(EDITS, json={"prompt": "A", "target_new": "B"}),
+                other.delete(f"{EDITS}/{server.model.edits[0].id}"),
+                other.post(f"{EDITS}/undo", json={}),
+                other.post("/v1/route", json={"prompt": "A"}),
+                other.get("/v1/routing"),
+            ):
+                assert error(call, 401)["code"] == "invalid_api_key"
+                assert call.headers["WWW-Authenticate"] == "Bearer"
+            expected = 200 if key == API_KEY else 401
+            assert other.post(TEXT, json={"prompt": "A"}).status_code == expected
+            assert other.get("/v1/models").status_code == expected
+            assert other.get("/metrics").status_code == expected
+            assert other.get("/health").status_code == 200
+    with client(address, None) as other:
+        for given in (
+            f"Basic {ADMIN_KEY}",
+            ADMIN_KEY,
+            "Bearer",
+            f"Bearer {ADMIN_KEY}x",
+            "Bearer é",
+        ):
+            headers = {"Authorization": given.encode("latin-1", "replace")}
+            error(other.get(EDITS, headers=headers), 401)
+    assert http.get(EDITS).status_code == 200
+
+
+def test_too_many_at_once_and_too_often(make_meg_model, tmp_path):
+    model = make_meg_model("bank")
+    limits = {"answers": 2, "per_minute": 8}
+    with serving(model, tmp_path / "facts", **limits) as (address, _), client(address) as http:
+        said = http.post(TEXT, json={"prompt": ["A", "B", "C"]})
+        assert error(said, 429)["code"] == "too_many_requests" and said.headers["Retry-After"]
+        statuses = [http.post(TEXT, json={"prompt": "A", "max_tokens": 1}) for _ in range(9)]
+        assert [each.status_code for each in statuses[:7]] == [200] * 7
+        last = error(statuses[-1], 429)
+        assert last["code"] == "rate_limit_exceeded" and "8" in last["message"]
+
+
+def test_a_client_that_goes_away_in_mid_stream(served):
+    http, server = served
+    expected = answer(http, PROMPTS[0])
+    body = json.dumps({"prompt": OTHERS[0], "max_tokens": 100, "stream": True})
+    request = (
+        f"POST {TEXT} HTTP/1.1\r\nHost: a\r\nAuthorization: {ADMIN['Authorization']}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    )
+    for _ in range(5):
+        raw = socket.create_connection((http.base_url.host, http.base_url.port))
+        raw.sendall(request.encode())
+        raw.recv(300)  # the first tokens
+        raw.close()
+    assert answer(http, PROMPTS[0]) == expected
+    for _ in range(100):
+        if server.engine.running == 0:
+            break
+        time.sleep(0.05)
+    manager = server.engine._manager
+    assert server.engine.running == 0
+    assert not manager._riders and not manager.output_router.result_handlers
+    time.sleep(0.3)
+    assert not manager.batch_processor.scheduler.active_requests  # no token is made for nobody
+
+
+def test_a_disk_that_is_full_leaves_the_edits_as_they_were(served, monkeypatch):
+    http, server = served
+    before, on_disk = ids(server.model), listed(server.folder)
+    expected = [answer(http, PROMPTS[0]), answer(http, PROMPTS[9])]
+    new, old = {"prompt": PROMPTS[9], "target_new": "Lima"}, server.model.edits[0].id
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(server.folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for call in (
+            http.post(EDITS, json=new),
+            http.patch(f"{EDITS}/{old}", json={"target_new": "Lima"}),
+            http.delete(f"{EDITS}/{old}"),
+        ):
+            assert error(call, 507)["code"] == "disk_full"
+            assert ids(server.model) == before and listed(server.folder) == on_disk
+            assert [answer(http, PROMPTS[0]), answer(http, PROMPTS[9])] == expected
+        assert http.get(f"{EDITS}/history").json()["data"] == []
+    assert http.post(EDITS, json=new).status_code == 201
+    assert listed(server.folder) == ids(server.model) > before
+
+
+def test_a_folder_that_is_replaced_under_the_server(served, make_meg_model, tmp_path):
+    http, server = served
+    other = make_meg_model("bank")
+    other.add(facts(8), on_conflict="keep")
+    other.save_pretrained(tmp_path / "other")
+    shutil.rmtree(server.folder)
+    shutil.copytree(tmp_path / "other", server.folder)
+    before, there = ids(server.model), listed(server.folder)
+    said = error(http.post(EDITS, json={"prompt": PROMPTS[9], "target_new": "Lima"}), 409)
+    assert said["code"] == "other_writer" and "restart" in said["message"]
+    assert ids(server.model) == before and listed(server.folder) == there
+    assert answer(http, PROMPTS[0])
+    shutil.rmtree(server.folder)
+    gone = http.post(EDITS, json={"prompt": PROMPTS[9], "target_new": "Lima"})
+    assert gone.status_code in (201, 409, 503), gone.text
+    assert (gone.status_code == 201) == (ids(server.model) > before)
+
+
+def test_out_of_memory_in_a_batch_touches_only_its_cause(served, monkeypatch):
+    http, server = served
+    prompts = [*PROMPTS[:6], *OTHERS]
+    expected = [answer(http, prompt) for prompt in prompts]
+    base, forward = server.model.base, server.model.base.forward
+
+    def short_of_memory(*args: Any, **options: Any) -> Any:
+        given = options.get("input_ids")
+        if given is not None and given.shape[1] > 1 and _ends_with_cause(given):
+            raise RuntimeError(
+                "[enforce fail at alloc] DefaultCPUAllocator: can't allocate: out of memory"
+            )
+        return forward(*args, **options)
+
+    cause = server.model.tokenizer("zzqq zzqq")["input_ids"]
+
+    def _ends_with_cause(given: torch.Tensor) -> bool:
+        row = given[0].tolist()
+        return any(row[n : n + len(cause)] == cause for n in range(len(row)))
+
+    monkeypatch.setattr(base, "forward", short_of_memory)
+    with ThreadPoolExecutor(len(prompts) + 1) as pool:
+        asked = [pool.submit(answer, http, prompt) for prompt in prompts[:6]]
+        culprit = pool.submit(http.post, TEXT, json={"prompt": "zzqq zzqq", "max_tokens": 6})
+        asked += [pool.submit(answer, http, prompt) for prompt in prompts[6:]]
+        assert [each.result() for each in asked] == expected
+        assert error(culprit.result(), 503)["code"] == "out_of_memory"
+    assert [answer(http, prompt) for prompt in prompts] == expected
+    assert http.get("/health").json()["status"] == "ok"
+
+
+def test_another_name_for_this_machine_is_refused(make_meg_model, tmp_path):
+    """A page of another site whose name leads to this machine's address."""
+    model, folder = make_meg_model("bank"), tmp_path / "facts"
+    model.save_pretrained(folder)
+    app = build_app(Server(model, folder, Keys(ADMIN_KEY)), ["localhost", "127.0.0.1"])
+    with TestClient(app, base_url="http://localhost") as http:
+        assert http.get("/health").status_code == 200
+        assert http.get("/health", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_the_page_brings_its_own_and_nothing_else(served):
+    http, _ = served
+    page = http.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert http.get("/page.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    error(http.get("/page.py"), 404)
