@@ -2,17 +2,21 @@
 
     python examples/while_decoding.py --model smollm2
 
-Facts about countries are edited. Each prompt has the model write notes about one of them, whose
-second or a later sentence is the edited fact; the prompt itself asks for no fact. Printed: how
-often the edited sentence has the new answer, and how often the other sentences stay as they were,
-by `routing: prompt` and by `routing: decoding`, and what the second costs.
+Facts about countries are edited. In the first table each prompt has the model write notes about
+one of them, whose second or a later sentence is the edited fact; the prompt itself asks for no
+fact. In the second table the edited fact is the second step of a thought. Printed, for
+`routing: prompt` and `routing: decoding`: how often the edited sentence has the new answer, how
+often the other sentences stay as they were, and the time of an answer, by turns with the one and
+the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -30,13 +34,20 @@ SENTENCES = {
 }
 SHOWN = ("Peru", "Hungary", "Japan")  # notes the model is shown
 LENGTH = 48  # tokens of an answer
+PEOPLE = ("Ann", "Boris", "Chloe", "Dario", "Emma", "Farid", "Gita", "Henry")
+ROUTINGS = ("prompt", "decoding")
 
 
 def notes(world: World, country: str) -> str:
     """The notes on a country, as they are true."""
-    answers = {fact.relation: fact.answer for fact in world.by_subject[country]}
+    answers = answers_of(world, country)
     lines = [f"{begin} {answers[relation]}{end}" for relation, (begin, end) in SENTENCES.items()]
     return f"Notes on {country}: {' '.join(lines)}"
+
+
+def answers_of(world: World, country: str) -> dict[str, str]:
+    """The answer of each relation of a country."""
+    return {fact.relation: fact.answer for fact in world.by_subject[country]}
 
 
 def sentence(answer: str, relation: str) -> str | None:
@@ -44,6 +55,33 @@ def sentence(answer: str, relation: str) -> str | None:
     begin, end = SENTENCES[relation]
     _, found, rest = answer.partition(begin)
     return rest.partition(end)[0].strip() if found else None
+
+
+def steps(world: World, fact: Fact, place: int) -> list[str]:
+    """Prompts whose second step is the fact, after a worked example of their form."""
+    capital, person = answers_of(world, fact.subject)["capital"], PEOPLE[place % len(PEOPLE)]
+    shown, relation = answers_of(world, SHOWN[0]), fact.relation
+    prompts = [
+        f"Question: What is the {relation} of the country where Max lives, which is {SHOWN[0]}? "
+        f"Let's think step by step. Max's country is {SHOWN[0]}. The {relation} of {SHOWN[0]} is "
+        f"{shown[relation]}.\n\nQuestion: What is the {relation} of the country where {person} "
+        f"lives, which is {fact.subject}? Let's think step by step. {person}'s country is"
+    ]
+    if relation != "capital":
+        prompts.append(
+            f"Question: What is the {relation} of the country whose capital is "
+            f"{shown['capital']}? Let's think step by step: {shown['capital']} is the capital of "
+            f"{SHOWN[0]}. The {relation} of {SHOWN[0]} is {shown[relation]}.\n\n"
+            f"Question: What is the {relation} of the country whose capital is {capital}? "
+            f"Let's think step by step: {capital} is the capital of"
+        )
+    return prompts
+
+
+def second_step(answer: str, fact: Fact) -> str | None:
+    """What the second step says; None where it is not about the fact."""
+    found = re.search(rf"{fact.relation} of {re.escape(fact.subject)} is (?:the )?(.*?)\.", answer)
+    return found[1].strip() if found else None
 
 
 def facts_of(world: World, count: int, rng: random.Random) -> list[Fact]:
@@ -65,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2", help="as in `meg-editor edit`")
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40, help="prompts of the second table")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     world, rng = load_world(), random.Random(0)
@@ -82,39 +121,83 @@ def main() -> None:
     edited, _ = fit(model, tokenizer, edits, hparams)
     shown = "\n".join(notes(world, country) for country in SHOWN)
     prompts = [f"{shown}\nNotes on {fact.subject}:" for fact in facts]
-    before, seconds = written(model, tokenizer, prompts)
-    report("unedited", facts, edits, before, before, seconds)
-    for routing in ("prompt", "decoding"):
-        edited.hparams = edited.hparams.changed(routing=routing)
-        written(edited, tokenizer, prompts[:1])  # hidden states of the edits are read once
-        answers, seconds = written(edited, tokenizer, prompts)
-        report(routing, facts, edits, before, answers, seconds)
+    before, after = by_turns("notes", model, edited, tokenizer, prompts)
+    report_notes("unedited", facts, edits, before, before)
+    for routing in ROUTINGS:
+        answers = after[routing]
+        report_notes(routing, facts, edits, before, answers)
+    gone_on = [
+        continued(model, tokenizer, *row)
+        for row in zip(prompts, facts, before, after["decoding"], strict=True)
+    ]
+    report_notes("decoding, from there on", facts, edits, gone_on, after["decoding"])
     idle = [
         prompt.replace(fact.subject, "Atlantis")
         for prompt, fact in zip(prompts, facts, strict=True)
     ]
-    for routing in ("prompt", "decoding"):
-        edited.hparams = edited.hparams.changed(routing=routing)
-        print(
-            f"{routing}: {written(edited, tokenizer, idle[:20])[1]:.1f} s for 20 prompts "
-            "without an edited subject"
-        )
+    by_turns("no edited subject", model, edited, tokenizer, idle[:20])
+
+    thoughts = [
+        (fact, edit, prompt)
+        for place, (fact, edit) in enumerate(zip(facts, edits, strict=True))
+        for prompt in steps(world, fact, place)
+    ][: options.steps]
+    prompts = [prompt for _, _, prompt in thoughts]
+    before, after = by_turns("second step", model, edited, tokenizer, prompts)
+    for name, answers in (("unedited", before), *after.items()):
+        said = [second_step(a, fact) for a, (fact, _, _) in zip(answers, thoughts, strict=True)]
+        new = sum(s == edit.target_new for s, (_, edit, _) in zip(said, thoughts, strict=True))
+        stated = sum(s is not None for s in said)
+        print(f"{name}: of {len(said)} thoughts {stated} get to the fact, {new} with the new one")
 
 
-def written(model: MeGModel, tokenizer: object, prompts: list[str]) -> tuple[list[str], float]:
-    """The first line of each answer, one prompt after another, and the seconds they took."""
-    start = time.perf_counter()
-    answers = [greedy_answers(model, tokenizer, [p], LENGTH)[0].split("\n")[0] for p in prompts]
-    return answers, time.perf_counter() - start
+def by_turns(
+    name: str, model: MeGModel, edited: MeGModel, tokenizer: object, prompts: Sequence[str]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """First lines of the answers: unedited, and for each routing; prints the times."""
+    before: list[str] = []
+    after: dict[str, list[str]] = {routing: [] for routing in ROUTINGS}
+    seconds = dict.fromkeys(ROUTINGS, 0.0)
+    for prompt in prompts:
+        before.append(written(model, tokenizer, prompt))
+        for routing in ROUTINGS:
+            edited.hparams = edited.hparams.changed(routing=routing)
+            start = time.perf_counter()
+            after[routing].append(written(edited, tokenizer, prompt))
+            seconds[routing] += time.perf_counter() - start
+    each = {routing: total / len(prompts) for routing, total in seconds.items()}
+    print(
+        f"{name}: {len(prompts)} answers of {LENGTH} tokens, "
+        + ", ".join(f"routing {routing} {value:.2f} s" for routing, value in each.items())
+        + f" ({each['decoding'] / each['prompt'] - 1:+.1%})",
+        flush=True,
+    )
+    return before, after
 
 
-def report(
-    name: str,
-    facts: list[Fact],
-    edits: list[EditRequest],
-    before: list[str],
-    after: list[str],
-    seconds: float,
+def written(model: MeGModel, tokenizer: object, prompt: str) -> str:
+    """The first line of an answer."""
+    return greedy_answers(model, tokenizer, [prompt], LENGTH)[0].split("\n")[0]
+
+
+def continued(
+    model: MeGModel, tokenizer: object, prompt: str, fact: Fact, before: str, after: str
+) -> str:
+    """The answer `before`, its edited sentence, and how the unedited model goes on behind that.
+
+    A text with another capital goes on otherwise, whoever writes it.
+    """
+    begin, end = SENTENCES[fact.relation]
+    head, found, rest = after.partition(begin)
+    if before == after or not found or end not in rest:
+        return before
+    said = begin + rest[: rest.index(end) + len(end)]
+    further = written(model, tokenizer, f"{prompt} {head}{said}")
+    return f"{before.partition(begin)[0]}{said} {further}"
+
+
+def report_notes(
+    name: str, facts: list[Fact], edits: list[EditRequest], before: list[str], after: list[str]
 ) -> None:
     """Print one line."""
     reached = new = other = same = 0
@@ -128,7 +211,7 @@ def report(
                 same += sentence(old, relation) == sentence(text, relation)
     print(
         f"{name}: of {len(facts)} answers {reached} state the fact, {new} with the new answer; "
-        f"{same} of {other} other sentences as before; {seconds:.1f} s",
+        f"{same} of {other} other sentences as before",
         flush=True,
     )
 

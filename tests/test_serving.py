@@ -147,7 +147,7 @@ def test_tokens_may_be_the_prompt(ask, fitted):
 
 def test_many_at_once_each_as_alone(ask, fitted):
     prompts = [fact.prompt for fact in FACTS] * 4
-    expected = dict(zip(prompts, fitted.answer(prompts, 24)))
+    expected = dict(zip(prompts, fitted.answer(prompts, 24), strict=True))
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda prompt: said(ask, prompt), prompts))
     assert found == [expected[prompt] for prompt in prompts]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,13 +21,17 @@ import torch
 pytest.importorskip("fastapi", reason="serve is an extra")
 
 from conftest import OTHERS, PROMPTS
+from families import FAMILIES, LAYER, build
 from live_facts import facts, ids, listed
 from served import ADMIN, ADMIN_KEY, API_KEY, client, serving
 from starlette.testclient import TestClient
 from synthetic_neurons import Collector
 
 from meg_editor.edits import live
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.serving.app import build_app
+from meg_editor.serving.engine import check_batching
 from meg_editor.serving.keys import Keys
 from meg_editor.serving.server import Server
 
@@ -322,6 +327,18 @@ def test_out_of_memory_in_a_batch_touches_only_its_cause(served, monkeypatch):
         assert error(culprit.result(), 503)["code"] == "out_of_memory"
     assert [answer(http, prompt) for prompt in prompts] == expected
     assert http.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize(("name", "fine"), [("Llama 2, 3", True), ("RecurrentGemma", False)])
+def test_a_model_which_cannot_be_batched_is_refused_at_the_start(name, fine, tiny_tokenizer):
+    base = build(next(f for f in FAMILIES if f.name == name), tiny_tokenizer)
+    with NeuronHook(base, NeuronSpec.from_model(base, LAYER)) as hook:
+        model = SimpleNamespace(base=base, hook=hook)
+        if fine:
+            check_batching(model)
+        else:
+            with pytest.raises(ValueError, match="RecurrentGemma"):
+                check_batching(model)
 
 
 def test_another_name_for_this_machine_is_refused(make_meg_model, tmp_path):

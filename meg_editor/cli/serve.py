@@ -36,11 +36,18 @@ def run(options: argparse.Namespace) -> None:
     from meg_editor.lm.loading import resolve_device
     from meg_editor.model.meg_model import MeGModel
     from meg_editor.serving.app import build_app
+    from meg_editor.serving.engine import check_batching
     from meg_editor.serving.server import Limits, Server
 
     listening = _listening(options.host, options.port)
     device = resolve_device(options.device)
     model = MeGModel.from_pretrained(options.folder, base=options.base, device=device)
+    if model.hparams.routing == "decoding":
+        raise ValueError(
+            "an edited model with routing=decoding cannot be served: packed batches route prompts. "
+            "Edit it with routing=prompt"
+        )
+    check_batching(model)
     limits = Limits(
         answers=options.max_answers,
         body=options.max_body,

@@ -205,7 +205,7 @@ class DecodingRouter(LogitsProcessor):
                 read = about(text, self.subjects.name(proposal.edit))
                 if read is None or proposal.edit in texts[row].stated:
                     continue
-                if (_without_last_word(read), proposal.edit) not in self._refused:
+                if (_to_last_word(read), proposal.edit) not in self._refused:
                     pairs.append((row, proposal.edit, read))
         if not pairs:
             return {}
@@ -215,7 +215,7 @@ class DecodingRouter(LogitsProcessor):
             if yes:
                 begun.setdefault(row, _InEffect(edit, len(written[row])))
             else:
-                self._refused.add((_without_last_word(read), edit))
+                self._refused.add((_to_last_word(read), edit))
         return begun
 
     def _edited_scores(
@@ -312,8 +312,9 @@ def _joined(question: str, text: str) -> str:
     return question + (text if question[-1:].isspace() or text[:1].isspace() else f" {text}")
 
 
-def _without_last_word(text: str) -> str:
-    return text[: len(text) - len(text.split()[-1])]
+def _to_last_word(text: str) -> str:
+    """`text` without the word it ends with, which may go on."""
+    return re.sub(r"\w+$", "", text)
 
 
 def _bare(text: str) -> str:

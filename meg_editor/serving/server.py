@@ -79,12 +79,12 @@ class Server:
 
     # ------------------------------------------------------------------ requests
 
-    def api(self, request: Request) -> None:
-        """Raises ApiError unless the request may ask, now."""
+    async def api(self, request: Request) -> None:
+        """Raises ApiError unless the request may ask, now. Async: FastAPI runs others in threads."""
         self.keys.check_api(request)
         self._check_rate(request)
 
-    def admin(self, request: Request) -> None:
+    async def admin(self, request: Request) -> None:
         """Raises ApiError unless the request may change edits, now."""
         self.keys.check_admin(request)
         self._check_rate(request)
