@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_readme_is_one_page() -> None:
     assert len(README.splitlines()) <= 160
-    assert len(snippets(README)) == 4 and len(commands(README)) == 9
+    assert len(snippets(README)) == 4 and len(commands(README)) == 10
 
 
 def test_the_python_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,9 +163,28 @@ def test_the_commands_of_the_readme_run(
         assert "2 facts in" in output and "Lima" in output and "unedited: Paris" in output
 
 
+def test_the_server_of_the_readme_starts_answers_and_ends(folder: Path) -> None:
+    for name in ("fastapi", "uvicorn", "httpx"):
+        pytest.importorskip(name, reason="serve is an extra")
+    import httpx
+
+    line = next(line for line in commands(README) if line.startswith("meg-editor serve"))
+    assert meg_editor(["edit", "--edits", "facts.csv", "--out", line.split()[-1]]) == 0
+    command = [sys.executable, "-m", "meg_editor", *line.split()[1:], "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        address, _, key = (server.stdout or sys.stdin).readline().strip().partition("/#admin=")
+        body = {"prompt": "The capital of France is", "max_tokens": 8}
+        answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60).json()
+        headers = {"Authorization": f"Bearer {key}"}
+        assert httpx.get(f"{address}/v1/edits", headers=headers).json()["total"] == 2
+        server.terminate()
+        assert server.wait(60) == 0
+    assert answer["choices"][0]["text"].strip() == "Lima"
+
+
 def test_nothing_of_the_readme_is_left_out() -> None:
     """Every line is a `meg-editor` command run above, or one that .ci/run runs."""
-    names = {"demo", "edit", "ask", "prepare", "layers", "settings", "benchmark"}
+    names = {"demo", "edit", "ask", "serve", "prepare", "layers", "settings", "benchmark"}
     for line in commands(README):
         parts = line.split(" && ")
         own = {shlex.split(part)[1] for part in parts if part.startswith("meg-editor")}
