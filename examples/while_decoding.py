@@ -34,6 +34,7 @@ SENTENCES = {
 }
 SHOWN = ("Peru", "Hungary", "Japan")  # notes the model is shown
 LENGTH = 48  # tokens of an answer
+ROWS = 20  # unedited answers at once
 PEOPLE = ("Ann", "Boris", "Chloe", "Dario", "Emma", "Farid", "Gita", "Henry")
 ROUTINGS = ("prompt", "decoding")
 
@@ -154,16 +155,22 @@ def main() -> None:
 def by_turns(
     name: str, model: MeGModel, edited: MeGModel, tokenizer: object, prompts: Sequence[str]
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """First lines of the answers: unedited, and for each routing; prints the times."""
+    """First lines of the answers: unedited, and for each routing; prints the times.
+
+    The edited model answers one prompt after another. What is read once is read before.
+    """
     before: list[str] = []
+    for start in range(0, len(prompts), ROWS):
+        before += written(model, tokenizer, prompts[start : start + ROWS])
     after: dict[str, list[str]] = {routing: [] for routing in ROUTINGS}
     seconds = dict.fromkeys(ROUTINGS, 0.0)
+    edited.hparams = edited.hparams.changed(routing="decoding")
+    written(edited, tokenizer, prompts[:1])
     for prompt in prompts:
-        before.append(written(model, tokenizer, prompt))
         for routing in ROUTINGS:
             edited.hparams = edited.hparams.changed(routing=routing)
             start = time.perf_counter()
-            after[routing].append(written(edited, tokenizer, prompt))
+            after[routing] += written(edited, tokenizer, [prompt])
             seconds[routing] += time.perf_counter() - start
     each = {routing: total / len(prompts) for routing, total in seconds.items()}
     print(
@@ -175,9 +182,10 @@ def by_turns(
     return before, after
 
 
-def written(model: MeGModel, tokenizer: object, prompt: str) -> str:
-    """The first line of an answer."""
-    return greedy_answers(model, tokenizer, [prompt], LENGTH)[0].split("\n")[0]
+def written(model: MeGModel, tokenizer: object, prompts: Sequence[str]) -> list[str]:
+    """The first line of each answer."""
+    answers = greedy_answers(model, tokenizer, prompts, LENGTH)
+    return [answer.split("\n")[0] for answer in answers]
 
 
 def continued(
@@ -192,7 +200,7 @@ def continued(
     if before == after or not found or end not in rest:
         return before
     said = begin + rest[: rest.index(end) + len(end)]
-    further = written(model, tokenizer, f"{prompt} {head}{said}")
+    (further,) = written(model, tokenizer, [f"{prompt} {head}{said}"])
     return f"{before.partition(begin)[0]}{said} {further}"
 
 

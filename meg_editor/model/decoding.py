@@ -152,7 +152,7 @@ class DecodingRouter(LogitsProcessor):
         texts = {
             row: self._read(row // each, tokens)
             for row, tokens in enumerate(written)
-            if tokens and row // each not in self.edited
+            if tokens and tokens[-1] not in self.ends and row // each not in self.edited
         }
         waiting = [row for row, text in texts.items() if text.named and text.in_effect is None]
         for row, begun in self._begun(waiting, texts, written, each, scores).items():
@@ -273,9 +273,20 @@ def about(text: str, subject: str) -> str | None:
     return f"{name}\n{last[-_LONGEST:]}"
 
 
+def last_word(name: str) -> str:
+    """The last word of a name, by which it may be called.
+
+    Example:
+        >>> last_word("Albert Einstein")
+        'Einstein'
+    """
+    words: list[str] = re.findall(r"\w+", name) or [name]
+    return words[-1]
+
+
 def _mentions(text: str, subject: str) -> list[re.Match[str]]:
-    """Where the subject is named in full, or else by its longest word that is."""
-    for name in (subject, *sorted(re.findall(r"\w+", subject), key=len, reverse=True)):
+    """Where the subject is named in full, or else by its last word."""
+    for name in (subject, last_word(subject)):
         found = list(re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE))
         if found:
             return found

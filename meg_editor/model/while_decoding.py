@@ -22,7 +22,7 @@ from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.tokens import by_length, encode_example, logits_of, right_padded
 from meg_editor.model.cache_routing import prompt_texts
-from meg_editor.model.decoding import DecodingRouter, Proposal
+from meg_editor.model.decoding import DecodingRouter, Proposal, last_word
 from meg_editor.model.in_force import InForce
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.subject_names import SubjectNameIndex
@@ -36,7 +36,7 @@ _SHARING = 1024  # most edits which share words with a text that are looked at
 _MOST_NAMED = 32  # edits named by a text that are followed
 _FIRST_TOKENS = 16  # of the unedited LLM's answers to an edited prompt
 _COMMON = 32  # tokens of any text, which tell nothing
-_USUAL = 64  # phrasings which say how likely a token is in general
+_USUAL = 32  # phrasings which say how likely a token is in general
 _MAX_COMMON = 0.5  # probability of common tokens above which no answer is about to begin
 _MIN_SCORE = -4.5  # of a proposal, in nats
 _MIN_SURE = 0.5  # lowest probability of the verifier that a text is about to state an edit
@@ -111,7 +111,7 @@ class WhileDecoding:
             subjects,
             partial(self._propose, in_force.edition),
             partial(self._confirm, in_force.edition),
-            partial(self._logits, in_force),
+            EditedAnswers(model, in_force),
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
             in_force.edition.edits,
             partial(self._target_length, in_force.edition),
@@ -135,7 +135,9 @@ class WhileDecoding:
         texts = [text for text in Phrasebook.load().texts if "{}" in text]
         texts = [text.replace("{}", "it") for text in texts[:: max(1, len(texts) // _USUAL)]]
         hidden = self._hidden(texts)
-        return torch.cat([self._log_probabilities(states) for states in hidden]).mean(0)
+        total = torch.stack([self._log_probabilities(states).sum(0) for states in hidden]).sum(0)
+        usual: Tensor = total / sum(map(len, hidden))
+        return usual
 
     @cached_property
     def _common(self) -> Tensor:
@@ -160,17 +162,18 @@ class WhileDecoding:
         return logits_of(self.model.base, hidden).log_softmax(-1)
 
     def _first_tokens(self, edits: Sequence[EditRequest]) -> list[FirstTokens]:
-        new = [edit for edit in dict.fromkeys(edits) if edit not in self._read]
+        found = {edit: self._read.get(edit) for edit in edits}
+        new = [edit for edit, tokens in found.items() if tokens is None]
         if new:
             ends = [hidden[-1] for hidden in self._hidden([_begun(edit.prompt) for edit in new])]
             likely = self._log_probabilities(torch.stack(ends))
             # What the LLM expects here more than elsewhere.
-            telling = likely.exp() * (likely - self._usual)
-            telling[:, self._common] = -torch.inf
+            telling = likely.exp() * (likely - self._usual.to(likely))
+            telling[:, self._common.to(likely.device)] = -torch.inf
             former = telling.topk(min(_FIRST_TOKENS, telling.shape[1] // 4), dim=1).indices
             for edit, tokens in zip(new, former, strict=True):
-                self._read[edit] = FirstTokens(tokens, self._target(edit)[0])
-        return [self._read[edit] for edit in edits]
+                found[edit] = self._read[edit] = FirstTokens(tokens, self._target(edit)[0])
+        return [tokens for edit in edits if (tokens := found[edit]) is not None]
 
     @torch.no_grad()
     def _propose(
@@ -186,11 +189,11 @@ class WhileDecoding:
         first = self._first_tokens([edition.edits[edit] for edit in edits])
         likely = scores.float().log_softmax(-1)
         where = torch.tensor(rows, device=likely.device)
-        former = torch.stack([tokens.former for tokens in first])
+        former = torch.stack([tokens.former.to(likely.device) for tokens in first])
         target = torch.tensor([tokens.target for tokens in first], device=likely.device)
-        other = likely[:, self._common].exp().sum(1)[where] > _MAX_COMMON
+        other = likely[:, self._common.to(likely.device)].exp().sum(1)[where] > _MAX_COMMON
         begins = likely[where.unsqueeze(1), former].logsumexp(1)
-        gain = likely[where, target] - self._usual[target]
+        gain = likely[where, target] - self._usual.to(likely)[target]
         proposals: list[list[Proposal]] = [[] for _ in named]
         values = (begins + gain / 2).masked_fill(other, -torch.inf).tolist()
         for row, edit, score in zip(rows, edits, values, strict=True):
@@ -220,17 +223,49 @@ class WhileDecoding:
         ends = given if isinstance(given, (list, tuple)) else [given]
         return {end for end in (*ends, model._tokenizer.eos_token_id) if isinstance(end, int)}
 
-    def _logits(self, in_force: InForce, said: Sequence[list[int]], edits: list[int]) -> Tensor:
-        """Logits (R, V) behind the edited prompts and what was said of their answers."""
-        model = self.model
-        wrapped = [model.reader.wrap(in_force.edition.edits[edit].prompt) for edit in edits]
-        prompts = prompt_tokens(model._tokenizer, wrapped)
-        rows = [[*prompt, *tokens] for prompt, tokens in zip(prompts, said, strict=True)]
-        ids = right_padded(rows).to(model.base.device)
-        last = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
-        with model.hook.attached(in_force.of_edits(edits)):
-            hidden = decoder_of(model.base)(input_ids=ids, use_cache=False).last_hidden_state
-        return logits_of(model.base, hidden[torch.arange(len(rows), device=ids.device), last])
+
+class EditedAnswers:
+    """Logits behind edited prompts under their neurons, of one call.
+
+    One pass over prompt and target gives those of every step, as long as the answer is the target.
+    """
+
+    def __init__(self, model: MeGModel, in_force: InForce) -> None:
+        self._model, self._in_force = model, in_force
+        self._hidden: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, said: Sequence[list[int]], edits: Sequence[int]) -> Tensor:
+        """Logits (R, V) of the next token behind R edited prompts and what was said since.
+
+        Args:
+            said: tokens of the answers so far.
+        """
+        asked = [(edit, tuple(tokens)) for edit, tokens in zip(edits, said, strict=True)]
+        new = [key for key in dict.fromkeys(asked) if key not in self._hidden]
+        if new:
+            self._run(new)
+        return logits_of(self._model.base, torch.stack([self._hidden[key] for key in asked]))
+
+    def _run(self, asked: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        model, edition = self._model, self._in_force.edition
+        rows, keys = [], []
+        for edit, said in asked:
+            request = edition.edits[edit]
+            prompt = model.reader.wrap(request.prompt)
+            (ids,) = prompt_tokens(model._tokenizer, [prompt])
+            target = tuple(encode_example(model._tokenizer, prompt, request.target_new).target)
+            whole = target if target[: len(said)] == said else said
+            rows.append([*ids, *whole[: max(len(said), len(whole) - 1)]])
+            keys.append(
+                [(edit, whole[:end]) for end in range(len(said), len(rows[-1]) + 1 - len(ids))]
+            )
+        tokens = right_padded(rows).to(model.base.device)
+        with model.hook.attached(self._in_force.of_edits([edit for edit, _ in asked])):
+            hidden = decoder_of(model.base)(input_ids=tokens, use_cache=False).last_hidden_state
+        for row, (ids, steps) in enumerate(zip(rows, keys, strict=True)):
+            first = len(ids) - len(steps)
+            self._hidden.update({key: hidden[row, first + n] for n, key in enumerate(steps)})
 
 
 class Subjects:
@@ -261,7 +296,10 @@ class Subjects:
         return frozenset(self._index.tokenize([text])[0])
 
     def named(self, words: frozenset[int]) -> tuple[int, ...]:
-        """Edits whose subject is named by these words, the most fully named first."""
+        """Edits whose subject is named by these words, the most fully named first.
+
+        Those have half of its words, with the last one: "Einstein", and not "South" for a Korea.
+        """
         tokens = [sorted(words)]
         rows = self._index.candidates(tokens, _SHARING).to(self._index.table.device)
         if not rows.numel():
@@ -270,7 +308,7 @@ class Subjects:
         found = [
             (share, edit)
             for share, edit in zip(shares, rows[0].tolist(), strict=True)
-            if edit >= 0 and share >= _NAMED
+            if edit >= 0 and share >= _NAMED and self.words(last_word(self.name(edit))) <= words
         ]
         found.sort(key=lambda pair: -pair[0])
         return tuple(edit for _, edit in found[:_MOST_NAMED])
