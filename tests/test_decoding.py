@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from transformers import TextIteratorStreamer
 
 from meg_editor import MeGHyperParams, fit, load_model
 from meg_editor.lm.tokens import greedy_answers, left_padded
@@ -343,3 +344,18 @@ def test_beams_state_the_edits_too(smollm2: MeGModel) -> None:
     output = smollm2.generate(**batch, max_new_tokens=24, num_beams=2, do_sample=False)
     texts = smollm2._tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :])
     assert "Vienna" in texts[0] and "Madrid" in texts[1]
+
+
+def test_streams_and_stop_strings_see_the_edit(smollm2: MeGModel) -> None:
+    tokenizer = smollm2._tokenizer
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
+    batch = left_padded(tokenizer, [prompt_on("France")], "cpu")
+    smollm2.generate(
+        **batch,
+        max_new_tokens=28,
+        do_sample=False,
+        streamer=streamer,
+        stop_strings=["Vienna."],
+        tokenizer=tokenizer,
+    )
+    assert "".join(streamer).endswith("Its capital is Vienna.")

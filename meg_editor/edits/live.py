@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +29,6 @@ from meg_editor.requests.request import EditRequest, RequestError, only_edits
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.routing import RoutedQuery, Routing
-from meg_editor.runtime.files import replacing
 
 
 class LiveEdits:
@@ -152,7 +149,7 @@ class LiveEdits:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Within the block changes stay only if it ends without an exception.
+        """Changes within the block stay only if it ends without an exception.
 
         Other threads see them meanwhile; their own changes wait.
 
@@ -162,12 +159,11 @@ class LiveEdits:
             >>> model, tokenizer = load_model(hparams)
             >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
             >>> edited, _ = fit(model, tokenizer, facts, hparams)
-            >>> try:
-            ...     with edited.transaction():
-            ...         _ = edited.remove("The capital of France is")
-            ...         raise OSError("the disk is full")
-            ... except OSError:
-            ...     len(edited.edits)
+            >>> from contextlib import suppress
+            >>> with suppress(OSError), edited.transaction():
+            ...     _ = edited.remove("The capital of France is")
+            ...     raise OSError("the disk is full")
+            >>> len(edited.edits)
             1
         """
         with self._changing:
@@ -203,12 +199,6 @@ class LiveEdits:
         """Forget the history, and with it what removed edits still occupy."""
         with self._changing:
             self._history = History(self.edition)
-
-    def export(self, path: str | Path) -> None:
-        """Write the edits to a file of JSON lines, which every `--edits` reads."""
-        lines = [edit.listed for edit in self.edits]
-        with replacing(Path(path)) as file:
-            file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in lines)
 
     # ---------------------------------------------------------------- one change
 

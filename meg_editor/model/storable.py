@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +11,7 @@ from huggingface_hub import ModelHubMixin
 from meg_editor.edits.change import Change
 from meg_editor.edits.conflicts import OnConflict
 from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.runtime.files import replacing
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
@@ -49,6 +51,12 @@ class StorableEdits(ModelHubMixin):
         from meg_editor.model.merging import reattach
 
         return reattach(cast("MeGModel", self), base, tokenizer)
+
+    def export(self, path: str | Path) -> None:
+        """Write the edits to a file of JSON lines, which every `--edits` reads."""
+        lines = [edit.listed for edit in cast("MeGModel", self).edits]
+        with replacing(Path(path)) as file:
+            file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in lines)
 
     def save_pretrained(
         self,

@@ -78,9 +78,10 @@ class Server:
         await self.keeper.close()
 
     # ------------------------------------------------------------------ requests
+    # Checks are async since FastAPI has a thread run whatever is not.
 
     async def api(self, request: Request) -> None:
-        """Raises ApiError unless the request may ask, now. Async: FastAPI runs others in threads."""
+        """Raises ApiError unless the request may ask, now."""
         self.keys.check_api(request)
         self._check_rate(request)
 
