@@ -1,7 +1,7 @@
 """Continuous batching of transformers with a neuron, and sampling, for each request.
 
 The engine packs the tokens of all requests into one row (1, T, D), which requests join and leave
-at any step. All that is private to transformers is in this file; tested with 5.23.
+at any step. All that is private to transformers is in this file; tested with 5.20 to 5.24.
 """
 
 from __future__ import annotations
@@ -102,11 +102,14 @@ class PagedManager(ContinuousBatchingManager):
 
     def start(self) -> None:
         """Start the engine's thread, which does not keep the process from ending."""
-        if not self.is_running():
-            self.background_thread_status.clear()
-            loop = threading.Thread(target=self._run_generation_loop, daemon=True)
-            self._generation_thread: Any = loop
-            loop.start()
+        starter = threading.Thread(target=super().start, daemon=True)  # which threads inherit
+        starter.start()
+        starter.join()
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether the model can be used by others meanwhile: its attention is not a paged one."""
+        return self._original_attn_impl is None
 
     def add_request(
         self,

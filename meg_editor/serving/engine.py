@@ -252,10 +252,11 @@ def check_batching(model: MeGModel) -> None:
         for n, prompt in enumerate(prompts):
             found.add_request(prompt, str(n), max_new_tokens=4, eos_token_id=-1)
         outputs = [found.get_result(timeout=_RESTART) for _ in prompts]
+        shared = found.shares_model
         found.stop(hard_stop=True)
         answers = {output.request_id: output.generated_tokens for output in outputs if output}
     except Exception:
-        answers = {}
+        answers, shared = {}, True
     same = sum(
         token == other
         for n, tokens in enumerate(expected)
@@ -266,6 +267,11 @@ def check_batching(model: MeGModel) -> None:
         raise ValueError(
             f"transformers' continuous batching does not answer as {kind} does alone: this model "
             "cannot be served; use it from Python"
+        )
+    if not shared:
+        raise ValueError(
+            "continuous batching replaces this model's attention, so that edits cannot be learned "
+            "beside it: load it with attn_implementation='sdpa', by transformers 5.20 or later"
         )
 
 

@@ -91,7 +91,7 @@ def one_kill(folder: Path, rng: random.Random, number: int) -> tuple[int, list[s
     clients = [Client(address, 100 * number + n, rng) for n in range(3)]
     for client in clients:
         client.start()
-    time.sleep(rng.uniform(0.2, 4.0))
+    time.sleep(rng.uniform(0.5, 8.0))
     process.kill()
     process.wait()
     for client in clients:
