@@ -89,7 +89,6 @@ async def load(
     requests: Sequence[tuple[str, str]],
     clients: int,
     tokens: int,
-    changing: asyncio.Event | None = None,
 ) -> tuple[list[str | None], list[float], float]:
     """Answers to (model, prompt), None for a lost one; seconds of each, and of all."""
     answers: list[str | None] = [None] * len(requests)
@@ -111,8 +110,6 @@ async def load(
 
     start = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    if changing is not None:
-        changing.set()
     return answers, seconds, time.perf_counter() - start
 
 
@@ -130,7 +127,7 @@ async def post(
     return int(answer.split()[1]), await reader.readexactly(length)
 
 
-async def changes(address: str, count: int, over: asyncio.Event) -> tuple[int, int, list[float]]:
+async def changes(address: str, count: int) -> tuple[int, int, list[float]]:
     """Adds and removes an edit, again and again; how many were in effect, of how many."""
     right = done = 0
     seconds = []
@@ -142,8 +139,6 @@ async def changes(address: str, count: int, over: asyncio.Event) -> tuple[int, i
             return (await http.post("/v1/completions", json=body)).json()["choices"][0]["text"]
 
         for number in range(count):
-            if over.is_set():
-                break
             prompt = f"The motto of company number {number} is"
             before = await answer(prompt)
             edit = {"prompt": prompt, "target_new": "Onward", "subject": f"company number {number}"}
@@ -263,13 +258,20 @@ async def changing(
     options: argparse.Namespace,
 ) -> None:
     """Edits are added and removed while clients ask."""
-    over = asyncio.Event()
-    answering = asyncio.create_task(load(address, requests, options.clients, options.tokens, over))
-    right, done, seconds = await changes(address, options.changes, asyncio.Event())
-    report("while edits change", wanted, await answering)
+    changed = asyncio.create_task(changes(address, options.changes))
+    asked, expected, answers, seconds, total = [], [], [], [], 0.0
+    while not changed.done():
+        found, each, lasted = await load(address, requests, options.clients, options.tokens)
+        asked += requests
+        expected += wanted
+        answers += found
+        seconds += each
+        total += lasted
+    report(f"while edits change, {len(asked)} requests", expected, (answers, seconds, total))
+    right, done, times = await changed
     print(
         f"{right} of {done} edits in effect at once and gone at once; "
-        f"{sum(seconds) / len(seconds):.2f} s to add one",
+        f"{sum(times) / len(times):.2f} s to add one",
         flush=True,
     )
 
