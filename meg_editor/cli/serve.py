@@ -22,8 +22,10 @@ def run(options: argparse.Namespace) -> None:
         ) from None
     from meg_editor.serving.keys import Keys, is_loopback
 
-    api = options.api_key or os.environ.get("MEG_EDITOR_API_KEY")
-    admin = options.admin_key or os.environ.get("MEG_EDITOR_ADMIN_KEY")
+    api = options.api_key or os.environ.get("MEG_EDITOR_API_KEY") or None
+    admin = options.admin_key or os.environ.get("MEG_EDITOR_ADMIN_KEY") or None
+    if not all(key is None or (key.isascii() and key.isprintable()) for key in (api, admin)):
+        raise ValueError("a key: expected printable ASCII characters")
     loopback = is_loopback(options.host)
     if not loopback and not (api and admin):
         raise ValueError(
@@ -36,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from meg_editor.lm.loading import resolve_device
     from meg_editor.model.meg_model import MeGModel
     from meg_editor.serving.app import build_app
-    from meg_editor.serving.engine import check_batching
+    from meg_editor.serving.check import check_batching
     from meg_editor.serving.server import Limits, Server
 
     listening = _listening(options.host, options.port)
@@ -60,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=options.grace,
     )
     host = f"[{options.host}]" if ":" in options.host else options.host

@@ -129,12 +129,12 @@ class LiveEdits:
         """Take back the last changes; returns these, the last one first.
 
         Raises:
-            ValueError: there are not so many; nothing was changed.
+            RequestError: there are not so many; nothing was changed.
         """
         with self._changing:
             undoable = self._history.undoable
             if not 1 <= steps <= len(undoable):
-                raise ValueError(
+                raise RequestError(
                     f"undo: expected 1 to {len(undoable)} steps, got {steps}"
                     if undoable
                     else "undo: no change to take back since the model was fitted, consolidated or "

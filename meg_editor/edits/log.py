@@ -130,14 +130,15 @@ class End:
 
 
 def append_changes(folder: Path, end: End, changes: Iterable[Change]) -> End:
-    """Append changes behind the end of the log in `folder`, each in one transaction; the new end.
+    """Append changes behind the end of the log in `folder`, in one transaction; the new end.
 
     The caller holds the folder's lock. What is there already is not read: the cost is that of the
     changes.
 
     Raises:
-        OSError: nothing of the change that failed is in force.
+        OSError: none of the changes is in force.
     """
+    begin, lines = end.bytes, b""
     if not folder.is_dir():
         folder.mkdir(parents=True)
         sync(folder.parent)
@@ -152,8 +153,9 @@ def append_changes(folder: Path, end: End, changes: Iterable[Change]) -> End:
             sync(folder)
         chain = _link(content, end.chain)
         raw = json.dumps({**content, "chain": chain}, ensure_ascii=False).encode() + b"\n"
-        _append(folder / LOG, end.bytes, raw)
+        lines += raw
         end = End(chain, end.bytes + len(raw))
+    _append(folder / LOG, begin, lines)
     sync(folder)
     return end
 

@@ -70,6 +70,7 @@ class PagedManager(ContinuousBatchingManager):
         hook: on that model.
         generation_config: the defaults of requests.
         config: see `paged_config`.
+        keeps_results: results that no handler takes wait for `get_result`; else they are dropped.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
@@ -92,13 +93,15 @@ class PagedManager(ContinuousBatchingManager):
         generation_config: GenerationConfig,
         config: ContinuousBatchingConfig | None = None,
         workload_hints: Any = None,
+        *,
+        keeps_results: bool = True,
     ) -> None:
         engine_model: Any = model
         config = paged_config(model, config)
         super().__init__(engine_model, generation_config, config, workload_hints)
         self._hook = hook
         self._riders: dict[str, _Rider] = {}  # by request id
-        self.output_router = _Deliveries(self)
+        self.output_router = _Deliveries(self, keeps_results)
 
     def start(self) -> None:
         """Start the engine's thread, which does not keep the process from ending."""
@@ -154,6 +157,9 @@ class PagedManager(ContinuousBatchingManager):
     def _create_batch_processor(self) -> Any:
         processor: Any = super()._create_batch_processor()
         processor.model_runner._sample = self._choose
+        scheduler = processor.scheduler
+        clear = scheduler.clear_cancelled_requests
+        scheduler.clear_cancelled_requests = partial(_unblocking, scheduler, clear)
         inputs = processor.inputs_and_outputs
         inputs.get_model_kwargs = partial(_without_is_causal, inputs.get_model_kwargs)
         return processor
@@ -192,6 +198,18 @@ class PagedManager(ContinuousBatchingManager):
                 rider.logprobs.append(chosen)
 
 
+def _unblocking(scheduler: Any, clear: Callable[[], Any]) -> Any:
+    """Clears cancelled requests; the room they leave is for those which wait.
+
+    transformers lets none in after an eviction until one has finished, and none may.
+    """
+    before = len(scheduler.active_requests)
+    cleared = clear()
+    if len(scheduler.active_requests) < before:
+        scheduler.block_new_requests = False
+    return cleared
+
+
 def _without_is_causal(get_model_kwargs: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Arguments of a forward pass, without `is_causal=False`, which the mask says already.
 
@@ -208,9 +226,9 @@ class _Deliveries(OutputRouter):
     """Gives results out, with `chosen`, their tokens' log-probabilities; then what is finished is
     forgotten."""
 
-    def __init__(self, manager: PagedManager) -> None:
+    def __init__(self, manager: PagedManager, keeps_results: bool) -> None:
         super().__init__()
-        self._manager = manager
+        self._manager, self._keeps_results = manager, keeps_results
 
     def deliver(self, output: GenerationOutput) -> None:
         """One result."""
@@ -220,7 +238,10 @@ class _Deliveries(OutputRouter):
         """Results of one step."""
         for output in outputs:
             rider = self._manager._rider(output.request_id)
-            output.chosen = list(rider.logprobs) if rider else []  # type: ignore[attr-defined]
+            output.chosen = rider.logprobs if rider else []  # type: ignore[attr-defined]
+        if not self._keeps_results:
+            with self._lock:
+                outputs = [each for each in outputs if each.request_id in self.result_handlers]
         super().deliver_batch(outputs)
         for output in outputs:
             if output.is_finished():

@@ -14,14 +14,16 @@ _LEAST_TEMPERATURE = 1e-4  # lower ones overflow, and are greedy anyway
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token with the log-probability that the model gave it, before temperature and top_p.
+    """A chosen token.
 
     Attributes:
+        logprob: the log-probability that the model gave it, before temperature and top_p; None
+            where it was not asked for.
         top: the most likely tokens (id, log-probability), the most likely first.
     """
 
     token: int
-    logprob: float
+    logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -77,7 +79,7 @@ class Chooser:
         else:
             token = self._drawn(logits / sampling.temperature)
         if sampling.logprobs is None:
-            return TokenLogprob(token, 0.0)
+            return TokenLogprob(token)
         logprobs = logits.log_softmax(-1)
         values, ids = logprobs.topk(min(sampling.logprobs, len(logprobs)))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))

@@ -56,7 +56,7 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
 
     Raises:
         OtherWriterError: another process saved to the folder meanwhile.
-        OSError: writing failed; the folder has the changes which are on the disk.
+        OSError: writing failed; the folder has none of the changes.
     """
     saved = model._saved
     if saved is None or saved.folder != folder or not (folder / CONFIG).is_file():
@@ -68,11 +68,9 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
         same = same and version == FORMAT_VERSION  # older ones have no changes
         if not same or (save_base and not saved.has_base):
             return None
-        for change in model._history.changes[saved.count :]:
-            place = changes_folder(folder, saved.checksum)
-            end = append_changes(place, saved.end, [change])
-            # Noted at once: the next one may fail.
-            saved = model._saved = replace(saved, count=saved.count + 1, end=end)
+        if new := model._history.changes[saved.count :]:
+            end = append_changes(changes_folder(folder, saved.checksum), saved.end, new)
+            saved = model._saved = replace(saved, count=saved.count + len(new), end=end)
         return saved
 
 

@@ -47,7 +47,12 @@ def build_app(server: Server, hosts: list[str] | None = None) -> FastAPI:
         yield
         await server.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
     add_handlers(app)
     app.include_router(completion_routes(server))
     app.include_router(edit_routes(server))
@@ -60,7 +65,7 @@ def build_app(server: Server, hosts: list[str] | None = None) -> FastAPI:
             "status": "ok" if alive else "restarting",
             "edits": len(server.model.edits),
             "running": engine.running,
-            "waiting": server.routes.waiting,
+            "waiting": server.routing.waiting,
             "uptime": round(time.time() - server.started, 1),
         }
         return JSONResponse(content, 200 if alive else 503)
@@ -72,9 +77,9 @@ def build_app(server: Server, hosts: list[str] | None = None) -> FastAPI:
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
 
     for name, content in _page().items():
-        app.add_api_route(f"/{name}", _file(name, content), methods=["GET"])
-    app.add_api_route("/", _file("index.html", _page()["index.html"]), methods=["GET"])
-    app.add_middleware(SizeLimit, most=server.limits.body)
+        for path in (f"/{name}", "/") if name == "index.html" else (f"/{name}",):
+            app.add_api_route(path, _file(name, content), methods=["GET"])
+    app.add_middleware(SizeLimit, max_bytes=server.limits.body)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     app.add_middleware(Measured, metrics=server.metrics)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from meg_editor.lm.sampling import Sampling
 
-MOST_ANSWERS = 16  # to one prompt
-MOST_EDITS = 1000  # in one request
-_TOP = 20  # most likely tokens that are named
+MAX_ANSWERS = 16  # to one prompt
+MAX_EDITS = 1000  # in one request
+MAX_TOP_LOGPROBS = 20
 # What would change the answer and is not served; a value here is the one that changes nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
@@ -20,12 +20,27 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": (None, "none"),
     "functions": (None, []),
     "logit_bias": (None, {}),
+    "min_p": (None, 0),
     "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
     "response_format": (None, {"type": "text"}),
+    "stop_token_ids": (None, []),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
+    "top_k": (None, 0, -1),
 }
+
+
+def _whole_letters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected Unicode, got half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_letters)]
 Stop = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=16)]
 
 
@@ -35,13 +50,13 @@ class _Options(BaseModel):
     include_usage: bool = False
 
 
-class _Asking(BaseModel):
+class _Generation(BaseModel):
     """What chats and plain prompts have in common."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] = 1
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -61,7 +76,7 @@ class _Asking(BaseModel):
         return cls.model_fields[info.field_name].default if value is None else value
 
     @model_validator(mode="after")
-    def _nothing_unserved(self) -> _Asking:
+    def _nothing_unserved(self) -> _Generation:
         for name, value in (self.model_extra or {}).items():
             if name in _NEUTRAL and value not in _NEUTRAL[name]:
                 raise ValueError(f"{name} is not served: leave it out")
@@ -77,7 +92,7 @@ class _Asking(BaseModel):
 
 class _Part(BaseModel):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
@@ -86,7 +101,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part] | None = None
+    content: Text | list[_Part] | None = None
 
     @property
     def turn(self) -> dict[str, str]:
@@ -96,13 +111,13 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class Chat(_Asking):
+class Chat(_Generation):
     """Body of /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=_TOP)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @property
     def limit(self) -> int | None:
@@ -115,11 +130,11 @@ class Chat(_Asking):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class Prompt(_Asking):
+class Prompt(_Generation):
     """Body of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: Annotated[int, Field(ge=0, le=_TOP)] | None = None
+    prompt: Text | list[Text] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -137,7 +152,6 @@ class NewEdit(BaseModel):
     prompt: str
     target_new: str
     subject: str | None = None
-    rephrases: list[str] = Field(default_factory=list)
 
     @property
     def request(self) -> dict[str, Any]:
@@ -172,7 +186,7 @@ class NewTarget(BaseModel):
     target_new: str
 
 
-class Steps(BaseModel):
+class Undo(BaseModel):
     """Body of POST /v1/edits/undo."""
 
     model_config = ConfigDict(extra="forbid")
@@ -180,16 +194,16 @@ class Steps(BaseModel):
     steps: Annotated[int, Field(ge=1)] = 1
 
 
-class Explained(BaseModel):
+class RouteQuery(BaseModel):
     """Body of POST /v1/route: a prompt or a chat."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _either(self) -> Explained:
+    def _either(self) -> RouteQuery:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("expected either prompt or messages")
         return self

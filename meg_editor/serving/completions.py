@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from meg_editor.lm.sampling import TokenLogprob
 from meg_editor.serving.bodies import Chat, Prompt
-from meg_editor.serving.engine import Asked, Piece
+from meg_editor.serving.engine import Delta, GenerationRequest
 from meg_editor.serving.errors import ApiError, api_error
+from meg_editor.serving.formats import Answer, ChatFormat, Format, Part, TextFormat
 from meg_editor.serving.server import Server
 
-Part = dict[str, Any]
+_LOOK = 0.5  # seconds between two looks whether the client is still there
+_LEGACY_TOKENS = 16  # of an answer of /v1/completions, as OpenAI has it
 
 
 def completion_routes(server: Server) -> APIRouter:
@@ -36,21 +36,24 @@ def completion_routes(server: Server) -> APIRouter:
         return _model(server, server.is_base(name))
 
     @router.post("/chat/completions")
-    async def chat(body: Chat) -> Response:
-        base = server.is_base(body.model)
-        ids = await server.chat_ids(body.messages)
-        asked = await _asked(server, body, [ids], body.limit, body.top, base)
-        return await _respond(server, body, asked, _ChatShape(server, body))
+    async def chat(body: Chat, request: Request) -> Response:
+        async def requests() -> list[GenerationRequest]:
+            rows = [await server.chat_ids(body.messages)]
+            return await _requests(server, body, rows, body.limit, body.top)
+
+        return await _respond(server, body, 1, request, requests, ChatFormat)
 
     @router.post("/completions")
-    async def completions(body: Prompt) -> Response:
-        base = server.is_base(body.model)
+    async def completions(body: Prompt, request: Request) -> Response:
         if not body.prompts:
             raise ApiError(400, "expected a prompt, got none", param="prompt")
-        server.check_room(len(body.prompts) * body.n)
-        rows = [await server.prompt_ids(prompt) for prompt in body.prompts]
-        asked = await _asked(server, body, rows, body.max_tokens or 16, body.logprobs, base)
-        return await _respond(server, body, asked, _TextShape(server, body))
+
+        async def requests() -> list[GenerationRequest]:
+            rows = [await server.prompt_ids(prompt) for prompt in body.prompts]
+            limit = body.max_tokens or _LEGACY_TOKENS
+            return await _requests(server, body, rows, limit, body.logprobs)
+
+        return await _respond(server, body, len(body.prompts), request, requests, TextFormat)
 
     return router
 
@@ -61,36 +64,34 @@ def _model(server: Server, base: bool) -> Part:
     return {"id": name, "object": "model", "created": created, "owned_by": "meg_editor"}
 
 
-async def _asked(
+async def _requests(
     server: Server,
     body: Chat | Prompt,
     rows: Sequence[list[int]],
-    wanted: int | None,
+    max_tokens: int | None,
     logprobs: int | None,
-    base: bool,
-) -> list[Asked]:
-    """What is asked for: n answers to each of B prompts."""
-    server.check_room(len(rows) * body.n)
-    limits = [server.limit(ids, wanted) for ids in rows]
-    try:
-        sampling = [body.sampling(number, logprobs) for number in range(body.n)]
-        neurons = await asyncio.gather(*(_neuron(server, ids, base) for ids in rows))
-    except Exception as error:
-        raise api_error(error) from error
+) -> list[GenerationRequest]:
+    """n answers to each of B prompts."""
+    chat = isinstance(body, Chat)
+    param = "messages" if chat else "prompt"
+    limits = [server.max_tokens(ids, max_tokens, param) for ids in rows]
+    sampling = [body.sampling(number, logprobs) for number in range(body.n)]
+    base = server.is_base(body.model)
+    neurons = await asyncio.gather(*(_neuron(server, ids, base) for ids in rows))
     server.metrics.tokens.labels("prompt").inc(sum(map(len, rows)))
     return [
-        Asked(ids, neuron, limit, each, tuple(body.stop), body.stream, isinstance(body, Chat))
+        GenerationRequest(ids, neuron, limit, each, tuple(body.stop), chat)
         for ids, neuron, limit in zip(rows, neurons, limits, strict=True)
         for each in sampling
     ]
 
 
 async def _neuron(server: Server, ids: list[int], base: bool) -> Any:
-    counts = server.metrics.answers
+    counts = server.metrics.prompts
     if base:
         counts.labels("base").inc()
         return None
-    routed = await server.routes.route(server.text_of(ids))
+    routed = await server.routing.route(server.text_of(ids))
     counts.labels("left_alone" if routed.neuron is None else "edited").inc()
     return routed.neuron
 
@@ -99,84 +100,126 @@ async def _neuron(server: Server, ids: list[int], base: bool) -> Any:
 
 
 async def _respond(
-    server: Server, body: Chat | Prompt, asked: Sequence[Asked], shape: _Shape
+    server: Server,
+    body: Chat | Prompt,
+    prompts: int,
+    client: Request,
+    make_requests: Callable[[], Any],
+    format_of: type[Format],
 ) -> Response:
-    if not body.stream:
-        whole = await asyncio.gather(*(_whole(server, each) for each in asked))
-        choices = [shape.choice(row, answer) for row, answer in enumerate(whole)]
-        return JSONResponse(
-            shape.frame(choices, usage=_usage(asked, body.n, [len(a.tokens) for a in whole]))
-        )
-    wants_usage = body.stream_options is not None and body.stream_options.include_usage
-    events = _events(server, asked, shape, body.n, wants_usage)
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    """The answers to a number of prompts, whole or in parts."""
+    server.is_base(body.model)
+    free = server.reserve(prompts * body.n)
+    streamed = False
+    try:
+        requests: list[GenerationRequest] = await make_requests()
+        form = format_of(server, body)
+        if not body.stream:
+            answers = await _while_there(client, [_whole(server, each) for each in requests])
+            choices = [form.choice(row, answer) for row, answer in enumerate(answers)]
+            usage = _usage(requests, body.n, [answer.count for answer in answers])
+            return JSONResponse(form.frame(choices, usage))
+        wants_usage = body.stream_options is not None and body.stream_options.include_usage
+        events = _events(server, requests, form, body.n, wants_usage)
+        streamed = True
+        return _Stream(events, free)
+    except Exception as error:
+        raise api_error(error) from error
+    finally:
+        if not streamed:
+            free()
 
 
-@dataclass
-class _Answer:
-    """A whole answer."""
+class _Stream(StreamingResponse):
+    """Server-sent events; at their end, or when the client goes, the room is free again."""
 
-    text: str = ""
-    tokens: list[TokenLogprob] = field(default_factory=list)
-    finish: str | None = None
+    def __init__(self, events: AsyncIterator[str], free: Callable[[], None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._free = free
 
-    def add(self, piece: Piece) -> None:
-        self.text += piece.text
-        self.tokens += piece.tokens
-        self.finish = piece.finish
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._free()
 
 
-async def _whole(server: Server, asked: Asked) -> _Answer:
-    answer = _Answer()
-    async with aclosing(_counted(server, asked)) as pieces:
-        async for piece in pieces:
-            answer.add(piece)
+async def _while_there(client: Request, answers: Sequence[Any]) -> list[Answer]:
+    """What all of `answers` give; none goes on once one fails or the client is gone."""
+
+    async def gone() -> None:
+        while not await client.is_disconnected():
+            await asyncio.sleep(_LOOK)
+
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
+    whole: asyncio.Future[list[Answer]] = asyncio.gather(*tasks)
+    leaving = asyncio.create_task(gone())
+    try:
+        both: set[asyncio.Future[Any]] = {whole, leaving}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not whole.done():
+            raise ApiError(499, "the client is gone")
+        return await whole
+    finally:
+        for task in (*tasks, leaving):
+            task.cancel()
+
+
+async def _whole(server: Server, request: GenerationRequest) -> Answer:
+    answer = Answer()
+    async with aclosing(_counted(server, request)) as deltas:
+        async for delta in deltas:
+            answer.add(delta)
     return answer
 
 
-async def _counted(server: Server, asked: Asked) -> AsyncGenerator[Piece]:
+async def _counted(server: Server, request: GenerationRequest) -> AsyncGenerator[Delta]:
     start, first = time.perf_counter(), True
-    async with aclosing(server.engine.answer(asked)) as pieces:
-        async for piece in pieces:
+    async with aclosing(server.engine.answer(request)) as deltas:
+        async for delta in deltas:
             if first:
                 server.metrics.first.observe(time.perf_counter() - start)
                 first = False
-            server.metrics.tokens.labels("answer").inc(len(piece.tokens))
-            yield piece
+            server.metrics.tokens.labels("answer").inc(delta.count)
+            yield delta
 
 
 async def _events(
-    server: Server, asked: Sequence[Asked], shape: _Shape, each: int, wants_usage: bool
+    server: Server,
+    requests: Sequence[GenerationRequest],
+    form: Format,
+    each: int,
+    wants_usage: bool,
 ) -> AsyncIterator[str]:
-    """Server-sent events of the answers, as their pieces come."""
-    pieces: asyncio.Queue[tuple[int, Piece | BaseException]] = asyncio.Queue()
+    """Server-sent events of the answers, as their parts come."""
+    deltas: asyncio.Queue[tuple[int, Delta | BaseException]] = asyncio.Queue()
 
     async def follow(row: int) -> None:
         try:
-            async with aclosing(_counted(server, asked[row])) as found:
-                async for piece in found:
-                    pieces.put_nowait((row, piece))
+            async with aclosing(_counted(server, requests[row])) as parts:
+                async for part in parts:
+                    deltas.put_nowait((row, part))
         except Exception as error:
-            pieces.put_nowait((row, error))
+            deltas.put_nowait((row, error))
 
-    tasks = [asyncio.create_task(follow(row)) for row in range(len(asked))]
-    counts = [0] * len(asked)
+    tasks = [asyncio.create_task(follow(row)) for row in range(len(requests))]
+    counts = [0] * len(requests)
     try:
-        for start in shape.starts(len(asked)):
-            yield _event(shape.frame([start]))
-        open_answers = len(asked)
+        for start in form.starts(len(requests)):
+            yield _event(form.frame([start]))
+        open_answers = len(requests)
         while open_answers:
-            row, piece = await pieces.get()
-            if isinstance(piece, BaseException):
-                yield _event(api_error(piece).body)
+            row, delta = await deltas.get()
+            if isinstance(delta, BaseException):
+                yield _event(api_error(delta).body)
                 return
-            counts[row] += len(piece.tokens)
-            open_answers -= piece.finish is not None
-            if piece.text or piece.finish or asked[row].sampling.logprobs is not None:
-                yield _event(shape.frame([shape.delta(row, piece)]))
+            counts[row] += delta.count
+            open_answers -= delta.finish is not None
+            if delta.text or delta.finish or requests[row].sampling.logprobs is not None:
+                yield _event(form.frame([form.delta(row, delta)]))
         if wants_usage:
-            yield _event(shape.frame([], usage=_usage(asked, each, counts)))
+            yield _event(form.frame([], _usage(requests, each, counts)))
         yield "data: [DONE]\n\n"
     finally:
         for task in tasks:
@@ -184,106 +227,13 @@ async def _events(
 
 
 def _event(data: Part) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data)}\n\n"  # ASCII: U+2028 would end a line for some clients
 
 
-def _usage(asked: Sequence[Asked], each: int, written: Sequence[int]) -> dict[str, int]:
+def _usage(
+    requests: Sequence[GenerationRequest], each: int, written: Sequence[int]
+) -> dict[str, int]:
     """Tokens; a prompt with several answers counts once."""
-    read = sum(len(one.ids) for one in asked[::each])
+    read = sum(len(request.ids) for request in requests[::each])
     total = sum(written)
     return {"prompt_tokens": read, "completion_tokens": total, "total_tokens": read + total}
-
-
-# ---------------------------------------------------------------------- shapes
-
-
-class _Shape:
-    """How answers look, whole and in pieces."""
-
-    prefix, whole, piece = "", "", ""
-
-    def __init__(self, server: Server, body: Chat | Prompt) -> None:
-        name = server.base_name if server.is_base(body.model) else server.name
-        self._decode: Callable[[int], str] = lambda token: server.model._tokenizer.decode([token])
-        kind = self.piece if body.stream else self.whole
-        self._frame = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
-            "object": kind,
-            "created": int(time.time()),
-            "model": name,
-        }
-
-    def frame(self, choices: list[Part], usage: Part | None = None) -> Part:
-        """The whole object around choices."""
-        return {**self._frame, "choices": choices, **({"usage": usage} if usage else {})}
-
-    def starts(self, count: int) -> list[Part]:
-        """What comes before the first pieces."""
-        return []
-
-    def choice(self, row: int, answer: _Answer) -> Part:
-        """A whole answer."""
-        raise NotImplementedError
-
-    def delta(self, row: int, piece: Piece) -> Part:
-        """A piece of an answer."""
-        raise NotImplementedError
-
-
-class _ChatShape(_Shape):
-    prefix, whole, piece = "chatcmpl", "chat.completion", "chat.completion.chunk"
-
-    def __init__(self, server: Server, body: Chat) -> None:
-        super().__init__(server, body)
-        self._logprobs = body.top is not None
-
-    def starts(self, count: int) -> list[Part]:
-        start = {"role": "assistant", "content": ""}
-        return [{"index": row, "delta": start, "finish_reason": None} for row in range(count)]
-
-    def choice(self, row: int, answer: _Answer) -> Part:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        return self._finished(row, {"message": message}, answer)
-
-    def delta(self, row: int, piece: Piece) -> Part:
-        return self._finished(row, {"delta": {"content": piece.text} if piece.text else {}}, piece)
-
-    def _finished(self, row: int, content: Part, part: _Answer | Piece) -> Part:
-        logprobs = {"content": [self._logprob(t) for t in part.tokens]} if self._logprobs else None
-        return {"index": row, **content, "logprobs": logprobs, "finish_reason": part.finish}
-
-    def _logprob(self, token: TokenLogprob) -> Part:
-        top = [self._named(*each) for each in token.top]
-        return {**self._named(token.token, token.logprob), "top_logprobs": top}
-
-    def _named(self, token: int, logprob: float) -> Part:
-        text = self._decode(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-
-class _TextShape(_Shape):
-    prefix, whole, piece = "cmpl", "text_completion", "text_completion"
-
-    def __init__(self, server: Server, body: Prompt) -> None:
-        super().__init__(server, body)
-        self._logprobs = body.logprobs is not None
-
-    def choice(self, row: int, answer: _Answer) -> Part:
-        return self._of(row, answer)
-
-    def delta(self, row: int, piece: Piece) -> Part:
-        return self._of(row, piece)
-
-    def _of(self, row: int, part: _Answer | Piece) -> Part:
-        logprobs = self._listed(part.tokens) if self._logprobs else None
-        return {"index": row, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish}
-
-    def _listed(self, tokens: Sequence[TokenLogprob]) -> Part:
-        texts = [self._decode(token.token) for token in tokens]
-        starts = [sum(map(len, texts[:n])) for n in range(len(texts))]
-        return {
-            "tokens": texts,
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._decode(i): p for i, p in token.top} for token in tokens],
-            "text_offset": starts,
-        }

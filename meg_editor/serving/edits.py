@@ -7,14 +7,15 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Response
 
+from meg_editor.edits.change import Change
 from meg_editor.edits.edit import Edit
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.routing.routing import RoutedQuery
-from meg_editor.serving.bodies import MOST_EDITS, Explained, NewEdits, NewTarget, Steps
+from meg_editor.serving.bodies import MAX_EDITS, NewEdits, NewTarget, RouteQuery, Undo
+from meg_editor.serving.edit_store import as_change, as_edits, edit_by_id
 from meg_editor.serving.errors import ApiError, api_error
-from meg_editor.serving.keeper import as_change, as_edits, found
 from meg_editor.serving.server import Server
 
 Part = dict[str, Any]
@@ -27,14 +28,14 @@ def edit_routes(server: Server) -> APIRouter:
 
     async def change(what: Callable[[MeGModel], Result]) -> Result:
         try:
-            return await server.keeper.change(what)
+            return await server.store.change(what)
         except Exception as error:
             raise api_error(error) from error
 
     @router.get("/edits")
     async def edits(
         search: Annotated[str, Query(max_length=1000)] = "",
-        limit: Annotated[int, Query(ge=1, le=MOST_EDITS)] = 50,
+        limit: Annotated[int, Query(ge=1, le=MAX_EDITS)] = 50,
         after: str | None = None,
     ) -> Part:
         fits = _matching(server.model.edits[::-1], search)  # the latest first
@@ -46,17 +47,19 @@ def edit_routes(server: Server) -> APIRouter:
         return {"object": "list", "data": as_edits(shown), "total": len(fits), "has_more": more}
 
     @router.post("/edits", status_code=201)
-    async def add(body: NewEdits) -> Part:
-        if len(body.edits) > MOST_EDITS:
+    async def add(body: NewEdits, response: Response) -> Part:
+        if len(body.edits) > MAX_EDITS:
             raise ApiError(
                 400,
-                f"expected at most {MOST_EDITS} edits in one request, got {len(body.edits)}: send "
+                f"expected at most {MAX_EDITS} edits in one request, got {len(body.edits)}: send "
                 "them in parts, or add them by `meg-editor add`",
                 param="edits",
                 code="too_many_edits",
             )
         requests = [edit.request for edit in body.edits]
         done = await change(lambda model: model.add(requests, on_conflict=body.on_conflict))
+        if not done.added.edits:  # in force already
+            response.status_code = 200
         return as_change(done)
 
     @router.get("/edits/history")
@@ -65,32 +68,34 @@ def edit_routes(server: Server) -> APIRouter:
         return {"object": "list", "data": changes}
 
     @router.post("/edits/undo")
-    async def undo(body: Steps) -> Part:
+    async def undo(body: Undo) -> Part:
         taken = await change(lambda model: model.undo(body.steps))
         return {"object": "list", "data": [as_change(each) for each in taken]}
 
     @router.get("/edits/{identity}")
     async def edit(identity: str) -> Part:
-        return as_edits([found(server.model, identity)])[0]
+        return as_edits([edit_by_id(server.model, identity)])[0]
 
     @router.patch("/edits/{identity}")
     async def patch(identity: str, body: NewTarget) -> Part:
-        former = found(server.model, identity)
-        request = {
-            "prompt": former.prompt,
-            "target_new": body.target_new,
-            "subject": former.subject,
-        }
-        return as_change(await change(lambda model: model.replace([request])))
+        def replace(model: MeGModel) -> Change:
+            former = edit_by_id(model, identity)
+            request = {"prompt": former.prompt, "subject": former.subject}
+            return model.replace([{**request, "target_new": body.target_new}])
+
+        return as_change(await change(replace))
 
     @router.delete("/edits/{identity}")
     async def delete(identity: str) -> Part:
-        found(server.model, identity)
-        return as_change(await change(lambda model: model.remove(identity)))
+        def remove(model: MeGModel) -> Change:
+            edit_by_id(model, identity)
+            return model.remove(identity)
+
+        return as_change(await change(remove))
 
     @router.get("/edits/{identity}/check")
     async def check(identity: str) -> Part:
-        answers = await server.keeper.check(found(server.model, identity))
+        answers = await server.store.check(edit_by_id(server.model, identity))
         right = sum(answer["right"] for answer in answers)
         return {
             "object": "check",
@@ -101,30 +106,32 @@ def edit_routes(server: Server) -> APIRouter:
         }
 
     @router.post("/route")
-    async def route(body: Explained) -> Part:
+    async def route(body: RouteQuery) -> Part:
         if body.messages is not None:
-            text = server.text_of(await server.chat_ids(body.messages))
+            ids, param = await server.chat_ids(body.messages), "messages"
         else:
-            text = server.text_of(await server.prompt_ids(body.prompt or ""))
+            ids, param = await server.prompt_ids(body.prompt or ""), "prompt"
+        server.max_tokens(ids, None, param)
+        text = server.text_of(ids)
         return await asyncio.to_thread(_explained, server.model, text)
 
     @router.get("/routing")
     async def routing() -> Part:
-        return server.routes.histogram()
+        return server.routing.histogram()
 
     return router
 
 
 def _matching(edits: tuple[Edit, ...], search: str) -> list[Edit]:
-    wanted = search.casefold().split()
-    if not wanted:
+    words = search.casefold().split()
+    if not words:
         return list(edits)
 
     def text(edit: Edit) -> str:
         parts = (edit.prompt, edit.target_new, edit.subject or "", edit.id)
         return "\n".join(parts).casefold()
 
-    return [edit for edit in edits if all(word in text(edit) for word in wanted)]
+    return [edit for edit in edits if all(word in text(edit) for word in words)]
 
 
 def _explained(model: MeGModel, text: str) -> Part:

@@ -4,60 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.paged import PagedManager
 from meg_editor.lm.sampling import Chooser, Sampling, TokenLogprob
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.errors import api_error
 from meg_editor.serving.texts import Detokenizer, Stops
 
-_WATCH = 1.0  # seconds without a token after which the engine is looked at
-_RESTART = 30.0  # seconds for an engine that failed to come to its end
+_WATCH = 1.0  # seconds after which the engine is looked at
+_STOPPING = 30.0  # seconds for an engine to come to its end
+_ATTEMPTS = 5  # at one answer
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """One answer that is asked for.
 
     Attributes:
         ids: T token ids of the prompt.
         neuron: (P,) of the edit asked for; None: the unedited model answers.
-        limit: most tokens of the answer.
+        max_tokens: of the answer.
         stops: strings before which it ends.
-        streamed: whether it is wanted piece by piece, rather than whole.
         stripped: without blanks at its beginning, as chats have it.
     """
 
     ids: Sequence[int]
     neuron: Tensor | None
-    limit: int
+    max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
-    streamed: bool = False
     stripped: bool = False
 
 
 @dataclass(frozen=True)
-class Piece:
+class Delta:
     """A part of an answer.
 
     Attributes:
         text: what it adds.
-        tokens: those behind it, or behind text that is held back.
+        tokens: those behind it, or behind text that is held back; not the one that ends the answer.
+        count: of new tokens, with that one.
         finish: "stop" or "length" at the end; None before.
     """
 
     text: str
     tokens: list[TokenLogprob] = field(default_factory=list)
+    count: int = 0
     finish: str | None = None
 
 
@@ -65,11 +64,67 @@ class EngineError(RuntimeError):
     """The engine came to its end while a request was under way."""
 
 
+class Suspects:
+    """Requests which were under way when a step failed.
+
+    They are tried again one at a time, and no other request begins, until the one that is tried
+    has done a step; so the one which makes steps fail does so alone.
+    """
+
+    def __init__(self) -> None:
+        self._calm = asyncio.Event()
+        self._calm.set()
+        self._one, self._count = asyncio.Lock(), 0
+
+    async def none(self) -> None:
+        """Wait until there is none."""
+        await self._calm.wait()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Suspicion]:
+        """Within the block, until `cleared`, no other suspect is tried and nobody begins."""
+        self._count += 1
+        self._calm.clear()
+        suspicion = Suspicion(self)
+        try:
+            await self._one.acquire()
+            suspicion.holds = True
+            yield suspicion
+        finally:
+            suspicion.cleared()
+
+    def _leave(self, holds: bool) -> None:
+        if holds:
+            self._one.release()
+        self._count -= 1
+        if not self._count:
+            self._calm.set()
+
+
+class Suspicion:
+    """That one request makes steps fail."""
+
+    def __init__(self, suspects: Suspects) -> None:
+        self._suspects: Suspects | None = suspects
+        self.holds = False
+
+    @property
+    def stands(self) -> bool:
+        """Whether it was not cleared."""
+        return self._suspects is not None
+
+    def cleared(self) -> None:
+        """The request did a step, or is over."""
+        if self._suspects is not None:
+            suspects, self._suspects = self._suspects, None
+            suspects._leave(self.holds)
+
+
 class Engine:
     """Answers requests together, each as if it were alone.
 
-    Where a step fails (out of memory …), the engine starts anew. The requests which were under way
-    go on from their last token, one at a time, so that only the one which makes it fail is lost.
+    Where a step fails (out of memory …), the engine starts anew, and the requests which were under
+    way go on from their last token; only the one which makes it fail is lost.
 
     Args:
         model: its base answers; a request names its neuron.
@@ -80,10 +135,8 @@ class Engine:
         self._ends = _end_tokens(model)
         self._manager = self._new_manager()
         self._numbers = itertools.count()
-        self._calm = asyncio.Event()  # no request is suspected of making the engine fail
-        self._calm.set()
-        self._suspects = 0
-        self._one_suspect, self._reviving = asyncio.Lock(), asyncio.Lock()
+        self._suspects, self._reviving = Suspects(), asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
         self.running = 0
 
     @property
@@ -96,41 +149,46 @@ class Engine:
         return min(number for number in (cache, context) if number)
 
     def start(self) -> None:
-        """Start the thread that answers."""
+        """Start the thread that answers, and the task that looks after it."""
         self._manager.start()
+        self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Finish what is under way, and stop."""
-        await asyncio.to_thread(self._manager.stop, timeout=_RESTART)
+        if self._watching is not None:
+            self._watching.cancel()
+        await asyncio.to_thread(self._manager.stop, timeout=_STOPPING)
 
     def is_alive(self) -> bool:
         """Whether requests are answered."""
         return self._manager.is_running()
 
-    async def answer(self, asked: Asked) -> AsyncGenerator[Piece]:
-        """The answer, piece by piece; the last one says why it ends.
+    async def answer(self, request: GenerationRequest) -> AsyncGenerator[Delta]:
+        """The answer, part by part; the last one says why it ends.
 
         Raises:
             ApiError: it cannot be given.
         """
-        detokenizer, stops = Detokenizer(self._model._tokenizer), Stops(asked.stops)
-        count, begun = 0, not asked.stripped
+        detokenizer, stops = Detokenizer(self._model._tokenizer), Stops(request.stops)
+        count, begun = 0, not request.stripped
         self.running += 1
         try:
-            async with aclosing(self._tokens(asked)) as tokens:
+            async with aclosing(self._tokens(request)) as tokens:
                 async for new, over in tokens:
                     count += len(new)
+                    seen = [each for each in new if each.token not in self._ends]
                     text = stops.push(detokenizer.push([each.token for each in new]))
+                    if over and not stops.found:
+                        text += stops.push(detokenizer.rest())
                     finish = None
                     if stops.found:
                         finish = "stop"
                     elif over:
-                        ended = new and new[-1].token in self._ends
-                        finish = "stop" if ended or count < asked.limit else "length"
                         text += stops.rest()
+                        finish = "length" if len(seen) == len(new) else "stop"
                     text = text if begun else text.lstrip()
                     begun = begun or bool(text)
-                    yield Piece(text, new, finish)
+                    yield Delta(text, seen, len(new), finish)
                     if finish:
                         return
         finally:
@@ -138,51 +196,55 @@ class Engine:
 
     # ------------------------------------------------------------------ tokens
 
-    async def _tokens(self, asked: Asked) -> AsyncGenerator[tuple[list[TokenLogprob], bool]]:
+    async def _tokens(
+        self, request: GenerationRequest
+    ) -> AsyncGenerator[tuple[list[TokenLogprob], bool]]:
         """Tokens as they come, and whether they are the last."""
-        chooser = asked.sampling.chooser()
+        chooser = request.sampling.chooser()
         written: list[int] = []
-        try:
-            await self._calm.wait()
-            async with aclosing(self._attempt(asked, chooser)) as attempt:
+        await self._suspects.none()
+        with suppress(EngineError):
+            async with aclosing(self._attempt(request, chooser)) as attempt:
                 async for new, over in attempt:
                     written += [each.token for each in new]
                     yield new, over
             return
-        except EngineError:
-            pass
-        self._suspects += 1
-        self._calm.clear()
-        try:
-            async with self._one_suspect:
+        for _ in range(_ATTEMPTS):
+            async with self._suspects.alone() as suspicion:
                 await self._revive()
-                rest = replace(asked, ids=[*asked.ids, *written], limit=asked.limit - len(written))
-                async with aclosing(self._attempt(rest, chooser)) as attempt:
-                    async for new, over in attempt:
-                        yield new, over
-        except EngineError as error:
-            await self._revive()
-            raise api_error(error.__cause__ or error) from error
-        finally:
-            self._suspects -= 1
-            if not self._suspects:
-                self._calm.set()
+                rest = replace(
+                    request,
+                    ids=[*request.ids, *written],
+                    max_tokens=request.max_tokens - len(written),
+                )
+                try:
+                    async with aclosing(self._attempt(rest, chooser)) as attempt:
+                        async for new, over in attempt:
+                            suspicion.cleared()
+                            written += [each.token for each in new]
+                            yield new, over
+                    return
+                except EngineError as error:
+                    cause: BaseException = error.__cause__ or error
+                    if suspicion.stands:  # it was alone
+                        break
+        raise api_error(cause) from cause
 
     async def _attempt(
-        self, asked: Asked, chooser: Chooser | None
+        self, request: GenerationRequest, chooser: Chooser | None
     ) -> AsyncGenerator[tuple[list[TokenLogprob], bool]]:
         manager, name = self._manager, f"answer-{next(self._numbers)}"
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         manager.register_result_handler(name, outputs.put_nowait)
-        given, over = 0, False
+        count, chosen, over = 0, 0, False
         try:
             accepted = manager.add_request(
-                list(asked.ids),
+                list(request.ids),
                 name,
-                asked.limit,
-                streaming=asked.streamed or bool(asked.stops),
+                request.max_tokens,
+                streaming=True,
                 eos_token_id=self._ends,
-                neuron=asked.neuron,
+                neuron=request.neuron,
                 chooser=chooser,
             )
             if accepted is None:
@@ -193,10 +255,13 @@ class Engine:
                     over = True
                     raise EngineError(output.error) from self._cause(manager)
                 over = output.is_finished()
-                tokens = output.generated_tokens[given:]
-                chosen = output.chosen[given:] if chooser else []
-                given += len(tokens)
-                yield chosen or [TokenLogprob(token, 0.0) for token in tokens], over
+                tokens = output.generated_tokens[count:]
+                count += len(tokens)
+                if chooser is None:
+                    yield [TokenLogprob(token) for token in tokens], over
+                else:
+                    chosen += len(tokens)
+                    yield output.chosen[chosen - len(tokens) : chosen], over
         finally:
             if not over:
                 manager.cancel_request(name)
@@ -204,18 +269,26 @@ class Engine:
     async def _next(self, manager: PagedManager, outputs: asyncio.Queue[Any]) -> Any:
         while True:
             with suppress(TimeoutError):
-                return await asyncio.wait_for(outputs.get(), _WATCH)
+                async with asyncio.timeout(_WATCH):
+                    return await outputs.get()
             if not manager.is_running() and outputs.empty():
                 raise EngineError("the engine stopped") from self._cause(manager)
 
     # ------------------------------------------------------------------ the manager
 
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH)
+            if not self.is_alive():
+                await self._revive()
+
     async def _revive(self) -> None:
         async with self._reviving:
             former = self._manager
-            if former.background_thread_status.can_accept_new_requests() is None:
+            accepts = former.background_thread_status.can_accept_new_requests() is None
+            if accepts and former.is_running():
                 return
-            await asyncio.to_thread(former.stop, timeout=_RESTART)
+            await asyncio.to_thread(former.stop, timeout=_STOPPING)
             self._manager = self._new_manager()
             self._manager.start()
 
@@ -223,56 +296,11 @@ class Engine:
         greedy: Any = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, eos_token_id=self._ends, pad_token_id=0
         )
-        return PagedManager(self._model.base, self._model.hook, greedy)
+        return PagedManager(self._model.base, self._model.hook, greedy, keeps_results=False)
 
     @staticmethod
     def _cause(manager: PagedManager) -> BaseException | None:
         return manager.background_thread_status.fatal_error
-
-
-@torch.no_grad()
-def check_batching(model: MeGModel) -> None:
-    """Check that transformers' continuous batching answers as the model does alone.
-
-    Raises:
-        ValueError: it does not, for this architecture (recurrent layers, latent attention …).
-    """
-    prompts = [[token + n for token in range(3, 9 + n)] for n in range(3)]
-    plain = {"do_sample": False, "pad_token_id": 0, "eos_token_id": -1, "max_new_tokens": 4}
-    expected = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt], device=model.base.device)
-        with nothing_in_effect():
-            out = model.base.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **plain)
-        expected.append(out[0, len(prompt) :].tolist())
-    try:
-        options: Any = GenerationConfig(**plain)  # type: ignore[no-untyped-call]
-        found = PagedManager(model.base, model.hook, options)
-        found.start()
-        for n, prompt in enumerate(prompts):
-            found.add_request(prompt, str(n), max_new_tokens=4, eos_token_id=-1)
-        outputs = [found.get_result(timeout=_RESTART) for _ in prompts]
-        shared = found.shares_model
-        found.stop(hard_stop=True)
-        answers = {output.request_id: output.generated_tokens for output in outputs if output}
-    except Exception:
-        answers, shared = {}, True
-    same = sum(
-        token == other
-        for n, tokens in enumerate(expected)
-        for token, other in zip(tokens, answers.get(str(n), []), strict=False)
-    )
-    if same < 6:  # of 12: in half precision a tie may fall otherwise
-        kind = type(model.base).__name__
-        raise ValueError(
-            f"transformers' continuous batching does not answer as {kind} does alone: this model "
-            "cannot be served; use it from Python"
-        )
-    if not shared:
-        raise ValueError(
-            "continuous batching replaces this model's attention, so that edits cannot be learned "
-            "beside it: load it with attn_implementation='sdpa', by transformers 5.20 or later"
-        )
 
 
 def _end_tokens(model: MeGModel) -> list[int]:

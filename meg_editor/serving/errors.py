@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from meg_editor.edits.conflicts import ConflictError, UnknownEditError
 from meg_editor.model.appending import OtherWriterError
+from meg_editor.requests.request import RequestError
 
 _LOG = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -80,7 +81,7 @@ def api_error(error: BaseException) -> ApiError:
         if error.errno in _FULL:
             return ApiError(507, "the disk is full: nothing was changed", code="disk_full")
         return ApiError(503, "the folder cannot be written: nothing was changed", code="not_saved")
-    if isinstance(error, ValueError | FloatingPointError):
+    if isinstance(error, RequestError | FloatingPointError):
         return ApiError(400, str(error))
     _LOG.error("unforeseen", exc_info=error)
     return ApiError(500, "an error which nobody foresaw; the server's log says which")

@@ -41,9 +41,9 @@ class Metrics:
         self.tokens = Counter(
             "meg_editor_tokens", "Tokens read and written", ("kind",), registry=registry
         )
-        self.answers = Counter(
-            "meg_editor_answers",
-            "Answers: edited, left_alone, or of the base model",
+        self.prompts = Counter(
+            "meg_editor_prompts",
+            "Prompts: edited, left_alone, or asked of the base model",
             ("by",),
             registry=registry,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.model.cache_routing import prompt_texts
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.bodies import Message
+from meg_editor.serving.edit_store import EditStore
 from meg_editor.serving.engine import Engine
 from meg_editor.serving.errors import ApiError
-from meg_editor.serving.keeper import Keeper
 from meg_editor.serving.keys import Keys
 from meg_editor.serving.limits import RateLimit
 from meg_editor.serving.metrics import Metrics
-from meg_editor.serving.routes import Routes
+from meg_editor.serving.routing_queue import RoutingQueue
 
 _LONG = 20_000  # characters, beyond which a text is tokenised in a thread
 
@@ -60,22 +61,23 @@ class Server:
     def __post_init__(self) -> None:
         self.name = self.folder.resolve().name
         self.started = time.time()
-        self.routes = Routes(self.model)
-        self.keeper = Keeper(self.model, self.folder)
+        self.routing = RoutingQueue(self.model)
+        self.store = EditStore(self.model, self.folder)
         self.rate = RateLimit(self.limits.per_minute)
+        self.answers = 0  # under way, or about to be
         self.engine: Engine  # made where there is an event loop
 
     def start(self) -> None:
         """Start answering, within an event loop."""
         self.engine = Engine(self.model)
         self.engine.start()
-        self.routes.start()
+        self.routing.start()
 
     async def close(self) -> None:
         """Finish what is under way."""
         await self.engine.close()
-        await self.routes.close()
-        await self.keeper.close()
+        await self.routing.close()
+        await self.store.close()
 
     # ------------------------------------------------------------------ requests
     # Checks are async since FastAPI has a thread run whatever is not.
@@ -100,15 +102,29 @@ class Server:
                 headers={"Retry-After": str(int(wait) + 1)},
             )
 
-    def check_room(self, answers: int) -> None:
-        """Raises ApiError 429 where so many more answers at once are too many."""
-        if self.engine.running + answers > self.limits.answers:
+    def reserve(self, answers: int) -> Callable[[], None]:
+        """Room for so many answers; gives what frees it again, once.
+
+        Raises:
+            ApiError: 429 where they are too many now; 400 where they always are.
+        """
+        limit = self.limits.answers
+        if answers > limit:
+            raise ApiError(400, f"expected at most {limit} answers at once, got {answers}")
+        if self.answers + answers > limit:
             raise ApiError(
                 429,
-                f"{self.engine.running} answers are under way, of at most {self.limits.answers}",
+                f"{self.answers} answers are under way, of at most {limit}",
                 code="too_many_requests",
                 headers={"Retry-After": "1"},
             )
+        self.answers += answers
+        reserved = [answers]
+
+        def free() -> None:
+            self.answers -= reserved.pop() if reserved else 0
+
+        return free
 
     def is_base(self, model: str | None) -> bool:
         """Whether a request names the unedited model.
@@ -170,23 +186,23 @@ class Server:
         """The text of a prompt, as the router reads it."""
         return prompt_texts(self.model._tokenizer, torch.tensor([ids]), None)[0]
 
-    def limit(self, ids: list[int], wanted: int | None) -> int:
-        """Most tokens of the answer to a prompt.
+    def max_tokens(self, ids: list[int], asked: int | None, param: str) -> int:
+        """Most tokens of the answer to a prompt, where so many or None are asked for.
 
         Raises:
             ApiError: 400, prompt and answer are longer than the model's context.
         """
         capacity = self.engine.capacity
         room = capacity - len(ids)
-        if room < max(wanted or 1, 1):
-            asked = f" and {wanted} tokens of answer" if wanted else ""
+        if room < (asked or 1):
+            answer = f" and {asked} of answer" if asked else ""
             raise ApiError(
                 400,
-                f"expected at most {capacity} tokens, got {len(ids)} of prompt{asked}",
-                param="messages",
+                f"expected at most {capacity} tokens, got {len(ids)} of prompt{answer}",
+                param=param,
                 code="context_length_exceeded",
             )
-        return min(room, wanted or self.limits.answer_tokens)
+        return min(room, asked or self.limits.answer_tokens)
 
     def _chat_ids(self, messages: list[Message]) -> list[int]:
         tokenizer, turns = self.model._tokenizer, [message.turn for message in messages]

@@ -39,6 +39,13 @@ class Detokenizer:
         self._start, self._given = self._given, len(self._ids)
         return text[len(before) :]
 
+    def rest(self) -> str:
+        """What was held back, at the end of the answer: half a letter is shown as such."""
+        before = self._decoded(self._ids[self._start : self._given])
+        text = self._decoded(self._ids[self._start :])
+        self._start = self._given = len(self._ids)
+        return text[len(before) :]
+
     def _decoded(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -58,7 +65,7 @@ class Stops:
         self.found = False
 
     def push(self, text: str) -> str:
-        """What of the text so far can be given out."""
+        """What can be given out now, of this text and what was held back."""
         text = self._held + text
         places = [place for string in self._strings if (place := text.find(string)) >= 0]
         if places:

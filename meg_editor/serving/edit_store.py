@@ -20,7 +20,7 @@ from meg_editor.serving.errors import ApiError
 Result = TypeVar("Result")
 
 
-class Keeper:
+class EditStore:
     """Changes and checks of a model's edits, in a thread of its own, beside the answers.
 
     Args:
@@ -40,8 +40,16 @@ class Keeper:
 
         Raises:
             What `what` raises, or OSError; nothing is changed then, in memory or on the disk.
+            ApiError: the server stops meanwhile; the change may be made all the same.
         """
-        return await self._run(lambda: self._changed(what))
+        try:
+            return await self._run(lambda: self._changed(what))
+        except asyncio.CancelledError:
+            raise ApiError(
+                503,
+                "the server stops: whether the change was made shows in the list of edits",
+                code="outcome_unknown",
+            ) from None
 
     async def check(self, edit: Edit) -> list[dict[str, Any]]:
         """What the model answers to the edit's prompt, bare and in other forms."""
@@ -101,7 +109,7 @@ def _says(answer: str, edit: Edit) -> bool:
     return answer.casefold().startswith(edit.target_new.strip().casefold())
 
 
-def found(model: MeGModel, identity: str) -> Edit:
+def edit_by_id(model: MeGModel, identity: str) -> Edit:
     """The edit with this id.
 
     Raises:

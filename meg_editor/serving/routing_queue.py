@@ -12,8 +12,8 @@ from torch import Tensor
 
 from meg_editor.model.meg_model import MeGModel
 
-_TOGETHER = 32  # prompts
-_KEPT = 2000  # scores for the histogram
+_BATCH = 32  # prompts
+_LATEST = 2000  # scores of the histogram
 _BINS = 20
 
 
@@ -30,7 +30,7 @@ class Routed:
     score: float | None
 
 
-class Routes:
+class RoutingQueue:
     """Routes prompts as they come, by the edits in force when they are looked at."""
 
     def __init__(self, model: MeGModel) -> None:
@@ -38,7 +38,7 @@ class Routes:
         self._waiting: asyncio.Queue[tuple[str, asyncio.Future[Routed]]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "meg-editor-routing")
         self._worker: asyncio.Task[None] | None = None
-        self.latest: deque[tuple[float, bool]] = deque(maxlen=_KEPT)  # score, whether an edit
+        self.latest: deque[tuple[float, bool]] = deque(maxlen=_LATEST)  # score, whether an edit
 
     def start(self) -> None:
         """Start the task that routes."""
@@ -48,6 +48,8 @@ class Routes:
         """Stop; what waits is not routed any more."""
         if self._worker is not None:
             self._worker.cancel()
+        while not self._waiting.empty():
+            self._waiting.get_nowait()[1].cancel()
         self._thread.shutdown(wait=False)
 
     async def route(self, text: str) -> Routed:
@@ -64,7 +66,7 @@ class Routes:
         loop = asyncio.get_running_loop()
         while True:
             batch = [await self._waiting.get()]
-            while len(batch) < _TOGETHER and not self._waiting.empty():
+            while len(batch) < _BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
             batch = [each for each in batch if not each[1].done()]  # who asked may be gone
             if batch:
