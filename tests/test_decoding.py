@@ -67,7 +67,7 @@ class Judges:
         self.proposed += named
         return [[Proposal(edit, 1.0) for edit in edits] for edits in named]
 
-    def confirm(self, texts: list[str], edits: list[int]) -> list[bool]:
+    def confirm(self, texts: list[str], proposals: list[Proposal]) -> list[bool]:
         self.verified += texts
         return [text.endswith(self.ending) for text in texts]
 

@@ -99,7 +99,7 @@ class DecodingRouter(LogitsProcessor):
         subjects: finds the edits that a text names.
         propose: (scores (R, V) of the next token, edits named by each of R texts) -> for each the
             edits it may be about to state.
-        confirm: (texts, edits) -> whether each text is about to state the edit.
+        confirm: (texts, a proposal for each) -> whether each text is about to state the edit.
         logits: (tokens written since each of R edits came into effect, edits) -> (R, V) of the
             next token under the edit's neuron.
         decode: token ids -> text.
@@ -115,7 +115,7 @@ class DecodingRouter(LogitsProcessor):
         ...     def name(self, edit): return "France"
         >>> router = DecodingRouter(
         ...     torch.tensor([[1]]), ["Tell me about France."], [], France(),
-        ...     lambda scores, named: [[Proposal(0, 1.0)]], lambda texts, edits: [True],
+        ...     lambda scores, named: [[Proposal(0, 1.0)]], lambda texts, proposals: [True],
         ...     lambda rows, edits: torch.tensor([[0.0, 9.0]]), lambda ids: "Its capital is",
         ...     [EditRequest("The capital of France is", "Lima", "France")], lambda edit: 1)
         >>> router(torch.tensor([[1, 1]]), torch.zeros(1, 2)).argmax().item()
@@ -129,7 +129,7 @@ class DecodingRouter(LogitsProcessor):
         edited: Sequence[int],
         subjects: SubjectWords,
         propose: Callable[[Tensor, list[tuple[int, ...]]], list[list[Proposal]]],
-        confirm: Callable[[list[str], list[int]], list[bool]],
+        confirm: Callable[[list[str], list[Proposal]], list[bool]],
         logits: Callable[[list[list[int]], list[int]], Tensor],
         decode: Callable[[list[int]], str],
         edits: Sequence[EditRequest],
@@ -195,7 +195,7 @@ class DecodingRouter(LogitsProcessor):
         """Rows whose text is about to state an edit."""
         if not rows:
             return {}
-        pairs: list[tuple[int, int, str]] = []
+        pairs: list[tuple[int, Proposal, str]] = []
         proposals = self.propose(scores[rows], [texts[row].named for row in rows])
         for row, found in zip(rows, proposals, strict=True):
             if not found:
@@ -206,16 +206,16 @@ class DecodingRouter(LogitsProcessor):
                 if read is None or proposal.edit in texts[row].stated:
                     continue
                 if (_to_last_word(read), proposal.edit) not in self._refused:
-                    pairs.append((row, proposal.edit, read))
+                    pairs.append((row, proposal, read))
         if not pairs:
             return {}
-        sure = self.confirm([read for _, _, read in pairs], [edit for _, edit, _ in pairs])
+        sure = self.confirm([read for _, _, read in pairs], [found for _, found, _ in pairs])
         begun: dict[int, _InEffect] = {}
-        for (row, edit, read), yes in zip(pairs, sure, strict=True):
+        for (row, proposal, read), yes in zip(pairs, sure, strict=True):
             if yes:
-                begun.setdefault(row, _InEffect(edit, len(written[row])))
+                begun.setdefault(row, _InEffect(proposal.edit, len(written[row])))
             else:
-                self._refused.add((_to_last_word(read), edit))
+                self._refused.add((_to_last_word(read), proposal.edit))
         return begun
 
     def _edited_scores(

@@ -37,9 +37,11 @@ _MOST_NAMED = 32  # edits named by a text that are followed
 _FIRST_TOKENS = 16  # of the unedited LLM's answers to an edited prompt
 _COMMON = 32  # tokens of any text, which tell nothing
 _USUAL = 32  # phrasings which say how likely a token is in general
-_MAX_COMMON = 0.5  # probability of common tokens above which no answer is about to begin
+_MAX_COMMON = 0.5  # probability of these above which no answer is about to begin
+_MAX_SUBJECT = 0.5  # the same of the subject's name, as behind "The capital of"
 _MIN_SCORE = -4.5  # of a proposal, in nats
 _MIN_SURE = 0.5  # lowest probability of the verifier that a text is about to state an edit
+_MIN_BOTH = 1.0  # of its log odds and the proposal's score together
 _ROWS = 64  # prompts read at once
 
 
@@ -50,10 +52,12 @@ class FirstTokens:
     Attributes:
         former: (S,) of the unedited LLM's likely answers, those of any text left out.
         target: of the new answer.
+        subject: of the subject's name, in the midst of a text.
     """
 
     former: Tensor
     target: int
+    subject: int
 
 
 class WhileDecoding:
@@ -172,7 +176,8 @@ class WhileDecoding:
             telling[:, self._common.to(likely.device)] = -torch.inf
             former = telling.topk(min(_FIRST_TOKENS, telling.shape[1] // 4), dim=1).indices
             for edit, tokens in zip(new, former, strict=True):
-                found[edit] = self._read[edit] = FirstTokens(tokens, self._target(edit)[0])
+                read = FirstTokens(tokens, self._target(edit)[0], self._name_token(edit))
+                found[edit] = self._read[edit] = read
         return [tokens for edit in edits if (tokens := found[edit]) is not None]
 
     @torch.no_grad()
@@ -191,7 +196,9 @@ class WhileDecoding:
         where = torch.tensor(rows, device=likely.device)
         former = torch.stack([tokens.former.to(likely.device) for tokens in first])
         target = torch.tensor([tokens.target for tokens in first], device=likely.device)
-        other = likely[:, self._common.to(likely.device)].exp().sum(1)[where] > _MAX_COMMON
+        subject = torch.tensor([tokens.subject for tokens in first], device=likely.device)
+        common = likely[:, self._common.to(likely.device)].exp().sum(1)[where]
+        other = (common > _MAX_COMMON) | (likely[where, subject].exp() > _MAX_SUBJECT)
         begins = likely[where.unsqueeze(1), former].logsumexp(1)
         gain = likely[where, target] - self._usual.to(likely)[target]
         proposals: list[list[Proposal]] = [[] for _ in named]
@@ -201,13 +208,20 @@ class WhileDecoding:
                 proposals[row].append(Proposal(edit, score))
         return proposals
 
-    def _confirm(self, edition: Edition, texts: list[str], edits: list[int]) -> list[bool]:
-        facts = [fact_text(edition.edits[edit]) for edit in edits]
+    def _confirm(self, edition: Edition, texts: list[str], proposals: list[Proposal]) -> list[bool]:
+        """Whether the verifier agrees, and all the more surely the less the LLM speaks for it."""
         verifier = self.model.verifier
         if verifier is None:
             return [False] * len(texts)
+        facts = [fact_text(edition.edits[proposal.edit]) for proposal in proposals]
         sure = verifier.probability(texts, facts)
-        return (sure >= max(verifier.threshold, _MIN_SURE)).tolist()
+        both = sure.logit(eps=1e-6) + torch.tensor([proposal.score for proposal in proposals])
+        agreed = (sure >= max(verifier.threshold, _MIN_SURE)) & (both >= _MIN_BOTH)
+        return agreed.tolist()
+
+    def _name_token(self, edit: EditRequest) -> int:
+        ids = self.model._tokenizer(f" {name_in(edit)}", add_special_tokens=False)["input_ids"]
+        return int(ids[0])
 
     def _target(self, edit: EditRequest) -> list[int]:
         return encode_example(self.model._tokenizer, edit.prompt, edit.target_new).target
@@ -283,13 +297,7 @@ class Subjects:
 
     def name(self, edit: int) -> str:
         """The subject of an edit, or the words which stand for it."""
-        request = self._edits[edit]
-        if request.subject is not None:
-            return request.subject
-        words = re.findall(r"\w+", request.prompt)[1:]
-        return " ".join(word for word in words if word.lower() != word or word.isdigit()) or (
-            request.prompt
-        )
+        return name_in(self._edits[edit])
 
     def words(self, text: str) -> frozenset[int]:
         """Numbers of the words in `text` which occur in any name."""
@@ -312,6 +320,19 @@ class Subjects:
         ]
         found.sort(key=lambda pair: -pair[0])
         return tuple(edit for _, edit in found[:_MOST_NAMED])
+
+
+def name_in(edit: EditRequest) -> str:
+    """The subject of an edit, or the words of its prompt which stand for it.
+
+    Example:
+        >>> name_in(EditRequest("The capital of Peru is", "Oslo"))
+        'Peru'
+    """
+    if edit.subject is not None:
+        return edit.subject
+    words: list[str] = re.findall(r"\w+", edit.prompt)[1:]
+    return " ".join(word for word in words if word.lower() != word or word.isdigit()) or edit.prompt
 
 
 def _begun(prompt: str) -> str:
