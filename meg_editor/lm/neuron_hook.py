@@ -202,7 +202,7 @@ class NeuronHook:
         if batch % rows:
             raise ValueError(
                 f"{rows} neurons are attached: expected {rows} rows in the batch or a multiple of "
-                f"that, got {batch}; for packed batches name the owner of each token"
+                f"that, got {batch} (of packed batches name the owner of each token)"
             )
         # Half precision would round the sum over D. A product and a sum, not a matmul: autocast
         # and TF32 leave them in float32, and one neuron per row is too little work to gain.
