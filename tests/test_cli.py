@@ -597,7 +597,10 @@ def test_the_demo_tells_how_many_edits_it_can_make(
 def test_no_command_is_explained(run: Command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run()
-    assert caught.value.code == 2 and "demo,edit,ask,prepare,layers" in capsys.readouterr().err
+    assert (
+        caught.value.code == 2
+        and "demo,edit,ask,serve,report,prepare,layers" in capsys.readouterr().err
+    )
 
 
 # --------------------------------------------------------------------------------- Ctrl-C

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from meg_editor.model.named_subjects import last_word
 from meg_editor.requests.request import EditRequest
 
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"'”’)\]]|$)|[。！？؟।]|\n")
@@ -271,17 +272,6 @@ def about(text: str, subject: str) -> str | None:
     end = min(s for s in starts if s > place)
     name = text[max(start, place - _LONGEST // 2) : min(end, place + _LONGEST // 2)].strip()
     return f"{name}\n{last[-_LONGEST:]}"
-
-
-def last_word(name: str) -> str:
-    """The last word of a name, by which it may be called.
-
-    Example:
-        >>> last_word("Albert Einstein")
-        'Einstein'
-    """
-    words: list[str] = re.findall(r"\w+", name) or [name]
-    return words[-1]
 
 
 def _mentions(text: str, subject: str) -> list[re.Match[str]]:

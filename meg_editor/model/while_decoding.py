@@ -22,18 +22,15 @@ from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.tokens import by_length, encode_example, logits_of, right_padded
 from meg_editor.model.cache_routing import prompt_texts
-from meg_editor.model.decoding import DecodingRouter, Proposal, last_word
+from meg_editor.model.decoding import DecodingRouter, Proposal
 from meg_editor.model.in_force import InForce
+from meg_editor.model.named_subjects import Subjects, name_in
 from meg_editor.requests.request import EditRequest
-from meg_editor.routing.subject_names import SubjectNameIndex
 from meg_editor.routing.verifier import fact_text
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
 
-_NAMED = 0.5  # lowest share of the subject's words that the text has
-_SHARING = 1024  # most edits which share words with a text that are looked at
-_MOST_NAMED = 32  # edits named by a text that are followed
 _FIRST_TOKENS = 16  # of the unedited LLM's answers to an edited prompt
 _COMMON = 32  # tokens of any text, which tell nothing
 _USUAL = 32  # phrasings which say how likely a token is in general
@@ -280,59 +277,6 @@ class EditedAnswers:
         for row, (ids, steps) in enumerate(zip(rows, keys, strict=True)):
             first = len(ids) - len(steps)
             self._hidden.update({key: hidden[row, first + n] for n, key in enumerate(steps)})
-
-
-class Subjects:
-    """The subjects of the edits of an edition, by their words.
-
-    An edit without a subject is named by the words of its prompt that have a capital letter or a
-    digit, the first word apart; where there are none, by all its words.
-    """
-
-    def __init__(self, edition: Edition) -> None:
-        self._edits = edition.edits
-        self._index = edition.index.names
-        if any(edit.subject is None for edit in edition.edits):
-            self._index = SubjectNameIndex([self.name(row) for row in range(len(edition.edits))])
-
-    def name(self, edit: int) -> str:
-        """The subject of an edit, or the words which stand for it."""
-        return name_in(self._edits[edit])
-
-    def words(self, text: str) -> frozenset[int]:
-        """Numbers of the words in `text` which occur in any name."""
-        return frozenset(self._index.tokenize([text])[0])
-
-    def named(self, words: frozenset[int]) -> tuple[int, ...]:
-        """Edits whose subject is named by these words, the most fully named first.
-
-        Those have half of its words, with the last one: "Einstein", and not "South" for a Korea.
-        """
-        tokens = [sorted(words)]
-        rows = self._index.candidates(tokens, _SHARING).to(self._index.table.device)
-        if not rows.numel():
-            return ()
-        shares = self._index.overlap(tokens, rows)[0].tolist()
-        found = [
-            (share, edit)
-            for share, edit in zip(shares, rows[0].tolist(), strict=True)
-            if edit >= 0 and share >= _NAMED and self.words(last_word(self.name(edit))) <= words
-        ]
-        found.sort(key=lambda pair: -pair[0])
-        return tuple(edit for _, edit in found[:_MOST_NAMED])
-
-
-def name_in(edit: EditRequest) -> str:
-    """The subject of an edit, or the words of its prompt which stand for it.
-
-    Example:
-        >>> name_in(EditRequest("The capital of Peru is", "Oslo"))
-        'Peru'
-    """
-    if edit.subject is not None:
-        return edit.subject
-    words: list[str] = re.findall(r"\w+", edit.prompt)[1:]
-    return " ".join(word for word in words if word.lower() != word or word.isdigit()) or edit.prompt
 
 
 def _begun(prompt: str) -> str:
