@@ -7,7 +7,8 @@ import copy
 import gc
 import pickle  # noqa: TID251
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import EditIgnoredError, NeuronHook
 from meg_editor.lm.tokens import left_padded
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest
 
 EDITED, OTHER = PROMPTS[0], OTHERS[0]
@@ -451,12 +453,30 @@ def test_copies_have_hooks_of_their_own_and_leave_none(make_meg_model: Any) -> N
 
 
 def test_what_would_answer_unedited_is_refused(model: MeGModel) -> None:
-    for name in ("generate_batch", "get_decoder", "model", "lm_head", "merge_and_unload"):
+    for name in ("get_decoder", "model", "lm_head", "merge_and_unload"):
         with pytest.raises(AttributeError):
             getattr(model, name)
     with pytest.raises(AttributeError, match=r"does not pass on 'get_decoder'.*model\.base\."):
         _ = model.get_decoder
     assert model.can_generate() and model.config is model.base.config
+
+
+def test_packed_batches_are_routed_or_refused(model: MeGModel) -> None:
+    """A MeGModel has `generate_batch` of its own (tests/test_batching.py); others have none."""
+    assert model.init_continuous_batching.__func__ is not (
+        type(model.base).init_continuous_batching
+    )
+    other = _Unedited(model.base, model.tokenizer)
+    with pytest.raises(AttributeError, match=r"does not pass on 'generate_batch'.*model\.base\."):
+        _ = other.generate_batch
+
+
+class _Unedited(RoutedModel):
+    def decide(self, queries: Sequence[str]) -> None:
+        return None
+
+    def _apply_decision(self, decision: Any) -> Any:
+        return nullcontext()
 
 
 def test_push_to_hub_uploads_the_edits(

@@ -10,6 +10,18 @@ from typing import Any
 Commands = Any  # argparse's own type is private
 
 
+def add_folder(parser: argparse.ArgumentParser, loads: bool = True) -> None:
+    """The options of a command on a folder of edits.
+
+    Args:
+        loads: whether the model is loaded, and not only what is written of it.
+    """
+    parser.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
+    if loads:
+        parser.add_argument("--base", help="the base model, where it is not where it was")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda … (default auto)")
+
+
 def add_commands(commands: Commands, command: Callable[..., argparse.ArgumentParser]) -> None:
     """The parsers of the commands which change or list the edits in a folder.
 
@@ -21,10 +33,7 @@ def add_commands(commands: Commands, command: Callable[..., argparse.ArgumentPar
     def of_folder(name: str, text: str, loads: bool = True) -> argparse.ArgumentParser:
         parser = command(commands, name, text)
         parser.set_defaults(module="live")
-        parser.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
-        if loads:
-            parser.add_argument("--base", help="the base model, where it is not where it was")
-            parser.add_argument("--device", default="auto", help="auto, cpu, cuda … (default auto)")
+        add_folder(parser, loads)
         return parser
 
     def conflicting(parser: argparse.ArgumentParser) -> None:

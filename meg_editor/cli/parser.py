@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from meg_editor.cli.live_parser import add_commands
+from meg_editor.cli.live_parser import add_commands, add_folder
 
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
@@ -140,7 +140,7 @@ def _ask(commands: Commands) -> None:
 def _serve(commands: Commands) -> None:
     text = "serve an edited model by the OpenAI protocol, with its edits and a page to look at them"
     serve = _command(commands, "serve", text)
-    serve.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
+    add_folder(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: local)")
     serve.add_argument("--port", type=natural, default=8000, help="0: any free one (default 8000)")
     serve.add_argument("--api-key", help="for answers; or MEG_EDITOR_API_KEY (default: none)")
@@ -159,14 +159,12 @@ def _serve(commands: Commands) -> None:
     serve.add_argument(
         "--grace", type=positive, default=30, help="seconds for answers at the end (default 30)"
     )
-    serve.add_argument("--base", help="the base model, where it is not where it was")
-    serve.add_argument("--device", default="auto", help="auto, cpu, cuda … (default auto)")
 
 
 def _report(commands: Commands) -> None:
     text = "measure an edited model, and write it down as one HTML file to mail around"
     report = _command(commands, "report", text)
-    report.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
+    add_folder(report)
     report.add_argument(
         "--out", type=Path, default=Path("report.html"), help="the file (default ./report.html)"
     )
@@ -174,8 +172,6 @@ def _report(commands: Commands) -> None:
     report.add_argument(
         "--edits", type=positive, default=200, help="ask at most so many, sampled (default 200)"
     )
-    report.add_argument("--base", help="the base model, where it is not where it was")
-    report.add_argument("--device", default="auto", help="auto, cpu, cuda … (default auto)")
 
 
 def _prepare(commands: Commands) -> None:

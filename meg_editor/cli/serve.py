@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
     keys = Keys(admin or secrets.token_urlsafe(16), api)
 
     from meg_editor.lm.loading import resolve_device
+    from meg_editor.model.batching import check_routing
     from meg_editor.model.meg_model import MeGModel
     from meg_editor.serving.app import build_app
     from meg_editor.serving.check import check_batching
@@ -44,11 +45,7 @@ def run(options: argparse.Namespace) -> None:
     listening = _listening(options.host, options.port)
     device = resolve_device(options.device)
     model = MeGModel.from_pretrained(options.folder, base=options.base, device=device)
-    if model.hparams.routing == "decoding":
-        raise ValueError(
-            "an edited model with routing=decoding cannot be served: packed batches route prompts. "
-            "Edit it with routing=prompt"
-        )
+    check_routing(model)
     check_batching(model)
     limits = Limits(
         answers=options.max_answers,

@@ -222,7 +222,7 @@ def greedy_tokens(
         repetition_penalty=1.0,  # a generation_config may set one: no longer the most likely token
         pad_token_id=pad_token(tokenizer),
     )
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     answers = []
     for row in output[:, batch["input_ids"].shape[1] :].tolist():
         end = next((place for place, token in enumerate(row) if token in ends), len(row))
@@ -230,11 +230,19 @@ def greedy_tokens(
     return answers
 
 
-def _end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int | None]:
-    """EOS of the tokenizer, and what else ends a text by the model's generation config."""
+def end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int]:
+    """EOS of the tokenizer, and what else ends a text by the model's generation config.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> end_tokens(model, tokenizer) == {tokenizer.eos_token_id}
+        True
+    """
     config = getattr(model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
-    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, list | tuple) else [ends])}
+    return {token for token in listed if token is not None}
 
 
 def decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,11 +9,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching import ContinuousMixin
 
-from meg_editor.lm.paged import PagedManager
-from meg_editor.model.cache_routing import prompt_texts
+from meg_editor.routing.routing import Routing
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
+    from meg_editor.model.routed_manager import RoutedManager
 
 
 class ContinuousBatching(ContinuousMixin):
@@ -48,11 +47,9 @@ class ContinuousBatching(ContinuousMixin):
             ValueError: the setting `routing` is "decoding", which packed batches do not have.
         """
         model = cast("MeGModel", self)
-        if model.hparams.routing == "decoding":
-            raise ValueError(
-                "continuous batching routes prompts, not what is written: set routing=prompt, or "
-                "call generate"
-            )
+        from meg_editor.model.routed_manager import RoutedManager
+
+        check_routing(model)
         chosen = generation_config or model.base.generation_config
         return RoutedManager(model, chosen, continuous_batching_config, workload_hints)
 
@@ -61,62 +58,21 @@ class ContinuousBatching(ContinuousMixin):
         cast("MeGModel", self).base.destroy_cached_continuous_batching_manager()
 
 
-class RoutedManager(PagedManager):
-    """transformers' manager, which routes every request that names no neuron itself."""
-
-    def __init__(
-        self,
-        model: MeGModel,
-        generation_config: GenerationConfig,
-        config: Any = None,
-        workload_hints: Any = None,
-    ) -> None:
-        super().__init__(model.base, model.hook, generation_config, config, workload_hints)
-        self._edited = model
-
-    def add_request(self, input_ids: list[int], *arguments: Any, **options: Any) -> str | None:
-        """`add_request` of transformers; the prompt is the query."""
-        if "neuron" not in options:
-            options["neuron"] = self._neurons([input_ids])[0]
-        return super().add_request(input_ids, *arguments, **options)
-
-    def add_requests(
-        self,
-        inputs: list[list[int]],
-        max_new_tokens: int | None = None,
-        streaming: bool = False,
-        record_timestamps: bool = False,
-        **options: Any,
-    ) -> list[str]:
-        """`add_requests` of transformers; the prompts are routed together."""
-        eos = self.generation_config.eos_token_id
-        options |= {
-            "max_new_tokens": max_new_tokens,
-            "streaming": streaming,
-            "record_timestamps": record_timestamps,
-            "eos_token_id": -1 if eos is None else eos,
-        }
-        neurons = self._neurons(inputs)
-        ids = [
-            self.add_request(list(prompt), neuron=neuron, **options)
-            for prompt, neuron in zip(inputs, neurons, strict=True)
-        ]
-        return [each for each in ids if each is not None]
-
-    def _neurons(self, prompts: Sequence[list[int]]) -> list[Tensor | None]:
-        model = self._edited
-        texts = [prompt_texts(model._tokenizer, torch.tensor([ids]), None)[0] for ids in prompts]
-        return neuron_rows(model, texts)
-
-
-@torch.no_grad()
-def neuron_rows(model: MeGModel, texts: Sequence[str]) -> list[Tensor | None]:
-    """The neuron (P,) of each of B prompts; None for one that asks for no edit."""
-    routing = model.route(texts)
+def neuron_rows(model: MeGModel, routing: Routing) -> list[Tensor | None]:
+    """The neuron (P,) of each of B routed prompts; None for one that asks for no edit."""
     neurons = model.neurons(routing)
     if neurons is None:
-        return [None] * len(texts)
+        return [None] * len(routing)
     return [
         neuron if yes else None
         for neuron, yes in zip(neurons, routing.is_edit.tolist(), strict=True)
     ]
+
+
+def check_routing(model: MeGModel) -> None:
+    """Raises ValueError where the setting `routing` is one that packed batches do not have."""
+    if model.hparams.routing == "decoding":
+        raise ValueError(
+            "continuous batching, and with it `meg-editor serve`, routes prompts, not what is "
+            "written: set routing=prompt, or call generate"
+        )

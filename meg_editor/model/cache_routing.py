@@ -237,3 +237,8 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
         )
         texts.append(text.strip())
     return texts
+
+
+def prompt_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of one prompt of T token ids, as `prompt_texts` reads it."""
+    return prompt_texts(tokenizer, torch.tensor([ids]), None)[0]

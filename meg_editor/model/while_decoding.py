@@ -48,12 +48,12 @@ class FirstTokens:
 
     Attributes:
         former: (S,) of the unedited LLM's likely answers, those of any text left out.
-        target: of the new answer.
+        target: all of the new answer.
         subject: of the subject's name, in the midst of a text.
     """
 
     former: Tensor
-    target: int
+    target: tuple[int, ...]
     subject: int
 
 
@@ -142,7 +142,7 @@ class WhileDecoding:
 
     @cached_property
     def _common(self) -> Tensor:
-        """The tokens that are likeliest anywhere."""
+        """The most likely tokens of any text."""
         return self._usual.topk(min(_COMMON, len(self._usual) // 4)).indices
 
     def _hidden(self, texts: Sequence[str]) -> list[Tensor]:
@@ -173,7 +173,7 @@ class WhileDecoding:
             telling[:, self._common.to(likely.device)] = -torch.inf
             former = telling.topk(min(_FIRST_TOKENS, telling.shape[1] // 4), dim=1).indices
             for edit, tokens in zip(new, former, strict=True):
-                read = FirstTokens(tokens, self._target(edit)[0], self._name_token(edit))
+                read = FirstTokens(tokens, self._target(edit), self._name_token(edit))
                 found[edit] = self._read[edit] = read
         return [tokens for edit in edits if (tokens := found[edit]) is not None]
 
@@ -192,7 +192,7 @@ class WhileDecoding:
         likely = scores.float().log_softmax(-1)
         where = torch.tensor(rows, device=likely.device)
         former = torch.stack([tokens.former.to(likely.device) for tokens in first])
-        target = torch.tensor([tokens.target for tokens in first], device=likely.device)
+        target = torch.tensor([tokens.target[0] for tokens in first], device=likely.device)
         subject = torch.tensor([tokens.subject for tokens in first], device=likely.device)
         common = likely[:, self._common.to(likely.device)].exp().sum(1)[where]
         other = (common > _MAX_COMMON) | (likely[where, subject].exp() > _MAX_SUBJECT)
@@ -220,11 +220,11 @@ class WhileDecoding:
         ids = self.model._tokenizer(f" {name_in(edit)}", add_special_tokens=False)["input_ids"]
         return int(ids[0])
 
-    def _target(self, edit: EditRequest) -> list[int]:
-        return encode_example(self.model._tokenizer, edit.prompt, edit.target_new).target
+    def _target(self, edit: EditRequest) -> tuple[int, ...]:
+        return tuple(encode_example(self.model._tokenizer, edit.prompt, edit.target_new).target)
 
     def _target_length(self, edition: Edition, edit: int) -> int:
-        return len(self._target(edition.edits[edit]))
+        return len(self._first_tokens([edition.edits[edit]])[0].target)
 
     def _ends(self, options: Mapping[str, Any]) -> set[int]:
         """Tokens which end an answer."""

@@ -10,14 +10,23 @@ from typing import Any, TypeVar
 
 import torch
 
+from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.edits.change import Change
 from meg_editor.edits.edit import Edit
-from meg_editor.lm.chat import as_dialogue, in_chat
+from meg_editor.evaluation.forms import rendered
 from meg_editor.lm.tokens import greedy_answers, max_target_length
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.errors import ApiError
 
 Result = TypeVar("Result")
+_HELLO = (("user", "Hello!"), ("assistant", "Hello! How can I help?"))
+_FORMS = (
+    PromptForm("asked politely", "prefix", "edit", "Please answer: {p}"),
+    PromptForm("with an instruction", "suffix", "edit", "{p} Answer in one word."),
+    PromptForm("as a question and answer", "frame", "edit", "Q: {p}\nA:"),
+    PromptForm("in chat", "chat", "edit", "", (("user", "{p}"),)),
+    PromptForm("in a second turn", "chat", "edit", "", (*_HELLO, ("user", "{p}"))),
+)
 
 
 class EditStore:
@@ -81,27 +90,11 @@ class EditStore:
 
 def _forms(model: MeGModel, edit: Edit) -> list[tuple[str, str]]:
     """Prompts that ask for an edit, and what they are called."""
-    prompt = edit.prompt
-    bare = [
-        ("bare", prompt),
-        ("asked politely", f"Please answer: {prompt}"),
-        ("with an instruction", f"{prompt} Answer in one word."),
-        ("as a question and answer", f"Q: {prompt}\nA:"),
-    ]
-    frame = in_chat if model._tokenizer.chat_template else lambda _, *turns: as_dialogue(*turns)
-    chat = [
-        ("in chat", (("user", prompt),)),
-        (
-            "in a second turn",
-            (("user", "Hello!"), ("assistant", "Hello! How can I help?"), ("user", prompt)),
-        ),
-    ]
-    rephrased = [("rephrased", other) for other in edit.rephrases[:4]]
-    wrapped = [(form, model.reader.wrap(text)) for form, text in [*bare[:1], *rephrased]]
+    bare = [("bare", edit.prompt), *(("rephrased", text) for text in edit.rephrases[:4])]
+    forms = [(form.id, rendered(form, {"p": edit.prompt}, model._tokenizer)) for form in _FORMS]
     return [
-        *wrapped,
-        *bare[1:],
-        *((form, frame(model._tokenizer, *turns)) for form, turns in chat),
+        *((name, model.reader.wrap(text)) for name, text in bare),
+        *((name, text) for name, text in forms if text is not None),
     ]
 
 

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from meg_editor.lm.paged import PagedManager
 from meg_editor.lm.sampling import Chooser, Sampling, TokenLogprob
+from meg_editor.lm.tokens import end_tokens
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.errors import api_error
 from meg_editor.serving.texts import Detokenizer, Stops
@@ -132,7 +133,7 @@ class Engine:
 
     def __init__(self, model: MeGModel) -> None:
         self._model = model
-        self._ends = _end_tokens(model)
+        self._ends = sorted(end_tokens(model.base, model._tokenizer))
         self._manager = self._new_manager()
         self._numbers = itertools.count()
         self._suspects, self._reviving = Suspects(), asyncio.Lock()
@@ -236,7 +237,7 @@ class Engine:
         manager, name = self._manager, f"answer-{next(self._numbers)}"
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         manager.register_result_handler(name, outputs.put_nowait)
-        count, chosen, over = 0, 0, False
+        count, over = 0, False
         try:
             accepted = manager.add_request(
                 list(request.ids),
@@ -260,8 +261,7 @@ class Engine:
                 if chooser is None:
                     yield [TokenLogprob(token) for token in tokens], over
                 else:
-                    chosen += len(tokens)
-                    yield output.chosen[chosen - len(tokens) : chosen], over
+                    yield output.chosen[count - len(tokens) : count], over
         finally:
             if not over:
                 manager.cancel_request(name)
@@ -301,12 +301,3 @@ class Engine:
     @staticmethod
     def _cause(manager: PagedManager) -> BaseException | None:
         return manager.background_thread_status.fatal_error
-
-
-def _end_tokens(model: MeGModel) -> list[int]:
-    """Token ids that end an answer."""
-    ends = getattr(model.base.generation_config, "eos_token_id", None)
-    listed = list(ends) if isinstance(ends, list | tuple) else [ends]
-    return sorted(
-        {token for token in (*listed, model._tokenizer.eos_token_id) if token is not None}
-    )

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from meg_editor.lm.sampling import TokenLogprob
@@ -120,7 +121,7 @@ class TextFormat(Format):
 
     def _listed(self, tokens: Sequence[TokenLogprob]) -> Part:
         texts = [self._decode(token.token) for token in tokens]
-        starts = [sum(map(len, texts[:n])) for n in range(len(texts))]
+        starts = list(accumulate(map(len, texts), initial=0))[:-1]
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],

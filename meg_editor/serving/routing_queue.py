@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from meg_editor.model.batching import neuron_rows
 from meg_editor.model.meg_model import MeGModel
 
 _BATCH = 32  # prompts
@@ -95,14 +96,9 @@ class RoutingQueue:
         if not model.edits:
             return [Routed(None, None)] * len(texts)
         routing = model.route(texts)
-        neurons = model.neurons(routing)
-        rows = zip(routing.score.tolist(), routing.is_edit.tolist(), strict=True)
-        found = []
-        for row, (score, is_edit) in enumerate(rows):
-            self.latest.append((score, is_edit))
-            neuron = neurons[row] if is_edit and neurons is not None else None
-            found.append(Routed(neuron, score))
-        return found
+        self.latest += zip(routing.score.tolist(), routing.is_edit.tolist(), strict=True)
+        scores = routing.score.tolist()
+        return [Routed(*row) for row in zip(neuron_rows(model, routing), scores, strict=True)]
 
     @property
     def waiting(self) -> int:

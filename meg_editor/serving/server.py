@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from fastapi import Request
 
 from meg_editor.lm.chat import as_dialogue
 from meg_editor.lm.prompt_tokens import prompt_tokens
-from meg_editor.model.cache_routing import prompt_texts
+from meg_editor.model.cache_routing import prompt_text
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.bodies import Message
 from meg_editor.serving.edit_store import EditStore
@@ -184,7 +183,7 @@ class Server:
 
     def text_of(self, ids: list[int]) -> str:
         """The text of a prompt, as the router reads it."""
-        return prompt_texts(self.model._tokenizer, torch.tensor([ids]), None)[0]
+        return prompt_text(self.model._tokenizer, ids)
 
     def max_tokens(self, ids: list[int], asked: int | None, param: str) -> int:
         """Most tokens of the answer to a prompt, where so many or None are asked for.
