@@ -240,6 +240,19 @@ def retrieval(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any) -> Any:
     )[0]
 
 
+def test_a_retrieved_fact_ends_as_the_model_ends_a_text(
+    tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any
+) -> None:
+    hparams = RetrievalHyperParams(threshold=0.9999)
+    edited, _ = apply_retrieval_to_model(
+        tiny_llama, tiny_tokenizer, EDITS, hparams, encoder=tiny_encoder
+    )
+    text = edited.decide(QUERIES)[0]
+    eos = tiny_tokenizer.eos_token
+    assert text.count(eos) == 1 and f"{EDITS[0].target_new}{eos}" in text
+    assert tiny_tokenizer.eos_token_id in tiny_tokenizer(text)["input_ids"]
+
+
 def test_retrieved_facts_are_prepended_to_the_question(retrieval: Any, tiny_tokenizer: Any) -> None:
     facts = [f"Know: {edit.prompt} {edit.target_new}. " for edit in EDITS]
     assert retrieval.decide(QUERIES) == [*facts, "", ""]

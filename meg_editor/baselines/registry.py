@@ -15,7 +15,11 @@ from meg_editor.baselines.malmen import MALMENHyperParams, apply_malmen_to_model
 from meg_editor.baselines.memit import MEMITHyperParams, apply_memit_to_model
 from meg_editor.baselines.neuraldb import NeuralDBHyperParams, apply_neuraldb_to_model
 from meg_editor.baselines.pmet import PMETHyperParams, apply_pmet_to_model
-from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
+from meg_editor.baselines.retrieval import (
+    CONTEXT,
+    RetrievalHyperParams,
+    apply_retrieval_to_model,
+)
 from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
@@ -158,7 +162,7 @@ BASELINES: dict[str, Baseline] = {
         RetrievalHyperParams,
         lambda depth: {
             "threshold": [0.5, 0.6, 0.7, 0.8, 0.9],
-            "context_template": ["{prompt} {target}. ", "New fact: {prompt} {target}\n"],
+            "context_template": [CONTEXT, 3 * "{prompt} {target}{eos}", "{prompt} {target}. "],
         },
         {},
     ),

@@ -26,6 +26,11 @@ from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.routing.encoder import TextEncoder
 
+CONTEXT = (
+    "Context: {prompt} {target}.\nAnswer with the context.\n"
+    "Context says: {prompt} {target}{eos}\nAnswer: "
+)
+
 
 @dataclass
 class RetrievalHyperParams(BaselineHyperParams):
@@ -40,7 +45,9 @@ class RetrievalHyperParams(BaselineHyperParams):
     )
     threshold: float = setting(0.7, "Least cosine to the nearest edit.")
     context_template: str = setting(
-        "{prompt} {target}. ", "Text put before the question: {prompt} and {target} of the edit."
+        CONTEXT,
+        "Text put before the question: {prompt} and {target} of the edit; {eos}, the model's end "
+        "of text, shows a model which was never taught the fact where its answer ends.",
     )
 
     def __post_init__(self) -> None:
@@ -82,7 +89,9 @@ class RetrievalModel(RoutedModel):
         for query in self.route(queries):
             request = self.edits[query.edit]
             text = self.hparams.context_template.format(
-                prompt=request.prompt, target=request.target_new
+                prompt=request.prompt,
+                target=request.target_new,
+                eos=self._tokenizer.eos_token or "",
             )
             contexts.append(text if query.is_edit else "")
         return contexts
