@@ -84,6 +84,8 @@ class Cell:
         multi_hop: MQuAKE's accuracies.
         forms, forms_answers: kind of prompt form -> right decisions and right answers, as
             `evaluation.forms.FormScores`.
+        questions: kind of question -> how many were asked; None in cells written before.
+        max_tokens: of a greedy answer; None in cells written before.
 
     Example:
         >>> half = {"ag": 50.0, "tf": 50.0}
@@ -137,6 +139,8 @@ class Cell:
     multi_hop: dict[str, float] | None = None
     forms: dict[str, float] | None = None
     forms_answers: dict[str, float] | None = None
+    questions: dict[str, int] | None = None
+    max_tokens: int | None = None
 
     def metric(self, name: str) -> Pair:
         """AG and TF of "reliability", "generality" or "locality"."""

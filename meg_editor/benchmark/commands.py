@@ -44,9 +44,9 @@ _LOCALITY = 10  # maximum number of locality prompts of a fact in trials: Counte
 
 
 def benchmark_command(
-    options: argparse.Namespace, hparams: MeGHyperParams, paper: MeGHyperParams
+    options: argparse.Namespace, hparams: MeGHyperParams, paper: MeGHyperParams, command: str
 ) -> None:
-    """Methods side by side; prints the report."""
+    """Methods side by side; prints the report, which says of which command line it is."""
     specs = MethodSpec.parse_list(options.methods)
     # Before hours of trials: a wrong name, a missing file.
     given = {spec: spec.resolve(hparams, paper) for spec in specs if not spec.searched}
@@ -78,7 +78,7 @@ def benchmark_command(
         forms=forms,
     )
     cells = run_benchmark(benchmark, model, tokenizer, options.out)
-    write_report(cells, options.out, searches, plots=options.plots)
+    write_report(cells, options.out, searches, plots=options.plots, command=command)
     print((options.out / "report.md").read_text("utf-8"))
 
 

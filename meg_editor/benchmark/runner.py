@@ -7,6 +7,7 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,7 +25,7 @@ from meg_editor.config.settings import FlatHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
 from meg_editor.data.relations import Relations
 from meg_editor.data.splits import choose
-from meg_editor.evaluation import Question, evaluate, questions_of
+from meg_editor.evaluation import MAX_NEW_TOKENS, Question, evaluate, questions_of
 from meg_editor.evaluation.cost import added_bytes, latency, peak_memory, reset_peak_memory
 from meg_editor.evaluation.forms import (
     FormPrompt,
@@ -37,7 +38,7 @@ from meg_editor.evaluation.metrics import normalise
 from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import batched_answers
+from meg_editor.lm.tokens import batched_answers, max_target_length
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore, digest
@@ -115,7 +116,7 @@ def only_wrong(
     """The facts of which the model does not give the target anyway (A.9)."""
     reader = PromptReader(tokenizer, hparams.prompt_template)
     prompts = [reader.wrap(case.request.prompt) for case in cases]
-    answers = batched_answers(model, tokenizer, prompts, 12)
+    answers = batched_answers(model, tokenizer, prompts, MAX_NEW_TOKENS)
     return [
         case
         for case, answer in zip(cases, answers, strict=True)
@@ -240,6 +241,10 @@ class _EditSet:
                 "edits": len(self.cases),
                 "asked": len(self.asked),
                 "seed": self.seed,
+                "questions": dict(Counter(question.kind for question in questions)),
+                "max_tokens": max_target_length(
+                    self.tokenizer, [case.request for case in self.cases], MAX_NEW_TOKENS
+                ),
                 **report.to_dict(),
                 "settings": _settings(hparams),
                 "seconds_total": seconds + store.seconds_saved,

@@ -24,7 +24,7 @@ from meg_editor.evaluation.metrics import (
     token_accuracy,
     worst_case,
 )
-from meg_editor.evaluation.questions import Question, questions_of
+from meg_editor.evaluation.questions import MAX_NEW_TOKENS, Question, questions_of
 from meg_editor.evaluation.result import Answers, Evaluation
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import (
@@ -54,7 +54,7 @@ def evaluate(
     questions: Sequence[Question] | None = None,
     oracle: torch.Tensor | None = None,
     sampling_steps: int | None = None,
-    max_new_tokens: int = 12,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Evaluation:
     """Metrics of `model`, edited by any method or unedited, on all questions of `cases`.
 

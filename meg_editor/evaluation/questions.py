@@ -14,6 +14,8 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import batched_tokens, decoded, max_target_length
 from meg_editor.requests.prompts import PromptReader
 
+MAX_NEW_TOKENS = 12  # of an answer; more where a target is longer
+
 
 @dataclass(frozen=True)
 class Question:
@@ -46,7 +48,7 @@ def questions_of(
     tokenizer: Tokenizer,
     cases: Sequence[EvaluationCase],
     reader: PromptReader,
-    max_new_tokens: int = 12,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     traps: Relations | None = None,
     only: Collection[int] | None = None,
 ) -> list[Question]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,31 @@ def versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "diffusers": diffusers.__version__,
     }
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, cores that may be used, threads of torch, and the GPU, None without one.
+
+    Example:
+        >>> sorted(machine())
+        ['cores', 'cpu', 'gpu', 'torch_threads']
+    """
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return {
+        "cpu": _cpu(),
+        "cores": len(allowed(0)) if allowed else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu() -> str:
+    with suppress(OSError):  # Linux alone has this file
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 @dataclass(repr=False)

@@ -1,0 +1,246 @@
+"""Rebuild every table and picture of results from the report.json files in examples/results.
+
+    python docs/build_results.py            # rewrites tables, report.md and pictures
+    python docs/build_results.py --check    # names the tables that differ, and writes nothing
+
+A table of README.md, docs/*.md or examples/results/README.md stands between two comments:
+
+    <!-- table: RUN[@EDITS,EDITS…] [RUN…] VIEW -->
+    <!-- end -->
+
+RUN is a folder of examples/results, such as reference/world; without EDITS all its numbers of edits
+are meant. VIEW is one of
+
+    score      the Score, a row per method, a column per run and number of edits
+    tradeoff   the same with Generality and Locality AG in brackets
+    metrics    the metrics and seconds, a row per method
+    growth     MeG's metrics, stages and memory, a row per number of edits
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meg_editor.benchmark import Cell, read_cells
+from meg_editor.benchmark.plots import (
+    plot_benchmark,
+    plot_layers,
+    plot_score_histogram,
+    plot_thresholds,
+)
+from meg_editor.benchmark.report import report_text
+from meg_editor.benchmark.style import is_ours
+from meg_editor.benchmark.tables import Column, score_columns, table
+from meg_editor.collection.layer_sweep import LayerResult
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "examples" / "results"
+MARKED = re.compile(r"(<!-- table: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+NAMES = {"counterfact": "CounterFact", "zsre": "ZsRE", "mquake": "MQuAKE", "unke": "UnKE"}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The cells of a run at one number of edits."""
+
+    data: str
+    edits: int
+    cells: list[Cell]
+
+    @property
+    def title(self) -> str:
+        """Such as "1,024 edits, 300 asked"."""
+        seeds = len({cell.seed for cell in self.cells})
+        asked = min(cell.asked or self.edits for cell in self.cells)
+        parts = [f"{self.edits:,} edits"]
+        parts += [f"{asked:,} asked"] if asked < self.edits else []
+        parts += [f"{seeds} seeds"] if seeds > 1 else []
+        return ", ".join(parts)
+
+
+def selections(run: str) -> list[Selection]:
+    """What RUN[@EDITS,…] of a marker means.
+
+    Raises:
+        SystemExit: there is no such run, or it lacks a number of edits.
+    """
+    name, _, wanted = run.partition("@")
+    path = RESULTS / name / "report.json"
+    if not path.exists():
+        sys.exit(
+            f"table of {run}: expected a run of examples/results, got {name}; there is no {path}"
+        )
+    cells = read_cells(path)
+    known = sorted({cell.edits for cell in cells})
+    counts = [int(count) for count in wanted.split(",")] if wanted else known
+    if missing := set(counts) - set(known):
+        sys.exit(f"table of {run}: expected some of {known} edits, got {sorted(missing)}")
+    data = NAMES.get(cells[0].data, cells[0].data)
+    return [Selection(data, n, [c for c in cells if c.edits == n]) for n in counts]
+
+
+def methods(chosen: Sequence[Selection], label: Callable[[str], str]) -> dict[str, list[Cell]]:
+    """Method -> its cells in all selections, the best at the most edits of the first run first."""
+    first = [one for one in chosen if one.data == chosen[0].data]
+
+    def rank(method: str) -> list[float]:
+        scores = [max((c.score for c in s.cells if c.method == method), default=-1) for s in first]
+        return [-score for score in reversed(scores)]
+
+    names = dict.fromkeys(cell.method for one in chosen for cell in one.cells)
+    return {
+        label(name): [cell for one in chosen for cell in one.cells if cell.method == name]
+        for name in sorted(names, key=rank)
+    }
+
+
+def bold_ours(method: str) -> str:
+    return f"**{method}**" if is_ours(method) else method
+
+
+def columns_of(chosen: Sequence[Selection], read: Callable[[Cell], float]) -> list[Column]:
+    """A column per selection; named by its data where there are several."""
+    several = len({one.data for one in chosen}) > 1
+
+    def column(one: Selection) -> Column:
+        ids = {id(cell) for cell in one.cells}
+        title = f"{one.data}, {one.edits:,}" if several else f"{one.edits:,}"
+        return Column(title, lambda cell: read(cell) if id(cell) in ids else None)
+
+    return [column(one) for one in chosen]
+
+
+def score(chosen: Sequence[Selection]) -> str:
+    """The Score over runs and numbers of edits."""
+    columns = columns_of(chosen, lambda cell: cell.score)
+    return table(methods(chosen, bold_ours), columns, "Score")
+
+
+def tradeoff(chosen: Sequence[Selection]) -> str:
+    """Score (Generality AG, Locality AG)."""
+    reads = (lambda c: c.score, lambda c: c.generality.ag, lambda c: c.locality.ag)
+    three = [score_rows(chosen, read) for read in reads]
+    lines = table({}, columns_of(chosen, reads[0]), "Score (Gen AG, Loc AG)").splitlines()
+    for name, scores in three[0].items():
+        entries = zip(scores, three[1][name], three[2][name], strict=True)
+        texts = ["-" if s == "-" else f"{s} ({g}, {loc})" for s, g, loc in entries]
+        lines.append(f"| {name} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def score_rows(chosen: Sequence[Selection], read: Callable[[Cell], float]) -> dict[str, list[str]]:
+    """Method -> entries of its row."""
+    text = table(methods(chosen, bold_ours), columns_of(chosen, read))
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()[2:]]
+    return {name: entries for name, *entries in rows}
+
+
+def metrics(chosen: Sequence[Selection]) -> str:
+    """The metrics of every method; several selections are named in the rows."""
+    columns = [*score_columns(), Column("s", lambda cell: cell.seconds_of_stages, ",.0f")]
+    if len(chosen) == 1:
+        return table(methods(chosen, bold_ours), columns, chosen[0].title)
+    rows = {}
+    for one in chosen:
+        label = f"{one.data}, {{}}, {one.title}"
+        rows |= methods([one], lambda name, label=label: label.format(bold_ours(name)))
+    return table(rows, columns)
+
+
+def growth(chosen: Sequence[Selection]) -> str:
+    """MeG's metrics, seconds of its stages and peak memory."""
+
+    def stage(name: str) -> Column:
+        return Column(f"{name} s", lambda cell: (cell.seconds or {}).get(name), ".0f")
+
+    columns = [
+        *score_columns(),
+        Column("ms/edit", lambda cell: 1000 * cell.seconds_of_stages / cell.edits, ".0f"),
+        *map(stage, ("encoder", "collection", "gate", "generator")),
+        Column("peak GB", lambda cell: cell.peak_memory / 1e9, ".2f"),
+    ]
+    ours = {f"{s.edits:,}": [c for c in s.cells if is_ours(c.method)] for s in chosen}
+    return table(ours, columns, "edits")
+
+
+VIEWS = {"score": score, "tradeoff": tradeoff, "metrics": metrics, "growth": growth}
+
+
+def built(marker: str) -> str:
+    """The table of a marker.
+
+    Raises:
+        SystemExit: the marker names no run or no view.
+    """
+    *runs, view = marker.split()
+    if view not in VIEWS or not runs:
+        sys.exit(f"<!-- table: {marker} -->: expected RUN … and one of {', '.join(VIEWS)}")
+    return VIEWS[view]([one for run in runs for one in selections(run)])
+
+
+def pages() -> list[Path]:
+    """The files that may have tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RESULTS / "README.md"]
+
+
+def filled(page: str) -> str:
+    """A page with all its tables as they are built."""
+    return MARKED.sub(lambda m: f"{m[1]}{built(m[2])}\n{m[4]}", page)
+
+
+def rebuilt() -> dict[Path, str]:
+    """Every file with a table -> its text as it should be."""
+    texts = {page: filled(page.read_text("utf-8")) for page in pages()}
+    reports = sorted(RESULTS.glob("*/*/report.json"))
+    return texts | {path.with_suffix(".md"): report_text(read_cells(path)) for path in reports}
+
+
+def draw_all() -> None:
+    """Every picture of results."""
+    for path in sorted(RESULTS.glob("*/*/report.json")):
+        plot_benchmark(read_cells(path), path.parent)
+    for path in sorted(RESULTS.glob("*/*/tables.json")):
+        draw_tables(json.loads(path.read_text("utf-8"))["tables"], path.parent)
+
+
+def draw_tables(sections: dict[str, Any], folder: Path) -> None:
+    """Table 16 and the figures of `meg-editor tables`."""
+
+    def cells(number: int) -> dict[tuple[str, int], Cell]:
+        title = next(title for title in sections if title.startswith(f"Table {number}:"))
+        named = {name.rsplit(", ", 1)[0]: Cell.from_dict(c) for name, c in sections[title].items()}
+        return {(name, cell.edits): cell for name, cell in named.items()}
+
+    gate = next(title for title in sections if title.startswith("Table 16")).split()[-2]
+    plot_thresholds(cells(16), gate, folder / "thresholds.png")
+    gated = next(cell for (name, _), cell in cells(5).items() if name == "with gate")
+    plot_score_histogram(gated, folder / "gate-scores.png")
+    layers = next(section for title, section in sections.items() if title.startswith("Figures"))
+    times = {"steps": math.nan, "milliseconds": math.nan}  # which older files lack
+    plot_layers([LayerResult(**{**times, **layer}) for layer in layers], folder / "layers.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1: one differs")
+    options = parser.parse_args()
+    differing = [path for path, text in rebuilt().items() if path.read_text("utf-8") != text]
+    if options.check:
+        sys.exit("\n".join(f"{path}: python docs/build_results.py" for path in differing) or 0)
+    for path, text in rebuilt().items():
+        path.write_text(text, "utf-8")
+    draw_all()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Results as data: every table of the docs is what the reports in examples/results say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meg_editor.benchmark import read_cells
+from meg_editor.benchmark.metric_meta import metric_meta
+from meg_editor.cli.benchmark import command_line
+from meg_editor.cli.parser import build_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = sorted((ROOT / "examples" / "results").glob("*/*/report.json"))
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec and spec.loader
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def build() -> Any:
+    pytest.importorskip("matplotlib")
+    return script("build_results")
+
+
+def test_every_table_is_what_the_reports_say(build: Any) -> None:
+    for path, text in build.rebuilt().items():
+        assert path.read_text("utf-8") == text, f"{path}: python docs/build_results.py"
+
+
+def test_a_table_says_the_numbers_of_its_report(build: Any) -> None:
+    """Read anew, without the code that makes tables."""
+    text = (ROOT / "examples/results/README.md").read_text("utf-8")
+    part = text.split("<!-- table: benchmark-lm/zsre-methods metrics -->")[1].split("<!-- end")[0]
+    rows = [line.strip("| ").split(" | ") for line in part.strip().splitlines()[2:]]
+    shown = {name.strip("*"): values for name, *values in rows}
+    path = ROOT / "examples/results/benchmark-lm/zsre-methods/report.json"
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    assert shown.keys() == {cell["method"] for cell in cells}
+    for cell in cells:
+        six = [cell[m][s] for m in ("reliability", "generality", "locality") for s in ("ag", "tf")]
+        expected = [*six[:4], cell["worst_case_generality"], *six[4:], cell["score"]]
+        assert shown[cell["method"]][:8] == [f"{value:.1f}" for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("reference/world scores", "expected RUN … and one of score"),
+        ("score", "expected RUN … and one of score"),
+        ("reference/moon score", "there is no .*reference/moon/report.json"),
+        ("reference/world@64,65 score", r"expected some of \[64, .*got \[65\]"),
+    ],
+)
+def test_a_wrong_marker_says_what_was_expected(build: Any, marker: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        build.built(marker)
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: "-".join(path.parts[-3:-1]))
+def test_a_report_says_how_it_was_made_and_names_no_folder(path: Path) -> None:
+    report = json.loads(path.read_text("utf-8"))
+    assert report["command"].startswith("meg-editor benchmark ")
+    assert report["versions"].keys() >= {"meg_editor", "torch"}
+    assert report["machine"].keys() == {"cpu", "cores", "torch_threads", "gpu"}
+    assert not re.findall(r'"/[^"]*"', path.read_text("utf-8"))
+    meta = report["metric_meta"]
+    assert meta.keys() >= {"reliability.ag", "locality.tf", "worst_case_generality"}
+    wanted = {"protocol", "asked", "questions", "answer", "matching", "max_tokens", "n"}
+    assert all(entry.keys() == wanted for entry in meta.values())
+
+
+def test_how_many_were_asked_is_counted_once_for_all_methods() -> None:
+    cells = read_cells(ROOT / "examples/results/reference/world/report.json")
+    meta = metric_meta(cells)
+    assert meta["reliability.ag"]["n"]["10000"] == 1000
+    assert meta["generality.ag"]["n"]["64"] == 3 * 64
+    assert meta["reliability.tf"]["max_tokens"] is None
+    assert "forms" not in meta  # none were asked
+
+
+def test_the_command_line_has_what_is_no_default_and_no_folders(tmp_path: Path) -> None:
+    words = ["benchmark", "--data", "zsre", "--path", f"{tmp_path}/zsre.json", "--out", "here/out"]
+    words += ["--edits", "64", "256", "--methods", f"meg,ft={tmp_path}/ft.yaml", "--plots"]
+    words += ["--model", str(tmp_path), "--encoder", "org/encoder", "--seeds", "3"]
+    words += ["--set", f"encoder_name={tmp_path}/bert", "--set", "seed=1"]
+    line = command_line(build_parser().parse_args(words))
+    assert line == (
+        f"meg-editor benchmark --model {tmp_path.name} --encoder org/encoder "
+        "--set encoder_name=bert --set seed=1 --data zsre --path zsre.json --edits 64 256 "
+        "--out here/out --plots --methods meg,ft=ft.yaml"
+    )
+    build_parser().parse_args(line.split()[1:])
