@@ -246,23 +246,25 @@ def test_layers_which_a_method_cannot_use_are_left_out(tiny_tokenizer: Any) -> N
         hparams["pmet"].layers_of(model)
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_method_runs_without_a_file_on_any_model(
-    name: str, tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder
+    name: str, grad: bool, tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder
 ) -> None:
     facts = [EditRequest(PROMPTS[0], "tea", "Atlantis"), EditRequest(PROMPTS[1], "ore", "Borduria")]
     pseudo = [EditRequest(text, "x", None, (f"Say: {text}",), OTHERS[:1]) for text in PROMPTS[8:12]]
     quick = {"max_iters": 1, "num_seq": 1, "n_epochs": 1, "rank": 4, "n_edits": 2}
-    edited, before = BASELINES[name].apply(
-        tiny_llama,
-        tiny_tokenizer,
-        facts,
-        BASELINES[name].hparams(quick),
-        copy=True,
-        return_orig_weights=True,
-        texts=PROMPTS,
-        pseudo=pseudo,
-        encoder=tiny_encoder,
-    )
+    with torch.set_grad_enabled(grad):
+        edited, before = BASELINES[name].apply(
+            tiny_llama,
+            tiny_tokenizer,
+            facts,
+            BASELINES[name].hparams(quick),
+            copy=True,
+            return_orig_weights=True,
+            texts=PROMPTS,
+            pseudo=pseudo,
+            encoder=tiny_encoder,
+        )
     assert set(before) <= dict(tiny_llama.named_parameters()).keys()
     assert len(greedy_answers(edited, tiny_tokenizer, PROMPTS[:2], 4)) == 2

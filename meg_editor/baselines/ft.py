@@ -97,6 +97,7 @@ def apply_ft_to_model(
     return edit_weights(model, requests, compute, copy, return_orig_weights)
 
 
+@torch.enable_grad()
 def _tune(
     model: CausalLM, tok: Tokenizer, edits: Sequence[EditRequest], hparams: FTHyperParams
 ) -> Updates:

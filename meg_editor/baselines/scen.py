@@ -125,6 +125,7 @@ class SCENModel(RoutedModel):
         return self.hook.attached(decision)
 
 
+@torch.enable_grad()
 def apply_scen_to_model(
     model: CausalLM,
     tok: Tokenizer,
