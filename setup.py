@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 
 
 def version() -> str:
@@ -68,16 +69,20 @@ setup(
     ],
     # There is no extra for EasyEdit: the wheel, easyeditor 0.0.1.dev0, pins packages of 2023.
     extras_require={
+        "docs": DOCS,
         "lm-eval": ["lm_eval>=0.4.9"],
         "plots": ["matplotlib>=3.8"],
         "serve": ["fastapi>=0.115", "prometheus-client>=0.20", "uvicorn>=0.30"],
         # setuptools: a test builds the package, and Python 3.12 has none of its own.
         "test": [
+            *DOCS,
             "fastapi>=0.115",
             "httpx>=0.27",
+            "ipykernel>=6.29",  # the notebooks run in the tests
             "lm_eval>=0.4.9",
             "matplotlib>=3.8",
             "mypy",
+            "nbclient>=0.10",
             "openai>=2",
             "playwright>=1.50",
             "prometheus-client>=0.20",

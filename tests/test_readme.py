@@ -1,4 +1,4 @@
-"""Every command and Python snippet of the README runs, small; those of docs/ are ones that exist.
+"""Every command and Python snippet of the README and of "Your own model and facts" runs, small.
 
 What is replaced, so that it takes minutes and no network:
 - facts that tune and calibrate: 48 and 24 instead of 800 and 400; 8 tuning steps instead of 120;
@@ -11,7 +11,6 @@ What is replaced, so that it takes minutes and no network:
 
 from __future__ import annotations
 
-import ast
 import csv
 import importlib.util
 import re
@@ -23,31 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import PAGES, ROOT, commands, name_of, small_fits, snippets
 
 from meg_editor.cli.main import main as meg_editor
-from meg_editor.cli.parser import build_parser
-from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.data.world import requests as world_requests
-from meg_editor.lm.tokens import greedy_answers
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN_MODEL = (ROOT / "docs" / "own_model.md").read_text("utf-8")
+COMMANDS = list(dict.fromkeys([*commands(README), *commands(OWN_MODEL)]))
 HUB = ["--model", "meta-llama/Meta-Llama-3-8B"]
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def snippets(text: str) -> list[str]:
-    """The fenced Python blocks of a page."""
-    return [body for language, body in _FENCE.findall(text) if language == "python"]
-
-
-def commands(text: str) -> list[str]:
-    """The lines of its indented blocks, without comments; `\\` at the end goes on."""
-    plain = _FENCE.sub("", text).replace("\\\n", " ")
-    lines = [line.strip().partition("  #")[0] for line in plain.splitlines() if line[:4] == "    "]
-    known = ("meg-editor", "python ", "pip ", "pytest", "torchrun", "accelerate")
-    return [" ".join(line.split()) for line in lines if line.startswith(known)]
 
 
 def without(arguments: list[str], part: list[str]) -> list[str]:
@@ -59,11 +41,7 @@ def without(arguments: list[str], part: list[str]) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory: hparams/ and facts.csv as a reader has them, and less to fit."""
-    for name, count in (("pseudo_requests", 48), ("calibration_requests", 24)):
-        monkeypatch.setattr(getattr(world_requests, name), "__defaults__", (None, count))
-    preset = MeGHyperParams.preset
-    small = staticmethod(lambda name, **changes: preset(name, **{"encoder_steps": 8, **changes}))
-    monkeypatch.setattr(MeGHyperParams, "preset", small)
+    small_fits(monkeypatch)
     path = "hparams/MeG/llama-reference.yaml"
     (tmp_path / path).parent.mkdir(parents=True)
     text = re.sub(r"^encoder_steps: \d+", "encoder_steps: 8", (ROOT / path).read_text(), flags=re.M)
@@ -78,29 +56,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readme_is_one_page() -> None:
-    assert len(README.splitlines()) <= 160
-    assert len(snippets(README)) == 4 and len(commands(README)) == 10
+    assert len(README.splitlines()) <= 150
+    assert len(snippets(README)) == 2 and len(commands(README)) == 7
 
 
 def test_the_python_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ten_lines, chat, live, _ = snippets(README)
+    ten_lines, live = (snippet.code for snippet in snippets(README))
     names: dict[str, Any] = {}
     exec(compile(ten_lines, "README.md", "exec"), names)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[:3]] == ["Lima", "Austen", "Xx"]
     assert lines[4].split()[-1] == "euro"  # not edited
-    exec(compile(chat, "README.md", "exec"), names)
-    assert "Lima" in capsys.readouterr().out and (folder / "edited").is_dir()
     exec(compile(live, "README.md", "exec"), names)
-    answers = names["edited"].answer(["The capital of Peru is", "The capital of France is"])
-    assert answers == ["Oslo", "Rome"] and len(names["edited"].edits) == 4
+    answers = names["edited"].answer(["The capital of Peru is", "Who wrote War and Peace?"])
+    assert answers == ["Oslo", "Jane Austen"] and (folder / "edited").is_dir()
 
 
 def test_the_easyedit_snippet_runs(folder: Path) -> None:
     if importlib.util.find_spec("easyeditor") is None:
         pytest.skip("easyeditor is not installed")
+    page = (ROOT / "docs" / "easyedit.md").read_text("utf-8")
     names: dict[str, Any] = {}
-    exec(compile(snippets(README)[3], "README.md", "exec"), names)
+    exec(compile(snippets(page)[0].code, "easyedit.md", "exec"), names)
     assert len(names["metrics"]) == 2
     assert names["edited"].answer("The capital of France is") == ["Lima"]
     from meg_editor.integrations import easyedit
@@ -150,7 +127,7 @@ def test_the_commands_of_the_readme_run(
     """`ask` follows `edit`, whose folder it reads."""
     names = {first, "ask"} if first == "edit" else {first}
     ran = []
-    for line in commands(README):
+    for line in COMMANDS:
         for part in line.split(" && "):
             program, command, *arguments = shlex.split(part)
             if program == "meg-editor" and command in names:
@@ -185,7 +162,7 @@ def test_the_server_of_the_readme_starts_answers_and_ends(folder: Path) -> None:
 def test_nothing_of_the_readme_is_left_out() -> None:
     """Every line is a `meg-editor` command run above, or one that .ci/run runs."""
     names = {"demo", "edit", "ask", "serve", "prepare", "layers", "settings", "benchmark"}
-    for line in commands(README):
+    for line in COMMANDS:
         parts = line.split(" && ")
         own = {shlex.split(part)[1] for part in parts if part.startswith("meg-editor")}
         others = [part for part in parts if not part.startswith("meg-editor")]
@@ -204,37 +181,7 @@ def test_the_command_of_the_tests_is_what_ci_runs() -> None:
         assert any(set(words) <= set(text) for text in run), part
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_of_every_page_exist(page: Path) -> None:
-    """Options and names of files; what they compute is tested elsewhere."""
-    for line in commands(page.read_text("utf-8")):
-        for part in line.split(" && "):
-            words = [word for word in shlex.split(part) if word != "..."]
-            if words[0] == "meg-editor" and "..." not in part:
-                build_parser().parse_args(words[1:])
-            elif words[0] == "python":
-                assert (ROOT / words[1]).exists(), part
-
-
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
-def test_snippets_of_other_pages_import_what_exists(page: Path) -> None:
-    """They need a hub or a large model: only their imports from meg_editor are run."""
-    for snippet in snippets(page.read_text("utf-8")):
-        for node in ast.parse(snippet).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("meg_editor"):
-                exec(ast.unparse(node), {})
-
-
-def test_the_baselines_snippet_runs_and_edits() -> None:
-    names: dict[str, Any] = {}
-    page = (ROOT / "docs" / "easyedit.md").read_text("utf-8")
-    exec(compile(snippets(page)[0], "easyedit.md", "exec"), names)
-    prompts = ["The capital of France is", "The capital of Spain is"]
-    assert greedy_answers(names["model"], names["tok"], prompts, 8) == ["Lima", "Madrid"]
-    assert [name.split(".")[2] for name in names["old_weights"]] == ["0", "1"]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
@@ -254,6 +201,14 @@ def test_the_picture_is_drawn_and_small(tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=120)
     sizes = [path.stat().st_size for path in (picture, ROOT / "docs" / "scores.png")]
     assert all(10_000 < size < 100_000 for size in sizes)
+
+
+def test_the_run_of_a_pretrained_llm_is_drawn_as_it_was_printed(tmp_path: Path) -> None:
+    picture = tmp_path / "demo.svg"
+    command = [sys.executable, str(ROOT / "docs" / "draw_demo.py"), "--out", str(picture)]
+    subprocess.run(command, check=True, timeout=60)
+    assert picture.read_text("utf-8") == (ROOT / "docs" / "demo.svg").read_text("utf-8")
+    assert "Marie Curie" in picture.read_text("utf-8")
 
 
 def test_pages_name_no_machine() -> None:

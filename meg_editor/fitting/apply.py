@@ -58,7 +58,7 @@ def apply_meg_to_model(
 
     Raises:
         TypeError: `hparams` are those of another method.
-        Everything `fit` raises. The model given stays as it was.
+        Exception: whatever `fit` raises. The model given stays as it was.
 
     Example:
         >>> from meg_editor import load_model
