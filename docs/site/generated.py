@@ -22,7 +22,7 @@ from meg_editor.config.hparams import MeGHyperParams  # noqa: E402
 
 NOTEBOOKS = "examples/notebooks"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_OPTIONAL = (argparse._HelpAction, argparse._SubParsersAction)
+_OTHER = (argparse._HelpAction, argparse._SubParsersAction)
 
 
 def cell(text: str) -> str:
@@ -43,18 +43,33 @@ def commands_text() -> str:
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     helps = {action.dest: action.help or "" for action in commands._choices_actions}
     rows = [(f"[`{name}`](#{name})", cell(helps[name])) for name in commands.choices]
-    parts = [table(("command", "what it does"), rows)]
+    every = [set(options_of(command)) for command in commands.choices.values()]
+    common = set.intersection(*every)
+    shared = [action for text, action in options_of(parser).items() if text in common]
+    parts = [table(("command", "what it does"), rows), "Every command takes these:\n"]
+    parts.append(options_table(shared))
     for name, command in commands.choices.items():
-        actions = [action for action in command._actions if not isinstance(action, _OPTIONAL)]
+        actions = [action for text, action in options_of(command).items() if text not in common]
         needed = [shown(a) for a in actions if a.required or not a.option_strings]
         rest = ["[options]"] if len(needed) < len(actions) else []
         parts += [f"## {name}\n", f"{command.description}\n"]
         usage = " ".join(["meg-editor", name, *needed, *rest])
         parts.append(f"```text\n{usage}\n```\n")
-        rows = [(f"`{cell(shown(action))}`", cell(action.help or "")) for action in actions]
-        parts.append(table(("option", "meaning"), rows))
+        parts.append(options_table(actions))
         parts += [f"{command.epilog}\n"] if command.epilog else []
     return "\n".join(parts)
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Options and arguments as they are typed."""
+    actions = (action for action in parser._actions if not isinstance(action, _OTHER))
+    return {shown(action): action for action in actions}
+
+
+def options_table(actions: Iterable[argparse.Action]) -> str:
+    """A row for each; without one, nothing."""
+    rows = [(f"`{cell(shown(action))}`", cell(action.help or "")) for action in actions]
+    return table(("option", "meaning"), rows) if rows else ""
 
 
 def shown(action: argparse.Action) -> str:
