@@ -646,6 +646,27 @@ def test_a_cast_rounds_the_base_alone(make_meg_model: Any, tmp_path: Any) -> Non
     assert loaded.answer(MIXED, 4) == model.answer(MIXED, 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_decisions_are_those_of_each_prompt_alone(make_meg_model: Any, dtype: torch.dtype) -> None:
+    """In batches padded on either side, with the base in either precision."""
+    edited = make_meg_model("bank")
+    texts = [*MIXED, *(f"{text} {text}" for text in MIXED)]
+    alone = [query.edit if query.is_edit else None for query in edited.route(texts)]
+    edited.to(dtype)
+    tokenizer, decided = edited.tokenizer, list[Any]()
+    left = left_padded(tokenizer, texts, "cpu")
+    rows = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
+    right = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([[len(row)] for row in rows])
+    mask = (torch.arange(right.shape[1]) < lengths).long()
+    edited.decide = lambda queries: decided.append(edited.route(queries))  # type: ignore[method-assign]
+    edited(**left)
+    edited(input_ids=right, attention_mask=mask)
+    for routing in decided:
+        assert [query.edit if query.is_edit else None for query in routing] == alone
+    assert len(decided) == 2 and None in alone and len({*alone}) > 2
+
+
 def test_no_queries_and_empty_ones(model: MeGModel) -> None:
     assert model.answer([]) == [] and len(model.route([])) == 0
     assert len(model.answer("", 2)) == 1
