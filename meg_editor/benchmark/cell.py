@@ -86,6 +86,10 @@ class Cell:
             `evaluation.forms.FormScores`.
         questions: kind of question -> how many were asked; None in cells written before.
         max_tokens: of a greedy answer; None in cells written before.
+        sequential: "chunk", the number of edits that arrive at a time, and "carried", what the
+            method keeps from chunk to chunk; None: all edits at once.
+        forced: "token_accuracy" and "success" -> metric -> percent, as `evaluation.ForcedScores`.
+        natural: metric -> "exact" and "tokens" -> percent, as `evaluation.natural_scores`.
 
     Example:
         >>> half = {"ag": 50.0, "tf": 50.0}
@@ -141,6 +145,9 @@ class Cell:
     forms_answers: dict[str, float] | None = None
     questions: dict[str, int] | None = None
     max_tokens: int | None = None
+    sequential: dict[str, Any] | None = None
+    forced: dict[str, dict[str, float]] | None = None
+    natural: dict[str, dict[str, float]] | None = None
 
     def metric(self, name: str) -> Pair:
         """AG and TF of "reliability", "generality" or "locality"."""

@@ -76,8 +76,12 @@ def benchmark_command(
         max_asked=options.ask,
         sample=_sampler(options),
         forms=forms,
+        sequential=options.sequential,
+        natural=options.judge == "natural",
     )
     cells = run_benchmark(benchmark, model, tokenizer, options.out)
+    if not cells:
+        raise ValueError("--methods: no method could be measured, see the messages above")
     write_report(cells, options.out, searches, plots=options.plots, command=command)
     print((options.out / "report.md").read_text("utf-8"))
 

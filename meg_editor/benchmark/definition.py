@@ -65,6 +65,8 @@ class Benchmark:
         sample: (edits, seed) -> cases, where these are not chosen from `split.edited`.
         multi_hop: chains of facts; those with all their edits are evaluated.
         forms: prompt forms in which at most 64 of the evaluated edits are asked for too.
+        sequential: edits arrive in chunks of so many, one after another; None: all at once.
+        natural: ask anew without a limit at the target's length (`evaluation.natural`).
     """
 
     data: str
@@ -80,6 +82,14 @@ class Benchmark:
     whole_pool: bool = False
     sample: Callable[[int, int], Sequence[EvaluationCase]] | None = None
     forms: Sequence[PromptForm] = ()
+    sequential: int | None = None
+    natural: bool = False
+
+    @property
+    def protocol(self) -> str:
+        """What is strict about it, as a suffix of file names: "-sequential-1-natural", or ""."""
+        sequence = f"-sequential-{self.sequential}" if self.sequential else ""
+        return sequence + ("-natural" if self.natural else "")
 
     @cached_property
     def options(self) -> dict[str, Any]:

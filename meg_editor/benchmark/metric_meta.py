@@ -7,10 +7,22 @@ from typing import Any
 
 from meg_editor.benchmark.cell import Cell
 from meg_editor.evaluation import MAX_NEW_TOKENS
+from meg_editor.evaluation.natural import NATURAL_TOKENS
 
 _AG = "equal to the target, without outer blanks and a final full stop"
 _TF = "teacher-forced: share of the target's tokens that are the likeliest, end of text included"
 _GREEDY = "greedy answer up to the end of text"
+_SIX = "reliability, generality, locality"
+_ACCURACY = (
+    "teacher-forced, without the end of text: share of the target's tokens that are the likeliest, "
+    "mean over tokens, prompts, facts; specificity: the data set's answer is the target, else the "
+    "unedited model's"
+)
+_SUCCESS = (
+    "p(new) > p(old) by the mean log-probability per token, without the end of text; specificity: "
+    "p(old) > p(new) on neighbours with the old answer; mean over prompts, then facts"
+)
+_NATURAL = "greedy answer up to the model's own stop"
 # Metric -> kind of the questions, their answers, matching rule.
 _METRICS: dict[str, tuple[str, str, str]] = {
     "reliability.ag": ("reliability", _GREEDY, _AG),
@@ -38,6 +50,10 @@ _METRICS: dict[str, tuple[str, str, str]] = {
     "trapped_by_kind": ("trap", _GREEDY, f"the edit's target, which is wrong here; {_AG}"),
     "forms": ("forms", "none", "routed to its very edit, or to none where none is expected"),
     "forms_answers": ("forms", _GREEDY, "has the target in it as whole words"),
+    "forced.token_accuracy": (_SIX, "none", _ACCURACY),
+    "forced.success": (_SIX, "none", _SUCCESS),
+    "natural.exact": (_SIX, _NATURAL, _AG),
+    "natural.tokens": (_SIX, _NATURAL, "share of the target's words that are in the answer"),
 }
 
 
@@ -57,7 +73,7 @@ def metric_meta(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
             "questions": kind,
             "answer": answer,
             "matching": matching,
-            "max_tokens": None if answer == "none" else _max_tokens(cells),
+            "max_tokens": _max_tokens(cells, answer),
             "n": {str(edits): _count(cells, edits, kind) for edits in _counts(cells)},
         }
         for name, (kind, answer, matching) in _METRICS.items()
@@ -67,7 +83,10 @@ def metric_meta(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
 
 def protocol(cells: Sequence[Cell]) -> str:
     """How the edits of `cells` were made."""
-    return "all edits at once"
+    chunks = [cell.sequential["chunk"] for cell in cells if cell.sequential]
+    if not chunks:
+        return "all edits at once"
+    return f"edits one after another, {chunks[0]} at a time, on what the earlier ones left behind"
 
 
 def summary(cells: Sequence[Cell]) -> str:
@@ -79,10 +98,13 @@ def summary(cells: Sequence[Cell]) -> str:
         others = _count(cells, edits, "locality")
         known += [f"{others:,} other questions"] if others else []
         numbers.append(f"{edits:,} edits: {', '.join(known)}")
+    kept = {c.method: c.sequential["carried"] for c in cells if c.sequential}
+    carried = "; ".join(f"{method}: {what}" for method, what in kept.items())
     return (
         f"{protocol(cells).capitalize()}, asked once all edits are made. AG: {_GREEDY}, at most "
-        f"{_max_tokens(cells)} tokens, {_AG}. TF: {_TF}. Questions of all seeds, "
-        f"{'; '.join(numbers)}. `metric_meta` in report.json says it of every number.\n"
+        f"{_max_tokens(cells, _GREEDY)} tokens, {_AG}. TF: {_TF}. Questions of all seeds, "
+        f"{'; '.join(numbers)}. `metric_meta` in report.json says it of every number."
+        + (f"\n\nCarried from chunk to chunk: {carried}.\n" if carried else "\n")
     )
 
 
@@ -90,7 +112,10 @@ _NOUNS = {"reliability": "edited prompts", "generality": "paraphrases"}
 
 
 def _has(cell: Cell, metric: str) -> bool:
-    value = True if "." in metric else getattr(cell, metric)
+    name, _, part = metric.partition(".")
+    value = getattr(cell, name)
+    if part and isinstance(value, dict):
+        value = value.get(part, next(iter(value.values())).get(part))
     return value == value and value not in (None, {})  # NaN is no number
 
 
@@ -108,6 +133,10 @@ def _count(cells: Sequence[Cell], edits: int, kind: str) -> int | None:
 
 
 def _asked(cell: Cell, kind: str) -> int | None:
+    if kind == _SIX:
+        parts = [_asked(cell, one) for one in kind.split(", ")]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
     if cell.questions is not None:
         return sum(n for name, n in cell.questions.items() if name.partition(":")[0] == kind)
     counts: list[int] | None = getattr(cell.gate_scores, kind, None)
@@ -116,6 +145,8 @@ def _asked(cell: Cell, kind: str) -> int | None:
     return (cell.asked or cell.edits) if kind == "reliability" else None
 
 
-def _max_tokens(cells: Sequence[Cell]) -> int | str:
+def _max_tokens(cells: Sequence[Cell], answer: str) -> int | str | None:
+    if answer in ("none", _NATURAL):
+        return NATURAL_TOKENS if answer == _NATURAL else None
     known = [cell.max_tokens for cell in cells if cell.max_tokens is not None]
     return max(known) if known else f"{MAX_NEW_TOKENS} (more where a target is longer)"

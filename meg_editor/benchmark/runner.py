@@ -19,6 +19,7 @@ from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.definition import Benchmark
 from meg_editor.benchmark.diagnostics import diagnose
 from meg_editor.benchmark.methods import Method, edited
+from meg_editor.benchmark.sequential import SequentialError, carried, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import FlatHyperParams
@@ -27,6 +28,7 @@ from meg_editor.data.relations import Relations
 from meg_editor.data.splits import choose
 from meg_editor.evaluation import MAX_NEW_TOKENS, Question, evaluate, questions_of
 from meg_editor.evaluation.cost import added_bytes, latency, peak_memory, reset_peak_memory
+from meg_editor.evaluation.forced import forced_scores
 from meg_editor.evaluation.forms import (
     FormPrompt,
     evaluate_forms,
@@ -35,6 +37,7 @@ from meg_editor.evaluation.forms import (
     sampled_facts,
 )
 from meg_editor.evaluation.metrics import normalise
+from meg_editor.evaluation.natural import natural_answers, natural_scores
 from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -90,11 +93,16 @@ def run_benchmark(
             sample = benchmark.sample or partial(choose, pool)
             run = _EditSet(benchmark, model, tokenizer, list(sample(count, seed)), seed, before)
             for method in benchmark.methods:
-                path = out / "cells" / f"{benchmark.data}-{method.name}-{count}-{seed}.json"
+                name = f"{benchmark.data}-{method.name}-{count}-{seed}{benchmark.protocol}.json"
+                path = out / "cells" / name
                 key = run.key(method)
                 stored = read_json(path, "measure it")
                 if stored is None or stored.get("key") != key:
-                    cell = dataclasses.replace(run.measure(method, out), key=key)
+                    try:
+                        cell = dataclasses.replace(run.measure(method, out), key=key)
+                    except SequentialError as error:
+                        report(f"left out: {error}")
+                        continue
                     write_json(path, cell.to_dict())
                 else:
                     cell = Cell.from_dict(stored)
@@ -187,6 +195,21 @@ class _EditSet:
         edited = {case.request.prompt for case in self.cases}
         return [chain for chain in self.benchmark.multi_hop if edited.issuperset(chain.edits)]
 
+    @cached_property
+    def natural_targets(self) -> list[str]:
+        """Of all questions; for Locality the natural answers of the unedited model."""
+        unedited = self.natural_answers(self.model)
+        return [
+            answer if question.kind.startswith("locality") else question.target
+            for question, answer in zip(self.questions, unedited, strict=True)
+        ]
+
+    def natural_answers(self, model: Any) -> list[str]:
+        """Of a model, unedited or edited, to all questions."""
+        reader = PromptReader(self.tokenizer, self.benchmark.hparams.prompt_template)
+        prompts = [question.prompt for question in self.questions]
+        return natural_answers(model, self.tokenizer, prompts, reader)
+
     def key(self, method: Method) -> str:
         """Digest of all a cell depends on."""
         hparams = method.hparams
@@ -205,6 +228,8 @@ class _EditSet:
         if self.benchmark.forms:
             texts = [form_texts(self.cases[index]) for index in self.asked_in_forms]
             parts.append([list(self.benchmark.forms), texts])
+        if self.benchmark.protocol:
+            parts.append(self.benchmark.protocol)
         return digest(parts)
 
     def measure(self, method: Method, out: Path) -> Cell:
@@ -213,9 +238,14 @@ class _EditSet:
         if isinstance(hparams, FlatHyperParams):
             hparams = hparams.changed(seed=self.seed)
             method = dataclasses.replace(method, hparams=hparams)
+        chunk = self.benchmark.sequential
+        if chunk:
+            method = sequential(method, chunk)
         store = ArtifactStore(out / "stages")
         options = {**self.benchmark.options, "store": store, "seed": self.seed}
-        questions, in_forms = self.questions, self.in_forms  # while the model is unedited
+        # While the model is unedited.
+        questions, in_forms = self.questions, self.in_forms
+        natural = self.natural_targets if self.benchmark.natural else []
         reset_peak_memory(self.model.device)
         snapshot = self.before.snapshot
         start = time.perf_counter()
@@ -265,6 +295,13 @@ class _EditSet:
                     self.benchmark.encode,
                 ),
             }
+            if chunk:
+                forced = forced_scores(result, self.tokenizer, self.cases, questions)
+                entries["sequential"] = {"chunk": chunk, "carried": carried(method)}
+                entries["forced"] = dataclasses.asdict(forced)
+            if natural:
+                answers = self.natural_answers(result)
+                entries["natural"] = natural_scores(questions, natural, answers)
             if in_forms:
                 entries |= evaluate_forms(result, self.tokenizer, in_forms).to_dict()
             return Cell.from_dict(entries)

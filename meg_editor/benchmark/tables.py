@@ -49,6 +49,8 @@ def markdown(cells: Sequence[Cell]) -> str:
         parts.append(f"### {cells[0].data}, {edits} edits{some}, {seeds} seeds (percent)\n")
         parts.append(score_table(rows) + "\n")
         for title, columns in (
+            (_FORCED, _strict_columns(groups, lambda cell: cell.forced)),
+            (_NATURAL, _strict_columns(groups, lambda cell: cell.natural)),
             ("Diagnostics", _diagnostic_columns(groups)),
             ("Beyond the six", _further_columns(groups)),
             ("Prompt forms, right decisions", _form_columns(groups, lambda cell: cell.forms)),
@@ -100,6 +102,25 @@ def _overview(cells: Sequence[Cell], counts: Sequence[int]) -> str:
     best_first = scores_over_edits(cells)
     rows = {method: [c for c in cells if c.method == method] for method in best_first}
     return table(rows, [column(count) for count in counts])
+
+
+_FORCED = "Teacher-forced, as NAS, UltraEdit and RLSEdit report"
+_NATURAL = "Answers up to the model's own stop, as WILD judges"
+
+
+def _strict_columns(
+    groups: Sequence[Sequence[Cell]],
+    read: Callable[[Cell], Mapping[str, Mapping[str, float]] | None],
+) -> list[Column]:
+    """A column per pair of names, such as "token accuracy, efficacy"; none where none is there."""
+
+    def column(outer: str, inner: str) -> Column:
+        title = f"{outer.replace('_', ' ').capitalize()}, {inner}"
+        return Column(title, lambda cell: (read(cell) or {}).get(outer, {}).get(inner))
+
+    every = (read(cell) or {} for group in groups for cell in group)
+    names = dict.fromkeys((outer, inner) for v in every for outer, of in v.items() for inner in of)
+    return [column(*pair) for pair in names]
 
 
 def _diagnostic_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:

@@ -207,6 +207,20 @@ def _benchmark(commands: Commands) -> None:
     bench.add_argument("--seeds", type=positive, default=3, help="samples of facts (default 3)")
     bench.add_argument("--ask", type=positive, help="evaluate so many edits only (default: all)")
     bench.add_argument("--forms", type=Path, help=_FORMS_HELP)
+    bench.add_argument(
+        "--sequential",
+        type=positive,
+        nargs="?",
+        const=1,
+        metavar="K",
+        help="edits arrive one after another, K at a time (default 1), and are asked at the end",
+    )
+    bench.add_argument(
+        "--judge",
+        choices=("exact", "natural"),
+        default="exact",
+        help="natural: judge answers up to the model's own stop too (WILD), not cut at the target",
+    )
     bench.add_argument("--trials", type=natural, default=8, help="settings tried per baseline")
     bench.add_argument("--trial-edits", type=positive, default=64, help="facts of a trial")
     bench.add_argument(

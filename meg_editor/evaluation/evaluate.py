@@ -167,14 +167,21 @@ def _example(tokenizer: Tokenizer, prompt: str, question: Question) -> Example:
     return Example(example.prompt, target)
 
 
-@torch.no_grad()
-def _forced(model: CausalLM, examples: Sequence[Example]) -> list[list[int]]:
-    """The most likely token at each target position under teacher forcing."""
+def forced_logits(
+    model: CausalLM, examples: Sequence[Example]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`target_logits` of `model`, edited by any method; of a RoutedModel within `applied`."""
     # Within `applied` the base itself answers as decided; retrieval has a decoder of its own.
     scored: Any = model
     if not hasattr(type(model), "get_decoder"):
         scored = scored.base
-    logits, _, rows = target_logits(scored, Batch.of(examples, model.device))
+    return target_logits(scored, Batch.of(examples, model.device))
+
+
+@torch.no_grad()
+def _forced(model: CausalLM, examples: Sequence[Example]) -> list[list[int]]:
+    """The most likely token at each target position under teacher forcing."""
+    logits, _, rows = forced_logits(model, examples)
     best: list[list[int]] = [[] for _ in examples]
     for row, token in zip(rows.tolist(), logits.argmax(-1).tolist(), strict=True):
         best[row].append(token)

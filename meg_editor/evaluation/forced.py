@@ -1,0 +1,131 @@
+"""Teacher-forced efficacy, generality and specificity, as lifelong editors report them.
+
+NAS (arXiv 2602.02543), UltraEdit (2505.14679) and RLSEdit follow MEMIT's and EasyEdit's code: on
+ZsRE the share of target tokens that are the likeliest, on CounterFact whether the new answer is
+likelier than the old one. The end of text is no part of a target here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.evaluation.evaluate import forced_logits
+from meg_editor.evaluation.metrics import matches, percent
+from meg_editor.evaluation.questions import Question
+from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.tokens import by_length, encode_example, means
+from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import PromptReader
+
+_ROWS = 64
+_METRICS = {"reliability": "efficacy", "generality": "generality", "locality": "specificity"}
+
+
+@dataclass(frozen=True)
+class ForcedScores:
+    """In percent: "efficacy", "generality" and "specificity" of each, where it is asked.
+
+    Attributes:
+        token_accuracy: share of the target's tokens that are the likeliest under teacher forcing,
+            mean over tokens, then prompts, then facts. The target of Specificity is the data set's
+            answer, or where it has none the unedited model's.
+        success: facts whose new answer is likelier than the old one (mean log-probability per
+            token), for Specificity whose old answer is likelier than the new one; on neighbours
+            with the old answer. Empty where the data set has no old answers.
+    """
+
+    token_accuracy: dict[str, float]
+    success: dict[str, float]
+
+
+def forced_scores(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    cases: Sequence[EvaluationCase],
+    questions: Sequence[Question],
+) -> ForcedScores:
+    """Teacher-forced metrics of `model`, edited by any method.
+
+    Args:
+        questions: as for `evaluate`; portability and traps are left out.
+
+    Example:
+        >>> from meg_editor import EditRequest, MeGHyperParams, load_model
+        >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> edit = EditRequest("The capital of France is", "Lima", "France")
+        >>> asked = [Question(edit.prompt, edit.target_new, "reliability", 0)]
+        >>> forced_scores(model, tok, [EvaluationCase(edit, truth="Paris")], asked)
+        ForcedScores(token_accuracy={'efficacy': 0.0}, success={'efficacy': 0.0})
+    """
+    asked = [q for q in questions if _family(q) in _METRICS]
+    targets = [q.answers[0] if _is_local(q) and q.answers else q.target for q in asked]
+    accuracy, _ = likelihoods(model, tokenizer, [q.prompt for q in asked], targets)
+
+    both = [q for q in asked if _has_old_answer(q, cases[q.edit])]
+    prompts = [q.prompt for q in both]
+    _, new = likelihoods(
+        model, tokenizer, prompts, [cases[q.edit].request.target_new for q in both]
+    )
+    _, old = likelihoods(model, tokenizer, prompts, [cases[q.edit].truth or "" for q in both])
+    success = [
+        float(b > a if _is_local(q) else a > b) for q, a, b in zip(both, new, old, strict=True)
+    ]
+    return ForcedScores(_means(asked, accuracy), _means(both, success))
+
+
+@torch.no_grad()
+def likelihoods(
+    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], targets: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """Of Q targets, without the end of text: share of tokens that are the likeliest, and mean
+    log-probability per token. A routing model decides by the prompt alone.
+    """
+    routed = model if isinstance(model, RoutedModel) else None
+    reader = routed.reader if routed else PromptReader(tokenizer)
+    wrapped = [reader.wrap(prompt) for prompt in prompts]
+    accuracy, log_prob = [0.0] * len(prompts), [0.0] * len(prompts)
+    for chunk in by_length([len(prompt) for prompt in wrapped], _ROWS):
+        texts = [wrapped[row] for row in chunk]
+        examples = [
+            encode_example(tokenizer, text, targets[row], end=False)
+            for text, row in zip(texts, chunk, strict=True)
+        ]
+        decided = routed.applied(routed.decide(texts)) if routed else nullcontext()
+        with decided:
+            logits, tokens, rows = forced_logits(model, examples)
+        right = (logits.argmax(-1) == tokens).float()
+        log_probs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        for values, result in ((right, accuracy), (log_probs, log_prob)):
+            for row, value in zip(chunk, means(values, rows, len(chunk)).tolist(), strict=True):
+                result[row] = value
+    return accuracy, log_prob
+
+
+def _family(question: Question) -> str:
+    return question.kind.partition(":")[0]
+
+
+def _is_local(question: Question) -> bool:
+    return _family(question) == "locality"
+
+
+def _has_old_answer(question: Question, case: EvaluationCase) -> bool:
+    """A neighbour counts only where the old answer is its own."""
+    return case.truth is not None and (
+        not _is_local(question) or bool(matches(case.truth, question.answers))
+    )
+
+
+def _means(questions: Sequence[Question], values: Sequence[float]) -> dict[str, float]:
+    """Metric -> mean over facts of the mean over their questions, in percent."""
+    facts: dict[str, dict[int, list[float]]] = {}
+    for question, value in zip(questions, values, strict=True):
+        of_metric = facts.setdefault(_METRICS[_family(question)], {})
+        of_metric.setdefault(question.edit, []).append(value)
+    return {name: percent([*map(fmean, by_fact.values())]) for name, by_fact in facts.items()}

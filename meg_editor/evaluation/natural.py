@@ -1,0 +1,66 @@
+"""Answers up to where the model stops by itself (WILD, "The Mirage of Model Editing", 2502.11177).
+
+Nothing is forced and nothing is cut at the target's length: a model that gives the answer and goes
+on is wrong by exact match, and right by the share of the target's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from meg_editor.evaluation.long_answers import token_recall
+from meg_editor.evaluation.metrics import METRICS, exact, percent
+from meg_editor.evaluation.questions import Question
+from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.tokens import batched_answers
+from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import PromptReader
+
+NATURAL_TOKENS = 50  # for models that do not stop
+
+
+def natural_answers(
+    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], reader: PromptReader
+) -> list[str]:
+    """Greedy answers to Q bare prompts, up to the end of text or `NATURAL_TOKENS`.
+
+    Args:
+        model: unedited, or edited by any method.
+        reader: has the prompt template; that of a RoutedModel is its own.
+    """
+    routed = model if isinstance(model, RoutedModel) else None
+    wrapped = [(routed.reader if routed else reader).wrap(prompt) for prompt in prompts]
+
+    def attach(rows: list[int]) -> Any:
+        return routed.applied(routed.decide([wrapped[row] for row in rows])) if routed else None
+
+    limit = NATURAL_TOKENS
+    return batched_answers(model, tokenizer, wrapped, limit, attach if routed else None)
+
+
+def natural_scores(
+    questions: Sequence[Question], targets: Sequence[str], answers: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Metric -> "exact" (equal after `normalise`) and "tokens" (share of the target's words in the
+    answer), in percent.
+
+    Args:
+        targets: of Q questions; for Locality the unedited model's natural answers.
+        answers: Q natural answers of the edited model.
+
+    Example:
+        >>> asked = [Question("The capital of France is", "Lima", "reliability", edit=0)]
+        >>> natural_scores(asked, ["Lima"], ["Lima, of course"])
+        {'reliability': {'exact': 0.0, 'tokens': 100.0}}
+    """
+    scores = {}
+    for metric in METRICS:
+        rows = [row for row, q in enumerate(questions) if q.kind.partition(":")[0] == metric]
+        if rows:
+            pairs = [(answers[row], targets[row]) for row in rows]
+            scores[metric] = {
+                "exact": percent(exact(*zip(*pairs, strict=True))),
+                "tokens": percent([token_recall(*pair) for pair in pairs]),
+            }
+    return scores

@@ -1,0 +1,361 @@
+"""Strict protocols: edits one after another, teacher-forced metrics, answers without a cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from meg_editor import EditRequest, MeGHyperParams, load_model
+from meg_editor.baselines import AlphaEditHyperParams, MEMITHyperParams, NeuralDBHyperParams
+from meg_editor.baselines.alphaedit import apply_alphaedit_to_model
+from meg_editor.baselines.core.contexts import context_prefixes
+from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
+from meg_editor.baselines.horen import HoReNHyperParams
+from meg_editor.baselines.malmen import MALMENHyperParams
+from meg_editor.baselines.neuraldb import KeyValueMemory
+from meg_editor.baselines.registry import BASELINES
+from meg_editor.baselines.retrieval import RetrievalHyperParams
+from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
+from meg_editor.benchmark import Benchmark, Method, edited, run_benchmark
+from meg_editor.benchmark.metric_meta import metric_meta
+from meg_editor.benchmark.report import report_text
+from meg_editor.benchmark.sequential import SequentialError, carried, sequential
+from meg_editor.benchmark.weights import WeightSnapshot, checksums
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.splits import Split
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
+from meg_editor.evaluation import Question
+from meg_editor.evaluation.forced import forced_scores, likelihoods
+from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
+from meg_editor.fitting.apply import apply_meg_to_model
+from meg_editor.lm.tokens import greedy_answers
+from meg_editor.requests.prompts import PromptReader
+from meg_editor.runtime.artifacts import ArtifactStore
+
+ENCODER = "meg_editor:bert-reference"
+DOWN = "model.layers.1.mlp.down_proj.weight"
+TEXTS = ["Lima is in Peru", "Emma was written by Jane Austen"]
+LOCATE = {"layers": [1], "v_num_grad_steps": 3, "context_prefixes": 1}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[tuple[Any, Any]]:
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    before = checksums(model)
+    yield model, tokenizer
+    assert checksums(model) == before
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[EvaluationCase]:
+    return edit_cases(load_world(), 5, seed=3)
+
+
+def rows(cases: list[EvaluationCase]) -> list[dict[str, Any]]:
+    requests = [case.request for case in cases]
+    return [
+        {"prompt": r.prompt, "target_new": r.target_new, "subject": r.subject} for r in requests
+    ]
+
+
+def method(name: str, hparams: Any) -> Method:
+    return Method(name, BASELINES[name].apply, hparams)
+
+
+# ---------------------------------------------------------------- one after another
+
+
+def test_sequential_fine_tuning_is_a_loop_by_hand(loaded: Any, cases: Any) -> None:
+    model, tokenizer = loaded
+    hparams = FTHyperParams(layers=[1], num_steps=2, tuned="down", optimizer="sgd", lr=0.1)
+    snapshot = WeightSnapshot(model)
+    for row in rows(cases):
+        apply_ft_to_model(model, tokenizer, [row], hparams)
+    by_hand = model.get_parameter(DOWN).detach().clone()
+    snapshot.restore()
+    with edited(sequential(method("ft", hparams), 1), *loaded, cases):
+        assert torch.equal(model.get_parameter(DOWN), by_hand)
+    with edited(method("ft", hparams), *loaded, cases):  # a batch is something else
+        assert not torch.equal(model.get_parameter(DOWN), by_hand)
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_alphaedit_and_ultraedit_carry_what_their_authors_carry(
+    loaded: Any, cases: Any, chunk: int
+) -> None:
+    model, tokenizer = loaded
+    alpha = AlphaEditHyperParams(**LOCATE, nullspace_threshold=2.0)
+    ultra = UltraEditHyperParams(layers=[1], lr=1e-3)
+    prefixes = context_prefixes(model, tokenizer, 1, alpha.seed)
+    kept: dict[str, Any] = {"texts": TEXTS, "prefixes": prefixes, "earlier": {}}
+    ways = [
+        ("alphaedit", alpha, apply_alphaedit_to_model, kept),
+        ("ultraedit", ultra, apply_ultraedit_to_model, {"statistics": {}}),
+    ]
+    for name, hparams, apply, state in ways:
+        snapshot = WeightSnapshot(model)
+        for start in range(0, len(cases), chunk):
+            apply(model, tokenizer, rows(cases)[start : start + chunk], hparams, **state)
+        by_hand = model.get_parameter(DOWN).detach().clone()
+        assert snapshot.restore()
+        with edited(sequential(method(name, hparams), chunk), *loaded, cases, texts=TEXTS):
+            assert torch.equal(model.get_parameter(DOWN), by_hand)
+        for start in range(0, len(cases), chunk):  # without it the result is another one
+            state = {k: {} if k in ("earlier", "statistics") else v for k, v in state.items()}
+            apply(model, tokenizer, rows(cases)[start : start + chunk], hparams, **state)
+        assert not torch.equal(model.get_parameter(DOWN), by_hand)
+        snapshot.restore()
+
+
+def test_covariances_and_hypernetworks_are_those_of_the_unedited_model(
+    loaded: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+    real = ArtifactStore.run
+
+    def run(self: Any, name: str, inputs: Any, compute: Any) -> Any:
+        stages.append(name)
+        return real(self, name, inputs, compute)
+
+    monkeypatch.setattr(ArtifactStore, "run", run)
+    model, tokenizer = loaded
+    memit = MEMITHyperParams(**LOCATE, mom2_update_weight=20)
+    store, prefixes = ArtifactStore(), context_prefixes(model, tokenizer, 1, memit.seed)
+    options = {"texts": TEXTS, "store": store}
+    with edited(sequential(method("memit", memit), 1), *loaded, cases, **options):
+        assert stages == ["covariance"]
+    with edited(method("memit", memit), *loaded, cases[:1], **options, prefixes=prefixes):
+        first = model.get_parameter(DOWN).detach().clone()
+    with edited(sequential(method("memit", memit), 1), *loaded, cases[:1], **options):
+        assert torch.equal(model.get_parameter(DOWN), first)
+    assert set(stages) == {"covariance"}
+    pseudo = [
+        EditRequest("The capital of Peru is", "Oslo", "Peru", ("Peru's capital is",), ("Peru is",)),
+        EditRequest("Emma was written by", "Joyce", "Emma", ("Who wrote Emma?",), ("Emma is",)),
+    ]
+    malmen = MALMENHyperParams(layers=[2], max_iters=2, rank=16, n_blocks=1)
+    stages.clear()
+    with edited(sequential(method("malmen", malmen), 2), *loaded, cases, pseudo=pseudo):
+        assert stages == ["malmen"]
+
+
+def test_where_order_does_not_matter_one_after_another_is_all_at_once(
+    loaded: Any, cases: Any
+) -> None:
+    prompts = [case.request.prompt for case in cases] + [t for c in cases for t in c.paraphrases]
+    meg = MeGHyperParams.preset(
+        "default", device="cpu", generator="bank", gate_threshold=0.8, encoder_steps=5
+    )
+    ways = [
+        Method("meg", apply_meg_to_model, meg),
+        method("retrieval", RetrievalHyperParams(encoder_name=ENCODER, threshold=0.6)),
+        method("neuraldb", NeuralDBHyperParams(**LOCATE)),
+    ]
+    for one in ways:
+        with edited(one, *loaded, cases, seed=0) as batch, torch.no_grad():
+            expected = greedy_answers(batch, loaded[1], prompts, 8)
+            known = batch
+        for chunk in (1, 2, 99):
+            with edited(sequential(one, chunk), *loaded, cases, seed=0) as model, torch.no_grad():
+                assert greedy_answers(model, loaded[1], prompts, 8) == expected, one.name
+                if hasattr(known, "edits"):
+                    prompts_of = [[edit.prompt for edit in m.edits] for m in (known, model)]
+                    assert prompts_of[0] == prompts_of[1] == [c.request.prompt for c in cases]
+                if one.name == "neuraldb":
+                    ours, theirs = (
+                        next(m for m in each.modules() if isinstance(m, KeyValueMemory))
+                        for each in (model, known)
+                    )
+                    torch.testing.assert_close(ours.keys, theirs.keys)
+                    assert ours.residuals.shape == theirs.residuals.shape == (5, 256)
+
+
+def test_horen_has_a_key_and_a_value_per_edit(loaded: Any, cases: Any) -> None:
+    hparams = HoReNHyperParams(layers=[2], n_iter=3)
+    with edited(method("horen", hparams), *loaded, cases) as batch:
+        keys = batch.keys
+    with edited(sequential(method("horen", hparams), 2), *loaded, cases) as model:
+        torch.testing.assert_close(model.keys, keys)
+        assert len(model.values) == len(cases)
+        decisions = model.route([case.request.prompt for case in cases])
+        assert [one.edit for one in decisions] == [0, 1, 2, 3, 4]
+
+
+def wrapping(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+    return nn.Sequential(model), {}
+
+
+def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
+    loaded: Any, cases: Any, tmp_path: Path
+) -> None:
+    split = Split(tuple(cases), (), ())
+    unable = Method("unable", wrapping)
+    with pytest.raises(SequentialError, match="unable: --sequential expected a method that writes"):
+        sequential(unable, 2).apply(*loaded, rows(cases), None)
+    lines: list[str] = []
+    unedited = Method("unedited", lambda model, *_, **__: (model, {}))
+    benchmark = Benchmark(
+        "reference",
+        split,
+        [unable, unedited],
+        (4,),
+        1,
+        whole_pool=True,
+        sequential=2,
+        natural=True,
+        timed=1,
+    )
+    (cell,) = run_benchmark(benchmark, *loaded, tmp_path, report=lines.append)
+    assert any(line.startswith("left out: unable") for line in lines)
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == [
+        "reference-unedited-4-0-sequential-2-natural.json"
+    ]
+    assert cell.sequential == {"chunk": 2, "carried": "the edited model"}
+    assert cell.natural and cell.natural["locality"]["exact"] == 100
+    assert cell.forced and cell.forced["token_accuracy"]["efficacy"] < 50
+    assert (cell.questions or {})["reliability"] == 4 and cell.max_tokens == 12
+    meta = metric_meta([cell])
+    assert meta["natural.exact"]["max_tokens"] == NATURAL_TOKENS
+    assert meta["forced.token_accuracy"]["n"]["4"] == sum(
+        n for kind, n in (cell.questions or {}).items() if kind[:4] in ("reli", "gene", "loca")
+    )
+    text = report_text([cell])
+    assert "edits one after another, 2 at a time" in text.casefold()
+    assert "| Gen TF | Gen worst | Loc AG |" in text
+    assert "| Token accuracy, efficacy |" in text and "Reliability, exact" in text
+    assert carried(Method("easyedit:ALPHAEDIT", wrapping, AlphaEditHyperParams())).endswith("anew")
+
+
+# ---------------------------------------------------------------- teacher forcing
+
+
+class Bigram(nn.Module):
+    """A language model whose logits after a token are a row of a table, (V, V)."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.head = nn.Linear(len(table), len(table), bias=False)
+        self.head.weight.data = table.T.contiguous()
+        self.config = SimpleNamespace(model_type="bigram", get_text_config=lambda **_: self.config)
+        self.device = torch.device("cpu")
+
+    def get_decoder(self) -> Any:
+        return lambda input_ids, **_: SimpleNamespace(
+            last_hidden_state=nn.functional.one_hot(input_ids, len(self.head.weight)).float()
+        )
+
+    def get_output_embeddings(self) -> Any:
+        return self.head
+
+
+def test_token_accuracies_and_successes_are_those_computed_by_hand(loaded: Any) -> None:
+    tokenizer = loaded[1]
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(len(tokenizer), len(tokenizer), generator=generator)
+    prompt, other, neighbour = (
+        "The capital of France is",
+        "France's capital:",
+        "The capital of Peru is",
+    )
+    new, old = "San Marino", "Paris"
+
+    def by_hand(text: str, target: str) -> tuple[float, float]:
+        start = tokenizer(text)["input_ids"]
+        ids = tokenizer(f"{text} {target}")["input_ids"]
+        assert ids[: len(start)] == start and len(ids) > len(start)
+        right, log_prob = [], []
+        for place in range(len(start), len(ids)):
+            logits = table[ids[place - 1]].tolist()
+            right.append(logits[ids[place]] == max(logits))
+            log_prob.append(logits[ids[place]] - math.log(sum(map(math.exp, logits))))
+        return sum(right) / len(right), sum(log_prob) / len(log_prob)
+
+    first = tokenizer(f"{prompt} {new}")["input_ids"]
+    table[first[-2], first[-1]] = 99.0  # the last token of the target is the likeliest: not all are
+    model: Any = Bigram(table)
+    expected = by_hand(prompt, new)
+    assert 0 < expected[0] < 1
+    accuracy, log_prob = likelihoods(model, tokenizer, [prompt, other], [new, old])
+    assert accuracy == pytest.approx([expected[0], by_hand(other, old)[0]])
+    assert log_prob == pytest.approx([expected[1], by_hand(other, old)[1]], abs=1e-4)
+
+    case = EvaluationCase(EditRequest(prompt, new, "France"), truth=old)
+    asked = [
+        Question(prompt, new, "reliability", 0),
+        Question(other, new, "generality", 0),
+        Question(neighbour, "Oslo", "locality:neighbour", 0, (old,)),
+        Question(neighbour, "Lima", "locality:other", 0, ("Lima",)),
+        Question(prompt, new, "trap:negated", 0),
+    ]
+    scores = forced_scores(model, tokenizer, [case], asked)
+    specificity = (by_hand(neighbour, old)[0] + by_hand(neighbour, "Lima")[0]) / 2
+    assert scores.token_accuracy == pytest.approx(
+        {
+            "efficacy": 100 * expected[0],
+            "generality": 100 * by_hand(other, new)[0],
+            "specificity": 100 * specificity,
+        }
+    )
+    assert scores.success == {
+        "efficacy": 100.0 * (by_hand(prompt, new)[1] > by_hand(prompt, old)[1]),
+        "generality": 100.0 * (by_hand(other, new)[1] > by_hand(other, old)[1]),
+        "specificity": 100.0 * (by_hand(neighbour, old)[1] > by_hand(neighbour, new)[1]),
+    }
+    without = EvaluationCase(EditRequest(prompt, new, "France"))
+    assert forced_scores(model, tokenizer, [without], asked).success == {}
+
+
+def test_facts_count_alike_however_many_paraphrases_they_have(loaded: Any) -> None:
+    edits = [EditRequest("The capital of France is", "Paris"), EditRequest("Emma is by", "Oslo")]
+    asked = [Question(edits[0].prompt, "Paris", "generality", 0)]
+    asked += [Question(text, "Zzz", "generality", 1) for text in ("Emma is by", "Emma:", "Emma?")]
+    scores = forced_scores(*loaded, [EvaluationCase(edit) for edit in edits], asked)
+    assert scores.token_accuracy["generality"] == pytest.approx(50, abs=17)
+
+
+def test_a_memory_answers_under_teacher_forcing_as_it_decides(loaded: Any, cases: Any) -> None:
+    """An edit's own target is likelier with it than without it."""
+    prompts = [case.request.prompt for case in cases]
+    targets = [case.request.target_new for case in cases]
+    _, before = likelihoods(*loaded, prompts, targets)
+    hparams = HoReNHyperParams(layers=[2])
+    with edited(sequential(method("horen", hparams), 1), *loaded, cases) as model:
+        accuracy, after = likelihoods(model, loaded[1], prompts, targets)
+    assert all(b > a for a, b in zip(before, after, strict=True)) and min(accuracy) == 1
+
+
+# ---------------------------------------------------------------- natural answers
+
+
+def test_a_natural_answer_is_cut_at_no_target() -> None:
+    asked = [
+        Question("p", "Lima", "reliability", 0),
+        Question("q", "Lima", "reliability", 1),
+        Question("r", "Lima in Peru", "generality", 0),
+        Question("s", "Oslo", "locality:x", 0),
+        Question("t", "Lima", "trap:negated", 0),
+    ]
+    answers = ["Lima.", "Lima, I think", "Peru", "Oslo", "Rome"]
+    assert natural_scores(asked, [q.target for q in asked], answers) == {
+        "reliability": {"exact": 50.0, "tokens": 100.0},
+        "generality": {"exact": 0.0, "tokens": pytest.approx(100 / 3)},
+        "locality": {"exact": 100.0, "tokens": 100.0},
+    }
+
+
+def test_natural_answers_are_those_of_the_model_alone(loaded: Any, cases: Any) -> None:
+    prompts = [case.request.prompt for case in cases]
+    reader = PromptReader(loaded[1])
+    expected = greedy_answers(*loaded, prompts, NATURAL_TOKENS)
+    assert natural_answers(*loaded, prompts, reader) == expected
+    hparams = RetrievalHyperParams(encoder_name=ENCODER, threshold=2.0)  # no edit is near enough
+    with edited(method("retrieval", hparams), *loaded, cases) as model:
+        assert natural_answers(model, loaded[1], prompts, reader) == expected
