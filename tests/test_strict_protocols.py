@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +27,14 @@ from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit
 from meg_editor.benchmark import Benchmark, Method, edited, run_benchmark
 from meg_editor.benchmark.metric_meta import metric_meta
 from meg_editor.benchmark.report import report_text
+from meg_editor.benchmark.search import SearchMaterial, search
 from meg_editor.benchmark.sequential import SequentialError, carried, sequential
 from meg_editor.benchmark.weights import WeightSnapshot, checksums
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.splits import Split
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
-from meg_editor.evaluation import Question
+from meg_editor.evaluation import Question, questions_of
 from meg_editor.evaluation.forced import forced_scores, likelihoods
 from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
 from meg_editor.fitting.apply import apply_meg_to_model
@@ -232,6 +234,28 @@ def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
     assert "| Gen TF | Gen worst | Loc AG |" in text
     assert "| Token accuracy, efficacy |" in text and "Reliability, exact" in text
     assert carried(Method("easyedit:ALPHAEDIT", wrapping, AlphaEditHyperParams())).endswith("anew")
+
+
+def test_settings_are_chosen_under_the_protocol_they_are_judged_by(
+    loaded: Any, cases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def count(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+        calls.append(len(requests))
+        return model, {}
+
+    counted = dataclasses.replace(BASELINES["ft"], apply=count)
+    asked = questions_of(*loaded, cases, PromptReader(loaded[1]))
+    for chunk, expected in ((2, [2, 2, 1]), (None, [5])):
+        calls.clear()
+        material = SearchMaterial(*loaded, cases, asked, {}, {}, chunk)
+        search("ft", counted, material, 1, tmp_path, report=lambda _: None)
+        assert calls == expected
+    assert sorted(path.name for path in (tmp_path / "search").iterdir()) == [
+        "ft-sequential-2.json",
+        "ft.json",
+    ]
 
 
 # ---------------------------------------------------------------- teacher forcing

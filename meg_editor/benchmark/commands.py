@@ -115,6 +115,7 @@ def _choose(
             questions_of(model, tokenizer, cases, reader),  # the same for all trials of all
             common,
             {**vars(facts), "store": ArtifactStore(options.out / "stages"), "seed": 0},
+            options.sequential,
         )
         for name in new:
             searches[name] = search(name, BASELINES[name], material, options.trials, options.out)

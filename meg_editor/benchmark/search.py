@@ -20,6 +20,7 @@ from typing import Any
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import Baseline, Space
 from meg_editor.benchmark.methods import Method, edited
+from meg_editor.benchmark.sequential import sequential
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation import Question, evaluate
@@ -72,6 +73,7 @@ class SearchMaterial:
         questions: about them.
         common: settings which every method shares, such as prompt_template.
         options: keywords for the methods.
+        sequential: facts arrive in chunks of so many, as in the benchmark; None: all at once.
     """
 
     model: CausalLM
@@ -80,6 +82,7 @@ class SearchMaterial:
     questions: Sequence[Question]
     common: Mapping[str, Any]
     options: Mapping[str, Any]
+    sequential: int | None = None
 
     @cached_property
     def snapshot(self) -> WeightSnapshot:
@@ -105,7 +108,8 @@ def search(
     Trials are kept in `out`/search and not run again while they would be the same.
     """
     space = baseline.space(count_layers(material.model))
-    path = out / "search" / f"{name}.json"
+    protocol = f"-sequential-{material.sequential}" if material.sequential else ""
+    path = out / "search" / f"{name}{protocol}.json"
     facts = [dataclasses.astuple(case.request) for case in material.cases]
     key = digest(
         [
@@ -117,6 +121,7 @@ def search(
             space,
             count,
             Method(name, baseline.apply).code,
+            *([protocol] if protocol else []),
         ]
     )
     stored = read_json(path, "search") or {}
@@ -197,6 +202,8 @@ def _every(space: Space) -> list[dict[str, Any]]:
 
 def _try(method: Method, settings: dict[str, Any], material: SearchMaterial) -> Trial:
     m, start = material, time.perf_counter()
+    if m.sequential:
+        method = sequential(method, m.sequential)
     try:
         with edited(method, m.model, m.tokenizer, m.cases, m.snapshot, **m.options) as result:
             scores = evaluate(result, m.tokenizer, m.cases, questions=m.questions).scores
