@@ -24,7 +24,7 @@ def code_cells(notebook: Any) -> list[Any]:
 def outputs(cell: Any) -> list[tuple[str, ...]]:
     """What a cell puts out, by kind; progress on standard error does not count."""
     kinds = [
-        tuple(output.get("data", [])) or (output.get("name", output.output_type),)
+        tuple(sorted(output.get("data", []))) or (output.get("name", output.output_type),)
         for output in cell.outputs
         if output.get("name") != "stderr"
     ]

@@ -107,6 +107,16 @@ def settings_text() -> str:
     return "\n".join(parts)
 
 
+def merged(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The outputs of a cell, what it printed in one piece."""
+    result: list[dict[str, Any]] = []
+    for output in outputs:
+        if result and "text" in output and "text" in result[-1]:
+            output = {**output, "text": [*result.pop()["text"], *output["text"]]}
+        result.append(output)
+    return result
+
+
 def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
     """An executed notebook as Markdown, and its pictures by name."""
     parts: list[str] = []
@@ -117,7 +127,7 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
             parts.append(source)
             continue
         parts.append(f"```python\n{source}\n```")
-        for output in entry["outputs"]:
+        for output in merged(entry["outputs"]):
             data = output.get("data", {})
             if "image/png" in data:
                 name = f"{path.stem}-{len(pictures)}.png"
