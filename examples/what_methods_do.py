@@ -222,7 +222,8 @@ def mixture(tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(0)
-    return tf.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    auto: Any = tf.AutoModelForCausalLM
+    return auto.from_config(config).eval().requires_grad_(False)
 
 
 def in_nf4(model: Any, folder: Path) -> Any:
@@ -231,13 +232,14 @@ def in_nf4(model: Any, folder: Path) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError:
         return None
-    config = tf.BitsAndBytesConfig(
+    auto: Any = tf
+    config = auto.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
     path = folder / "base"
     if not path.exists():
         model.save_pretrained(path)
-    base = tf.AutoModelForCausalLM.from_pretrained(
+    base = auto.AutoModelForCausalLM.from_pretrained(
         path, quantization_config=config, device_map="cpu"
     )
     return base.eval().requires_grad_(False)
