@@ -14,6 +14,7 @@ are meant. VIEW is one of
     score      the Score, a row per method, a column per run and number of edits
     tradeoff   the same with Generality and Locality AG in brackets
     metrics    the metrics and seconds, a row per method
+    strict     teacher-forced and natural metrics, of runs with --sequential or --judge natural
     growth     MeG's metrics, stages and memory, a row per number of edits
 """
 
@@ -38,7 +39,13 @@ from meg_editor.benchmark.plots import (
 )
 from meg_editor.benchmark.report import report_text
 from meg_editor.benchmark.style import is_ours
-from meg_editor.benchmark.tables import Column, score_columns, table
+from meg_editor.benchmark.tables import (
+    Column,
+    forced_columns,
+    natural_columns,
+    score_columns,
+    table,
+)
 from meg_editor.collection.layer_sweep import LayerResult
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,6 +162,13 @@ def metrics(chosen: Sequence[Selection]) -> str:
     return table(rows, columns)
 
 
+def strict(chosen: Sequence[Selection]) -> str:
+    """The columns of the strict protocols, of one run at one number of edits."""
+    groups = [one.cells for one in chosen]
+    columns = [*forced_columns(groups), *natural_columns(groups)]
+    return table(methods(chosen, bold_ours), columns, chosen[0].title)
+
+
 def growth(chosen: Sequence[Selection]) -> str:
     """MeG's metrics, seconds of its stages and peak memory."""
 
@@ -171,7 +185,13 @@ def growth(chosen: Sequence[Selection]) -> str:
     return table(ours, columns, "edits")
 
 
-VIEWS = {"score": score, "tradeoff": tradeoff, "metrics": metrics, "growth": growth}
+VIEWS = {
+    "score": score,
+    "tradeoff": tradeoff,
+    "metrics": metrics,
+    "strict": strict,
+    "growth": growth,
+}
 
 
 def built(marker: str) -> str:

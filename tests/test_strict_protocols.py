@@ -220,7 +220,7 @@ def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [
         "reference-unedited-4-0-sequential-2-natural.json"
     ]
-    assert cell.sequential == {"chunk": 2, "carried": "the edited model"}
+    assert cell.sequential == {"chunk": 2, "carried": "the model it left behind"}
     assert cell.natural and cell.natural["locality"]["exact"] == 100
     assert cell.forced and cell.forced["token_accuracy"]["efficacy"] < 50
     assert (cell.questions or {})["reliability"] == 4 and cell.max_tokens == 12

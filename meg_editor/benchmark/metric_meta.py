@@ -133,15 +133,12 @@ def _count(cells: Sequence[Cell], edits: int, kind: str) -> int | None:
 
 
 def _asked(cell: Cell, kind: str) -> int | None:
-    if kind == _SIX:
-        parts = [_asked(cell, one) for one in kind.split(", ")]
-        known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+    kinds = kind.split(", ")
     if cell.questions is not None:
-        return sum(n for name, n in cell.questions.items() if name.partition(":")[0] == kind)
-    counts: list[int] | None = getattr(cell.gate_scores, kind, None)
-    if counts is not None:
-        return sum(counts)
+        asked = (n for name, n in cell.questions.items() if name.partition(":")[0] in kinds)
+        return sum(asked) or None
+    if cell.gate_scores is not None and all(hasattr(cell.gate_scores, one) for one in kinds):
+        return sum(sum(getattr(cell.gate_scores, one)) for one in kinds)
     return (cell.asked or cell.edits) if kind == "reliability" else None
 
 

@@ -81,11 +81,10 @@ def sequential(method: Method, chunk: int) -> Method:
 
 def carried(method: Method) -> str:
     """What a method carries from chunk to chunk, for the record."""
-    theirs = method.name.startswith("easyedit:")
-    for settings, state in _CARRIED:
-        if isinstance(method.hparams, settings):
-            return f"{state}; EasyEdit's own state starts anew" if theirs else state
-    return "the edited model"
+    if method.name.startswith("easyedit:"):
+        return "weights; EasyEdit's own state starts anew"
+    states = (state for kind, state in _CARRIED if isinstance(method.hparams, kind))
+    return next(states, "the model it left behind")
 
 
 _ONCE = "the hypernetwork is trained once, on the unedited model, its statistics start anew"

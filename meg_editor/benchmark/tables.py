@@ -49,8 +49,8 @@ def markdown(cells: Sequence[Cell]) -> str:
         parts.append(f"### {cells[0].data}, {edits} edits{some}, {seeds} seeds (percent)\n")
         parts.append(score_table(rows) + "\n")
         for title, columns in (
-            (_FORCED, _strict_columns(groups, lambda cell: cell.forced)),
-            (_NATURAL, _strict_columns(groups, lambda cell: cell.natural)),
+            ("Teacher-forced, as lifelong editors report", forced_columns(groups)),
+            ("Answers up to the model's own stop, as WILD judges", natural_columns(groups)),
             ("Diagnostics", _diagnostic_columns(groups)),
             ("Beyond the six", _further_columns(groups)),
             ("Prompt forms, right decisions", _form_columns(groups, lambda cell: cell.forms)),
@@ -104,15 +104,21 @@ def _overview(cells: Sequence[Cell], counts: Sequence[int]) -> str:
     return table(rows, [column(count) for count in counts])
 
 
-_FORCED = "Teacher-forced, as NAS, UltraEdit and RLSEdit report"
-_NATURAL = "Answers up to the model's own stop, as WILD judges"
+def forced_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
+    """Teacher-forced efficacy, generality and specificity; none where edits came all at once."""
+    return _nested_columns(groups, lambda cell: cell.forced)
 
 
-def _strict_columns(
+def natural_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
+    """Exact match and share of the target's words; none without `--judge natural`."""
+    return _nested_columns(groups, lambda cell: cell.natural)
+
+
+def _nested_columns(
     groups: Sequence[Sequence[Cell]],
     read: Callable[[Cell], Mapping[str, Mapping[str, float]] | None],
 ) -> list[Column]:
-    """A column per pair of names, such as "token accuracy, efficacy"; none where none is there."""
+    """A column per pair of names, such as "token accuracy, efficacy"."""
 
     def column(outer: str, inner: str) -> Column:
         title = f"{outer.replace('_', ' ').capitalize()}, {inner}"
