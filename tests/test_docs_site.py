@@ -135,7 +135,7 @@ def test_the_search_works_from_a_folder_and_pages_fit_a_phone(site: Path) -> Non
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
         page.set_viewport_size({"width": 1280, "height": 800})
         page.goto(f"file://{site}/index.html")
-        page.fill("input[name=query]", "polyak")
+        page.locator("input[name=query]").press_sequentially("polyak")  # the page waits for keys
         found = page.locator(".md-search-result__link").first
         found.wait_for(timeout=15_000)
         assert "method.html" in (found.get_attribute("href") or "")
