@@ -229,6 +229,8 @@ def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
     assert meta["forced.token_accuracy"]["n"]["4"] == sum(
         n for kind, n in (cell.questions or {}).items() if kind[:4] in ("reli", "gene", "loca")
     )
+    compared = (cell.questions or {})["with old answer"]
+    assert meta["forced.success"]["n"]["4"] == compared <= 4 + 3 * 4
     text = report_text([cell])
     assert "edits one after another, 2 at a time" in text.casefold()
     assert "| Gen TF | Gen worst | Loc AG |" in text
@@ -334,6 +336,7 @@ def test_token_accuracies_and_successes_are_those_computed_by_hand(loaded: Any) 
         "specificity": 100.0 * (by_hand(neighbour, old)[1] > by_hand(neighbour, new)[1]),
     }
     without = EvaluationCase(EditRequest(prompt, new, "France"))
+    assert scores.compared == 3
     assert forced_scores(model, tokenizer, [without], asked).success == {}
 
 

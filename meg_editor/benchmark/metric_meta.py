@@ -51,7 +51,7 @@ _METRICS: dict[str, tuple[str, str, str]] = {
     "forms": ("forms", "none", "routed to its very edit, or to none where none is expected"),
     "forms_answers": ("forms", _GREEDY, "has the target in it as whole words"),
     "forced.token_accuracy": (_SIX, "none", _ACCURACY),
-    "forced.success": (_SIX, "none", _SUCCESS),
+    "forced.success": ("with old answer", "none", _SUCCESS),
     "natural.exact": (_SIX, _NATURAL, _AG),
     "natural.tokens": (_SIX, _NATURAL, "share of the target's words that are in the answer"),
 }

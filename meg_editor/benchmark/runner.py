@@ -299,6 +299,7 @@ class _EditSet:
                 forced = forced_scores(result, self.tokenizer, self.cases, questions)
                 entries["sequential"] = {"chunk": chunk, "carried": carried(method)}
                 entries["forced"] = dataclasses.asdict(forced)
+                entries["questions"]["with old answer"] = entries["forced"].pop("compared")
             if natural:
                 answers = self.natural_answers(result)
                 entries["natural"] = natural_scores(questions, natural, answers)

@@ -38,10 +38,12 @@ class ForcedScores:
         success: facts whose new answer is likelier than the old one (mean log-probability per
             token), for Specificity whose old answer is likelier than the new one; on neighbours
             with the old answer. Empty where the data set has no old answers.
+        compared: number of questions whose new and old answer are compared.
     """
 
     token_accuracy: dict[str, float]
     success: dict[str, float]
+    compared: int
 
 
 def forced_scores(
@@ -61,7 +63,7 @@ def forced_scores(
         >>> edit = EditRequest("The capital of France is", "Lima", "France")
         >>> asked = [Question(edit.prompt, edit.target_new, "reliability", 0)]
         >>> forced_scores(model, tok, [EvaluationCase(edit, truth="Paris")], asked)
-        ForcedScores(token_accuracy={'efficacy': 0.0}, success={'efficacy': 0.0})
+        ForcedScores(token_accuracy={'efficacy': 0.0}, success={'efficacy': 0.0}, compared=1)
     """
     asked = [q for q in questions if _family(q) in _METRICS]
     targets = [q.answers[0] if _is_local(q) and q.answers else q.target for q in asked]
@@ -76,7 +78,7 @@ def forced_scores(
     success = [
         float(b > a if _is_local(q) else a > b) for q, a, b in zip(both, new, old, strict=True)
     ]
-    return ForcedScores(_means(asked, accuracy), _means(both, success))
+    return ForcedScores(_means(asked, accuracy), _means(both, success), len(both))
 
 
 @torch.no_grad()
