@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meg_editor import EditRequest, MeGHyperParams, load_model
+from meg_editor import EditRequest, MeGHyperParams, __version__, load_model
 from meg_editor.baselines import AlphaEditHyperParams, MEMITHyperParams, NeuralDBHyperParams
 from meg_editor.baselines.alphaedit import apply_alphaedit_to_model
 from meg_editor.baselines.core.contexts import context_prefixes
@@ -24,12 +24,13 @@ from meg_editor.baselines.neuraldb import KeyValueMemory
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.baselines.retrieval import RetrievalHyperParams
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
-from meg_editor.benchmark import Benchmark, Method, edited, run_benchmark
+from meg_editor.benchmark import Benchmark, Method, edited, run_benchmark, runner
 from meg_editor.benchmark.metric_meta import metric_meta
 from meg_editor.benchmark.report import report_text
 from meg_editor.benchmark.search import SearchMaterial, search
 from meg_editor.benchmark.sequential import SequentialError, carried, sequential
 from meg_editor.benchmark.weights import WeightSnapshot, checksums
+from meg_editor.cli.parser import build_parser
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.splits import Split
 from meg_editor.data.world.facts import load_world
@@ -236,6 +237,34 @@ def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
     assert "| Gen TF | Gen worst | Loc AG |" in text
     assert "| Token accuracy, efficacy |" in text and "Reliability, exact" in text
     assert carried(Method("easyedit:ALPHAEDIT", wrapping, AlphaEditHyperParams())).endswith("anew")
+
+
+def test_without_the_flags_a_cell_has_the_key_it_always_had(
+    loaded: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells of runs before there were strict protocols are taken over, not measured anew."""
+    seen: list[Any] = []
+    monkeypatch.setattr(runner, "digest", lambda parts: seen.append(parts) or str(len(seen)))
+    unedited = Method("unedited", lambda model, *_, **__: (model, {}))
+    plain = Benchmark("reference", Split(tuple(cases), (), ()), [unedited], (5,), 1)
+    strict = [{}, {"sequential": 1}, {"sequential": 2}, {"natural": True}]
+    for flags in strict:
+        benchmark = dataclasses.replace(plain, **flags)
+        before = runner._Before(loaded[0])
+        runner._EditSet(benchmark, *loaded, list(cases), 0, before).key(unedited)
+    name, options = str(loaded[0].name_or_path), {"pseudo": [], "calibration": [], "texts": []}
+    assert seen[0][:5] == [name, __version__, 0, options, [cases, []]]
+    assert seen[0][5:7] == [None, unedited.code] and len(seen[0]) == 8
+    assert [parts[8:] for parts in seen[1:]] == [["-sequential-1"], ["-sequential-2"], ["-natural"]]
+
+
+def test_the_flags_are_read() -> None:
+    words = ["benchmark", "--data", "zsre", "--out", "o"]
+    options = build_parser().parse_args([*words, "--sequential", "--judge", "natural"])
+    assert (options.sequential, options.judge) == (1, "natural")
+    options = build_parser().parse_args([*words, "--sequential", "100"])
+    assert (options.sequential, options.judge) == (100, "exact")
+    assert build_parser().parse_args(words).sequential is None
 
 
 def test_settings_are_chosen_under_the_protocol_they_are_judged_by(
