@@ -16,6 +16,7 @@ are meant. VIEW is one of
     metrics    the metrics and seconds, a row per method
     strict     teacher-forced and natural metrics, of runs with --sequential or --judge natural
     growth     MeG's metrics, stages and memory, a row per number of edits
+    abilities  what each method does: RUN/what_methods_do.json, by examples/what_methods_do.py
 """
 
 from __future__ import annotations
@@ -185,6 +186,25 @@ def growth(chosen: Sequence[Selection]) -> str:
     return table(ours, columns, "edits")
 
 
+def abilities(run: str) -> str:
+    """What each method does beside answering its edits."""
+    content = json.loads((RESULTS / run / "what_methods_do.json").read_text("utf-8"))
+    rows: dict[str, dict[str, Any]] = content["rows"]
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [
+        f"| {content['edits']} edits | {' | '.join(columns)} |",
+        f"|---|{'--:|' * len(columns)}",
+    ]
+    for name, row in rows.items():
+        texts = (_plain(row.get(column, "-")) for column in columns)
+        lines.append(f"| {bold_ours(name)} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def _plain(cell: str | float) -> str:
+    return f"{cell:.1f}".removesuffix(".0") if isinstance(cell, float) else cell
+
+
 VIEWS = {
     "score": score,
     "tradeoff": tradeoff,
@@ -201,8 +221,11 @@ def built(marker: str) -> str:
         SystemExit: the marker names no run or no view.
     """
     *runs, view = marker.split()
+    if view == "abilities" and len(runs) == 1:
+        return abilities(runs[0])
     if view not in VIEWS or not runs:
-        sys.exit(f"<!-- table: {marker} -->: expected RUN … and one of {', '.join(VIEWS)}")
+        known = ", ".join([*VIEWS, "abilities"])
+        sys.exit(f"<!-- table: {marker} -->: expected RUN … and one of {known}")
     return VIEWS[view]([one for run in runs for one in selections(run)])
 
 
