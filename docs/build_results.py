@@ -277,11 +277,12 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; status 1: one differs")
     options = parser.parse_args()
-    differing = [path for path, text in rebuilt().items() if path.read_text("utf-8") != text]
+    texts = rebuilt()
+    differing = [p for p, text in texts.items() if not p.exists() or p.read_text("utf-8") != text]
     if options.check:
         sys.exit("\n".join(f"{path}: python docs/build_results.py" for path in differing) or 0)
-    for path, text in rebuilt().items():
-        path.write_text(text, "utf-8")
+    for path in differing:
+        path.write_text(texts[path], "utf-8")
     draw_all()
 
 
