@@ -24,14 +24,14 @@ from meg_editor.baselines.neuraldb import KeyValueMemory
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.baselines.retrieval import RetrievalHyperParams
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
-from meg_editor.benchmark import Benchmark, Method, edited, run_benchmark, runner
+from meg_editor.benchmark import Benchmark, Method, diagnostics, edited, run_benchmark, runner
 from meg_editor.benchmark.metric_meta import metric_meta
 from meg_editor.benchmark.report import report_text
 from meg_editor.benchmark.search import SearchMaterial, search
 from meg_editor.benchmark.sequential import SequentialError, carried, sequential
 from meg_editor.benchmark.weights import WeightSnapshot, checksums
 from meg_editor.cli.parser import build_parser
-from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.cases import EvaluationCase, MultiHopCase, Probe
 from meg_editor.data.splits import Split
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
@@ -258,6 +258,72 @@ def test_without_the_flags_a_cell_has_the_key_it_always_had(
     assert [parts[8:] for parts in seen[1:]] == [["-sequential-1"], ["-sequential-2"], ["-natural"]]
 
 
+def test_a_prompt_template_is_put_around_the_questions_of_every_method(
+    loaded: Any, cases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods that change weights have no reader of their own."""
+    asked: list[str] = []
+    real = diagnostics.batched_answers
+
+    def record(model: Any, tok: Any, prompts: Any, *rest: Any) -> Any:
+        asked.extend(prompts)
+        return real(model, tok, prompts, *rest)
+
+    monkeypatch.setattr(diagnostics, "batched_answers", record)
+    unedited = Method("unedited", lambda model, *_, **__: (model, {}))
+    chain = MultiHopCase(
+        (cases[0].request.prompt,), ("Who is it?",), ("x",), (Probe("Who?", ("y",)),)
+    )
+    keys = set()
+    for template in ("{}", "Q: {} A:"):
+        benchmark = Benchmark(
+            "reference",
+            Split(tuple(cases), (), ()),
+            [unedited],
+            (5,),
+            1,
+            hparams=MeGHyperParams(prompt_template=template),
+            multi_hop=[chain],
+            whole_pool=True,
+            sequential=5,
+            natural=True,
+            timed=1,
+        )
+        (cell,) = run_benchmark(benchmark, *loaded, tmp_path / "out", report=lambda _: None)
+        assert cell.locality.ag == cell.locality.tf == 100
+        assert cell.natural and cell.natural["locality"]["exact"] == 100
+        assert template.replace("{}", "Who is it?") in asked
+        keys.add(cell.key)
+    assert len(keys) == 2
+    material = SearchMaterial(*loaded, cases, (), {"prompt_template": "Q: {}"}, {})
+    assert material.reader.wrap("a") == "Q: a"
+    prompts, targets = [case.request.prompt for case in cases], ["Lima"] * len(cases)
+    around = likelihoods(*loaded, prompts, targets, PromptReader(loaded[1], "Q: {} A:"))
+    wrapped = [f"Q: {prompt} A:" for prompt in prompts]
+    assert around == likelihoods(*loaded, wrapped, targets, PromptReader(loaded[1]))
+
+
+def test_only_what_is_judged_is_asked_without_a_limit(
+    loaded: Any, cases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def record(model: Any, tok: Any, prompts: Any, reader: Any) -> Any:
+        asked.append(list(prompts))
+        return natural_answers(model, tok, prompts, reader)
+
+    monkeypatch.setattr(runner, "natural_answers", record)
+    unedited = Method("unedited", lambda model, *_, **__: (model, {}))
+    split = Split(tuple(cases), (), ())
+    benchmark = Benchmark("reference", split, [unedited], (5,), 1, natural=True, timed=1)
+    (cell,) = run_benchmark(
+        dataclasses.replace(benchmark, whole_pool=True), *loaded, tmp_path, report=lambda _: None
+    )
+    numbers = cell.questions or {}
+    judged = sum(n for kind, n in numbers.items() if not kind.startswith(("trap", "portability")))
+    assert sum(numbers.values()) > judged and [len(one) for one in asked] == [judged, judged]
+
+
 def test_the_flags_are_read() -> None:
     words = ["benchmark", "--data", "zsre", "--out", "o"]
     options = build_parser().parse_args([*words, "--sequential", "--judge", "natural"])
@@ -338,7 +404,9 @@ def test_token_accuracies_and_successes_are_those_computed_by_hand(loaded: Any) 
     model: Any = Bigram(table)
     expected = by_hand(prompt, new)
     assert 0 < expected[0] < 1
-    accuracy, log_prob = likelihoods(model, tokenizer, [prompt, other], [new, old])
+    accuracy, log_prob = likelihoods(
+        model, tokenizer, [prompt, other], [new, old], PromptReader(tokenizer)
+    )
     assert accuracy == pytest.approx([expected[0], by_hand(other, old)[0]])
     assert log_prob == pytest.approx([expected[1], by_hand(other, old)[1]], abs=1e-4)
 
@@ -369,6 +437,33 @@ def test_token_accuracies_and_successes_are_those_computed_by_hand(loaded: Any) 
     assert forced_scores(model, tokenizer, [without], asked).success == {}
 
 
+def test_an_answer_of_the_unedited_model_counts_by_its_own_tokens(loaded: Any) -> None:
+    """Its text may be tokenised otherwise, such as a word without the blank before it."""
+    tokenizer = loaded[1]
+    prompt = "The capital of France is"
+    (last,) = tokenizer(prompt)["input_ids"][-1:]
+    word = next(
+        token
+        for token in range(300, len(tokenizer))
+        if (text := tokenizer.decode([token])).isalpha()
+        and token not in tokenizer(f"{prompt} {text}")["input_ids"]
+    )
+    table = torch.zeros(len(tokenizer), len(tokenizer))
+    table[last, word] = 1.0
+    tokens = (word, tokenizer.eos_token_id)
+    asked = [Question(prompt, tokenizer.decode([word]), "locality:x", 0, (), tokens)]
+    case = EvaluationCase(EditRequest(prompt, "Lima"))
+    model: Any = Bigram(table)
+    scores = forced_scores(model, tokenizer, [case], asked)
+    assert scores.token_accuracy == {"specificity": 100.0}
+
+
+def test_an_empty_old_answer_is_none(loaded: Any) -> None:
+    edit = EditRequest("The capital of France is", "Lima")
+    asked = [Question(edit.prompt, "Lima", "reliability", 0)]
+    assert forced_scores(*loaded, [EvaluationCase(edit, truth="")], asked).compared == 0
+
+
 def test_facts_count_alike_however_many_paraphrases_they_have(loaded: Any) -> None:
     edits = [EditRequest("The capital of France is", "Paris"), EditRequest("Emma is by", "Oslo")]
     asked = [Question(edits[0].prompt, "Paris", "generality", 0)]
@@ -381,10 +476,11 @@ def test_a_memory_answers_under_teacher_forcing_as_it_decides(loaded: Any, cases
     """An edit's own target is likelier with it than without it."""
     prompts = [case.request.prompt for case in cases]
     targets = [case.request.target_new for case in cases]
-    _, before = likelihoods(*loaded, prompts, targets)
+    reader = PromptReader(loaded[1])
+    _, before = likelihoods(*loaded, prompts, targets, reader)
     hparams = HoReNHyperParams(layers=[2])
     with edited(sequential(method("horen", hparams), 1), *loaded, cases) as model:
-        accuracy, after = likelihoods(model, loaded[1], prompts, targets)
+        accuracy, after = likelihoods(model, loaded[1], prompts, targets, reader)
     assert all(b > a for a, b in zip(before, after, strict=True)) and min(accuracy) == 1
 
 

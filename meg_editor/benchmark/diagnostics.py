@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
-from meg_editor.evaluation import Evaluation, Question
+from meg_editor.evaluation import MAX_NEW_TOKENS, Evaluation, Question
 from meg_editor.evaluation.edit_conflicts import near_duplicates
 from meg_editor.evaluation.fluency import ngram_entropy, perplexity
 from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, token_recall, tokens
@@ -22,6 +22,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import batched_answers, by_length, left_padded, pad_token
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import PromptReader
 
 _LONG = 20  # mean words of a target, from which exact match is too strict
 _TEXTS, _CONTINUED, _NEW_TOKENS = 200, 64, 48
@@ -38,6 +39,7 @@ def diagnose(
     evaluation: Evaluation,
     chains: Sequence[MultiHopCase] = (),
     encode: Encode | None = None,
+    reader: PromptReader | None = None,
 ) -> dict[str, Any]:
     """Entries of a cell beside the metrics; each is there only where it means something.
 
@@ -49,6 +51,7 @@ def diagnose(
         model: edited by any method.
         chains: those of which every edit is among `cases`.
         encode: texts -> unit vectors (B, E), for the similarity of long answers.
+        reader: as for `evaluate`.
     """
     entries: dict[str, Any] = {"fluency": _fluency(model, tokenizer, cases)}
     untouched = [f"{q.prompt} {q.target}" for q in questions if q.kind.startswith("locality")]
@@ -57,7 +60,9 @@ def diagnose(
     if fmean(len(tokens(case.request.target_new)) for case in cases) >= _LONG:
         entries["long_answers"] = _long_answers(questions, evaluation, encode)
     if chains:
-        entries["multi_hop"] = _multi_hop(model, tokenizer, cases, chains)
+        entries["multi_hop"] = _multi_hop(
+            model, tokenizer, cases, chains, reader or PromptReader(tokenizer)
+        )
     if isinstance(model, MeGModel):
         close = near_duplicates(model.edits, model.anchors)
         entries["near_duplicates"] = {
@@ -137,18 +142,19 @@ def _multi_hop(
     tokenizer: Tokenizer,
     cases: Sequence[EvaluationCase],
     chains: Sequence[MultiHopCase],
-    max_new_tokens: int = 12,
+    reader: PromptReader,
 ) -> Mapping[str, float]:
     edited = model if isinstance(model, RoutedModel) else None
 
     def answer(queries: Sequence[str]) -> Sequence[str]:
         if edited is None:
-            return batched_answers(model, tokenizer, queries, max_new_tokens)
+            prompts = [reader.wrap(query) for query in queries]
+            return batched_answers(model, tokenizer, prompts, MAX_NEW_TOKENS)
         return batched_answers(
             edited,
             tokenizer,
             [edited.reader.wrap(query) for query in queries],
-            max_new_tokens,
+            MAX_NEW_TOKENS,
             lambda rows: edited.routed([queries[row] for row in rows]),
         )
 

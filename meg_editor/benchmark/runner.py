@@ -36,7 +36,7 @@ from meg_editor.evaluation.forms import (
     form_texts,
     sampled_facts,
 )
-from meg_editor.evaluation.metrics import normalise
+from meg_editor.evaluation.metrics import METRICS, normalise
 from meg_editor.evaluation.natural import natural_answers, natural_scores
 from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.fingerprint import fingerprint
@@ -159,15 +159,19 @@ class _EditSet:
     before: _Before
 
     @cached_property
+    def reader(self) -> PromptReader:
+        """Has the prompt template."""
+        return PromptReader(self.tokenizer, self.benchmark.hparams.prompt_template)
+
+    @cached_property
     def questions(self) -> list[Question]:
-        reader = PromptReader(self.tokenizer, self.benchmark.hparams.prompt_template)
         split = self.benchmark.split
         known = [*self.cases, *split.edited, *split.pseudo, *split.calibration]
         return questions_of(
             self.model,
             self.tokenizer,
             self.cases,
-            reader,
+            self.reader,
             traps=Relations(known),
             only=self.asked,
         )
@@ -196,19 +200,23 @@ class _EditSet:
         return [chain for chain in self.benchmark.multi_hop if edited.issuperset(chain.edits)]
 
     @cached_property
+    def natural_questions(self) -> list[Question]:
+        """Those which natural answers are judged by."""
+        return [question for question in self.questions if question.family in METRICS]
+
+    @cached_property
     def natural_targets(self) -> list[str]:
-        """Of all questions; for Locality the natural answers of the unedited model."""
+        """Of these; for Locality the natural answers of the unedited model, in the same batches."""
         unedited = self.natural_answers(self.model)
         return [
-            answer if question.kind.startswith("locality") else question.target
-            for question, answer in zip(self.questions, unedited, strict=True)
+            answer if question.family == "locality" else question.target
+            for question, answer in zip(self.natural_questions, unedited, strict=True)
         ]
 
     def natural_answers(self, model: Any) -> list[str]:
-        """Of a model, unedited or edited, to all questions."""
-        reader = PromptReader(self.tokenizer, self.benchmark.hparams.prompt_template)
-        prompts = [question.prompt for question in self.questions]
-        return natural_answers(model, self.tokenizer, prompts, reader)
+        """Of a model, unedited or edited, to these questions."""
+        prompts = [question.prompt for question in self.natural_questions]
+        return natural_answers(model, self.tokenizer, prompts, self.reader)
 
     def key(self, method: Method) -> str:
         """Digest of all a cell depends on."""
@@ -230,6 +238,8 @@ class _EditSet:
             parts.append([list(self.benchmark.forms), texts])
         if self.benchmark.protocol:
             parts.append(self.benchmark.protocol)
+        if self.reader.template != "{}":
+            parts.append({"prompt_template": self.reader.template})
         return digest(parts)
 
     def measure(self, method: Method, out: Path) -> Cell:
@@ -258,6 +268,7 @@ class _EditSet:
                 self.cases,
                 questions=questions,
                 oracle=meg.collected if meg else None,
+                reader=self.reader,
             )
             stored = meg.stored_bytes if meg else added_bytes(result, self.model)
             report = MethodReport(evaluation, meg.fitted if meg else None, stored)
@@ -293,16 +304,17 @@ class _EditSet:
                     evaluation,
                     self.chains,
                     self.benchmark.encode,
+                    self.reader,
                 ),
             }
             if chunk:
-                forced = forced_scores(result, self.tokenizer, self.cases, questions)
+                forced = forced_scores(result, self.tokenizer, self.cases, questions, self.reader)
                 entries["sequential"] = {"chunk": chunk, "carried": carried(method)}
                 entries["forced"] = dataclasses.asdict(forced)
                 entries["questions"]["with old answer"] = entries["forced"].pop("compared")
             if natural:
                 answers = self.natural_answers(result)
-                entries["natural"] = natural_scores(questions, natural, answers)
+                entries["natural"] = natural_scores(self.natural_questions, natural, answers)
             if in_forms:
                 entries |= evaluate_forms(result, self.tokenizer, in_forms).to_dict()
             return Cell.from_dict(entries)

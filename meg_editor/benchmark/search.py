@@ -27,6 +27,7 @@ from meg_editor.evaluation import Question, evaluate
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.neuron import count_layers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import digest
 from meg_editor.runtime.text_files import read_json, write_json
 
@@ -83,6 +84,11 @@ class SearchMaterial:
     common: Mapping[str, Any]
     options: Mapping[str, Any]
     sequential: int | None = None
+
+    @property
+    def reader(self) -> PromptReader:
+        """Has the prompt template."""
+        return PromptReader(self.tokenizer, self.common.get("prompt_template", "{}"))
 
     @cached_property
     def snapshot(self) -> WeightSnapshot:
@@ -206,7 +212,10 @@ def _try(method: Method, settings: dict[str, Any], material: SearchMaterial) -> 
         method = sequential(method, m.sequential)
     try:
         with edited(method, m.model, m.tokenizer, m.cases, m.snapshot, **m.options) as result:
-            scores = evaluate(result, m.tokenizer, m.cases, questions=m.questions).scores
+            evaluation = evaluate(
+                result, m.tokenizer, m.cases, questions=m.questions, reader=m.reader
+            )
+            scores = evaluation.scores
     except (ArithmeticError, ValueError, RuntimeError) as error:
         return Trial(settings, None, [], time.perf_counter() - start, str(error))
     pairs = (scores.reliability, scores.generality, scores.locality)

@@ -55,6 +55,7 @@ def evaluate(
     oracle: torch.Tensor | None = None,
     sampling_steps: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    reader: PromptReader | None = None,
 ) -> Evaluation:
     """Metrics of `model`, edited by any method or unedited, on all questions of `cases`.
 
@@ -68,6 +69,7 @@ def evaluate(
         oracle: (N, P) collected neurons, to measure the ceiling of Generality.
         sampling_steps: of the generator; None: those it was fitted for.
         max_new_tokens: of an answer; more if some target is longer.
+        reader: has the prompt template; that of a RoutedModel is its own. None: bare prompts.
 
     Example:
         >>> from meg_editor import EditRequest, MeGHyperParams, load_model
@@ -78,7 +80,7 @@ def evaluate(
     """
     edited = model if isinstance(model, MeGModel) else None
     routed = model if isinstance(model, RoutedModel) else None
-    reader = routed.reader if routed else PromptReader(tokenizer)
+    reader = routed.reader if routed else reader or PromptReader(tokenizer)
     if questions is None:
         base = routed.base if routed else model
         questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)

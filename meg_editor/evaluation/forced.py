@@ -7,7 +7,7 @@ likelier than the old one. The end of text is no part of a target here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,8 +18,9 @@ from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation.evaluate import forced_logits
 from meg_editor.evaluation.metrics import matches, percent
 from meg_editor.evaluation.questions import Question
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import by_length, encode_example, means
+from meg_editor.lm.tokens import Example, by_length, encode_example, end_tokens, means
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
 
@@ -51,11 +52,12 @@ def forced_scores(
     tokenizer: Tokenizer,
     cases: Sequence[EvaluationCase],
     questions: Sequence[Question],
+    reader: PromptReader | None = None,
 ) -> ForcedScores:
     """Teacher-forced metrics of `model`, edited by any method.
 
     Args:
-        questions: as for `evaluate`; portability and traps are left out.
+        questions, reader: as for `evaluate`; portability and traps are left out.
 
     Example:
         >>> from meg_editor import EditRequest, MeGHyperParams, load_model
@@ -65,38 +67,52 @@ def forced_scores(
         >>> forced_scores(model, tok, [EvaluationCase(edit, truth="Paris")], asked)
         ForcedScores(token_accuracy={'efficacy': 0.0}, success={'efficacy': 0.0}, compared=1)
     """
-    asked = [q for q in questions if _family(q) in _METRICS]
-    targets = [q.answers[0] if _is_local(q) and q.answers else q.target for q in asked]
-    accuracy, _ = likelihoods(model, tokenizer, [q.prompt for q in asked], targets)
+    asked = [q for q in questions if q.family in _METRICS]
+    reader = reader or PromptReader(tokenizer)
+    ends = end_tokens(model, tokenizer)
+    targets = [_target(q, ends) for q in asked]
+    accuracy, _ = likelihoods(model, tokenizer, [q.prompt for q in asked], targets, reader)
 
     both = [q for q in asked if _has_old_answer(q, cases[q.edit])]
     prompts = [q.prompt for q in both]
-    _, new = likelihoods(
-        model, tokenizer, prompts, [cases[q.edit].request.target_new for q in both]
+    new, old = (
+        likelihoods(model, tokenizer, prompts, targets, reader)[1]
+        for targets in (
+            [cases[q.edit].request.target_new for q in both],
+            [cases[q.edit].truth or "" for q in both],
+        )
     )
-    _, old = likelihoods(model, tokenizer, prompts, [cases[q.edit].truth or "" for q in both])
     success = [
-        float(b > a if _is_local(q) else a > b) for q, a, b in zip(both, new, old, strict=True)
+        float(b > a if q.family == "locality" else a > b)
+        for q, a, b in zip(both, new, old, strict=True)
     ]
     return ForcedScores(_means(asked, accuracy), _means(both, success), len(both))
 
 
 @torch.no_grad()
 def likelihoods(
-    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], targets: Sequence[str]
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    targets: Sequence[str | Sequence[int]],
+    reader: PromptReader,
 ) -> tuple[list[float], list[float]]:
     """Of Q targets, without the end of text: share of tokens that are the likeliest, and mean
     log-probability per token. A routing model decides by the prompt alone.
+
+    Args:
+        prompts: bare.
+        targets: texts, or the tokens of one.
+        reader: has the prompt template; that of a RoutedModel is its own.
     """
     routed = model if isinstance(model, RoutedModel) else None
-    reader = routed.reader if routed else PromptReader(tokenizer)
+    reader = routed.reader if routed else reader
     wrapped = [reader.wrap(prompt) for prompt in prompts]
     accuracy, log_prob = [0.0] * len(prompts), [0.0] * len(prompts)
     for chunk in by_length([len(prompt) for prompt in wrapped], _ROWS):
         texts = [wrapped[row] for row in chunk]
         examples = [
-            encode_example(tokenizer, text, targets[row], end=False)
-            for text, row in zip(texts, chunk, strict=True)
+            _example(tokenizer, text, targets[row]) for text, row in zip(texts, chunk, strict=True)
         ]
         decided = routed.applied(routed.decide(texts)) if routed else nullcontext()
         with decided:
@@ -109,25 +125,30 @@ def likelihoods(
     return accuracy, log_prob
 
 
-def _family(question: Question) -> str:
-    return question.kind.partition(":")[0]
+def _example(tokenizer: Tokenizer, prompt: str, target: str | Sequence[int]) -> Example:
+    if isinstance(target, str):
+        return encode_example(tokenizer, prompt, target, end=False)
+    return Example(prompt_tokens(tokenizer, [prompt])[0], [*target])
 
 
-def _is_local(question: Question) -> bool:
-    return _family(question) == "locality"
+def _target(question: Question, ends: Collection[int]) -> str | list[int]:
+    """Of an answer of the unedited model its own tokens: its text may be tokenised otherwise."""
+    if question.family == "locality" and question.answers:
+        return question.answers[0]
+    return [token for token in question.tokens if token not in ends] or question.target
 
 
 def _has_old_answer(question: Question, case: EvaluationCase) -> bool:
     """A neighbour counts only where the old answer is its own."""
-    return case.truth is not None and (
-        not _is_local(question) or bool(matches(case.truth, question.answers))
-    )
+    if not case.truth:
+        return False
+    return question.family != "locality" or bool(matches(case.truth, question.answers))
 
 
 def _means(questions: Sequence[Question], values: Sequence[float]) -> dict[str, float]:
     """Metric -> mean over facts of the mean over their questions, in percent."""
     facts: dict[str, dict[int, list[float]]] = {}
     for question, value in zip(questions, values, strict=True):
-        of_metric = facts.setdefault(_METRICS[_family(question)], {})
+        of_metric = facts.setdefault(_METRICS[question.family], {})
         of_metric.setdefault(question.edit, []).append(value)
     return {name: percent([*map(fmean, by_fact.values())]) for name, by_fact in facts.items()}

@@ -56,7 +56,7 @@ def natural_scores(
     """
     scores = {}
     for metric in METRICS:
-        rows = [row for row, q in enumerate(questions) if q.kind.partition(":")[0] == metric]
+        rows = [row for row, q in enumerate(questions) if q.family == metric]
         if rows:
             pairs = [(answers[row], targets[row]) for row in rows]
             scores[metric] = {

@@ -42,6 +42,11 @@ class Question:
     answers: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
 
+    @property
+    def family(self) -> str:
+        """Of its kind: "locality" of "locality:…"."""
+        return self.kind.partition(":")[0]
+
 
 def questions_of(
     base: CausalLM,
