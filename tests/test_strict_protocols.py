@@ -193,7 +193,39 @@ def test_horen_has_a_key_and_a_value_per_edit(loaded: Any, cases: Any) -> None:
 
 
 def wrapping(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+    kwargs.get("calls", []).append(len(requests))
     return nn.Sequential(model), {}
+
+
+def test_a_chunk_that_fails_leaves_the_model_as_it_was(loaded: Any, cases: Any) -> None:
+    calls: list[int] = []
+
+    def failing(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+        calls.append(len(requests))
+        old = model.get_parameter(DOWN).detach().clone()
+        model.get_parameter(DOWN).data.zero_()
+        if len(calls) == 2:
+            raise RuntimeError("the second one")
+        return model, {DOWN: old}
+
+    before = checksums(loaded[0])
+    one = sequential(Method("failing", failing), 2)
+    with pytest.raises(RuntimeError, match="the second one"), edited(one, *loaded, cases):
+        pass
+    assert calls == [2, 2] and checksums(loaded[0]) == before
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_chunks_of_nothing_are_refused(loaded: Any, cases: Any, tmp_path: Path, chunk: int) -> None:
+    """And not measured as a batch."""
+    unedited = Method("unedited", lambda model, *_, **__: (model, {}))
+    split = Split(tuple(cases), (), ())
+    benchmark = Benchmark("x", split, [unedited], (5,), 1, whole_pool=True, sequential=chunk)
+    with pytest.raises(ValueError, match=f"at least 1 edit, got {chunk}"):
+        run_benchmark(benchmark, *loaded, tmp_path, report=lambda _: None)
+    material = SearchMaterial(*loaded, cases, (), {}, {}, chunk)
+    with pytest.raises(ValueError, match=f"at least 1 edit, got {chunk}"):
+        search("ft", BASELINES["ft"], material, 1, tmp_path, report=lambda _: None)
 
 
 def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
@@ -201,8 +233,11 @@ def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
 ) -> None:
     split = Split(tuple(cases), (), ())
     unable = Method("unable", wrapping)
-    with pytest.raises(SequentialError, match="unable: --sequential expected a method that writes"):
-        sequential(unable, 2).apply(*loaded, rows(cases), None)
+    for chunk, expected in ((2, [2]), (99, [5])):  # at once, and however few chunks there are
+        calls: list[int] = []
+        with pytest.raises(SequentialError, match="unable: --sequential expected a method that wr"):
+            sequential(unable, chunk).apply(*loaded, rows(cases), None, calls=calls)
+        assert calls == expected
     lines: list[str] = []
     unedited = Method("unedited", lambda model, *_, **__: (model, {}))
     benchmark = Benchmark(
@@ -353,6 +388,11 @@ def test_settings_are_chosen_under_the_protocol_they_are_judged_by(
         "ft-sequential-2.json",
         "ft.json",
     ]
+    unable = dataclasses.replace(BASELINES["scen"], apply=wrapping)
+    material = SearchMaterial(*loaded, cases, asked, {}, {"calls": (calls := [])}, 2)
+    with pytest.raises(SequentialError, match="scen"):
+        search("scen", unable, material, 8, tmp_path, report=lambda _: None)
+    assert calls == [2]  # other settings would not help
 
 
 # ---------------------------------------------------------------- teacher forcing

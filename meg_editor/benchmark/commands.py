@@ -25,6 +25,7 @@ from meg_editor.benchmark.search import (
     recorded,
     search,
 )
+from meg_editor.benchmark.sequential import SequentialError
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import Dataset, EvaluationCase, MultiHopCase
 from meg_editor.data.loaders.datasets import DATASETS
@@ -63,7 +64,7 @@ def benchmark_command(
         if spec in given or spec.searched in chosen
     ]
     if not methods:
-        raise ValueError("--methods: every trial of every method failed, see the messages above")
+        raise ValueError("--methods: no method can be measured, see the messages above")
     benchmark = Benchmark(
         options.data,
         split,
@@ -96,8 +97,8 @@ def _choose(
 ) -> tuple[dict[str, BaselineHyperParams], dict[str, list[Trial]]]:
     """Settings of baselines, and the trials which they are the best of.
 
-    Trials are those of an earlier report, else new ones. A baseline all of whose trials fail is
-    left out.
+    Trials are those of an earlier report, else new ones. A baseline all of whose trials fail, or
+    which cannot take its edits one after another as --sequential wants it, is left out.
     """
     common = {
         "model_name": hparams.model_name,
@@ -118,7 +119,11 @@ def _choose(
             options.sequential,
         )
         for name in new:
-            searches[name] = search(name, BASELINES[name], material, options.trials, options.out)
+            baseline = BASELINES[name]
+            try:
+                searches[name] = search(name, baseline, material, options.trials, options.out)
+            except SequentialError as error:
+                print(f"left out: {error}", flush=True)
     chosen = {}
     for name, trials in searches.items():
         try:

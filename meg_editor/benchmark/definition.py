@@ -88,7 +88,7 @@ class Benchmark:
     @property
     def protocol(self) -> str:
         """What is strict about it, as a suffix of file names: "-sequential-1-natural", or ""."""
-        sequence = f"-sequential-{self.sequential}" if self.sequential else ""
+        sequence = "" if self.sequential is None else f"-sequential-{self.sequential}"
         return sequence + ("-natural" if self.natural else "")
 
     @cached_property

@@ -67,7 +67,7 @@ def run_benchmark(
         report: called with a line per cell.
 
     Raises:
-        ValueError: too few facts, or none to ask about.
+        ValueError: too few facts, or none to ask about, or chunks of none.
         RuntimeError: a method leaves the model changed.
 
     Example:
@@ -249,7 +249,7 @@ class _EditSet:
             hparams = hparams.changed(seed=self.seed)
             method = dataclasses.replace(method, hparams=hparams)
         chunk = self.benchmark.sequential
-        if chunk:
+        if chunk is not None:
             method = sequential(method, chunk)
         store = ArtifactStore(out / "stages")
         options = {**self.benchmark.options, "store": store, "seed": self.seed}
@@ -307,7 +307,7 @@ class _EditSet:
                     self.reader,
                 ),
             }
-            if chunk:
+            if chunk is not None:
                 forced = forced_scores(result, self.tokenizer, self.cases, questions, self.reader)
                 entries["sequential"] = {"chunk": chunk, "carried": carried(method)}
                 entries["forced"] = dataclasses.asdict(forced)

@@ -20,7 +20,7 @@ from typing import Any
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import Baseline, Space
 from meg_editor.benchmark.methods import Method, edited
-from meg_editor.benchmark.sequential import sequential
+from meg_editor.benchmark.sequential import SequentialError, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation import Question, evaluate
@@ -112,9 +112,12 @@ def search(
     """Edit the facts of `material` with `count` settings of the baseline's space, or all.
 
     Trials are kept in `out`/search and not run again while they would be the same.
+
+    Raises:
+        SequentialError: the baseline cannot take its edits as `material.sequential` says.
     """
     space = baseline.space(count_layers(material.model))
-    protocol = f"-sequential-{material.sequential}" if material.sequential else ""
+    protocol = "" if material.sequential is None else f"-sequential-{material.sequential}"
     path = out / "search" / f"{name}{protocol}.json"
     facts = [dataclasses.astuple(case.request) for case in material.cases]
     key = digest(
@@ -208,7 +211,7 @@ def _every(space: Space) -> list[dict[str, Any]]:
 
 def _try(method: Method, settings: dict[str, Any], material: SearchMaterial) -> Trial:
     m, start = material, time.perf_counter()
-    if m.sequential:
+    if m.sequential is not None:
         method = sequential(method, m.sequential)
     try:
         with edited(method, m.model, m.tokenizer, m.cases, m.snapshot, **m.options) as result:
@@ -216,6 +219,8 @@ def _try(method: Method, settings: dict[str, Any], material: SearchMaterial) -> 
                 result, m.tokenizer, m.cases, questions=m.questions, reader=m.reader
             )
             scores = evaluation.scores
+    except SequentialError:  # no settings help
+        raise
     except (ArithmeticError, ValueError, RuntimeError) as error:
         return Trial(settings, None, [], time.perf_counter() - start, str(error))
     pairs = (scores.reliability, scores.generality, scores.locality)

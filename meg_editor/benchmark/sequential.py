@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from meg_editor.baselines.accumulation import extend
+from meg_editor.baselines.accumulation import extend, has_memory
 from meg_editor.baselines.alphaedit import AlphaEditHyperParams
 from meg_editor.baselines.core.contexts import context_prefixes
 from meg_editor.baselines.core.hypernetwork import HyperNetworkHyperParams
@@ -38,7 +38,11 @@ def sequential(method: Method, chunk: int) -> Method:
       what its authors carry from call to call (`carried`).
     - Retrieval, HoReN and NeuralDB add the entries of each chunk to their memory.
 
-    Its `apply` raises SequentialError for any other method. Its `code` stays the same.
+    Its `apply` raises SequentialError for any other method, however few chunks there are. Its
+    `code` stays the same.
+
+    Raises:
+        ValueError: `chunk` is less than 1.
 
     Example:
         >>> calls = []
@@ -49,6 +53,9 @@ def sequential(method: Method, chunk: int) -> Method:
         >>> calls
         [['a', 'b'], ['c']]
     """
+
+    if chunk < 1:
+        raise ValueError(f"sequential: expected chunks of at least 1 edit, got {chunk}")
 
     @functools.wraps(method.apply)
     def apply(
@@ -66,14 +73,16 @@ def sequential(method: Method, chunk: int) -> Method:
                 options["encoder"] = edited.encoder  # loaded once
             result, old = method.apply(model, tok, part, hparams, **options)
             originals = {**old, **originals}  # the values before the first edit
-            if edited is None or result is model:
-                edited = result
-            elif not extend(edited, result):
+            if not (result is model or isinstance(result, MeGModel) or has_memory(result)):
                 raise SequentialError(
                     f"{method.name}: --sequential expected a method that writes weights, can add "
-                    f"edits, or has a memory that can be joined; {type(result).__name__} is none: "
-                    "leave it out, or measure it without --sequential"
+                    "edits, or has a memory that can be joined, got one that gives a "
+                    f"{type(result).__name__}: leave it out, or measure it without --sequential"
                 )
+            if edited is None or result is model:
+                edited = result
+            else:
+                extend(edited, result)
         return edited, originals
 
     return dataclasses.replace(method, apply=apply)
