@@ -26,6 +26,8 @@ def run(options: argparse.Namespace) -> None:
 def command_line(options: argparse.Namespace) -> str:
     """The command that gives these options: what is not a default, files without their folders.
 
+    A secret is left out.
+
     Example:
         >>> arguments = ["benchmark", "--data", "zsre", "--path", "/data/zsre.json", "--out", "/o"]
         >>> command_line(build_parser().parse_args(arguments))
@@ -43,7 +45,8 @@ def command_line(options: argparse.Namespace) -> str:
 def _words(option: str, value: Any) -> Iterator[str]:
     if option == "--set":
         for entry in value:
-            yield from (option, _without_folders(entry))
+            if entry.partition("=")[0].strip() != "api_key":
+                yield from (option, _without_folders(entry))
         return
     yield option
     if value is not True:  # a flag
