@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from meg_editor.benchmark import read_cells
 from meg_editor.benchmark.metric_meta import metric_meta
 from meg_editor.cli.benchmark import command_line
 from meg_editor.cli.parser import build_parser
+from meg_editor.evaluation import Pair
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "examples" / "results").glob("*/*/report.json"))
@@ -88,17 +91,22 @@ def test_how_many_were_asked_is_counted_once_for_all_methods() -> None:
     assert meta["generality.ag"]["n"]["64"] == 3 * 64
     assert meta["reliability.tf"]["max_tokens"] is None
     assert "forms" not in meta  # none were asked
+    nothing = Pair(math.nan, math.nan)
+    asked = metric_meta([dataclasses.replace(cells[0], locality=nothing, natural={}, forced={})])
+    assert "reliability.ag" in asked
+    assert not asked.keys() & {"locality.ag", "locality.tf", "natural.exact", "forced.success"}
 
 
 def test_the_command_line_has_what_is_no_default_and_no_folders(tmp_path: Path) -> None:
     words = ["benchmark", "--data", "zsre", "--path", f"{tmp_path}/zsre.json", "--out", "here/out"]
     words += ["--edits", "64", "256", "--methods", f"meg,ft={tmp_path}/ft.yaml", "--plots"]
     words += ["--model", str(tmp_path), "--encoder", "org/encoder", "--seeds", "3"]
-    words += ["--set", f"encoder_name={tmp_path}/bert", "--set", "seed=1"]
+    words += ["--set", f"encoder_name={tmp_path}/bert", "--set", "seed=1", "--sequential"]
+    words += ["--set", "api_key=secret"]
     line = command_line(build_parser().parse_args(words))
     assert line == (
         f"meg-editor benchmark --model {tmp_path.name} --encoder org/encoder "
         "--set encoder_name=bert --set seed=1 --data zsre --path zsre.json --edits 64 256 "
-        "--out here/out --plots --methods meg,ft=ft.yaml"
+        "--out here/out --plots --methods meg,ft=ft.yaml --sequential 1"
     )
     build_parser().parse_args(line.split()[1:])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from meg_editor.benchmark.cell import Cell
-from meg_editor.evaluation import MAX_NEW_TOKENS
+from meg_editor.evaluation import MAX_NEW_TOKENS, Pair
+from meg_editor.evaluation.forms import FORM_TOKENS
 from meg_editor.evaluation.natural import NATURAL_TOKENS
 
 _AG = "equal to the target, without outer blanks and a final full stop"
@@ -49,7 +50,12 @@ _METRICS: dict[str, tuple[str, str, str]] = {
     "portability_by_kind": ("portability", _GREEDY, f"{_AG}, or to an alias of it"),
     "trapped_by_kind": ("trap", _GREEDY, f"the edit's target, which is wrong here; {_AG}"),
     "forms": ("forms", "none", "routed to its very edit, or to none where none is expected"),
-    "forms_answers": ("forms", _GREEDY, "has the target in it as whole words"),
+    "forms_answers": (
+        "forms",
+        _GREEDY,
+        "has the target in it as whole words; where no edit is expected, equal to the unedited "
+        f"model's first {FORM_TOKENS} tokens",
+    ),
     "forced.token_accuracy": (_SIX, "none", _ACCURACY),
     "forced.success": ("with old answer", "none", _SUCCESS),
     "natural.exact": (_SIX, _NATURAL, _AG),
@@ -114,7 +120,9 @@ _NOUNS = {"reliability": "edited prompts", "generality": "paraphrases"}
 def _has(cell: Cell, metric: str) -> bool:
     name, _, part = metric.partition(".")
     value = getattr(cell, name)
-    if part and isinstance(value, dict):
+    if isinstance(value, Pair):
+        value = getattr(value, part)
+    elif part and value:
         value = value.get(part, next(iter(value.values())).get(part))
     return value == value and value not in (None, {})  # NaN is no number
 

@@ -18,7 +18,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import batched_answers, by_length
 
 _ROWS = 256
-_BASE_TOKENS = 12  # of an answer that has to be the unedited model's
+FORM_TOKENS = 12  # of an answer that has to be the unedited model's
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def form_prompts(
                 answer = case.request.target_new if is_edit else ""
                 asked.append(FormPrompt(prompt, form.kind, index, is_edit, answer))
     others = [row for row, one in enumerate(asked) if not one.is_edit]
-    answers = batched_answers(base, tokenizer, [asked[row].prompt for row in others], _BASE_TOKENS)
+    answers = batched_answers(base, tokenizer, [asked[row].prompt for row in others], FORM_TOKENS)
     for row, answer in zip(others, answers, strict=True):
         asked[row] = replace(asked[row], answer=answer)
     return asked
@@ -223,7 +223,7 @@ def _right_answers(
         rows = [row for row, one in enumerate(prompts) if one.is_edit == is_edit]
         # In the batches in which the unedited model answered.
         chosen = [prompts[row] for row in rows]
-        length = _BASE_TOKENS
+        length = FORM_TOKENS
         if is_edit:
             targets = {one.answer for one in chosen}
             length = max([length, *(_tokens(tokenizer, target) for target in targets)])
