@@ -304,6 +304,10 @@ def test_every_returned_sequence_keeps_its_question(retrieval: Any, tiny_tokeniz
 def test_what_to_tell_names_prompt_and_target() -> None:
     with pytest.raises(HParamsError, match="context_template: expected {prompt} and {target}"):
         RetrievalHyperParams(context_template="{prompt}")
+    for wrong in ("{prompt} {target} {subject}", "{prompt} {target} {}", "{prompt} {target} {"):
+        with pytest.raises(HParamsError, match="other braces doubled"):
+            RetrievalHyperParams(context_template=wrong)
+    assert RetrievalHyperParams(context_template="{{x}} {prompt} {target}{eos}")
 
 
 @pytest.mark.parametrize(

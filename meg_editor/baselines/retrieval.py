@@ -43,7 +43,7 @@ class RetrievalHyperParams(BaselineHyperParams):
     encoder_name: str = setting(
         "sentence-transformers/all-MiniLM-L6-v2", "Hub id or directory of the text encoder."
     )
-    threshold: float = setting(0.7, "Least cosine to the nearest edit.")
+    threshold: float = setting(0.7, "Lowest cosine to the nearest edit.")
     context_template: str = setting(
         CONTEXT,
         "Text put before the question: {prompt} and {target} of the edit; {eos}, the model's end "
@@ -52,10 +52,14 @@ class RetrievalHyperParams(BaselineHyperParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "{prompt}" not in self.context_template or "{target}" not in self.context_template:
+        try:
+            filled = self.context_template.format(prompt="<p>", target="<t>", eos="")
+        except (LookupError, ValueError, AttributeError):
+            filled = ""
+        if "<p>" not in filled or "<t>" not in filled:
             raise HParamsError(
-                "context_template: expected {prompt} and {target} in it, got "
-                f"{self.context_template!r}"
+                "context_template: expected {prompt} and {target} in it, {eos} if you like, and "
+                f"other braces doubled, got {self.context_template!r}"
             )
 
 
