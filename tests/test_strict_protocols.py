@@ -341,11 +341,11 @@ def test_a_prompt_template_is_put_around_the_questions_of_every_method(
 def test_only_what_is_judged_is_asked_without_a_limit(
     loaded: Any, cases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    asked: list[tuple[int, int]] = []
 
-    def record(model: Any, tok: Any, prompts: Any, reader: Any) -> Any:
-        asked.append(list(prompts))
-        return natural_answers(model, tok, prompts, reader)
+    def record(model: Any, tok: Any, prompts: Any, reader: Any, limit: int) -> Any:
+        asked.append((len(prompts), limit))
+        return natural_answers(model, tok, prompts, reader, limit)
 
     monkeypatch.setattr(runner, "natural_answers", record)
     unedited = Method("unedited", lambda model, *_, **__: (model, {}))
@@ -356,7 +356,15 @@ def test_only_what_is_judged_is_asked_without_a_limit(
     )
     numbers = cell.questions or {}
     judged = sum(n for kind, n in numbers.items() if not kind.startswith(("trap", "portability")))
-    assert sum(numbers.values()) > judged and [len(one) for one in asked] == [judged, judged]
+    assert sum(numbers.values()) > judged and asked == [(judged, NATURAL_TOKENS)] * 2
+    # A longer target has to fit.
+    edit = EditRequest("The capital of France is", "Lima" + 59 * " Lima", "France")
+    before = runner._Before(loaded[0])
+    long = runner._EditSet(benchmark, *loaded, [EvaluationCase(edit)], 0, before)
+    long.natural_answers(loaded[0])
+    assert asked[-1] == (1, 61)
+    long_cell = dataclasses.replace(cell, max_tokens=61)
+    assert metric_meta([long_cell])["natural.exact"]["max_tokens"] == 61
 
 
 def test_the_flags_are_read() -> None:

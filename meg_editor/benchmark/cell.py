@@ -88,8 +88,8 @@ class Cell:
         max_tokens: of a greedy answer; None in cells written before.
         sequential: "chunk", the number of edits that arrive at a time, and "carried", what the
             method keeps from chunk to chunk; None: all edits at once.
-        forced: "token_accuracy" and "success" -> metric -> percent, as `evaluation.ForcedScores`.
-        natural: metric -> "exact" and "tokens" -> percent, as `evaluation.natural_scores`.
+        forced: "token_accuracy" and "success" -> metric -> percent, as `evaluation.forced`.
+        natural: metric -> "exact" and "tokens" -> percent, as `evaluation.natural`.
 
     Example:
         >>> half = {"ag": 50.0, "tf": 50.0}

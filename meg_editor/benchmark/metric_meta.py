@@ -99,13 +99,11 @@ def summary(cells: Sequence[Cell]) -> str:
     """What the numbers of a report are, as one paragraph of Markdown."""
     numbers = []
     for edits in _counts(cells):
-        asked = {kind: _count(cells, edits, kind) for kind in ("reliability", "generality")}
-        known = [f"{n:,} {_NOUNS[kind]}" for kind, n in asked.items() if n]
-        others = _count(cells, edits, "locality")
-        known += [f"{others:,} other questions"] if others else []
+        counts = {noun: _count(cells, edits, kind) for kind, noun in _NOUNS.items()}
+        known = [f"{count:,} {noun}" for noun, count in counts.items() if count]
         numbers.append(f"{edits:,} edits: {', '.join(known)}")
-    kept = {c.method: c.sequential["carried"] for c in cells if c.sequential}
-    carried = "; ".join(f"{method}: {what}" for method, what in kept.items())
+    by_method = {c.method: c.sequential["carried"] for c in cells if c.sequential}
+    carried = "; ".join(f"{method}: {state}" for method, state in by_method.items())
     return (
         f"{protocol(cells).capitalize()}, asked once all edits are made. AG: {_GREEDY}, at most "
         f"{_max_tokens(cells, _GREEDY)} tokens, {_AG}. TF: {_TF}. Questions of all seeds, "
@@ -114,7 +112,11 @@ def summary(cells: Sequence[Cell]) -> str:
     )
 
 
-_NOUNS = {"reliability": "edited prompts", "generality": "paraphrases"}
+_NOUNS = {
+    "reliability": "edited prompts",
+    "generality": "paraphrases",
+    "locality": "other questions",
+}
 
 
 def _has(cell: Cell, metric: str) -> bool:
@@ -151,7 +153,9 @@ def _asked(cell: Cell, kind: str) -> int | None:
 
 
 def _max_tokens(cells: Sequence[Cell], answer: str) -> int | str | None:
-    if answer in ("none", _NATURAL):
-        return NATURAL_TOKENS if answer == _NATURAL else None
+    if answer == "none":
+        return None
     known = [cell.max_tokens for cell in cells if cell.max_tokens is not None]
+    if answer == _NATURAL:
+        return max([NATURAL_TOKENS, *known])
     return max(known) if known else f"{MAX_NEW_TOKENS} (more where a target is longer)"

@@ -37,7 +37,7 @@ from meg_editor.evaluation.forms import (
     sampled_facts,
 )
 from meg_editor.evaluation.metrics import METRICS, normalise
-from meg_editor.evaluation.natural import natural_answers, natural_scores
+from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
 from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -216,7 +216,13 @@ class _EditSet:
     def natural_answers(self, model: Any) -> list[str]:
         """Of a model, unedited or edited, to these questions."""
         prompts = [question.prompt for question in self.natural_questions]
-        return natural_answers(model, self.tokenizer, prompts, self.reader)
+        limit = self.max_tokens(NATURAL_TOKENS)
+        return natural_answers(model, self.tokenizer, prompts, self.reader, limit)
+
+    def max_tokens(self, at_least: int) -> int:
+        """Of an answer: the longest target has to fit."""
+        requests = [case.request for case in self.cases]
+        return max_target_length(self.tokenizer, requests, at_least)
 
     def key(self, method: Method) -> str:
         """Digest of all a cell depends on."""
@@ -283,9 +289,7 @@ class _EditSet:
                 "asked": len(self.asked),
                 "seed": self.seed,
                 "questions": dict(Counter(question.kind for question in questions)),
-                "max_tokens": max_target_length(
-                    self.tokenizer, [case.request for case in self.cases], MAX_NEW_TOKENS
-                ),
+                "max_tokens": self.max_tokens(MAX_NEW_TOKENS),
                 **report.to_dict(),
                 "settings": _settings(hparams),
                 "seconds_total": seconds + store.seconds_saved,

@@ -17,13 +17,17 @@ from meg_editor.lm.tokens import batched_answers
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
 
-NATURAL_TOKENS = 50  # for models that do not stop
+NATURAL_TOKENS = 50  # for models that do not stop; more where a target is longer
 
 
 def natural_answers(
-    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], reader: PromptReader
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    reader: PromptReader,
+    max_new_tokens: int = NATURAL_TOKENS,
 ) -> list[str]:
-    """Greedy answers to Q bare prompts, up to the end of text or `NATURAL_TOKENS`.
+    """Greedy answers to Q bare prompts, up to the end of text or `max_new_tokens`.
 
     Args:
         model: unedited, or edited by any method.
@@ -35,8 +39,7 @@ def natural_answers(
     def attach(rows: list[int]) -> Any:
         return routed.applied(routed.decide([wrapped[row] for row in rows])) if routed else None
 
-    limit = NATURAL_TOKENS
-    return batched_answers(model, tokenizer, wrapped, limit, attach if routed else None)
+    return batched_answers(model, tokenizer, wrapped, max_new_tokens, attach if routed else None)
 
 
 def natural_scores(
