@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,6 @@ def test_the_command_line_has_what_is_no_default_and_no_folders(tmp_path: Path) 
         "--out here/out --plots --methods meg,ft=ft.yaml --sequential 1"
     )
     build_parser().parse_args(line.split()[1:])
+    long = f"prompt_template=/no_think {{}} yes/no{300 * '.'}"  # no file can have such a name
+    options = build_parser().parse_args(["benchmark", "--data", "x", "--out", "o", "--set", long])
+    assert shlex.split(command_line(options))[3] == long

@@ -13,6 +13,7 @@ from meg_editor.benchmark.plots import plot_benchmark
 from meg_editor.benchmark.search import Trial
 from meg_editor.benchmark.tables import markdown
 from meg_editor.evaluation.report import machine, versions
+from meg_editor.runtime.files import without_folder
 from meg_editor.runtime.text_files import write_json, write_text
 
 
@@ -56,13 +57,12 @@ def report_text(cells: Sequence[Cell]) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """A value of JSON with the last part of every absolute path alone: a report is to be shared."""
+    """A value of JSON with the last part of every path alone: a report is to be shared."""
     if isinstance(value, dict):
         return {name: _without_folders(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [_without_folders(entry) for entry in value]
-    is_path = isinstance(value, str) and Path(value).is_absolute()
-    return Path(value).name if is_path else value
+    return without_folder(value) if isinstance(value, str) else value
 
 
 def _forms_by_method(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, float] | None]]:

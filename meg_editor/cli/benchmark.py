@@ -6,11 +6,11 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from meg_editor.cli.hparams import check_sources, read_hparams, read_paper_hparams
 from meg_editor.cli.parser import build_parser
+from meg_editor.runtime.files import without_folder
 
 
 def run(options: argparse.Namespace) -> None:
@@ -55,9 +55,5 @@ def _words(option: str, value: Any) -> Iterator[str]:
 
 
 def _without_folders(text: str) -> str:
-    """`text` with the last part of each path in it: absolute ones, and those that exist here."""
-    parts = re.split("([,=])", text)
-    paths = [Path(part).is_absolute() or ("/" in part and Path(part).exists()) for part in parts]
-    return "".join(
-        Path(part).name if is_path else part for part, is_path in zip(parts, paths, strict=True)
-    )
+    """`text` with the last part of each path in it."""
+    return "".join(map(without_folder, re.split("([,=])", text)))

@@ -191,6 +191,19 @@ def resolved(path: str | Path) -> Path:
         raise OSError(errno.EINVAL, f"{str(path)!r} names no file: {error}") from error
 
 
+def without_folder(text: str) -> str:
+    """The last part of an absolute path, or of one that exists here; any other text as it is.
+
+    A prompt template may begin with a slash too: no text with a brace is a path.
+
+    Example:
+        >>> [without_folder(text) for text in ("/data/zsre.json", "org/model", "/no_think {}")]
+        ['zsre.json', 'org/model', '/no_think {}']
+    """
+    is_path = os.path.isabs(text) or ("/" in text and os.path.exists(text))
+    return Path(text).name if is_path and "{" not in text else text
+
+
 def check_regular(path: Path, *, missing_ok: bool = False) -> os.stat_result | None:
     """Check that a path is a file, so that opening it neither blocks nor never ends.
 
