@@ -164,7 +164,14 @@ def metrics(chosen: Sequence[Selection]) -> str:
 
 
 def strict(chosen: Sequence[Selection]) -> str:
-    """The columns of the strict protocols, of one run at one number of edits."""
+    """The columns of the strict protocols.
+
+    Raises:
+        SystemExit: not one run at one number of edits.
+    """
+    if len(chosen) != 1:
+        titles = "; ".join(one.title for one in chosen)
+        sys.exit(f"table strict: expected one RUN@EDITS, whose rows are its methods, got {titles}")
     groups = [one.cells for one in chosen]
     columns = [*forced_columns(groups), *natural_columns(groups)]
     return table(methods(chosen, bold_ours), columns, chosen[0].title)
@@ -191,10 +198,14 @@ def abilities(run: str) -> str:
     content = json.loads((RESULTS / run / "what_methods_do.json").read_text("utf-8"))
     rows: dict[str, dict[str, Any]] = content["rows"]
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [
-        f"| {content['edits']} edits | {' | '.join(columns)} |",
-        f"|---|{'--:|' * len(columns)}",
-    ]
+    cut = columns.index("base")  # answers, then what can be done with it: one table is too wide
+    return "\n\n".join(
+        _rows(f"{content['edits']} edits", some, rows) for some in (columns[:cut], columns[cut:])
+    )
+
+
+def _rows(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
+    lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for name, row in rows.items():
         texts = (_plain(row.get(column, "-")) for column in columns)
         lines.append(f"| {bold_ours(name)} | {' | '.join(texts)} |")

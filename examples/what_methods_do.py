@@ -21,8 +21,9 @@ are those of the report, which `meg-editor benchmark` writes. Cells:
 from __future__ import annotations
 
 import argparse
-import copy
 import random
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ import torch
 import transformers as tf
 
 from meg_editor import MeGHyperParams, load_model
+from meg_editor.baselines.accumulation import extend, has_memory
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark.definition import FittingFacts
 from meg_editor.benchmark.method_spec import MethodSpec
@@ -48,7 +50,7 @@ from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases, reference_split
 from meg_editor.evaluation.cost import added_bytes
 from meg_editor.evaluation.metrics import mentions, percent
-from meg_editor.evaluation.report import versions
+from meg_editor.evaluation.report import machine, versions
 from meg_editor.lm.chat import in_chat
 from meg_editor.lm.tokens import batched_answers
 from meg_editor.model.meg_model import MeGModel
@@ -189,7 +191,11 @@ class Probes:
 
     def _later(self, method: Method, model: Any) -> dict[str, Any]:
         try:
-            both = self._apply(method, model, self.later)
+            if has_memory(model):
+                extend(model, self._apply(method, self.model, self.later))
+                both = model
+            else:
+                both = self._apply(method, model, self.later)
             return {"later": self.right(both, self.later), "old": self.right(both, self.cases)}
         except (ArithmeticError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             print(f"{method.name}, edits added later: {error}", flush=True)
@@ -226,8 +232,8 @@ def mixture(tokenizer: Any) -> Any:
     return auto.from_config(config).eval().requires_grad_(False)
 
 
-def in_nf4(model: Any, folder: Path) -> Any:
-    """The model in nf4, read from a folder it is written to first; None without bitsandbytes."""
+def in_nf4(folder: Path) -> Any:
+    """The model of a folder in nf4; None without bitsandbytes."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -236,11 +242,8 @@ def in_nf4(model: Any, folder: Path) -> Any:
     config = auto.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
-    path = folder / "base"
-    if not path.exists():
-        model.save_pretrained(path)
     base = auto.AutoModelForCausalLM.from_pretrained(
-        path, quantization_config=config, device_map="cpu"
+        folder, quantization_config=config, device_map="cpu"
     )
     return base.eval().requires_grad_(False)
 
@@ -283,6 +286,11 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _last(argument: str) -> str:
+    """A path without the folders of this machine."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(
@@ -296,6 +304,8 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("what_methods_do"), help="folder")
     options = parser.parse_args()
+    if options.data != "reference" and options.path is None:
+        parser.error(f"--path: {options.data} needs the file of the data set")
     hparams = MeGHyperParams.preset("default")
     if options.model != hparams.model_name:
         hparams = MeGHyperParams(model_name=options.model)
@@ -303,6 +313,7 @@ def main() -> None:
     cases, facts = cases_of(options, model, tokenizer)
     keywords = {**vars(facts), "seed": 0}
     probes = Probes(model, tokenizer, cases[: options.edits], cases[options.edits :], keywords)
+    model.save_pretrained(options.out / "base")  # for nf4, anew: it may be of another model
     rows: dict[str, dict[str, Any]] = {}
     # MeG's own defaults for the mixture: the preset is the reference model's.
     for method, elsewhere in zip(
@@ -310,7 +321,7 @@ def main() -> None:
     ):
         row = probes.row(method)
         row["MoE"] = probes.learned(elsewhere, mixture(tokenizer))
-        base = in_nf4(copy.deepcopy(model), options.out)
+        base = in_nf4(options.out / "base")
         row["nf4"] = "-" if base is None else probes.learned(method, base)
         rows[method.name] = row
         print(method.name, row, flush=True)
@@ -318,7 +329,9 @@ def main() -> None:
             "model": options.model,
             "edits": options.edits,
             "rows": rows,
+            "command": f"python examples/what_methods_do.py {shlex.join(map(_last, sys.argv[1:]))}",
             "versions": versions(),
+            "machine": machine(),
         }
         write_json(options.out / "what_methods_do.json", content)
     print(markdown(rows))

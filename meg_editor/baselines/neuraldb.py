@@ -31,7 +31,7 @@ class NeuralDBHyperParams(LocateHyperParams):
     span: ClassVar[tuple[float, float]] = (6 / 32, 6 / 32)
 
     alg_name: str = setting("NeuralDB", "Always NeuralDB.")
-    gate_threshold: float = setting(0.65, "Least cosine γ to the nearest key.", lt=1)
+    gate_threshold: float = setting(0.65, "Lowest cosine γ to the nearest key.", lt=1)
 
 
 class KeyValueMemory(nn.Module):

@@ -79,9 +79,10 @@ class MeGHyperParams(BaseEditorFields):
     )
     gate_threshold: float | None = setting(
         None,
-        "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); "
-        "null: the verifier's; without one calibrated on held-out facts. Raise a similarity if "
-        "other questions get edited answers.",
+        "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); with "
+        "a verifier the lowest similarity at which it reads an edit. null: the one shipped with "
+        "the verifier; without one calibrated on held-out facts. Raise a similarity that decides "
+        "if other questions get edited answers.",
     )
     gate_calibration: Literal["auto", "quick", "thorough"] = setting(
         "auto",
@@ -203,7 +204,7 @@ class MeGHyperParams(BaseEditorFields):
 
     listed: ClassVar[str] = "`meg-editor settings` lists all"
     former: ClassVar[Mapping[str, str]] = {
-        "collection_clip": "it is gone: collection_optimizer: scaled clips, sgd does not",
+        "collection_clip": "it is gone: collection_optimizer: scaled limits its steps itself",
         "collection_margin": "it is collection_loss_threshold now",
         "generator_condition": "it is generator_conditioning now: time or patches",
         "generator_scaling": "it is generator_scale now: a divisor, or null for whitened neurons",

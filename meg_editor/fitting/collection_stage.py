@@ -1,4 +1,4 @@
-"""Stage 2: one neuron per fact (section 4.1 c.1); facts edited earlier keep theirs."""
+"""Stage 3: one neuron per fact (section 4.1 c.1); facts edited earlier keep theirs."""
 
 from __future__ import annotations
 

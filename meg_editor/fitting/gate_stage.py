@@ -1,4 +1,4 @@
-"""Stage 3: fit the gate and choose its threshold on held-out facts (section 4.1 b, A.5)."""
+"""Stage 2: fit the gate and choose its threshold on held-out facts (section 4.1 b, A.5)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,130 @@
+"""Right routing decisions on the questions of a data set, by an encoder's verifier: no LLM is run.
+
+    python examples/route_data.py --data counterfact --path counterfact.json --edits 1024 12639
+    python examples/route_data.py --data zsre --path zsre_mend_eval.json --edits 1024
+
+With so many facts edited, questions about --ask of them, in percent: prompts and paraphrases led to
+their very edit; neighbours, negations, inverse questions and other questions about the subject led
+to any edit, of which the last four should be none; milliseconds a question. Facts are those which
+`meg-editor benchmark` edits; with --calibration those on which thresholds are chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.data.loaders.datasets import DATASETS
+from meg_editor.data.preprocessing import one_per_subject, without_conflicts
+from meg_editor.data.relations import Relations
+from meg_editor.data.splits import choose, split_cases
+from meg_editor.data.trap_questions import counter_asked, negated
+from meg_editor.lm.reference import resolve_model_name
+from meg_editor.requests.prompts import PromptReader
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.gates import SimilarityGate
+from meg_editor.routing.index import QueryIndex
+from meg_editor.routing.router import Router
+from meg_editor.routing.verifier import Verifier
+
+NEIGHBOURS, ROWS = 3, 256
+NAME_WEIGHT = 0.4  # as gate_name_weight
+
+
+def router_of(edits: Sequence[Any], name: str) -> Router:
+    """A router of `edits`, with the verifier that is shipped for an encoder."""
+    encoder = TextEncoder.from_pretrained(resolve_model_name(name))
+    verifier = Verifier.shipped(encoder)
+    if verifier is None:
+        raise ValueError(f"--encoder: there is no verifier for {name}")
+    index = QueryIndex(
+        encoder.encode([edit.prompt for edit in edits]),
+        [edit.subject for edit in edits],
+        name_weight=NAME_WEIGHT,
+    )
+    states: Any = None
+    return Router(encoder, SimilarityGate(verifier.similarity), index, states, edits, verifier)
+
+
+def questions(
+    case: EvaluationCase, relations: Relations, edited: set[str], rng: random.Random
+) -> dict[str, list[str]]:
+    """Kind -> questions about a fact; none of the last four kinds asks for an edited one."""
+    edit = case.request
+    near = [probe.prompt for probes in case.locality.values() for probe in probes]
+    traps: dict[str, Sequence[str | None]] = {
+        "negated": [negated(edit.prompt, edit.subject)],
+        "inverse": [counter_asked(edit.prompt, edit.subject, edit.target_new)],
+        "same subject": relations.others(case, 1, rng),
+    }
+    return {
+        "prompt": [edit.prompt],
+        "paraphrase": list(case.paraphrases),
+        "neighbour": [text for text in near if text not in edited][:NEIGHBOURS],
+        **{kind: [t for t in texts if t and t not in edited] for kind, texts in traps.items()},
+    }
+
+
+def measure(pool: Sequence[EvaluationCase], count: int, options: argparse.Namespace) -> None:
+    """Edit `count` facts of the pool and print the decisions."""
+    cases = choose(pool, count, seed=0)
+    edits = [case.request for case in cases]
+    router = router_of(edits, options.encoder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model_name("meg_editor:llama-reference"))
+    reader, rng, relations = PromptReader(tokenizer), random.Random(0), Relations(pool)
+    edited = {text for case in cases for text in relations.same(case)}
+    edited |= {edit.prompt for edit in edits}
+    asked = [
+        (row, kind, text)
+        for row in sorted(rng.sample(range(count), min(count, options.ask)))
+        for kind, texts in questions(cases[row], relations, edited, rng).items()
+        for text in texts
+    ]
+    shares: dict[str, list[bool]] = {}
+    start = time.perf_counter()
+    for first in range(0, len(asked), ROWS):
+        chunk = asked[first : first + ROWS]
+        routing = router.route([reader.read(text) for _, _, text in chunk])
+        for (row, kind, _), query in zip(chunk, routing, strict=True):
+            its_own = kind in ("prompt", "paraphrase")
+            led = query.is_edit and (query.edit == row or not its_own)
+            shares.setdefault(kind, []).append(led)
+    each = 1000 * (time.perf_counter() - start) / len(asked)
+    figures = (
+        f"{kind} {100 * sum(led) / len(led):.1f} ({len(led)})" for kind, led in shares.items()
+    )
+    print(f"{count:6} edits: {', '.join(figures)}; {each:.0f} ms", flush=True)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", choices=list(DATASETS), default="counterfact")
+    parser.add_argument("--path", type=Path, required=True, help="the file of the data set")
+    parser.add_argument("--training-path", type=Path, help="facts of the fitting stages (ZsRE)")
+    parser.add_argument("--encoder", default="all-MiniLM-L6-v2", help="as encoder_name")
+    parser.add_argument("--edits", type=int, nargs="+", default=[1024])
+    parser.add_argument("--ask", type=int, default=300, help="facts asked about")
+    parser.add_argument("--calibration", action="store_true", help="facts which calibrate instead")
+    options = parser.parse_args()
+    cases = one_per_subject(without_conflicts(DATASETS[options.data](options.path).cases))
+    training = None
+    if options.training_path:
+        training = DATASETS[options.data](options.training_path).cases
+    split = split_cases(cases, training)
+    pool = split.calibration if options.calibration else split.edited
+    for count in options.edits:
+        measure(pool, min(count, len(pool)), options)
+
+
+if __name__ == "__main__":
+    main()
