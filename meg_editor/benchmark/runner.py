@@ -205,13 +205,9 @@ class _EditSet:
         return [question for question in self.questions if question.family in METRICS]
 
     @cached_property
-    def natural_targets(self) -> list[str]:
-        """Of these; for Locality the natural answers of the unedited model, in the same batches."""
-        unedited = self.natural_answers(self.model)
-        return [
-            answer if question.family == "locality" else question.target
-            for question, answer in zip(self.natural_questions, unedited, strict=True)
-        ]
+    def natural_before(self) -> list[str]:
+        """Answers of the unedited model, in the same batches."""
+        return self.natural_answers(self.model)
 
     def natural_answers(self, model: Any) -> list[str]:
         """Of a model, unedited or edited, to these questions."""
@@ -261,7 +257,7 @@ class _EditSet:
         options = {**self.benchmark.options, "store": store, "seed": self.seed}
         # While the model is unedited.
         questions, in_forms = self.questions, self.in_forms
-        natural = self.natural_targets if self.benchmark.natural else []
+        before = self.natural_before if self.benchmark.natural else []
         reset_peak_memory(self.model.device)
         snapshot = self.before.snapshot
         start = time.perf_counter()
@@ -316,9 +312,9 @@ class _EditSet:
                 entries["sequential"] = {"chunk": chunk, "carried": carried(method)}
                 entries["forced"] = dataclasses.asdict(forced)
                 entries["questions"]["with old answer"] = entries["forced"].pop("compared")
-            if natural:
+            if self.benchmark.natural:
                 answers = self.natural_answers(result)
-                entries["natural"] = natural_scores(self.natural_questions, natural, answers)
+                entries["natural"] = natural_scores(self.natural_questions, before, answers)
             if in_forms:
                 entries |= evaluate_forms(result, self.tokenizer, in_forms).to_dict()
             return Cell.from_dict(entries)

@@ -43,13 +43,13 @@ def natural_answers(
 
 
 def natural_scores(
-    questions: Sequence[Question], targets: Sequence[str], answers: Sequence[str]
+    questions: Sequence[Question], unedited: Sequence[str], answers: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Metric -> "exact" (equal after `normalise`) and "tokens" (share of the target's words in the
     answer), in percent.
 
     Args:
-        targets: of Q questions; for Locality the unedited model's natural answers.
+        unedited: natural answers of the unedited model, the targets of Locality.
         answers: Q natural answers of the edited model.
 
     Example:
@@ -61,6 +61,7 @@ def natural_scores(
     for metric in METRICS:
         rows = [row for row, q in enumerate(questions) if q.family == metric]
         if rows:
+            targets = unedited if metric == "locality" else [q.target for q in questions]
             pairs = [(answers[row], targets[row]) for row in rows]
             scores[metric] = {
                 "exact": percent(exact(*zip(*pairs, strict=True))),
