@@ -64,6 +64,7 @@ def test_a_table_says_the_numbers_of_its_report(build: Any) -> None:
         ("reference/world scores", "expected RUN … and one of score"),
         ("score", "expected RUN … and one of score"),
         ("reference/moon score", "there is no .*reference/moon/report.json"),
+        ("reference/world strict", "expected one RUN@EDITS.* got 64 edits; "),
         ("reference/world@64,65 score", r"expected some of \[64, .*got \[65\]"),
     ],
 )

@@ -1,0 +1,49 @@
+"""examples/what_methods_do.py: a row per method, and nothing of an earlier run."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from meg_editor import MeGHyperParams, load_model
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "what_methods_do.py"
+
+
+def test_every_method_has_a_row_and_the_base_is_of_this_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+    model.save_pretrained(tmp_path / "base")  # as a run of another model left it behind
+    path = tmp_path / "base" / "model.safetensors"
+    save_file({n: torch.zeros_like(v) for n, v in load_file(path).items()}, path, {"format": "pt"})
+    settings = SCRIPT.parent / "results" / "reference" / "world" / "report.json"
+    words = ["--settings-from", str(settings), "--methods", "unedited,retrieval"]
+    words += ["--edits", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    rows = json.loads((tmp_path / "what_methods_do.json").read_text("utf-8"))["rows"]
+    assert rows.keys() == {"unedited", "retrieval"}
+    for row in rows.values():
+        assert row["base"] == "untouched" and row["threads"].startswith("0 of ")
+        assert row["MoE"] and row["nf4"]
+    # A memory takes more edits, as under `meg-editor benchmark --sequential`.
+    assert rows["retrieval"]["later"] != "refused" and rows["retrieval"]["KB per edit"] > 0
+    assert rows["unedited"]["edits"] == 0 and rows["unedited"]["neighbours"] == 100
+    assert load_file(path)["model.norm.weight"].any()
+    assert "| retrieval |" in capsys.readouterr().out
+
+
+def test_a_data_set_without_its_file_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--data", "zsre"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "--path: zsre needs the file" in capsys.readouterr().err
