@@ -129,7 +129,9 @@ def _ask(commands: Commands) -> None:
     ask.add_argument("question", nargs="?", help="without one: a prompt, line by line")
     ask.add_argument("--base", action="store_true", help="show the unedited answer beside it")
     ask.add_argument(
-        "--explain", action="store_true", help="show spans, candidate edits, scores and the verifier"
+        "--explain",
+        action="store_true",
+        help="show spans, candidate edits, scores and the verifier",
     )
     ask.add_argument(
         "--max-new-tokens", type=positive, help="default 32, more where an edited answer is longer"
