@@ -39,6 +39,7 @@ from meg_editor.evaluation import Question, questions_of
 from meg_editor.evaluation.forced import forced_scores, likelihoods
 from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
 from meg_editor.fitting.apply import apply_meg_to_model
+from meg_editor.integrations.easyedit import methods
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore
@@ -148,6 +149,28 @@ def test_covariances_and_hypernetworks_are_those_of_the_unedited_model(
     stages.clear()
     with edited(sequential(method("malmen", malmen), 2), *loaded, cases, pseudo=pseudo):
         assert stages == ["malmen"]
+
+
+def test_easyedit_keeps_the_contexts_of_the_unedited_model(
+    loaded: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by itself: it samples them once."""
+    cached: list[Any] = []
+
+    def main(model: Any, *_: Any, **__: Any) -> None:
+        cached.append(main_module.CONTEXT_TEMPLATES_CACHE)
+        model.get_parameter(DOWN).data.zero_()
+
+    main_module = SimpleNamespace(apply_memit_to_model=main, COV_CACHE={})
+    monkeypatch.setattr(methods, "import_easyedit", lambda: SimpleNamespace(__name__="theirs"))
+    importing = SimpleNamespace(import_module=lambda name: main_module)
+    monkeypatch.setattr(methods, "importlib", importing)
+    monkeypatch.setattr(methods, "_settings", lambda *_: None)
+    memit = MEMITHyperParams(**{**LOCATE, "context_prefixes": 3})
+    one = Method("easyedit:MEMIT", methods.easyedit_method("memit"), memit)
+    with edited(sequential(one, 2), *loaded, cases, texts=TEXTS):
+        assert len(cached) == 3 and len(cached[0][1]) == 3
+    assert cached[0] == cached[1] == cached[2]
 
 
 def test_where_order_does_not_matter_one_after_another_is_all_at_once(

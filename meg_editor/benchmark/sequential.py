@@ -91,7 +91,7 @@ def sequential(method: Method, chunk: int) -> Method:
 def carried(method: Method) -> str:
     """What a method carries from chunk to chunk, for the record."""
     if method.name.startswith("easyedit:"):
-        return "weights; EasyEdit's own state starts anew"
+        return "weights; EasyEdit's own state, but covariance and contexts, starts anew"
     states = (state for kind, state in _CARRIED if isinstance(method.hparams, kind))
     return next(states, "the model it left behind")
 

@@ -78,6 +78,7 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
         hparams: Any,
         *_: Any,
         texts: Sequence[str] | None = None,
+        prefixes: Sequence[str] | None = None,
         store: ArtifactStore | None = None,
         **__: Any,
     ) -> tuple[Any, dict[str, Tensor]]:
@@ -88,7 +89,7 @@ def easyedit_method(name: str) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
         end = tok.eos_token if hparams.target_end else ""
         rows = [{**row, "target_new": f" {row['target_new']}{end}"} for row in requests]
         if isinstance(hparams, CovarianceHyperParams):
-            _fill_caches(module, model, tok, hparams, texts, store)
+            _fill_caches(module, model, tok, hparams, texts, prefixes, store)
         before = {key: value.detach().clone() for key, value in model.named_parameters()}
         needs = {key: value.requires_grad for key, value in model.named_parameters()}
         with _quiet_and_elsewhere():
@@ -157,10 +158,12 @@ def _fill_caches(
     tok: Tokenizer,
     hparams: CovarianceHyperParams,
     texts: Sequence[str] | None,
+    prefixes: Sequence[str] | None,
     store: ArtifactStore | None,
 ) -> None:
     """Fill the caches of EasyEdit with the contexts and covariances of our method."""
-    prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
+    if prefixes is None:
+        prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
     contexts = [f"{prefix.replace('{', ' ').replace('}', ' ')}{{}}" for prefix in prefixes[1:]]
     module.CONTEXT_TEMPLATES_CACHE = [["{}"], contexts] if contexts else [["{}"]]
     moments = Locate(texts, store=store).moments(model, tok, hparams)
