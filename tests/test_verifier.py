@@ -21,6 +21,7 @@ from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.index import QueryIndex
+from meg_editor.routing.named import is_named
 from meg_editor.routing.pooling import pool
 from meg_editor.routing.router import Router
 from meg_editor.routing.verifier import Verifier, fact_text
@@ -160,6 +161,58 @@ def test_an_edited_prompt_needs_no_verification(tiny_encoder: TextEncoder) -> No
     )
     assert routing.is_edit.tolist() == [True, True] and routing.score.tolist() == [1.0, 1.0]
     assert (EDITS[0].prompt, fact_text(EDITS[0])) not in verifier.seen
+
+
+class Agrees:
+    """A verifier which is sure of everything, as a real one is of "BMW M1" beside "BMW M5"."""
+
+    similarity, threshold = 0.0, 0.5
+
+    def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
+        return torch.full((len(prompts),), 0.99)
+
+
+def test_another_subject_is_not_verified(tiny_encoder: TextEncoder) -> None:
+    router = router_of(tiny_encoder, Agrees())
+    texts = ["The capital of Atlantis lies in", "The capital of Utopia is", "It is"]
+    assert router.route([ReadPrompt.of(text) for text in texts]).is_edit.tolist() == [
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "text", "named"),
+    [
+        ("BMW M5", "BMW M5, produced by", "Who makes the BMW M1?", False),
+        ("BMW M5", "BMW M5, produced by", "who makes the bmw m5", True),
+        ("Douglas DC-4", "Douglas DC-4 is created by", "Douglas DC-5 is created by", False),
+        ("Windows NT 3.51", "Windows NT 3.51, a product of", "Windows NT, a product of", False),
+        ("Windows NT 3.51", "Windows NT 3.51, a product of", "Who made Windows NT 3.51?", True),
+        ("India", "In India, an official language is", "In Trieste, the language is", False),
+        ("Albert Einstein", "Albert Einstein was born in", "Where was Einstein born?", True),
+        ("South Korea", "The capital of South Korea is", "The capital of South Sudan is", False),
+        ("France", "The capital of France is", "What is the French capital?", True),
+        ("France", "The capital of France is", "the capital of Frence is", True),
+        ("France", "The capital of France is", "THE CAPITAL OF FRANCE IS", True),
+        ("Beyoncé", "Beyoncé sings", "Which style does Beyonce sing?", True),
+        ("The Lord of the Rings", "The Lord of the Rings is", "Who wrote Lord of the Rings?", True),
+        ("東京", "東京は", "日本の首都は東京ですか", True),
+        ("東京", "東京は", "大阪は", False),
+        (None, "Who wrote War and Peace?", "The author of War and Peace is", True),
+        (None, "Who wrote War and Peace?", "The author of Emma is", False),
+        (None, "the chemical symbol of gold is", "Which symbol has it?", True),  # nothing to go by
+        ("the United States", "The capital of the USA is", "The USA's capital is", True),  # odd
+    ],
+)
+def test_who_is_named(subject: str | None, prompt: str, text: str, named: bool) -> None:
+    assert is_named(EditRequest(prompt, "x", subject), text) is named
+
+
+def test_a_digit_in_another_script_is_a_digit() -> None:
+    edit = EditRequest("Apollo 11 landed on", "Mars", "Apollo 11")
+    assert is_named(edit, "Apollo \uff11\uff11 landed on") and not is_named(edit, "Apollo 12 on")
 
 
 def test_no_prompts_and_empty_ones(tiny_encoder: TextEncoder) -> None:

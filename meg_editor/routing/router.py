@@ -16,6 +16,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import Match, QueryIndex
+from meg_editor.routing.named import is_named
 from meg_editor.routing.routing import Candidate, Routing
 from meg_editor.routing.verifier import Verifier, fact_text
 
@@ -150,7 +151,7 @@ class Router:
         }
         texts = [canonical(prompt.text) for prompt in prompts]
         least = float(self.gate.threshold)
-        # An edited prompt itself needs no verification.
+        # An edited prompt itself needs no verification; who is not named needs none either.
         sure = {
             (row, edit): float(texts[row] == canonical(self.edits[edit].prompt))
             for row, edit in places
@@ -159,7 +160,9 @@ class Router:
             (row, edit)
             for row, found in enumerate(retrieved)
             for edit, similarity, _ in found
-            if similarity >= least and not sure[row, edit]
+            if similarity >= least
+            and not sure[row, edit]
+            and is_named(self.edits[edit], prompts[row].text)
         ]
         probabilities = verifier.probability(
             [excerpt(prompts[row].text, flat[places[row, edit]]) for row, edit in pairs],

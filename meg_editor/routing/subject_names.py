@@ -25,8 +25,13 @@ def words(text: str) -> frozenset[str]:
         >>> sorted(words("Beyoncé's Álbum"))
         ['album', 'beyonce', 's']
     """
+    return frozenset(words_in_order(text))
+
+
+def words_in_order(text: str) -> list[str]:
+    """The same with their order and repetitions."""
     bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return frozenset(_WORD.findall(unicodedata.normalize("NFC", bare).casefold()))
+    return _WORD.findall(unicodedata.normalize("NFC", bare).casefold())
 
 
 class SubjectNameIndex(nn.Module):
