@@ -175,11 +175,9 @@ class Agrees:
 def test_another_subject_is_not_verified(tiny_encoder: TextEncoder) -> None:
     router = router_of(tiny_encoder, Agrees())
     texts = ["The capital of Atlantis lies in", "The capital of Utopia is", "It is"]
-    assert router.route([ReadPrompt.of(text) for text in texts]).is_edit.tolist() == [
-        True,
-        False,
-        False,
-    ]
+    routing = router.route([ReadPrompt.of(text) for text in texts])
+    assert routing.is_edit.tolist() == [True, False, False]
+    assert str(routing[1].candidates[0]).endswith("its subject is not named")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def explained(model: MeGModel, prompt: str) -> list[str]:
     for candidate in routed.candidates:
         edit = model.edits[candidate.edit]
         verified = f", verified {candidate.verified:.3f}" if model.verifier else ""
+        verified = verified if candidate.named else ", its subject is not named"
         lines.append(
             f"edit {edit.id} {edit.prompt!r} by {candidate.span!r}: similarity "
             f"{candidate.similarity:.3f}{verified}"

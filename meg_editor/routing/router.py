@@ -156,13 +156,15 @@ class Router:
             (row, edit): float(texts[row] == canonical(self.edits[edit].prompt))
             for row, edit in places
         }
+        named = {
+            (row, edit): bool(certain) or is_named(self.edits[edit], prompts[row].text)
+            for (row, edit), certain in sure.items()
+        }
         pairs = [
             (row, edit)
             for row, found in enumerate(retrieved)
             for edit, similarity, _ in found
-            if similarity >= least
-            and not sure[row, edit]
-            and is_named(self.edits[edit], prompts[row].text)
+            if similarity >= least and not sure[row, edit] and named[row, edit]
         ]
         probabilities = verifier.probability(
             [excerpt(prompts[row].text, flat[places[row, edit]]) for row, edit in pairs],
@@ -172,7 +174,7 @@ class Router:
         candidates = [
             sorted(
                 (
-                    Candidate(edit, flat[place], similarity, sure[row, edit])
+                    Candidate(edit, flat[place], similarity, sure[row, edit], named[row, edit])
                     for edit, similarity, place in found
                 ),
                 key=lambda candidate: candidate.verified * candidate.similarity,

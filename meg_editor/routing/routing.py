@@ -20,15 +20,18 @@ class Candidate:
         span: the part of the prompt which resembles it.
         similarity: of the two, in the index.
         verified: how sure the verifier is, in [0, 1]; 0 without a verifier.
+        named: whether the prompt names its subject; one that it does not name is not verified.
     """
 
     edit: int
     span: str
     similarity: float
     verified: float = 0.0
+    named: bool = True
 
     def __str__(self) -> str:
         sure = "" if not self.verified else f", verified {self.verified:.3f}"
+        sure = sure if self.named else ", its subject is not named"
         return f"edit {self.edit} by {self.span!r}: similarity {self.similarity:.3f}{sure}"
 
 

@@ -157,6 +157,7 @@ def _explained(model: MeGModel, text: str) -> Part:
                 "span": candidate.span,
                 "similarity": candidate.similarity,
                 "verified": candidate.verified,
+                "named": candidate.named,
             }
             for candidate in routed.candidates
         ],

@@ -51,7 +51,9 @@ function candidates(route) {
   if (!route.candidates.length) return null;
   const isVerified = route.decided_by === "verifier";
   const rows = route.candidates.map((candidate) => {
-    const span = element("div", { class: "hint" }, "read from ", element("bdi", {}, candidate.span));
+    const named = candidate.named === false ? "; its subject is not named" : "";
+    const read = element("bdi", {}, candidate.span);
+    const span = element("div", { class: "hint" }, "read from ", read, named);
     const cells = [element("div", {}, fact(candidate.edit), span), candidate.similarity];
     return isVerified ? [...cells, candidate.verified] : cells;
   });
