@@ -6,7 +6,7 @@
 Edits of twelve countries in English, Spanish, German, Chinese and Arabic, each in its language; in
 percent: the prompt and two other phrasings led to their very edit, the same asked in English (never
 promised), and other questions about the country and the same about other countries, of which none
-should be led to any. --similarity leaves the verifier out: the similarity alone decides, from there on.
+should be led to any. --similarity leaves the verifier out: the similarity decides, from there on.
 """
 
 from __future__ import annotations
