@@ -15,7 +15,12 @@ from meg_editor.fitting.apply import apply_meg_to_model
 # The cells of one table: (variant, edits) -> cell.
 Cells = Mapping[tuple[str, int], Cell]
 
-_ACCEPT_ALL = {"verified": -1.0, "similarity": -1.0, "familiarity": 100.0}
+# A verifier refuses what the similarity retrieves: without a gate there is none.
+_OPEN: dict[str, dict[str, Any]] = {
+    "verified": {"gate": "similarity", "gate_threshold": -1.0},
+    "similarity": {"gate_threshold": -1.0},
+    "familiarity": {"gate_threshold": 100.0},
+}
 _SIMILARITIES = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 _THRESHOLDS = {
     "verified": _SIMILARITIES,
@@ -102,7 +107,7 @@ def ablations(hparams: MeGHyperParams) -> list[Ablation]:
         >>> [ablation.table for ablation in ablations(MeGHyperParams.preset("paper"))]
         [4, 5, 6, 7, 8, 15, 16]
     """
-    open_gate = {"gate_threshold": _ACCEPT_ALL[hparams.gate]}
+    open_gate = _OPEN[hparams.gate]
     thresholds = _THRESHOLDS[hparams.gate]
     loosest, tightest = f"{thresholds[0]:g}", f"{thresholds[-1]:g}"
     if hparams.gate == "familiarity":
