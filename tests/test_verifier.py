@@ -24,6 +24,7 @@ from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.named import is_named
 from meg_editor.routing.pooling import pool
 from meg_editor.routing.router import Router
+from meg_editor.routing.subject_names import words
 from meg_editor.routing.verifier import Verifier, fact_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,12 +206,13 @@ def test_another_subject_is_not_verified(tiny_encoder: TextEncoder) -> None:
     ],
 )
 def test_who_is_named(subject: str | None, prompt: str, text: str, named: bool) -> None:
-    assert is_named(EditRequest(prompt, "x", subject), text) is named
+    assert is_named(EditRequest(prompt, "x", subject), words(text)) is named
 
 
 def test_a_digit_in_another_script_is_a_digit() -> None:
     edit = EditRequest("Apollo 11 landed on", "Mars", "Apollo 11")
-    assert is_named(edit, "Apollo \uff11\uff11 landed on") and not is_named(edit, "Apollo 12 on")
+    assert is_named(edit, words("Apollo \uff11\uff11 landed on"))
+    assert not is_named(edit, words("Apollo 12 on"))
 
 
 def test_no_prompts_and_empty_ones(tiny_encoder: TextEncoder) -> None:

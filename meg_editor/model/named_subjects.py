@@ -6,6 +6,7 @@ import re
 
 from meg_editor.edits.edition import Edition
 from meg_editor.requests.request import EditRequest
+from meg_editor.routing.named import stand_in
 from meg_editor.routing.subject_names import SubjectNameIndex
 
 _NAMED = 0.5  # lowest share of the subject's words that the text has
@@ -62,8 +63,7 @@ def name_in(edit: EditRequest) -> str:
     """
     if edit.subject is not None:
         return edit.subject
-    words: list[str] = re.findall(r"\w+", edit.prompt)[1:]
-    return " ".join(word for word in words if word.lower() != word or word.isdigit()) or edit.prompt
+    return stand_in(edit.prompt) or edit.prompt
 
 
 def last_word(name: str) -> str:

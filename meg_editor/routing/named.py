@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.subject_names import words, words_in_order
 
-_SHARE = 0.5  # of the words of a name that have to be there
+_SHARE = 0.5  # of the words of a name: the minimum
 _ALIKE, _LONG = 0.65, 4  # of words which are spelled otherwise: French and France, Frence
 # Of names, not of what is named.
 _MINOR = frozenset(
@@ -18,27 +18,35 @@ _MINOR = frozenset(
 )
 
 
-def is_named(edit: EditRequest, text: str) -> bool:
-    """Whether a text may mean the subject of an edit.
+def stand_in(prompt: str) -> str:
+    """What names the subject of an edit without one: the words of its prompt that have a capital
+    letter or a digit, the first word apart.
+
+    Example:
+        >>> stand_in("The capital of Peru is")
+        'Peru'
+    """
+    following: list[str] = re.findall(r"\w+", prompt)[1:]
+    return " ".join(word for word in following if word.lower() != word or word.isdigit())
+
+
+def is_named(edit: EditRequest, text: Collection[str]) -> bool:
+    """Whether a text, by its `words`, may mean the subject of an edit.
 
     It has half of the words of the name, the last one among them ("Einstein", not "South" for a
     Korea), and every word with a digit. Other words may be spelled a little otherwise. An edit
-    without a subject is named by half of the words of its prompt that have a capital letter or a
-    digit, the first word apart. Where its own prompt does not name it so, every text may mean it.
+    without a subject is named by half of its `stand_in`. Where its own prompt does not name it so,
+    every text may mean it.
 
     Example:
         >>> edit = EditRequest("BMW M5, produced by", "Nintendo", "BMW M5")
-        >>> is_named(edit, "Who makes the BMW M5?"), is_named(edit, "Who makes the BMW M1?")
-        (True, False)
+        >>> [is_named(edit, words(f"Who makes the {name}?")) for name in ("BMW M5", "BMW M1")]
+        [True, False]
     """
-    if edit.subject is not None:
-        name = words_in_order(edit.subject)
-    else:
-        capital = [w for w in re.findall(r"\w+", edit.prompt)[1:] if w.lower() != w or w.isdigit()]
-        name = words_in_order(" ".join(capital))
-    name = [word for word in name if word not in _MINOR] or name
     last = edit.subject is not None
-    return not name or _names(name, words(text), last) or not _names(name, words(edit.prompt), last)
+    name = words_in_order(stand_in(edit.prompt) if edit.subject is None else edit.subject)
+    name = [word for word in name if word not in _MINOR] or name
+    return not name or _names(name, text, last) or not _names(name, words(edit.prompt), last)
 
 
 def _names(name: Sequence[str], text: Collection[str], last: bool) -> bool:

@@ -18,6 +18,7 @@ from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import Match, QueryIndex
 from meg_editor.routing.named import is_named
 from meg_editor.routing.routing import Candidate, Routing
+from meg_editor.routing.subject_names import words
 from meg_editor.routing.verifier import Verifier, fact_text
 
 _VERIFIED = 4  # most edits of which a prompt is verified
@@ -156,8 +157,9 @@ class Router:
             (row, edit): float(texts[row] == canonical(self.edits[edit].prompt))
             for row, edit in places
         }
+        said = [words(prompt.text) for prompt in prompts]
         named = {
-            (row, edit): bool(certain) or is_named(self.edits[edit], prompts[row].text)
+            (row, edit): bool(certain) or is_named(self.edits[edit], said[row])
             for (row, edit), certain in sure.items()
         }
         pairs = [
