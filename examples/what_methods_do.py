@@ -37,7 +37,7 @@ from meg_editor.baselines.accumulation import extend, has_memory
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark.definition import FittingFacts
 from meg_editor.benchmark.method_spec import MethodSpec
-from meg_editor.benchmark.methods import Method
+from meg_editor.benchmark.methods import Method, applied
 from meg_editor.benchmark.runner import only_wrong
 from meg_editor.benchmark.search import best_of, recorded
 from meg_editor.benchmark.weights import WeightSnapshot
@@ -144,25 +144,7 @@ class Probes:
             snapshot.restore()
 
     def _apply(self, method: Method, model: Any, cases: Sequence[EvaluationCase]) -> Any:
-        requests = [
-            {
-                "prompt": case.request.prompt,
-                "target_new": case.request.target_new,
-                "subject": case.request.subject,
-                "ground_truth": case.truth,
-            }
-            for case in cases
-        ]
-        return method.apply(
-            model,
-            self.tokenizer,
-            requests,
-            method.hparams,
-            copy=False,
-            return_orig_weights=True,
-            keep_original_weight=False,
-            **self.options,
-        )[0]
+        return applied(method, model, self.tokenizer, cases, **self.options)[0]
 
     def _threads(self, model: Any) -> str:
         prompts = [case.request.prompt for case in self.cases] + self.kept()["neighbours"]

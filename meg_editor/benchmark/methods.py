@@ -56,6 +56,37 @@ def _digest_of_code(function: Callable[..., Any]) -> str:
     return hashlib.sha256(source).hexdigest()[:24]
 
 
+def applied(
+    method: Method,
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    cases: Sequence[EvaluationCase],
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """What `method.apply` gives for `cases`: the edited model, `model` itself or around it, and the
+    old values of the weights it changed. Nothing is restored.
+    """
+    requests = [
+        {
+            "prompt": case.request.prompt,
+            "target_new": case.request.target_new,
+            "subject": case.request.subject,
+            "ground_truth": case.truth,
+        }
+        for case in cases
+    ]
+    return method.apply(
+        model,
+        tokenizer,
+        requests,
+        method.hparams,
+        copy=False,
+        return_orig_weights=True,
+        keep_original_weight=False,
+        **options,
+    )
+
+
 @contextmanager
 def edited(
     method: Method,
@@ -77,26 +108,8 @@ def edited(
         RuntimeError: the method changed weights which it did not hand back.
     """
     snapshot = snapshot or WeightSnapshot(model)
-    requests = [
-        {
-            "prompt": case.request.prompt,
-            "target_new": case.request.target_new,
-            "subject": case.request.subject,
-            "ground_truth": case.truth,
-        }
-        for case in cases
-    ]
     try:
-        result, originals = method.apply(
-            model,
-            tokenizer,
-            requests,
-            method.hparams,
-            copy=False,
-            return_orig_weights=True,
-            keep_original_weight=False,
-            **options,
-        )
+        result, originals = applied(method, model, tokenizer, cases, **options)
     except BaseException:
         snapshot.restore()
         raise
