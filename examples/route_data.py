@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from route_forms import router_of
 from transformers import AutoTokenizer
 
 from meg_editor.data.cases import EvaluationCase
@@ -29,28 +30,8 @@ from meg_editor.data.trap_questions import counter_asked, negated
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.gates import SimilarityGate
-from meg_editor.routing.index import QueryIndex
-from meg_editor.routing.router import Router
-from meg_editor.routing.verifier import Verifier
 
 NEIGHBOURS, ROWS = 3, 256
-NAME_WEIGHT = 0.4  # as gate_name_weight
-
-
-def router_of(edits: Sequence[Any], name: str) -> Router:
-    """A router of `edits`, with the verifier that is shipped for an encoder."""
-    encoder = TextEncoder.from_pretrained(resolve_model_name(name))
-    verifier = Verifier.shipped(encoder)
-    if verifier is None:
-        raise ValueError(f"--encoder: there is no verifier for {name}")
-    index = QueryIndex(
-        encoder.encode([edit.prompt for edit in edits]),
-        [edit.subject for edit in edits],
-        name_weight=NAME_WEIGHT,
-    )
-    states: Any = None
-    return Router(encoder, SimilarityGate(verifier.similarity), index, states, edits, verifier)
 
 
 def questions(
@@ -76,7 +57,8 @@ def measure(pool: Sequence[EvaluationCase], count: int, options: argparse.Namesp
     """Edit `count` facts of the pool and print the decisions."""
     cases = choose(pool, count, seed=0)
     edits = [case.request for case in cases]
-    router = router_of(edits, options.encoder)
+    encoder = TextEncoder.from_pretrained(resolve_model_name(options.encoder))
+    router = router_of(edits, encoder)
     tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model_name("meg_editor:llama-reference"))
     reader, rng, relations = PromptReader(tokenizer), random.Random(0), Relations(pool)
     edited = {text for case in cases for text in relations.same(case)}

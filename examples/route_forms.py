@@ -10,6 +10,7 @@ the verifier out: then the similarity alone decides, from that threshold on.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,34 @@ from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation.forms import form_texts, rendered
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.router import Router
 from meg_editor.routing.verifier import Verifier
+
+
+def router_of(
+    edits: Sequence[EditRequest],
+    encoder: TextEncoder,
+    name_weight: float = 0.4,  # as gate_name_weight
+    similarity: float | None = None,
+) -> Router:
+    """A router of `edits` that reads no LLM: by the verifier shipped for `encoder`, or by the
+    similarity alone where its threshold is given.
+    """
+    verifier = None if similarity is not None else Verifier.shipped(encoder)
+    least = verifier.similarity if verifier else similarity
+    if least is None:
+        raise ValueError("expected an encoder with a verifier, or a threshold of the similarity")
+    index = QueryIndex(
+        encoder.encode([edit.prompt for edit in edits]),
+        [edit.subject for edit in edits],
+        name_weight=name_weight,
+    )
+    states: Any = None
+    return Router(encoder, SimilarityGate(least), index, states, edits, verifier)
 
 
 def main() -> None:
@@ -43,15 +67,7 @@ def main() -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model_name("meg_editor:llama-reference"))
     cases = edit_cases(load_world(), options.edits, seed=0)
     edits = [case.request for case in cases]
-    index = QueryIndex(
-        encoder.encode([edit.prompt for edit in edits]),
-        [edit.subject for edit in edits],
-        name_weight=options.name_weight,
-    )
-    verifier = None if options.similarity is not None else Verifier.shipped(encoder)
-    least = verifier.similarity if verifier else options.similarity
-    states: Any = None
-    router = Router(encoder, SimilarityGate(least), index, states, edits, verifier)
+    router = router_of(edits, encoder, options.name_weight, options.similarity)
     reader = PromptReader(tokenizer)
     right: dict[str, list[bool]] = {}
     low: list[tuple[float, str]] = []

@@ -14,16 +14,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from route_forms import router_of
 from transformers import AutoTokenizer
 
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.gates import SimilarityGate
-from meg_editor.routing.index import QueryIndex
-from meg_editor.routing.router import Router
-from meg_editor.routing.verifier import Verifier
 
 # The first twelve are edited.
 COUNTRIES = {
@@ -107,17 +104,11 @@ def main() -> None:
     parser.add_argument("--similarity", type=float, help="threshold, without a verifier")
     options = parser.parse_args()
     encoder = TextEncoder.from_pretrained(resolve_model_name(options.encoder))
-    verifier = None if options.similarity is not None else Verifier.shipped(encoder)
-    if verifier is None and options.similarity is None:
-        raise ValueError(f"--similarity: there is no verifier for {options.encoder}, give one")
-    gate = SimilarityGate(verifier.similarity if verifier else options.similarity)
     tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model_name("meg_editor:llama-reference"))
-    reader, states = PromptReader(tokenizer), None
+    reader = PromptReader(tokenizer)
     for language in COUNTRIES:
         edits, asked = prompts_of(language)
-        vectors = encoder.encode([edit.prompt for edit in edits])
-        index = QueryIndex(vectors, [edit.subject for edit in edits], name_weight=0.4)
-        router = Router(encoder, gate, index, states, edits, verifier)  # type: ignore[arg-type]
+        router = router_of(edits, encoder, similarity=options.similarity)
         shares: dict[str, list[bool]] = {}
         for (edit, kind, _), query in zip(
             asked, router.route([reader.read(text) for *_, text in asked]), strict=True
