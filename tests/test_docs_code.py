@@ -66,9 +66,9 @@ def test_the_python_of_a_page_runs(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(edited, tmp_path / "edited")
     names = run_page(page)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     if page.name in ("chat.md", "own_model.md"):
-        assert "Lima" in told
+        assert "Lima" in printed
     if page.name == "live.md":
         assert names["edited"].answer("The capital of Peru is") == ["Oslo"]  # undone
     if page.name == "easyedit.md":

@@ -471,7 +471,7 @@ def test_token_accuracies_and_successes_are_those_computed_by_hand(loaded: Any) 
         return sum(right) / len(right), sum(log_prob) / len(log_prob)
 
     first = tokenizer(f"{prompt} {new}")["input_ids"]
-    table[first[-2], first[-1]] = 99.0  # the last token of the target is the likeliest: not all are
+    table[first[-2], first[-1]] = 99.0  # the last token of the target is ranked first: not all are
     model: Any = Bigram(table)
     expected = by_hand(prompt, new)
     assert 0 < expected[0] < 1

@@ -11,11 +11,11 @@ from meg_editor.evaluation.forms import FORM_TOKENS
 from meg_editor.evaluation.natural import NATURAL_TOKENS
 
 _AG = "equal to the target, without outer blanks and a final full stop"
-_TF = "teacher-forced: share of the target's tokens that are the likeliest, end of text included"
+_TF = "teacher-forced: share of the target's tokens that are ranked first, end of text included"
 _GREEDY = "greedy answer up to the end of text"
 _SIX = "reliability, generality, locality"
 _ACCURACY = (
-    "teacher-forced, without the end of text: share of the target's tokens that are the likeliest, "
+    "teacher-forced, without the end of text: share of the target's tokens that are ranked first, "
     "mean over tokens, prompts, facts; specificity: the data set's answer is the target, else the "
     "unedited model's"
 )

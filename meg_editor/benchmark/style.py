@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 OURS, VARIANT, BASE = "#0b57d0", "#7aa7ec", "#9aa0a6"
-# Tints of grey: neighbours can be told apart, none competes with ours.
+# Tints of grey: neighbours can be distinguished, none competes with ours.
 RIVALS = ("#8c8f94", "#b58f70", "#86a386", "#a58fb0", "#7d9ea8", "#b8898f")
 # Of pictures that show one method.
 METRICS = {"reliability": OURS, "generality": "#5b93e6", "locality": "#7c8087"}

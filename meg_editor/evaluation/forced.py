@@ -1,7 +1,7 @@
 """Teacher-forced efficacy, generality and specificity, as lifelong editors report them.
 
 NAS (arXiv 2602.02543), UltraEdit (2505.14679) and RLSEdit follow MEMIT's and EasyEdit's code: on
-ZsRE the share of target tokens that are the likeliest, on CounterFact whether the new answer is
+ZsRE the share of target tokens that are ranked first, on CounterFact whether the new answer is
 likelier than the old one. The end of text is no part of a target here.
 """
 
@@ -33,7 +33,7 @@ class ForcedScores:
     """In percent: "efficacy", "generality" and "specificity" of each, where it is asked.
 
     Attributes:
-        token_accuracy: share of the target's tokens that are the likeliest under teacher forcing,
+        token_accuracy: share of the target's tokens that are ranked first under teacher forcing,
             mean over tokens, then prompts, then facts. The target of Specificity is the data set's
             answer, or where it has none the unedited model's.
         success: facts whose new answer is likelier than the old one (mean log-probability per
@@ -97,7 +97,7 @@ def likelihoods(
     targets: Sequence[str | Sequence[int]],
     reader: PromptReader,
 ) -> tuple[list[float], list[float]]:
-    """Of Q targets, without the end of text: share of tokens that are the likeliest, and mean
+    """Of Q targets, without the end of text: share of tokens that are ranked first, and mean
     log-probability per token. A routing model decides by the prompt alone.
 
     Args:
