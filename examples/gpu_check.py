@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import platform
+import random
 import signal
 import sys
 import tempfile
@@ -61,11 +62,18 @@ class Reference:
 
     @cached_property
     def edited(self) -> MeGModel:
+        """By similarity and the model's state, without a verifier: nothing has to be read back."""
         # The small one does without the hundreds of facts of calibration.
         changes = {"encoder_steps": 2, "gate_threshold": 0.8, "gate_state_weight": 0.25}
-        hparams = MeGHyperParams.preset(
-            "default", device=self.device, **(changes if self.small else {"encoder_steps": 40})
-        )
+        return self._fitted(changes if self.small else {"encoder_steps": 40})
+
+    @cached_property
+    def by_default(self) -> MeGModel:
+        """As a user gets it."""
+        return self._fitted({})
+
+    def _fitted(self, changes: dict[str, Any]) -> MeGModel:
+        hparams = MeGHyperParams.preset("default", device=self.device, **changes)
         return fit(
             *load_model(hparams),
             [case.request for case in self.cases],
@@ -159,6 +167,65 @@ def check_reference(reference: Reference) -> Outcome:
     )
     passed = not differing and result["reliability %"] >= 95 and result["same answers %"] >= 98
     return passed, summary, result
+
+
+def check_company(reference: Reference) -> Outcome:
+    """A query is decided alike alone and in batches padded on either side, on two devices, with the
+    base in two precisions; all are compared with it alone on the CPU in float32."""
+    queries = random.Random(0).sample(reference.queries, 20 if reference.small else 300)
+    alone: list[int | None] = []
+    differing, distance, ways = 0, float("inf"), 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "edits"
+        reference.by_default.save_pretrained(folder)
+        for device in dict.fromkeys(("cpu", reference.device)):
+            for dtype in (torch.float32, torch.bfloat16):
+                meg = MeGModel.from_pretrained(folder, device=device).to(dtype)
+                routings = [[meg.route(query) for query in queries], *in_batches(meg, queries)]
+                for parts in routings:
+                    found = [edit_of(query) for part in parts for query in part]
+                    alone = alone or found
+                    differing += sum(a != b for a, b in zip(alone, found, strict=True))
+                    gaps = [(part.score - part.threshold).abs().min() for part in parts]
+                    distance = min(distance, *map(float, gaps))
+                    ways += 1
+    result = {
+        "queries": len(queries),
+        "edited": sum(edit is not None for edit in alone),
+        "ways": ways,
+        "decisions that differ": differing,
+        "smallest distance to the threshold": distance,
+    }
+    summary = (
+        f"{differing} of {len(queries)} decisions differ in {ways} ways (device, precision, alone, "
+        f"padded left, right); smallest distance to the threshold {distance:.4f}"
+    )
+    return differing == 0, summary, result
+
+
+def edit_of(query: Any) -> int | None:
+    """The edit which one query is led to."""
+    return query.edit if query.is_edit else None
+
+
+def in_batches(meg: MeGModel, queries: Sequence[str], rows: int = 32) -> list[list[Any]]:
+    """How queries are routed in batches of the model's own calls, padded on the left, and right."""
+    device, decided = meg.base.device, list[Any]()
+    meg.decide = lambda prompts: decided.append(meg.route(prompts))  # type: ignore[method-assign]
+    for side in ("left", "right"):
+        for start in range(0, len(queries), rows):
+            batch = left_padded(meg.tokenizer, queries[start : start + rows], device)
+            if side == "right":  # each row rolled by its own padding
+                pads = (batch["attention_mask"] == 0).sum(1).tolist()
+                batch = {
+                    name: torch.stack([row.roll(-n) for row, n in zip(value, pads, strict=True)])
+                    for name, value in batch.items()
+                }
+            with torch.no_grad():
+                meg(**batch)
+    del meg.decide
+    half = len(decided) // 2
+    return [decided[:half], decided[half:]]
 
 
 def check_speed(shape: str, device: str, small: bool) -> Outcome:
@@ -276,6 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checks: dict[str, tuple[float, Callable[[], Outcome]]] = {  # seconds at most
         "device path": (90, partial(check_device_path, reference)),
         "reference": (60, partial(check_reference, reference)),
+        "company": (90, partial(check_company, reference)),
         "dit": (90, partial(check_dit, device, small)),
     }
     for shape in ("tiny",) if small else SHAPES:

@@ -32,10 +32,10 @@ def test_every_check_runs_small_on_a_cpu(
     lines = capsys.readouterr().out.splitlines()
     assert status == 0, lines
     report = json.loads(out.read_text("utf-8"))
-    assert list(report["checks"]) == ["device path", "reference", "dit", "speed tiny"]
+    assert list(report["checks"]) == ["device path", "reference", "company", "dit", "speed tiny"]
     assert all(entry["ok"] and entry["result"] for entry in report["checks"].values())
-    assert [line[:4] for line in lines[1:-1]] == ["ok  "] * 4
-    assert lines[-1].startswith("4 of 4 checks passed") and report["machine"]["torch"]
+    assert [line[:4] for line in lines[1:-1]] == ["ok  "] * 5
+    assert lines[-1].startswith("5 of 5 checks passed") and report["machine"]["torch"]
     assert report["checks"]["reference"]["result"]["decisions that differ"] == 0
     assert report["checks"]["device path"]["result"]["rows whose logits change"] > 0
     assert {"ratios", "fit", "generation", "memory"} <= set(
