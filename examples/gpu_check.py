@@ -63,9 +63,10 @@ class Reference:
     @cached_property
     def edited(self) -> MeGModel:
         """By similarity and the model's state, without a verifier: nothing has to be read back."""
-        # The small one does without the hundreds of facts of calibration.
-        changes = {"encoder_steps": 2, "gate_threshold": 0.8, "gate_state_weight": 0.25}
-        return self._fitted(changes if self.small else {"encoder_steps": 40})
+        changes: dict[str, Any] = {"gate": "similarity", "encoder_steps": 40}
+        if self.small:  # without the hundreds of facts of calibration
+            changes |= {"encoder_steps": 2, "gate_threshold": 0.8, "gate_state_weight": 0.25}
+        return self._fitted(changes)
 
     @cached_property
     def by_default(self) -> MeGModel:

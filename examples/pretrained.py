@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from meg_editor import MeGHyperParams, fit, load_model
-from meg_editor.benchmark.runner import only_wrong
+from meg_editor.benchmark.pool import only_wrong
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.loaders.datasets import DATASETS
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts

@@ -38,7 +38,7 @@ from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark.definition import FittingFacts
 from meg_editor.benchmark.method_spec import MethodSpec
 from meg_editor.benchmark.methods import Method, applied
-from meg_editor.benchmark.runner import only_wrong
+from meg_editor.benchmark.pool import only_wrong
 from meg_editor.benchmark.search import best_of, recorded
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase

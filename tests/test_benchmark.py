@@ -14,7 +14,7 @@ import torch
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.benchmark import Benchmark, Method, edited, resolve_method, run_benchmark
 from meg_editor.benchmark.cell import Cell, read_cells, without_nan
-from meg_editor.benchmark.runner import only_wrong
+from meg_editor.benchmark.pool import only_wrong
 from meg_editor.benchmark.tables import markdown
 from meg_editor.benchmark.weights import WeightSnapshot, checksums
 from meg_editor.cli.main import main
@@ -28,6 +28,7 @@ from meg_editor.evaluation.cost import latency
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.artifacts import ArtifactStore
 
 HEAD = "model.norm.weight"
 
@@ -190,6 +191,22 @@ def test_facts_which_the_model_knows_that_way_are_not_edited(
         for c in cases[:3]
     ]
     assert only_wrong([*known, *cases], *loaded, hparams) == cases
+
+
+def test_a_run_that_goes_on_asks_for_no_fact_anew(
+    loaded: tuple[Any, Any],
+    cases: list[EvaluationCase],
+    hparams: MeGHyperParams,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = ArtifactStore(tmp_path)
+    assert only_wrong(cases, *loaded, hparams, store) == cases
+    template = hparams.changed(prompt_template="Q: {}")
+    monkeypatch.setattr("meg_editor.benchmark.pool.batched_answers", None)
+    assert only_wrong(cases, *loaded, hparams, ArtifactStore(tmp_path)) == cases
+    with pytest.raises(TypeError):
+        only_wrong(cases, *loaded, template, store)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.definition import Benchmark
 from meg_editor.benchmark.method_spec import resolve_method
 from meg_editor.benchmark.plots import plot_layers, plot_score_histogram, plot_thresholds
-from meg_editor.benchmark.runner import only_wrong, run_benchmark
+from meg_editor.benchmark.pool import only_wrong
+from meg_editor.benchmark.runner import run_benchmark
 from meg_editor.benchmark.tables import score_table
 from meg_editor.collection.layer_sweep import layer_sweep
 from meg_editor.config.hparams import MeGHyperParams

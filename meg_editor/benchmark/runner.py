@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.definition import Benchmark
 from meg_editor.benchmark.diagnostics import diagnose
 from meg_editor.benchmark.methods import Method, edited
+from meg_editor.benchmark.pool import only_wrong, sampled
 from meg_editor.benchmark.sequential import SequentialError, carried, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
-from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import FlatHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
 from meg_editor.data.relations import Relations
@@ -36,18 +36,16 @@ from meg_editor.evaluation.forms import (
     form_texts,
     sampled_facts,
 )
-from meg_editor.evaluation.metrics import METRICS, normalise
+from meg_editor.evaluation.metrics import METRICS
 from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
 from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import batched_answers, max_target_length
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore, digest
 from meg_editor.runtime.text_files import read_json, write_json
-
-_POOL, _LEAST_POOL = 16, 512  # facts to choose from: so many for each edit, and at least
 
 
 def run_benchmark(
@@ -80,11 +78,9 @@ def run_benchmark(
         )
     pool = list(benchmark.split.edited)
     if benchmark.sample is None and not benchmark.whole_pool:
-        # A pretrained LLM answers all facts of a large data set for longer than the cells take.
-        limit = max(_LEAST_POOL, _POOL * max(benchmark.edits))
-        if limit < len(pool):
-            pool = random.Random(0).sample(pool, limit)
-        pool = only_wrong(pool, model, tokenizer, benchmark.hparams)
+        pool = sampled(pool, max(benchmark.edits))
+        store = ArtifactStore(out / "stages")
+        pool = only_wrong(pool, model, tokenizer, benchmark.hparams, store)
         report(f"{benchmark.data}: {len(pool)} facts whose target the model does not give yet")
     before = _Before(model)
     cells = []
@@ -113,23 +109,6 @@ def run_benchmark(
                 )
                 cells.append(cell)
     return cells
-
-
-def only_wrong(
-    cases: Sequence[EvaluationCase],
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    hparams: MeGHyperParams,
-) -> list[EvaluationCase]:
-    """The facts of which the model does not give the target anyway (A.9)."""
-    reader = PromptReader(tokenizer, hparams.prompt_template)
-    prompts = [reader.wrap(case.request.prompt) for case in cases]
-    answers = batched_answers(model, tokenizer, prompts, MAX_NEW_TOKENS)
-    return [
-        case
-        for case, answer in zip(cases, answers, strict=True)
-        if normalise(answer) != normalise(case.request.target_new)
-    ]
 
 
 class _Before:
