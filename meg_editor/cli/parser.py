@@ -271,7 +271,9 @@ def _add_data(command: argparse.ArgumentParser, text: str, required: bool = Fals
 
 
 def _add_tuning(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--pseudo", type=Path, help="facts with rephrases for tuning the encoder")
+    command.add_argument(
+        "--pseudo", type=Path, help="facts to tune on, with rephrases and locality prompts"
+    )
     command.add_argument(
         "--calibration", type=Path, help="held-out facts for choosing the gate's threshold"
     )

@@ -84,6 +84,13 @@ class MeGHyperParams(BaseEditorFields):
         "the verifier; without one calibrated on held-out facts. Raise a similarity that decides "
         "if other questions get edited answers.",
     )
+    verifier_steps: int = setting(
+        200,
+        "Steps in which the shipped verifier learns the phrasings of your tuning facts (`pseudo`: "
+        "those with rephrases and locality prompts); without such facts it stays as it is.",
+        ge=0,
+        lt=10**7,
+    )
     gate_calibration: Literal["auto", "quick", "thorough"] = setting(
         "auto",
         "How a threshold is calibrated: thorough generates answers (paper), quick looks at routing "

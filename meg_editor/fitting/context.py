@@ -110,7 +110,10 @@ def standard_facts() -> tuple[TuningFacts, TuningFacts]:
     from meg_editor.data.world.requests import calibration_requests, pseudo_requests
 
     world = load_world()
-    return TuningFacts(pseudo_requests(world)), TuningFacts(calibration_requests(world))
+    return (
+        TuningFacts(pseudo_requests(world), standard=True),
+        TuningFacts(calibration_requests(world), standard=True),
+    )
 
 
 def config_key(config: Any) -> str:

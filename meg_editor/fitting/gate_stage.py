@@ -49,12 +49,12 @@ class GateStage(Stage):
         encoder: the tuned one; `encoder_key` is its key.
         neurons: (N, P) collected neurons.
         nameless: share of edits without a subject, in [0, 1].
+        verifier: decides, with the verified gate; None: there is none for the encoder.
 
     Attributes:
         calibrated: whether the threshold is chosen on held-out facts.
         thorough: whether that looks at answers.
-        kind: the gate: "similarity" where no verifier is shipped for the encoder.
-        verifier: the one that is shipped for it, with the verified gate.
+        kind: the gate: "similarity" where there is no verifier for the encoder.
         most_edits: up to which the result is the same for all fits.
     """
 
@@ -68,14 +68,14 @@ class GateStage(Stage):
         encoder_key: str,
         neurons: Tensor,
         nameless: float,
+        verifier: Verifier | None = None,
     ) -> None:
         h = context.hparams
-        self.verifier = None
-        if h.gate == "verified":
-            self.verifier = Verifier.shipped(encoder)
-            h = h if self.verifier else h.changed(gate="similarity")
-        if self.verifier and h.gate_threshold is None:
-            h = h.changed(gate_threshold=self.verifier.similarity)
+        if h.gate == "verified" and verifier is None:
+            h = h.changed(gate="similarity")
+        if verifier and h.gate_threshold is None:
+            h = h.changed(gate_threshold=verifier.similarity)
+        self.verifier = verifier
         # Few edits are not needed beside the pretended ones to calibrate on, and the similarity
         # gate learns nothing from them: every later fit gets the same gate.
         self.most_edits = len(context.calibration) // 2

@@ -17,6 +17,7 @@ from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.encoder_stage import EncoderStage
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.generator_stage import GeneratorStage
+from meg_editor.fitting.verifier_stage import VerifierStage
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import resolve_model_name
@@ -48,8 +49,9 @@ def fit(
 
     Args:
         requests: the facts; see `merge_requests` for what is refused.
-        pseudo: facts with rephrases for tuning the encoder, none of them edited. Default: those
-            of the reference world.
+        pseudo: facts with rephrases and locality prompts, none of them edited, from which the
+            verifier learns phrasings, or with `encoder_tuning` the encoder. Default: those of the
+            reference world, which the verifier does not learn anew.
         calibration: facts with rephrases and locality prompts for choosing the gate's threshold,
             neither edited nor in `pseudo`. Default: those of the reference world.
         encoder: overrides `hparams.encoder_name`; a copy of it is tuned.
@@ -93,6 +95,10 @@ def fit(
         tuning = EncoderStage(context, encoder)
         tuned = report.note(tuning.name, tuning.run())
         encoder = tuning.tuned(tuned)
+        verifying = VerifierStage(context, encoder)
+        verifier = verifying.shipped
+        if verifying.reusable:
+            verifier = verifying.learned(report.note(verifying.name, verifying.run()))
 
         report.collection, shards = CollectionStage(context, earlier or {}).run()
         report.note(CollectionStage.name, shards)
@@ -100,7 +106,8 @@ def fit(
         report.not_collected = [e.prompt for e, ok in zip(edits, success, strict=True) if not ok]
 
         nameless = sum(edit.subject is None for edit in edits) / len(edits)
-        gating = GateStage(context, encoder, tuned.key, report.collection.neurons, nameless)
+        neurons = report.collection.neurons
+        gating = GateStage(context, encoder, tuned.key, neurons, nameless, verifier)
         gate, report.calibration, usual = gating.fitted(report.note(gating.name, gating.run()))
         if report.calibration:
             weight = report.calibration.state_weight
@@ -121,7 +128,7 @@ def fit(
             index,
             edits,
             context.runtime,
-            gating.verifier,
+            verifier,
         )
         edited.fitted = report
         return edited, report

@@ -15,6 +15,7 @@ from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.encoder_stage import EncoderStage
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.stage import Stage
+from meg_editor.fitting.verifier_stage import VerifierStage
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import resolve_model_name
@@ -31,7 +32,7 @@ class Prepared:
     """Something that fits need and that depends on no edit.
 
     Attributes:
-        name: "model", "encoder" or "gate".
+        name: "model", "encoder", "verifier" or "gate".
         what: what was done, or why there is nothing to do.
         path: where it is kept; None: there is nothing to keep.
         seconds: it took, if known.
@@ -110,11 +111,20 @@ def _prepared(context: FitContext, encoder: TextEncoder) -> Iterator[Prepared]:
     else:
         yield Prepared(tuning.name, "it is not tuned")
     encoder = tuning.tuned(tuned)
+    verifying = VerifierStage(context, encoder)
+    verifier = verifying.shipped
+    if verifying.reusable:
+        learned = verifying.prepare()
+        yield _kept(verifying, learned, f"learned from {len(verifying.facts)} facts")
+        verifier = verifying.learned(learned)
     for nameless, which in _NAMELESS.items():
-        gating = GateStage(context, encoder, tuned.key, torch.zeros(0, context.spec.size), nameless)
+        none = torch.zeros(0, context.spec.size)
+        gating = GateStage(context, encoder, tuned.key, none, nameless, verifier)
         if gating.reusable:
             artifact = gating.prepare()
             yield _kept(gating, artifact, _what(gating, artifact, which))
+        elif verifying.reusable:
+            yield Prepared(gating.name, "the verifier decides")
         elif gating.verifier:
             yield Prepared(gating.name, "the encoder's verifier is shipped")
         elif gating.calibrated:

@@ -17,6 +17,9 @@ class TuningFacts(Sequence[EditRequest]):
 
     To digest hundreds of facts takes longer than to edit one: give the same object to many fits.
 
+    Args:
+        standard: they are those of the reference world, and not the user's own.
+
     Example:
         >>> facts = TuningFacts([EditRequest("2 + 2 =", "5"), EditRequest("2 + 3 =", "6")])
         >>> len(facts), len(facts.without({facts[0].key}))
@@ -25,8 +28,8 @@ class TuningFacts(Sequence[EditRequest]):
         True
     """
 
-    def __init__(self, facts: Sequence[EditRequest]) -> None:
-        self._facts = tuple(facts)
+    def __init__(self, facts: Sequence[EditRequest], *, standard: bool = False) -> None:
+        self._facts, self.standard = tuple(facts), standard
         self._tokens: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 
     @classmethod
@@ -52,7 +55,8 @@ class TuningFacts(Sequence[EditRequest]):
         if edited.isdisjoint(self._keys):
             return self
         rows = zip(self._facts, self._keys, strict=True)
-        return TuningFacts([fact for fact, key in rows if key not in edited])
+        left = [fact for fact, key in rows if key not in edited]
+        return TuningFacts(left, standard=self.standard)
 
     @cached_property
     def _keys(self) -> tuple[str, ...]:

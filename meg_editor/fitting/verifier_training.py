@@ -1,29 +1,37 @@
-"""Training of a verifier on the phrasebook: what changes in a text encoder, and a head."""
+"""Training of a verifier on pairs of prompt and fact: what changes in an encoder, and a head."""
 
 from __future__ import annotations
 
 import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
+from meg_editor.data.phrasebook.phrasebook import Pair
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.verifier import DOWN, TYPES, UP, PairReader, Verifier
 from meg_editor.runtime.precision import bfloat16
+from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.randomness import seeded
 
 _WARM_UP = 0.05  # of the steps; the rate falls over the last 60 %
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
 
 
+class Pairs(Protocol):
+    """Draws pairs of a prompt and a fact."""
+
+    def draw(self, rng: random.Random) -> Pair:
+        """By and large as many which ask for their fact as others."""
+
+
 def train_verifier(
     encoder: TextEncoder,
-    book: Phrasebook,
+    pairs: Pairs,
     *,
     steps: int,
     rank: int = 64,
@@ -37,11 +45,12 @@ def train_verifier(
 ) -> dict[str, Tensor]:
     """Adapter of a `Verifier` for `encoder`, float16 on the CPU.
 
-    Binary cross-entropy on pairs from the phrasebook, AdamW on the weights of the linear layers.
+    Binary cross-entropy on drawn pairs, AdamW on the weights of the linear layers.
     Low-rank changes learn several times slower; so the changes are reduced afterwards, to the rank
     `rank` by their singular values.
 
     Args:
+        pairs: a `Phrasebook`, or whatever else draws them.
         batch: pairs in a step.
         start: an adapter to go on from.
         threshold, similarity: of the `Verifier`.
@@ -51,6 +60,7 @@ def train_verifier(
         FloatingPointError: the loss is not finite.
 
     Example:
+        >>> from meg_editor.data.phrasebook.phrasebook import Phrasebook
         >>> from meg_editor.lm.reference import reference_encoder_path
         >>> encoder = TextEncoder.from_pretrained(reference_encoder_path())
         >>> adapter = train_verifier(encoder, Phrasebook.load(), steps=1, rank=1, batch=4)
@@ -75,15 +85,17 @@ def train_verifier(
             parameters.append(types.requires_grad_(True))
         optimizer = torch.optim.AdamW(parameters, lr)
         model.train()
-        for step, pairs in zip(range(steps), _batches(book, batch, rng), strict=False):
+        batches = _batches(pairs, batch, rng)
+        for step in progress_bar(range(steps), "verifier"):
+            drawn = next(batches)
             progress = (step + 1) / steps
             optimizer.param_groups[0]["lr"] = lr * min(
                 1.0, progress / _WARM_UP, (1 - progress) / 0.6 + 1e-3
             )
             with bfloat16(next(model.parameters()).device):
-                prompts = [pair.prompt for pair in pairs]
-                logits = head(reader.pooled(model, prompts, [pair.fact for pair in pairs]))[:, 0]
-            labels = torch.tensor([float(pair.asks) for pair in pairs], device=logits.device)
+                prompts = [pair.prompt for pair in drawn]
+                logits = head(reader.pooled(model, prompts, [pair.fact for pair in drawn]))[:, 0]
+            labels = torch.tensor([float(pair.asks) for pair in drawn], device=logits.device)
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
@@ -113,11 +125,11 @@ def _low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left[:, :rank] * root, root.unsqueeze(1) * right[:rank]
 
 
-def _batches(book: Phrasebook, size: int, rng: random.Random) -> Iterator[list[Pair]]:
+def _batches(pairs: Pairs, size: int, rng: random.Random) -> Iterator[list[Pair]]:
     """Batches of pairs of similar length, without end."""
     while True:
-        pairs = [book.draw(rng) for _ in range(_POOL * size)]
-        pairs.sort(key=lambda pair: len(pair.prompt) + len(pair.fact))
-        groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        drawn = [pairs.draw(rng) for _ in range(_POOL * size)]
+        drawn.sort(key=lambda pair: len(pair.prompt) + len(pair.fact))
+        groups = [drawn[start : start + size] for start in range(0, len(drawn), size)]
         rng.shuffle(groups)
         yield from groups

@@ -1,0 +1,104 @@
+"""Before stage 2: the shipped verifier learns how the user's own facts are asked for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
+from meg_editor.fitting.context import FitContext
+from meg_editor.fitting.stage import Stage, tensor_key
+from meg_editor.fitting.verifier_training import train_verifier
+from meg_editor.lm.fingerprint import fingerprint
+from meg_editor.requests.request import EditRequest
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.verifier import Verifier, fact_text
+from meg_editor.runtime.artifacts import Artifact, Tensors
+
+_LR = 5e-5  # half of that with which a shipped verifier begins: it is not to forget
+# Shares of the pairs that are drawn.
+_OWN = 0.5  # from the user's facts; the others from the phrasebook, which has the forms
+_ASKS = 0.5  # of these: the prompt asks for the fact
+_REPHRASED = 0.2  # of these: the fact is in other words
+
+
+class VerifierStage(Stage):
+    """Trains the verifier which is shipped for `encoder` on the tuning facts.
+
+    A verifier which has seen 275 relations of a phrasebook refuses many a paraphrase of others, and
+    takes some for one another. Facts of the user's kind, with rephrases and locality prompts, show
+    it where one relation ends and the next begins.
+
+    Attributes:
+        shipped: None where there is none, or another gate decides.
+        facts: those it learns; none where the user gave no facts.
+    """
+
+    name = "verifier"
+    settings = ("gate", "verifier_steps", "seed")
+
+    def __init__(self, context: FitContext, encoder: TextEncoder) -> None:
+        super().__init__(context)
+        self.encoder = encoder
+        self.shipped = Verifier.shipped(encoder) if self.hparams.gate == "verified" else None
+        own = [] if context.pseudo.standard else context.pseudo
+        self.facts = [fact for fact in own if fact.rephrases and fact.locality_prompts]
+        self.reusable = bool(self.shipped and self.facts and self.hparams.verifier_steps)
+
+    def inputs(self) -> list[Any]:
+        adapter = self.shipped.adapter if self.shipped else {}
+        return [
+            fingerprint(self.encoder),
+            self.encoder.pooling,
+            {name: tensor_key(value.cpu()) for name, value in adapter.items()},
+            self.context.pseudo.digest,
+        ]
+
+    def compute(self) -> Tensors:
+        if not self.reusable or self.shipped is None:
+            return {}
+        return train_verifier(
+            self.encoder,
+            TuningPairs(self.facts, Phrasebook.load()),
+            steps=self.hparams.verifier_steps,
+            lr=_LR,
+            seed=self.hparams.seed,
+            start=self.shipped.adapter,
+            threshold=self.shipped.threshold,
+            similarity=self.shipped.similarity,
+        )
+
+    def learned(self, artifact: Artifact) -> Verifier:
+        """The verifier of a result."""
+        return Verifier(self.encoder, artifact.tensors)
+
+
+@dataclass(frozen=True)
+class TuningPairs:
+    """Draws from facts with rephrases and locality prompts, and from the phrasebook.
+
+    Example:
+        >>> fact = EditRequest("Ada was born in", "Lima", "Ada", rephrases=("Ada is from",),
+        ...                    locality_prompts=("Ada works as",))
+        >>> rng, pairs = random.Random(0), TuningPairs([fact], Phrasebook.load())
+        >>> drawn = [pairs.draw(rng) for _ in range(40)]
+        >>> sorted({(pair.prompt, pair.asks) for pair in drawn if pair.prompt.startswith("Ada ")})
+        [('Ada is from', True), ('Ada was born in', True), ('Ada works as', False)]
+    """
+
+    facts: Sequence[EditRequest]
+    book: Phrasebook
+
+    def draw(self, rng: random.Random) -> Pair:
+        """A pair of a prompt and a fact."""
+        if rng.random() >= _OWN:
+            return self.book.draw(rng)
+        fact = rng.choice(self.facts)
+        text = fact_text(fact)
+        if rng.random() < _REPHRASED:
+            text = f"{rng.choice(fact.rephrases)} {fact.target_new}"
+        if rng.random() < _ASKS:
+            return Pair(rng.choice((fact.prompt, *fact.rephrases)), text, True, "own")
+        return Pair(rng.choice(fact.locality_prompts), text, False, "own")
