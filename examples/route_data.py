@@ -2,11 +2,15 @@
 
     python examples/route_data.py --data counterfact --path counterfact.json --edits 1024 12639
     python examples/route_data.py --data zsre --path zsre_mend_eval.json --edits 1024
+    python examples/route_data.py --path counterfact.json --edits 1024 --tuned
+    python examples/route_data.py --path counterfact.json --edits 1024 --tuned --held-out
 
 With so many facts edited, questions about --ask of them, in percent: prompts and paraphrases led to
 their very edit; neighbours, negations, inverse questions and other questions about the subject led
 to any edit, of which the last four should be none; milliseconds a question. Facts are those which
-`meg-editor benchmark` edits; with --calibration those on which thresholds are chosen.
+`meg-editor benchmark` edits; with --calibration those on which thresholds are chosen. With --tuned
+the verifier has learned the data set's tuning facts; with --held-out only every other relation is
+asked, and the tuning facts are of the others.
 """
 
 from __future__ import annotations
@@ -21,15 +25,18 @@ from typing import Any
 from route_forms import router_of
 from transformers import AutoTokenizer
 
+from meg_editor.benchmark.definition import FittingFacts
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.loaders.datasets import DATASETS
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts
 from meg_editor.data.relations import Relations
-from meg_editor.data.splits import choose, split_cases
+from meg_editor.data.splits import Split, choose, split_cases
 from meg_editor.data.trap_questions import counter_asked, negated
+from meg_editor.fitting.verifier_stage import learn
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.verifier import Verifier
 
 NEIGHBOURS, ROWS = 3, 256
 
@@ -53,19 +60,24 @@ def questions(
     }
 
 
-def measure(pool: Sequence[EvaluationCase], count: int, options: argparse.Namespace) -> None:
-    """Edit `count` facts of the pool and print the decisions."""
+def measure(
+    pool: Sequence[EvaluationCase],
+    count: int,
+    ask: int,
+    encoder: TextEncoder,
+    verifier: Verifier | None,
+) -> None:
+    """Edit `count` facts of the pool and print the decisions about `ask` of them."""
     cases = choose(pool, count, seed=0)
     edits = [case.request for case in cases]
-    encoder = TextEncoder.from_pretrained(resolve_model_name(options.encoder))
-    router = router_of(edits, encoder)
+    router = router_of(edits, encoder, verifier=verifier)
     tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model_name("meg_editor:llama-reference"))
     reader, rng, relations = PromptReader(tokenizer), random.Random(0), Relations(pool)
     edited = {text for case in cases for text in relations.same(case)}
     edited |= {edit.prompt for edit in edits}
     asked = [
         (row, kind, text)
-        for row in sorted(rng.sample(range(count), min(count, options.ask)))
+        for row in sorted(rng.sample(range(count), min(count, ask)))
         for kind, texts in questions(cases[row], relations, edited, rng).items()
         for text in texts
     ]
@@ -97,15 +109,36 @@ def main() -> None:
     parser.add_argument("--edits", type=int, nargs="+", default=[1024])
     parser.add_argument("--ask", type=int, default=300, help="facts asked about")
     parser.add_argument("--calibration", action="store_true", help="facts which calibrate instead")
+    parser.add_argument("--tuned", action="store_true", help="learn the tuning facts first")
+    parser.add_argument("--held-out", action="store_true", help="ask relations not tuned on")
     options = parser.parse_args()
     cases = one_per_subject(without_conflicts(DATASETS[options.data](options.path).cases))
     training = None
     if options.training_path:
         training = DATASETS[options.data](options.training_path).cases
     split = split_cases(cases, training)
+    if options.held_out:
+        relations = sorted({case.relation or "" for case in cases})
+        learned, asked = set(relations[::2]), set(relations[1::2])
+        split = Split(
+            of_relations(split.edited, asked),
+            of_relations(split.pseudo, learned),
+            of_relations(split.calibration, asked),
+        )
+    encoder = TextEncoder.from_pretrained(resolve_model_name(options.encoder))
+    verifier = Verifier.shipped(encoder)
+    if options.tuned and verifier:
+        facts = FittingFacts.of(split).pseudo
+        usable = [fact for fact in facts if fact.rephrases and fact.locality_prompts]
+        verifier = Verifier(encoder, learn(encoder, verifier, usable))
     pool = split.calibration if options.calibration else split.edited
     for count in options.edits:
-        measure(pool, min(count, len(pool)), options)
+        measure(pool, min(count, len(pool)), options.ask, encoder, verifier)
+
+
+def of_relations(cases: Sequence[EvaluationCase], names: set[str]) -> tuple[EvaluationCase, ...]:
+    """Those of some relations."""
+    return tuple(case for case in cases if (case.relation or "") in names)
 
 
 if __name__ == "__main__":

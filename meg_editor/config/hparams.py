@@ -79,10 +79,10 @@ class MeGHyperParams(BaseEditorFields):
     )
     gate_threshold: float | None = setting(
         None,
-        "Lowest similarity, or highest entropy ε in nats, of an edit (paper: ε = 0.1 to 0.7); with "
-        "a verifier the lowest similarity at which it reads an edit. null: the one shipped with "
-        "the verifier; without one calibrated on held-out facts. Raise a similarity that decides "
-        "if other questions get edited answers.",
+        "Lowest probability of an edit to the verifier, lowest similarity where there is none, or "
+        "highest entropy ε in nats (paper: ε = 0.1 to 0.7). null: the one shipped with the "
+        "verifier (0.2, or 0.1 for the reference encoder), else calibrated on held-out facts. "
+        "Raise a probability or similarity if other questions get edited answers.",
     )
     verifier_steps: int = setting(
         200,

@@ -73,7 +73,7 @@ class GateStage(Stage):
         h = context.hparams
         if h.gate == "verified" and verifier is None:
             h = h.changed(gate="similarity")
-        if verifier and h.gate_threshold is None:
+        if verifier:  # it decides: the gate only retrieves
             h = h.changed(gate_threshold=verifier.similarity)
         self.verifier = verifier
         # Few edits are not needed beside the pretended ones to calibrate on, and the similarity

@@ -96,9 +96,8 @@ def fit(
         tuned = report.note(tuning.name, tuning.run())
         encoder = tuning.tuned(tuned)
         verifying = VerifierStage(context, encoder)
-        verifier = verifying.shipped
-        if verifying.reusable:
-            verifier = verifying.learned(report.note(verifying.name, verifying.run()))
+        learned = report.note(verifying.name, verifying.run()) if verifying.reusable else None
+        verifier = verifying.verifier(learned)
 
         report.collection, shards = CollectionStage(context, earlier or {}).run()
         report.note(CollectionStage.name, shards)

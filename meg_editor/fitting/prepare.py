@@ -112,18 +112,17 @@ def _prepared(context: FitContext, encoder: TextEncoder) -> Iterator[Prepared]:
         yield Prepared(tuning.name, "it is not tuned")
     encoder = tuning.tuned(tuned)
     verifying = VerifierStage(context, encoder)
-    verifier = verifying.shipped
-    if verifying.reusable:
-        learned = verifying.prepare()
+    learned = verifying.prepare() if verifying.reusable else None
+    if learned:
         yield _kept(verifying, learned, f"learned from {len(verifying.facts)} facts")
-        verifier = verifying.learned(learned)
+    verifier = verifying.verifier(learned)
     for nameless, which in _NAMELESS.items():
         none = torch.zeros(0, context.spec.size)
         gating = GateStage(context, encoder, tuned.key, none, nameless, verifier)
         if gating.reusable:
             artifact = gating.prepare()
             yield _kept(gating, artifact, _what(gating, artifact, which))
-        elif verifying.reusable:
+        elif learned:
             yield Prepared(gating.name, "the verifier decides")
         elif gating.verifier:
             yield Prepared(gating.name, "the encoder's verifier is shipped")

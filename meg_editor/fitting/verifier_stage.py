@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
 from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.stage import Stage, tensor_key
@@ -32,7 +34,6 @@ class VerifierStage(Stage):
     it where one relation ends and the next begins.
 
     Attributes:
-        shipped: None where there is none, or another gate decides.
         facts: those it learns; none where the user gave no facts.
     """
 
@@ -41,7 +42,7 @@ class VerifierStage(Stage):
 
     def __init__(self, context: FitContext, encoder: TextEncoder) -> None:
         super().__init__(context)
-        self.encoder = encoder
+        self.encoder, self.threshold = encoder, context.hparams.gate_threshold
         self.shipped = Verifier.shipped(encoder) if self.hparams.gate == "verified" else None
         own = [] if context.pseudo.standard else context.pseudo
         self.facts = [fact for fact in own if fact.rephrases and fact.locality_prompts]
@@ -59,20 +60,51 @@ class VerifierStage(Stage):
     def compute(self) -> Tensors:
         if not self.reusable or self.shipped is None:
             return {}
-        return train_verifier(
-            self.encoder,
-            TuningPairs(self.facts, Phrasebook.load()),
-            steps=self.hparams.verifier_steps,
-            lr=_LR,
-            seed=self.hparams.seed,
-            start=self.shipped.adapter,
-            threshold=self.shipped.threshold,
-            similarity=self.shipped.similarity,
-        )
+        h = self.hparams
+        return learn(self.encoder, self.shipped, self.facts, steps=h.verifier_steps, seed=h.seed)
 
-    def learned(self, artifact: Artifact) -> Verifier:
-        """The verifier of a result."""
-        return Verifier(self.encoder, artifact.tensors)
+    def verifier(self, artifact: Artifact | None = None) -> Verifier | None:
+        """That of a result, else the shipped one; None where there is none, or another gate
+        decides."""
+        if self.shipped is None:
+            return None
+        adapter = dict(artifact.tensors if artifact else self.shipped.adapter)
+        if self.threshold is not None:
+            adapter["threshold"] = torch.tensor(self.threshold)
+        return Verifier(self.encoder, adapter)
+
+
+def learn(
+    encoder: TextEncoder,
+    verifier: Verifier,
+    facts: Sequence[EditRequest],
+    *,
+    steps: int = 200,
+    seed: int = 0,
+) -> Tensors:
+    """Adapter of the verifier of `encoder` after so many steps on `facts`, each with rephrases and
+    locality prompts.
+
+    Example:
+        >>> from meg_editor.lm.reference import reference_encoder_path
+        >>> encoder = TextEncoder.from_pretrained(reference_encoder_path())
+        >>> fact = EditRequest("Ada was born in", "Lima", "Ada", rephrases=("Ada is from",),
+        ...                    locality_prompts=("Ada works as",))
+        >>> shipped = Verifier.shipped(encoder)
+        >>> adapter = learn(encoder, shipped, [fact], steps=1)
+        >>> Verifier(encoder, adapter).threshold == shipped.threshold
+        True
+    """
+    return train_verifier(
+        encoder,
+        TuningPairs(facts, Phrasebook.load()),
+        steps=steps,
+        lr=_LR,
+        seed=seed,
+        start=verifier.adapter,
+        threshold=verifier.threshold,
+        similarity=verifier.similarity,
+    )
 
 
 @dataclass(frozen=True)
