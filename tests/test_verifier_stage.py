@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from meg_editor import EditRequest, MeGHyperParams, MeGModel, fit, load_model, prepare
+from meg_editor.config.settings import HParamsError
 from meg_editor.fitting.context import FitContext, standard_facts
 from meg_editor.fitting.tuning_facts import TuningFacts
 from meg_editor.fitting.verifier_stage import VerifierStage
@@ -151,5 +152,14 @@ def test_the_threshold_of_the_verifier_is_a_setting(
         again = MeGModel.from_pretrained(tmp_path / str(threshold), device="cpu")
         routing = again.route([prompt, UNSEEN[0].prompt])
         sure[threshold] = routing.is_edit.tolist()
-        assert routing.threshold == (threshold if threshold is not None else 0.1)
+        assert routing.threshold == pytest.approx(0.1 if threshold is None else threshold, abs=1e-3)
     assert sure[0.0] == [True, True] and sure[1.0] == [False, True]
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 1.5])
+def test_a_threshold_that_is_no_probability_is_refused(
+    loaded: tuple[Any, Any], encoder: TextEncoder, threshold: float
+) -> None:
+    with pytest.raises(HParamsError, match="expected a probability from 0 to 1"):
+        stage_of(loaded, encoder, None, gate_threshold=threshold)
+    assert not stage_of(loaded, encoder, None, gate="similarity", gate_threshold=-0.5).reusable

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from meg_editor.config.settings import HParamsError
 from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
 from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.stage import Stage, tensor_key
@@ -35,6 +36,9 @@ class VerifierStage(Stage):
 
     Attributes:
         facts: those it learns; none where the user gave no facts.
+
+    Raises:
+        HParamsError: `gate_threshold` is no probability.
     """
 
     name = "verifier"
@@ -47,6 +51,11 @@ class VerifierStage(Stage):
         own = [] if context.pseudo.standard else context.pseudo
         self.facts = [fact for fact in own if fact.rephrases and fact.locality_prompts]
         self.reusable = bool(self.shipped and self.facts and self.hparams.verifier_steps)
+        if self.shipped and not 0 <= (self.threshold or 0) <= 1:
+            raise HParamsError(
+                "gate_threshold: expected a probability from 0 to 1, since a verifier decides, got "
+                f"{self.threshold:g}; of a similarity or an entropy, set `gate` too"
+            )
 
     def inputs(self) -> list[Any]:
         adapter = self.shipped.adapter if self.shipped else {}
