@@ -51,6 +51,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         table.writerow(["prompt", "target_new", "subject"])
         table.writerow(["The capital of France is", "Lima", "France"])
         table.writerow(["Who wrote War and Peace?", "Jane Austen", "War and Peace"])
+    own = re.search(r"^```json\n(.*?)^```", OWN_MODEL, re.DOTALL | re.MULTILINE)
+    assert own is not None
+    (tmp_path / "others.json").write_text(own[1])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

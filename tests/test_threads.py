@@ -160,7 +160,9 @@ def test_a_small_cache_of_neurons_under_contention(
         for turn in range(60):
             which = (7 * number + turn) % len(routing)
             neurons = model.neurons(routing[which])
-            assert neurons is not None and torch.allclose(neurons, expected[which], atol=1e-5)
+            # Alone and in a batch some processors round differently.
+            assert neurons is not None
+            torch.testing.assert_close(neurons, expected[which], rtol=1e-4, atol=1e-4)
             if turn % 10 == number:
                 model.neuron_cache.clear()
 
