@@ -23,6 +23,7 @@ from meg_editor.runtime.artifacts import Artifact, Tensors
 _LR = 5e-5  # half of that with which a shipped verifier begins: it is not to forget
 # Shares of the pairs that are drawn.
 _OWN = 0.5  # from the user's facts; the others from the phrasebook, which has the forms
+_FEW = 100  # facts, below which the share is less: a few are not to be learned by heart
 _ASKS = 0.5  # of these: the prompt asks for the fact
 _REPHRASED = 0.2  # of these: the fact is in other words
 
@@ -123,7 +124,7 @@ class TuningPairs:
     Example:
         >>> fact = EditRequest("Ada was born in", "Lima", "Ada", rephrases=("Ada is from",),
         ...                    locality_prompts=("Ada works as",))
-        >>> rng, pairs = random.Random(0), TuningPairs([fact], Phrasebook.load())
+        >>> rng, pairs = random.Random(0), TuningPairs(60 * [fact], Phrasebook.load())
         >>> drawn = [pairs.draw(rng) for _ in range(40)]
         >>> sorted({(pair.prompt, pair.asks) for pair in drawn if pair.prompt.startswith("Ada ")})
         [('Ada is from', True), ('Ada was born in', True), ('Ada works as', False)]
@@ -134,7 +135,7 @@ class TuningPairs:
 
     def draw(self, rng: random.Random) -> Pair:
         """A pair of a prompt and a fact."""
-        if rng.random() >= _OWN:
+        if rng.random() >= min(_OWN, len(self.facts) / _FEW):
             return self.book.draw(rng)
         fact = rng.choice(self.facts)
         text = fact_text(fact)
