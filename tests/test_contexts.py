@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from meg_editor.collection.contexts import fact_contexts
-from meg_editor.lm import working_copy as working_copy_module
 from meg_editor.lm.working_copy import working_copy
 
 PROMPTS = ["The capital of France is", "The author of Emma is"]
@@ -95,16 +93,3 @@ def test_a_copy_in_bfloat16_changes_no_weight_of_the_model(tiny_llama: Any) -> N
 
 def test_a_small_model_is_not_worth_a_copy_in_bfloat16(tiny_llama: Any) -> None:
     assert working_copy(tiny_llama).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("flags", "fast"),
-    [("fpu amx_bf16", True), ("avx512f avx512_bf16 avx2", True), ("avx512f avx2", False)],
-)
-def test_a_copy_in_bfloat16_is_for_processors_that_multiply_in_it(
-    tmp_path: Path, flags: str, fast: bool
-) -> None:
-    cpus = tmp_path / "cpuinfo"
-    cpus.write_text(f"processor : 0\nflags\t\t: {flags}\nbugs : amx_bf16\n")
-    assert working_copy_module._multiplies_bfloat16(cpus) == fast
-    assert not working_copy_module._multiplies_bfloat16(tmp_path / "none")

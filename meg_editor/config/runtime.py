@@ -46,8 +46,7 @@ class RuntimeConfig(FlatHyperParams):
     collection_bfloat16: bool | None = setting(
         None,
         "Optimise neurons on a copy of the model in bfloat16: faster where the hardware has it, "
-        "with more rounding; null: on CPUs with AMX or AVX512-BF16, for models of 32 M weights and "
-        "more.",
+        "with more rounding; null: on CPUs with AMX, for models of 32 M weights and more.",
     )
     neuron_cache: int = setting(
         1024,
