@@ -32,7 +32,7 @@ from meg_editor.data.preprocessing import one_per_subject, without_conflicts
 from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split, choose, split_cases
 from meg_editor.data.trap_questions import counter_asked, negated
-from meg_editor.fitting.verifier_stage import learn
+from meg_editor.fitting.verifier_stage import learn, learnable
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
@@ -129,8 +129,7 @@ def main() -> None:
     verifier = Verifier.shipped(encoder)
     if options.tuned and verifier:
         facts = FittingFacts.of(split).pseudo
-        usable = [fact for fact in facts if fact.rephrases and fact.locality_prompts]
-        verifier = Verifier(encoder, learn(encoder, verifier, usable))
+        verifier = Verifier(encoder, learn(encoder, verifier, learnable(facts)))
     pool = split.calibration if options.calibration else split.edited
     for count in options.edits:
         measure(pool, min(count, len(pool)), options.ask, encoder, verifier)

@@ -75,7 +75,6 @@ class GateStage(Stage):
             h = h.changed(gate="similarity")
         if verifier:  # it decides: the gate only retrieves
             h = h.changed(gate_threshold=verifier.similarity)
-        self.verifier = verifier
         # Few edits are not needed beside the pretended ones to calibrate on, and the similarity
         # gate learns nothing from them: every later fit gets the same gate.
         self.most_edits = len(context.calibration) // 2

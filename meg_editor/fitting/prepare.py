@@ -124,7 +124,7 @@ def _prepared(context: FitContext, encoder: TextEncoder) -> Iterator[Prepared]:
             yield _kept(gating, artifact, _what(gating, artifact, which))
         elif learned:
             yield Prepared(gating.name, "the verifier decides")
-        elif gating.verifier:
+        elif verifier:
             yield Prepared(gating.name, "the encoder's verifier is shipped")
         elif gating.calibrated:
             yield Prepared(gating.name, "this gate learns the edits themselves")

@@ -50,7 +50,7 @@ class VerifierStage(Stage):
         self.encoder, self.threshold = encoder, context.hparams.gate_threshold
         self.shipped = Verifier.shipped(encoder) if self.hparams.gate == "verified" else None
         own = [] if context.pseudo.standard else context.pseudo
-        self.facts = [fact for fact in own if fact.rephrases and fact.locality_prompts]
+        self.facts = learnable(own)
         self.reusable = bool(self.shipped and self.facts and self.hparams.verifier_steps)
         if self.shipped and not 0 <= (self.threshold or 0) <= 1:
             raise HParamsError(
@@ -76,12 +76,17 @@ class VerifierStage(Stage):
     def verifier(self, artifact: Artifact | None = None) -> Verifier | None:
         """That of a result, else the shipped one; None where there is none, or another gate
         decides."""
-        if self.shipped is None:
-            return None
+        if self.shipped is None or (artifact is None and self.threshold is None):
+            return self.shipped
         adapter = dict(artifact.tensors if artifact else self.shipped.adapter)
         if self.threshold is not None:
             adapter["threshold"] = torch.tensor(self.threshold)
         return Verifier(self.encoder, adapter)
+
+
+def learnable(facts: Sequence[EditRequest]) -> list[EditRequest]:
+    """Those with rephrases and locality prompts: what asks for the fact, and what does not."""
+    return [fact for fact in facts if fact.rephrases and fact.locality_prompts]
 
 
 def learn(
@@ -92,8 +97,7 @@ def learn(
     steps: int = 200,
     seed: int = 0,
 ) -> Tensors:
-    """Adapter of the verifier of `encoder` after so many steps on `facts`, each with rephrases and
-    locality prompts.
+    """Adapter of the verifier of `encoder` after so many steps on `learnable` facts.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
