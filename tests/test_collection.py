@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from conftest import PROMPTS
 
-from meg_editor.collection.collect import collect, shared_start
+from meg_editor.collection.collect import answers_with, collect, shared_start
 from meg_editor.collection.units import natural_units
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
+from meg_editor.lm import working_copy
 from meg_editor.lm.loading import load_model
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
-from meg_editor.lm.tokens import Batch, encode_example, greedy_answers, target_logits
+from meg_editor.lm.tokens import Batch, encode_example, greedy_answers, means, target_logits
 from meg_editor.requests.request import EditRequest
 
 REQUESTS = [EditRequest(prompt, target) for prompt, target in zip(
@@ -141,6 +142,34 @@ def test_bfloat16_finds_neurons_that_answer_in_full_precision(
     assert rounded.neurons.dtype == torch.float32
     assert not torch.equal(rounded.neurons, exact.neurons)
     assert bool(rounded.success.all())
+    # Learned is what has converged in the model's own precision, in every context.
+    examples = [
+        encode_example(tokenizer, request.prompt, request.target_new) for request in requests
+    ]
+    with NeuronHook(model, own) as hook, hook.attached(rounded.neurons):
+        logits, targets, rows = target_logits(model, Batch.of(examples, "cpu"))
+    losses = means(F.cross_entropy(logits, targets, reduction="none"), rows, len(requests))
+    bare_alone = hparams.collection_contexts * hparams.collection_loss_threshold
+    assert bool((losses < bare_alone).all()) and torch.equal(logits.argmax(-1), targets)
+
+
+def test_what_rounding_spoils_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy in bfloat16 is made so coarse that no neuron found on it answers."""
+    hparams = MeGHyperParams.preset("default", collection_contexts=1)
+    model, tokenizer = load_model(hparams)
+    requests = [case.request for case in edit_cases(load_world(), 4, 9)]
+    own = NeuronSpec.from_model(model, hparams.layer)
+
+    def coarse(tensor: torch.Tensor) -> torch.Tensor:
+        step = tensor.detach().float().std().clamp_min(1e-12) / 2
+        return ((tensor.detach() / step).round() * step).to(torch.bfloat16)
+
+    monkeypatch.setattr(working_copy, "_halved", coarse)
+    half = RuntimeConfig(collection_bfloat16=True)
+    found = collect(model, tokenizer, own, requests, hparams, half, retries=0)
+    assert bool(found.success.all())
+    answers = answers_with(model, tokenizer, own, found.neurons, [r.prompt for r in requests], 12)
+    assert answers == [request.target_new for request in requests]
 
 
 def test_success_is_what_generation_says_and_retries_help() -> None:

@@ -62,7 +62,10 @@ def test_a_template_without_a_place_for_system_texts_will_do(chatting: Any) -> N
 
 def test_without_a_chat_template_frames_take_its_place(tiny_tokenizer: Any) -> None:
     (rows,) = fact_contexts(tiny_tokenizer, PROMPTS[:1], 6)
-    assert any("Answer:" in row or "A:" in row for row in rows)
+    first = rows[0]
+    framed = ["Answer:" in row or "A:" in row for row in rows]
+    assert framed == [False, False, True, False, False, True]
+    assert [row.startswith(first) for row in rows[1:5]] == [False, False, False, True]
 
 
 # ------------------------------------------------------------------------------ the copy

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from meg_editor.collection import collect as collection
 from meg_editor.collection.collect import collect, shared_start
-from meg_editor.collection.optimizer import optimise
+from meg_editor.collection.optimizer import ContinuousBatch, Descent, optimise
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
+from meg_editor.lm.loading import load_model
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import Example, encode_example
@@ -130,6 +133,52 @@ def test_steps_of_the_scaled_optimizer_are_polyak_s(
     for fact, contexts in enumerate(facts):
         neuron, _ = alone(model, spec, contexts, 0.0, polyak=multiple)
         torch.testing.assert_close(descent.neurons[fact], neuron, atol=2e-4, rtol=1e-3)
+
+
+def test_neurons_which_have_converged_take_no_step_and_others_go_on() -> None:
+    """On the reference model: a random one can hardly be taught anything."""
+    settings = MeGHyperParams.preset("default", device="cpu")
+    model, tokenizer = load_model(settings)
+    own = NeuronSpec.from_hparams(model, settings)
+    requests = [case.request for case in edit_cases(load_world(), 8, 9)]
+    facts = [[encode_example(tokenizer, r.prompt, r.target_new)] for r in requests]
+    start = shared_start(own, 0)
+
+    def descent(starts: Tensor, steps: int) -> Descent:
+        with NeuronHook(model, own) as hook:
+            return optimise(100, model, hook, starts, facts, 3.0, steps, settings)
+
+    whole = descent(start, 60)
+    first = descent(start, int(whole.steps.median()) + 1)
+    rest = descent(first.neurons, 60)
+    assert first.converged.any() and not first.converged.all()
+    assert not rest.steps[first.converged].any()
+    assert torch.equal(rest.neurons[first.converged], first.neurons[first.converged])
+    assert rest.steps[~first.converged].all() and bool(rest.converged.all())
+    assert (first.steps + rest.steps - whole.steps).abs().max() <= 1  # rounding
+
+
+def test_rows_of_a_pass_are_of_like_length(
+    tiny_llama: Any, tiny_tokenizer: Any, spec: NeuronSpec
+) -> None:
+    """A fact bare, in a chat and after a passage: padded to the longest they took twice as long."""
+    prompts = [prefix + "The capital of France is" for prefix in ("", "word " * 40, "word " * 200)]
+    facts = [[encode_example(tiny_tokenizer, text, "Lima") for text in prompts]] * 5
+    settings = MeGHyperParams(layers=[1], collection_loss_threshold=0.0)
+    tokens: list[int] = []
+
+    def count(_: Any, args: Any, kwargs: Any) -> None:
+        tokens.append(kwargs["input_ids"].numel())
+
+    handle = tiny_llama.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    with handle, NeuronHook(tiny_llama, spec) as hook:
+        batch = ContinuousBatch(
+            tiny_llama, hook, shared_start(spec, 0), 48, settings, torch.ones(spec.size)
+        )
+        batch.admit(dict(enumerate(facts)))
+        tokens.clear()
+        batch.step(1.0, 5)
+    assert sum(tokens) == sum(len(example) for fact in facts for example in fact)
 
 
 def test_no_facts(tiny_llama: Any, spec: NeuronSpec) -> None:

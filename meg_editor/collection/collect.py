@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -96,8 +97,9 @@ def collect(
     Facts share batches, never parameters. Each is optimised in `collection_contexts` contexts, so
     that its neuron speaks wherever it is asked for. With the "scaled" optimizer weights are in the
     units of the model (`natural_units`). A fact has converged once the target is the greedy answer
-    in every context with a loss below `collection_loss_threshold`. Facts that fail are retried from
-    the start with half the learning rate and twice the steps.
+    in every context with a loss below `collection_loss_threshold`; one that was optimised in
+    bfloat16 has to converge in the model's own precision too. Facts that fail are retried from the
+    start with half the learning rate and twice the steps.
 
     Args:
         spec: layer and size of the neurons.
@@ -134,6 +136,9 @@ def collect(
         for request, prompts in zip(requests, contexts, strict=True)
     ]
     working = working_copy(model, runtime.collection_bfloat16)
+    copies = [working]
+    if working.dtype != model.dtype:
+        copies.append(working_copy(model, bfloat16=False))
     if hparams.collection_optimizer == "scaled" and requests:
         units = natural_units(working, spec, [rows[0] for rows in examples])
     else:
@@ -146,28 +151,33 @@ def collect(
     prompts = [reader.wrap(request.prompt) for request in requests]
     unlearned = list(range(len(requests)))
     any_finite = False
-    with NeuronHook(working, spec) as hook:
-        rows = _rows_at_once(working, hook, start, examples, runtime)
+    with ExitStack() as stack:
+        hooks = [stack.enter_context(NeuronHook(copy, spec)) for copy in copies]
+        rows = _rows_at_once(copies[-1], hooks[-1], start, examples, runtime)
         # Out of memory all the same: it restarts with fewer rows.
         fitting = find_executable_batch_size(optimise, starting_batch_size=rows)
         for attempt in range(1 + retries):
-            with progress_bar(range(len(unlearned)), "collection", "fact") as bar:
-                descent = fitting(
-                    working,
-                    hook,
-                    start,
-                    [examples[fact] for fact in unlearned],
-                    hparams.collection_lr / 2**attempt,
-                    hparams.collection_steps * 2**attempt,
-                    hparams,
-                    units,
-                    bar.update,
-                )
+            attempted = torch.tensor(unlearned)
+            starts = start
+            for copy, hook, what in zip(copies, hooks, ("collection", "check"), strict=False):
+                with progress_bar(range(len(unlearned)), what, "fact") as bar:
+                    descent = fitting(
+                        copy,
+                        hook,
+                        starts,
+                        [examples[fact] for fact in unlearned],
+                        hparams.collection_lr / 2**attempt,
+                        hparams.collection_steps * 2**attempt,
+                        hparams,
+                        units,
+                        bar.update,
+                    )
+                starts = descent.neurons / units
+                steps[attempted] += descent.steps
             finite = descent.neurons.isfinite().all(1)
             any_finite = any_finite or bool(finite.any())
-            # Without rounding the answer of a converged fact is the target: it need not be asked.
-            same = working.dtype == model.dtype
-            learned = descent.converged & finite & same
+            # The answer of a converged fact is the target: it need not be asked.
+            learned = descent.converged & finite
             unconverged = (finite & ~learned).nonzero().flatten().tolist()
             facts = [unlearned[row] for row in unconverged]
             answers = answers_with(
@@ -180,8 +190,6 @@ def collect(
             )
             for row, fact, answer in zip(unconverged, facts, answers, strict=True):
                 learned[row] = answer == requests[fact].target_new
-            attempted = torch.tensor(unlearned)
-            steps[attempted] += descent.steps
             neurons[attempted[finite]] = descent.neurons[finite]
             success[attempted] = learned
             unlearned = [fact for fact in unlearned if not success[fact]]

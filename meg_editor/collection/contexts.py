@@ -33,7 +33,8 @@ def fact_contexts(
 
     The next ones in turn: after a random beginning of others, in the chat template, in it after an
     earlier turn and with an instruction behind the question, with an instruction alone, in a
-    question frame, and so on with other texts. Without a chat template the frames take its place.
+    question frame, and so on with other texts. Without a chat template the instruction stands after
+    a beginning too, in a frame and in none.
 
     Args:
         tokenizer: of the LLM.
@@ -63,11 +64,22 @@ def fact_contexts(
     chat = _chat(tokenizer, rng)
     kinds: list[Callable[[str], str]]
     if chat is None:
-        kinds = [after_others, framed, lambda prompt: framed(instructed(prompt)), instructed]
+        kinds = [
+            after_others,
+            lambda prompt: framed(after_others(instructed(prompt))),
+            lambda prompt: after_others(instructed(prompt)),
+            instructed,
+            framed,
+        ]
     else:
         plain, earlier = chat
-        kinds = [after_others, plain, lambda prompt: earlier(instructed(prompt)), instructed]
-        kinds.append(framed)
+        kinds = [
+            after_others,
+            plain,
+            lambda prompt: earlier(instructed(prompt)),
+            instructed,
+            framed,
+        ]
     return [
         [wrap(prompt), *(kinds[n % len(kinds)](prompt) for n in range(count - 1))]
         for prompt in prompts

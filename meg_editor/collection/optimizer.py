@@ -20,7 +20,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM
-from meg_editor.lm.tokens import Batch, Example, by_length, means, target_logits
+from meg_editor.lm.tokens import Batch, Example, means, target_logits
 
 _PASSES = 8  # forward passes per step: rows of similar length share one
 _REFILL = 4  # pending facts are admitted when 1/4 of the slots is free
@@ -47,7 +47,7 @@ def optimise(
     rows_at_once: int,
     model: CausalLM,
     hook: NeuronHook,
-    start: Tensor,
+    starts: Tensor,
     facts: Sequence[Sequence[Example]],
     lr: float,
     max_steps: int,
@@ -57,18 +57,20 @@ def optimise(
 ) -> Descent:
     """SGD on the neurons of M facts, with continuous batching.
 
+    Where every fact has a start of its own, those that have converged there take no step.
+
     With `collection_optimizer: scaled` a step is `lr` times Polyak's, which ends at a loss of 0 if
     the loss falls in a straight line: L·g / |g|² for a loss L with gradient g. It needs no rate of
     the model's own.
 
     Args:
         rows_at_once: rows of a forward pass.
-        start: initial neuron (P,).
+        starts: initial neuron (P,) of all facts, or (M, P) of each.
         facts: M facts, each as examples in the same number of contexts.
         lr: learning rate.
         max_steps: SGD steps of a fact.
         hparams: optimizer, schedule and loss threshold.
-        units: (P,) of `start` and of the steps; default: ones.
+        units: (P,) of `starts` and of the steps; default: ones.
         progress: called with the number of facts that just finished.
 
     Example:
@@ -86,8 +88,8 @@ def optimise(
         >>> descent.neurons.shape == (1, spec.size), descent.steps.tolist()
         (True, [3])
     """
-    units = torch.ones_like(start) if units is None else units
-    neurons = (start * units).repeat(len(facts), 1)
+    units = torch.ones(starts.shape[-1]) if units is None else units
+    neurons = (starts * units).expand(len(facts), -1).clone()
     converged = torch.zeros(len(facts), dtype=torch.bool)
     steps = torch.zeros(len(facts), dtype=torch.long)
     # Longest first, so that running out of memory shows at once.
@@ -95,13 +97,19 @@ def optimise(
     slots = max(1, _PASSES * rows_at_once // len(facts[0])) if facts else 0
     # Steps between checks for converged facts, each of which waits for the GPU.
     check_every = 1 if model.device.type == "cpu" else 5
-    batch = ContinuousBatch(model, hook, start, rows_at_once, hparams, units)
+    batch = ContinuousBatch(model, hook, starts, rows_at_once, hparams, units)
+    admitted = False
     while pending or batch.facts:
         if pending and len(batch.facts) <= slots - max(1, slots // _REFILL):
             free = min(slots - len(batch.facts), len(pending))
             batch.admit({fact: facts[fact] for fact in (pending.pop() for _ in range(free))})
-        for _ in range(check_every):
-            batch.step(lr, max_steps)
+            admitted = True
+        if admitted and starts.dim() > 1:
+            batch.check()
+        else:
+            for _ in range(check_every):
+                batch.step(lr, max_steps)
+        admitted = False
         finished = (batch.converged | (batch.steps >= max_steps)).nonzero().flatten().tolist()
         if finished:
             numbers = [batch.facts[slot] for slot in finished]
@@ -163,7 +171,7 @@ class ContinuousBatch:
         self,
         model: CausalLM,
         hook: NeuronHook,
-        start: Tensor,
+        starts: Tensor,
         rows_at_once: int,
         hparams: MeGHyperParams,
         units: Tensor,
@@ -171,10 +179,10 @@ class ContinuousBatch:
         self.model, self.hook, self.hparams = model, hook, hparams
         self.rows_at_once = rows_at_once
         self.units = units.to(model.device)
-        self.start = start.to(model.device)
+        self.starts = starts.to(model.device)
         self.layers = LayersFrom(model, hook.spec.layer)
         self.facts: list[int] = []
-        self.neurons = self.start[None][:0]
+        self.neurons = self.starts.reshape(-1, self.starts.shape[-1])[:0]
         self.steps = torch.zeros(0, dtype=torch.long, device=model.device)
         self.converged = torch.zeros(0, dtype=torch.bool, device=model.device)
         self._examples: list[list[Example]] = []  # (A, contexts)
@@ -182,14 +190,15 @@ class ContinuousBatch:
         self._passes: list[Rows] = []
 
     def admit(self, facts: dict[int, Sequence[Example]]) -> None:
-        """Give slots to facts (index -> examples), all at the initial neuron."""
+        """Give slots to facts (index -> examples), at their initial neurons."""
         flat = [example for examples in facts.values() for example in examples]
         streams = self.layers.residual_streams(flat, self.rows_at_once)
         contexts, count = len(flat) // len(facts), len(facts)
         self.facts += facts
         self._examples += [list(examples) for examples in facts.values()]
         self._streams += [streams[i : i + contexts] for i in range(0, len(flat), contexts)]
-        self.neurons = torch.cat([self.neurons, self.start.repeat(count, 1)])
+        starts = self.starts[list(facts)] if self.starts.dim() > 1 else self.starts
+        self.neurons = torch.cat([self.neurons, starts.expand(count, -1)])
         self.steps = torch.cat([self.steps, self.steps.new_zeros(count)])
         self.converged = torch.cat([self.converged, self.converged.new_zeros(count)])
         self._arrange()
@@ -208,18 +217,8 @@ class ContinuousBatch:
 
     def step(self, lr: float, max_steps: int) -> None:
         """One SGD step of all facts that have neither converged nor taken `max_steps`."""
-        contexts = len(self._examples[0])
         gradient = torch.zeros_like(self.neurons)
-        loss, wrong = (torch.zeros(len(self.facts), device=gradient.device) for _ in range(2))
-        for rows in self._passes:
-            neurons = self.neurons.detach().requires_grad_(True)
-            losses, misses = row_losses(
-                self.model, self.hook, self.layers, rows, neurons * self.units
-            )
-            gradient += torch.autograd.grad(losses.sum() / contexts, neurons)[0]
-            loss.index_add_(0, rows.owner, losses.detach() / contexts)
-            wrong.index_add_(0, rows.owner, misses)
-        self.converged = (wrong == 0) & (loss < self.hparams.collection_loss_threshold)
+        loss = self._losses(gradient)
         active = ~self.converged & (self.steps < max_steps)
         step = lr * gradient
         if self.hparams.collection_optimizer == "scaled":
@@ -232,17 +231,38 @@ class ContinuousBatch:
         self.neurons = torch.where(active.unsqueeze(1), self.neurons - step, self.neurons)
         self.steps = self.steps + active
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """Find out which facts have converged, without a step."""
+        self._losses()
+
+    def _losses(self, gradient: Tensor | None = None) -> Tensor:
+        """Loss (A,) of each fact; sets `converged`, and adds to its `gradient` (A, P)."""
+        contexts = len(self._examples[0])
+        loss, wrong = (torch.zeros(len(self.facts), device=self.units.device) for _ in range(2))
+        for rows in self._passes:
+            neurons = self.neurons.detach().requires_grad_(gradient is not None)
+            losses, misses = row_losses(
+                self.model, self.hook, self.layers, rows, neurons * self.units
+            )
+            if gradient is not None:
+                gradient += torch.autograd.grad(losses.sum() / contexts, neurons)[0]
+            loss.index_add_(0, rows.owner, losses.detach() / contexts)
+            wrong.index_add_(0, rows.owner, misses)
+        self.converged = (wrong == 0) & (loss < self.hparams.collection_loss_threshold)
+        return loss
+
     def _arrange(self) -> None:
         """Assign rows to forward passes by length."""
         owners = [slot for slot, rows in enumerate(self._examples) for _ in rows]
         examples = [example for rows in self._examples for example in rows]
         streams = [stream for rows in self._streams for stream in rows]
-        device = self.start.device
+        device = self.units.device
         self._passes = [
             Rows(
                 Batch.of([examples[row] for row in chunk], device),
                 pad_sequence([streams[row] for row in chunk], batch_first=True),
                 torch.tensor([owners[row] for row in chunk], device=device),
             )
-            for chunk in by_length([len(example) for example in examples], self.rows_at_once)
+            for chunk in self.layers.passes(examples, self.rows_at_once)
         ]

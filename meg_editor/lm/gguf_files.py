@@ -16,6 +16,12 @@ from meg_editor.runtime.cache import cache_folder
 from meg_editor.runtime.files import check_regular, replacing, sync_tree, unfinished_folder
 
 SUFFIX = ".gguf"
+_SPECIAL = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,9 @@ def _convert(path: Path, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        # transformers 5.17 took the first token of a chat for the end of text of SmolLM2.
+        for name, token in special_tokens(path).items():
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token))
     except Exception as error:  # of gguf, transformers and tokenizers
         what = f"{type(error).__name__}: {error}"
         raise OSError(f"cannot read the GGUF file {path}: {' '.join(what.split())}") from error
@@ -120,3 +129,19 @@ def _convert(path: Path, folder: Path) -> None:
     config.pop("quantization_config", None)
     with replacing(folder / "config.json") as file:
         file.write(json.dumps(config, indent=1).encode())
+
+
+def special_tokens(path: str | Path) -> dict[str, int]:
+    """Ids of the special tokens which a GGUF file names, as a tokenizer calls them.
+
+    Raises:
+        ValueError: of gguf, if it is no GGUF file.
+    """
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    return {
+        name: int(field.contents())
+        for name, key in _SPECIAL.items()
+        if (field := fields.get(key)) is not None
+    }

@@ -27,6 +27,8 @@ from meg_editor.lm.weak_hook import WeakHook
 
 _INSTALLING = threading.Lock()
 _TOLERANCE = 1e-2  # of the root mean square: kernels of a GPU may sum in another order
+# Tokens of padding which cost as much as a forward pass more.
+_PADDING = {"cpu": 128, "cuda": 2**14}
 # Whether a model's blocks can be injected, by layer.
 _INJECTABLE: MutableMapping[Any, dict[int, bool]] = weakref.WeakKeyDictionary()
 
@@ -112,11 +114,16 @@ class LayersFrom:
             rows_at_once: rows of a forward pass.
         """
         streams: dict[int, Tensor] = {}
-        for chunk in by_length([len(example) for example in examples], rows_at_once):
+        for chunk in self.passes(examples, rows_at_once):
             batch = Batch.of([examples[row] for row in chunk], self.model.device)
             for row, stream in zip(chunk, self.residual_stream(batch.ids), strict=True):
                 streams[row] = stream[: len(examples[row])]
         return [streams[row] for row in range(len(examples))]
+
+    def passes(self, examples: Sequence[Example], rows_at_once: int) -> Iterator[list[int]]:
+        """Which of N examples share a forward pass: of like length, so that little is padding."""
+        padding = _PADDING.get(self.model.device.type, _PADDING["cuda"])
+        return by_length([len(example) for example in examples], rows_at_once, padding)
 
     def _save_rest(self, _: nn.Module, args: Any, output: Any) -> None:
         if value_of(self):

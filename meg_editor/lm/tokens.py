@@ -153,16 +153,29 @@ def _logit_factor(config: Any) -> float:
     return factor * scaling if config.model_type.startswith("hyperclovax") else factor / scaling
 
 
-def by_length(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], rows: int, padding: int | None = None) -> Iterator[list[int]]:
     """Indices sorted by length, in chunks of at most `rows`.
+
+    Args:
+        padding: limit of the padding in a chunk; default: none.
 
     Example:
         >>> list(by_length([9, 1, 5], rows=2))
         [[1, 2], [0]]
+        >>> list(by_length([9, 1, 5], rows=3, padding=4))
+        [[1, 2], [0]]
     """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(order), rows):
-        yield order[start : start + rows]
+    chunk: list[int] = []
+    held = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        too_much = padding is not None and lengths[index] * len(chunk) - held > padding
+        if chunk and (too_much or len(chunk) == rows):
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(index)
+        held += lengths[index]
+    if chunk:
+        yield chunk
 
 
 def pad_token(tokenizer: Tokenizer) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 _WORTH_IT = 2**25  # weights from which on a copy in bfloat16 pays
-_AMX = "amx_bf16"
+_FASTER = {"amx_bf16", "avx512_bf16"}  # flags of processors which multiply matrices in bfloat16
 
 
 def working_copy(model: Any, bfloat16: bool | None = None) -> Any:
@@ -18,8 +18,8 @@ def working_copy(model: Any, bfloat16: bool | None = None) -> Any:
     Short sequences need no fused attention: on a CPU its backward pass takes half of the time.
 
     Args:
-        bfloat16: None: where the processor multiplies matrices in it (AMX), a model in float32
-            that is large enough.
+        bfloat16: None: where the processor multiplies matrices in it (AMX, AVX512-BF16), a model in
+            float32 that is large enough.
 
     Returns:
         `model` itself where it cannot be copied: quantised, offloaded or spread by accelerate;
@@ -68,18 +68,18 @@ def _halved(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_worth_it(model: nn.Module) -> bool:
-    """Whether a copy in bfloat16 makes passes faster: the same weights in a quarter of the time."""
+    """Whether a copy in bfloat16 makes passes faster: AVX512 halves their time, AMX quarters it."""
     parameters = list(model.parameters())
     return (
         {(p.device.type, p.dtype) for p in parameters} == {("cpu", torch.float32)}
         and sum(p.numel() for p in parameters) >= _WORTH_IT
-        and _has_amx()
+        and _multiplies_bfloat16()
     )
 
 
-def _has_amx() -> bool:
+def _multiplies_bfloat16() -> bool:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return any(_AMX in line for line in file if line.startswith("flags"))
+            return any(not _FASTER.isdisjoint(line.split()) for line in file if line[:5] == "flags")
     except OSError:
         return False
