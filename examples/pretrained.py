@@ -2,11 +2,13 @@
 
     python examples/pretrained.py --model smollm2 --data counterfact --path counterfact.json
     python examples/pretrained.py --model smollm2 --data zsre --path zsre_mend_eval.json
+    python examples/pretrained.py --model smollm2 --data counterfact --path counterfact.json --tuned
 
 prints the six metrics at --edits facts, then, for --asked of them, the share of right answers in
 the model's chat template, in a second turn and with an instruction behind the question: by each
 fact's own neuron (oracle) and end to end. The forms are other ones than facts are fitted in. The
-last line is what the neuron of one edit does to questions about something else. It resumes.
+last line is what the neuron of one edit does to questions about something else. With --tuned the
+verifier learns from the tuning facts of the data set first. It resumes.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from typing import Any
 import torch
 
 from meg_editor import MeGHyperParams, fit, load_model
+from meg_editor.benchmark.definition import FittingFacts
 from meg_editor.benchmark.pool import only_wrong
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.loaders.datasets import DATASETS
 from meg_editor.data.preprocessing import one_per_subject, without_conflicts
-from meg_editor.data.splits import choose, split_cases
+from meg_editor.data.splits import Split, choose, split_cases
 from meg_editor.evaluation import evaluate, questions_of
 from meg_editor.evaluation.metrics import exact, percent
 from meg_editor.lm.chat import in_chat
@@ -39,10 +42,11 @@ NEIGHBOURS = 3  # questions for Locality of each kind and fact: CounterFact has 
 Form = Callable[[str], str]
 
 
-def cases_of(options: argparse.Namespace, model: Any, tokenizer: Any) -> list[EvaluationCase]:
+def cases_of(
+    options: argparse.Namespace, split: Split, model: Any, tokenizer: Any
+) -> list[EvaluationCase]:
     """A sample of facts whose target the model does not give yet, with few neighbours each."""
-    data = DATASETS[options.data](options.path)
-    pool = list(split_cases(one_per_subject(without_conflicts(data.cases))).edited)
+    pool = list(split.edited)
     sample = random.Random(options.seed).sample(pool, min(len(pool), 2 * options.edits))
     wrong = only_wrong(sample, model, tokenizer, MeGHyperParams())
     return [
@@ -84,19 +88,24 @@ def main() -> None:
     parser.add_argument("--path", type=Path, required=True, help="the file of the data set")
     parser.add_argument("--edits", type=int, default=256)
     parser.add_argument("--asked", type=int, default=64, help="facts asked in other forms")
+    parser.add_argument("--tuned", action="store_true", help="learn the tuning facts first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("pretrained"), help="folder")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     hparams = MeGHyperParams(model_name=options.model, seed=options.seed)
     model, tokenizer = load_model(hparams)
-    cases = cases_of(options, model, tokenizer)
+    data = DATASETS[options.data](options.path)
+    split = split_cases(one_per_subject(without_conflicts(data.cases)))
+    cases = cases_of(options, split, model, tokenizer)
+    tuning = FittingFacts.of(split).pseudo if options.tuned else None
     print(f"{options.model}, {len(cases)} facts of {options.data}", flush=True)
     name = f"{options.model.replace('/', '-')}-{options.data}-{len(cases)}-{options.seed}"
+    name += "-tuned" if options.tuned else ""
     store = ArtifactStore(options.out / "stages")
     start = time.perf_counter()
     requests = [case.request for case in cases]
-    edited, report = fit(model, tokenizer, requests, hparams, store=store)
+    edited, report = fit(model, tokenizer, requests, hparams, pseudo=tuning, store=store)
     fitted = time.perf_counter() - start
     collection = report.collection
     if collection is None:
