@@ -98,18 +98,16 @@ def optimise(
     # Steps between checks for converged facts, each of which waits for the GPU.
     check_every = 1 if model.device.type == "cpu" else 5
     batch = ContinuousBatch(model, hook, starts, rows_at_once, hparams, units)
-    admitted = False
     while pending or batch.facts:
-        if pending and len(batch.facts) <= slots - max(1, slots // _REFILL):
+        admitted = pending and len(batch.facts) <= slots - max(1, slots // _REFILL)
+        if admitted:
             free = min(slots - len(batch.facts), len(pending))
             batch.admit({fact: facts[fact] for fact in (pending.pop() for _ in range(free))})
-            admitted = True
         if admitted and starts.dim() > 1:
             batch.check()
         else:
             for _ in range(check_every):
                 batch.step(lr, max_steps)
-        admitted = False
         finished = (batch.converged | (batch.steps >= max_steps)).nonzero().flatten().tolist()
         if finished:
             numbers = [batch.facts[slot] for slot in finished]
