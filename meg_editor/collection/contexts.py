@@ -62,24 +62,16 @@ def fact_contexts(
         return f"{prompt} {rng.choice(_BEHIND)}"
 
     chat = _chat(tokenizer, rng)
-    kinds: list[Callable[[str], str]]
+    middle: list[Callable[[str], str]]
     if chat is None:
-        kinds = [
-            after_others,
+        middle = [
             lambda prompt: framed(after_others(instructed(prompt))),
             lambda prompt: after_others(instructed(prompt)),
-            instructed,
-            framed,
         ]
     else:
         plain, earlier = chat
-        kinds = [
-            after_others,
-            plain,
-            lambda prompt: earlier(instructed(prompt)),
-            instructed,
-            framed,
-        ]
+        middle = [plain, lambda prompt: earlier(instructed(prompt))]
+    kinds = [after_others, *middle, instructed, framed]
     return [
         [wrap(prompt), *(kinds[n % len(kinds)](prompt) for n in range(count - 1))]
         for prompt in prompts
