@@ -7,10 +7,11 @@
 
 With so many facts edited, questions about --ask of them, in percent: prompts and paraphrases led to
 their very edit; neighbours, negations, inverse questions and other questions about the subject led
-to any edit, of which the last four should be none; milliseconds a question. Facts are those which
-`meg-editor benchmark` edits; with --calibration those on which thresholds are chosen. With --tuned
-the verifier has learned the data set's tuning facts; with --held-out only every other relation is
-asked, and the tuning facts are of the others.
+to any edit, which should be none; milliseconds a question. "Same subject" takes any other relation
+of the data set, "fitting" those which such a subject has: no lake is asked for its mother tongue.
+Facts are those which `meg-editor benchmark` edits; with --calibration those on which thresholds are
+chosen. With --tuned the verifier has learned the data set's tuning facts; with --held-out only
+every other relation is asked, and the tuning facts are of the others.
 """
 
 from __future__ import annotations
@@ -42,15 +43,24 @@ NEIGHBOURS, ROWS = 3, 256
 
 
 def questions(
-    case: EvaluationCase, relations: Relations, edited: set[str], rng: random.Random
+    case: EvaluationCase,
+    relations: Relations,
+    whole: Relations,
+    edited: set[str],
+    rng: random.Random,
 ) -> dict[str, list[str]]:
-    """Kind -> questions about a fact; none of the last four kinds asks for an edited one."""
+    """Kind -> questions about a fact; none of the last five kinds asks for an edited one.
+
+    Args:
+        relations, whole: of the facts that may be edited, and of the whole data set.
+    """
     edit = case.request
     near = [probe.prompt for probes in case.locality.values() for probe in probes]
     traps: dict[str, Sequence[str | None]] = {
         "negated": [negated(edit.prompt, edit.subject)],
         "inverse": [counter_asked(edit.prompt, edit.subject, edit.target_new)],
         "same subject": relations.others(case, 1, rng),
+        "fitting": whole.others(case, 1, random.Random(edit.prompt), fitting=True),
     }
     return {
         "prompt": [edit.prompt],
@@ -62,6 +72,7 @@ def questions(
 
 def measure(
     pool: Sequence[EvaluationCase],
+    whole: Relations,
     count: int,
     ask: int,
     encoder: TextEncoder,
@@ -78,7 +89,7 @@ def measure(
     asked = [
         (row, kind, text)
         for row in sorted(rng.sample(range(count), min(count, ask)))
-        for kind, texts in questions(cases[row], relations, edited, rng).items()
+        for kind, texts in questions(cases[row], relations, whole, edited, rng).items()
         for text in texts
     ]
     shares: dict[str, list[bool]] = {}
@@ -112,7 +123,8 @@ def main() -> None:
     parser.add_argument("--tuned", action="store_true", help="learn the tuning facts first")
     parser.add_argument("--held-out", action="store_true", help="ask relations not tuned on")
     options = parser.parse_args()
-    cases = one_per_subject(without_conflicts(DATASETS[options.data](options.path).cases))
+    known = DATASETS[options.data](options.path).cases
+    cases = one_per_subject(without_conflicts(known))
     training = None
     if options.training_path:
         training = DATASETS[options.data](options.training_path).cases
@@ -132,7 +144,7 @@ def main() -> None:
         verifier = Verifier(encoder, learn(encoder, verifier, learnable(facts)))
     pool = split.calibration if options.calibration else split.edited
     for count in options.edits:
-        measure(pool, min(count, len(pool)), options.ask, encoder, verifier)
+        measure(pool, Relations(known), min(count, len(pool)), options.ask, encoder, verifier)
 
 
 def of_relations(cases: Sequence[EvaluationCase], names: set[str]) -> tuple[EvaluationCase, ...]:

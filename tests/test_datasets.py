@@ -148,6 +148,12 @@ def test_mquake_edits_are_shared_by_chains(written: Writer) -> None:
         assert chain.edits == (case.request.prompt,)
         assert chain.answers == ("Norway", "Norge")
         assert [hop.answers for hop in chain.hops] == [("Oslo",), ("Norway", "Norge")]
+        assert chain.steps == ()
+    hops = record["new_single_hops"]
+    hops[0]["cloze"], hops[1]["cloze"] = "Aleppo is twinned with", "Oslo is in"  # type: ignore[index]
+    (chain,) = load_mquake(written(record)).multi_hop
+    assert [step.prompt for step in chain.steps] == ["Aleppo is twinned with", "Oslo is in"]
+    assert chain.steps[1].answers == ("Norway", "Norge")
 
 
 def test_unke_asks_for_details(written: Writer) -> None:
@@ -275,3 +281,4 @@ def test_every_hop_of_mquake_that_is_edited_has_its_edit() -> None:
         assert 1 <= len(chain.edits) <= 4 and len(chain.questions) == 3
         answers = {answer for hop in chain.hops for answer in hop.answers}
         assert all(targets[prompt] in answers for prompt in chain.edits)
+        assert {prompt for prompt in chain.edits} <= {step.prompt for step in chain.steps}

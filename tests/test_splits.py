@@ -142,6 +142,26 @@ def test_templates_of_one_relation_are_paraphrases() -> None:
     assert len({tuple(relations.others(al, 2, random.Random(seed))) for seed in range(9)}) > 1
 
 
+def test_a_fitting_relation_is_one_that_subjects_of_the_kind_have() -> None:
+    speaks = fact("{} speaks", "Ann", "P103")
+    lake = fact("{} drains into", "Loch Ness", "P403")
+    facts = [
+        fact("{} works as", "Ann", "P106"),
+        speaks,
+        lake,
+        fact("{} is made by", "Golf", "P176"),
+    ]
+    relations = Relations(facts)
+    bo = fact("{} works as", "Bo", "P106")
+    assert len(relations.others(bo, 9, random.Random(0))) == 3
+    assert relations.others(bo, 9, random.Random(0), fitting=True) == ["Bo speaks"]
+    # No subject has this relation beside another one.
+    assert relations.others(lake, 9, random.Random(0), fitting=True) == []
+    # A phrasing of two relations has to fit with both.
+    both = Relations([*facts, fact("{} speaks", "Radio Nord", "P407")])
+    assert both.others(bo, 9, random.Random(0), fitting=True) == []
+
+
 def test_paraphrases_tell_what_asks_for_the_same_where_relations_have_no_name() -> None:
     rows = [
         case("Who drew Ur?", "x", "Ur", "Who was the designer of Ur?"),

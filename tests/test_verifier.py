@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from meg_editor.data.loaders.forms import load_forms
-from meg_editor.data.phrasebook.phrasebook import Phrasebook
+from meg_editor.data.phrasebook.phrasebook import Kind, Phrasebook, Relation
+from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.data.world.facts import load_world
 from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.requests.prompts import ReadPrompt
@@ -231,6 +232,27 @@ def test_pairs_of_the_phrasebook_are_labelled_by_what_they_ask() -> None:
     names = ("{p", "{q", "{s}", "{other", "{a}", "{b}", "{t}", "{}")
     assert not [pair for pair in pairs if any(name in pair.prompt for name in names)]
     assert len({pair.prompt for pair in pairs}) > 2900
+
+
+def test_of_two_questions_the_last_one_decides_and_the_other_one_is_often_near() -> None:
+    relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "ABC"]
+    kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur", "Eridu"), tuple(relations))
+    forms = [
+        PromptForm("last", "double", "edit", "{other} Rather: {q}"),
+        PromptForm("first", "dropped", "none", "{q} Rather: {other}"),
+    ]
+    book, rng = Phrasebook([kind], forms), random.Random(0)
+    first: dict[bool, set[bool]] = {True: set(), False: set()}
+    near = 0
+    pairs = [pair for pair in (book.draw(rng) for _ in range(2000)) if "Rather" in pair.prompt]
+    for pair in pairs:
+        asked = pair.fact.removesuffix(" x").removesuffix(" is").removesuffix("?") + "?"
+        dropped, last = pair.prompt.split(" Rather: ")
+        assert pair.asks == (last == asked)
+        first[pair.asks].add(dropped == asked)
+        near += dropped.split(" of ")[1] == last.split(" of ")[1]
+    assert first == {True: {False}, False: {True, False}}
+    assert near > len(pairs) / 5
 
 
 def test_no_form_and_no_phrasing_that_is_measured_is_learned() -> None:

@@ -69,13 +69,15 @@ class MultiHopCase:
         edits: the edited prompts of the chain.
         questions: ways to ask for the end of the chain.
         answers: the right ones after the edits.
-        hops: every fact of the chain, as it is after the edits.
+        hops: every fact of the chain, asked for, as it is after the edits.
+        steps: the same as statements which the answer completes, where the data set has them.
     """
 
     edits: tuple[str, ...]
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     hops: tuple[Probe, ...]
+    steps: tuple[Probe, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -27,22 +27,40 @@ class Relations:
     def __init__(self, cases: Sequence[EvaluationCase]) -> None:
         self._relations: dict[str, set[str]] = {}
         self._phrasings: dict[str, list[str]] = {}
+        of_subject: dict[str, set[str]] = {}
         for case, relation in zip(cases, _names(cases), strict=True):
+            of_subject.setdefault(_subject(case), set()).add(relation)
             if phrasing := _phrasing_of(case, case.request.prompt):
                 named = self._relations.setdefault(phrasing, set())
                 if relation not in named:
                     named.add(relation)
                     self._phrasings.setdefault(relation, []).append(phrasing)
+        self._beside: dict[str, set[str]] = {}  # what subjects of a relation have too
+        for relations in of_subject.values():
+            for relation in relations if len(relations) > 1 else ():
+                self._beside.setdefault(relation, set()).update(relations)
 
     def same(self, case: EvaluationCase) -> list[str]:
         """Prompts which ask for the fact of `case`, its own among them if it has a phrasing."""
         return [phrasing.replace("{}", _subject(case)) for phrasing in self._alike(case)]
 
-    def others(self, case: EvaluationCase, count: int, rng: random.Random) -> list[str]:
-        """Up to `count` prompts which ask for something else about the subject of `case`."""
+    def others(
+        self, case: EvaluationCase, count: int, rng: random.Random, *, fitting: bool = False
+    ) -> list[str]:
+        """Up to `count` prompts which ask for something else about the subject of `case`.
+
+        Args:
+            fitting: of relations alone which other subjects with that of `case` have too: no lake
+                is asked for its mother tongue. Needs named relations and several facts of a subject.
+        """
         if not (alike := self._alike(case)):
             return []
-        other = [phrasing for phrasing in self._relations if phrasing not in alike]
+        fit = self._beside.get(case.relation or "", set()) if fitting else None
+        other = [
+            phrasing
+            for phrasing, named in self._relations.items()
+            if phrasing not in alike and (fit is None or named <= fit)
+        ]
         chosen = rng.sample(other, min(count, len(other)))
         return [phrasing.replace("{}", _subject(case)) for phrasing in chosen]
 

@@ -28,6 +28,11 @@ def load_mquake(path: str | Path) -> Dataset:
                     Probe(hop.text("question"), _answers(hop, "answer"))
                     for hop in record.records("new_single_hops")
                 ),
+                tuple(
+                    Probe(hop.text("cloze"), _answers(hop, "answer"))
+                    for hop in record.records("new_single_hops")
+                    if "cloze" in hop
+                ),
             )
         )
     return Dataset("mquake", tuple(edits.values()), tuple(chains))

@@ -14,7 +14,12 @@ import yaml
 from meg_editor.data.phrasebook.names import draw_name, similar_name
 from meg_editor.data.prompt_forms import PromptForm
 
-_FILES = ("people_and_works.yaml", "places_and_things.yaml")
+_FILES = (
+    "people_and_works.yaml",
+    "people_and_institutions.yaml",
+    "places_and_things.yaml",
+    "technology_and_nature.yaml",
+)
 _FORMS = ("forms", "more_forms")
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
@@ -24,6 +29,10 @@ _PLAIN = 0.35  # of the prompts: the phrasing alone
 _RUNNING = 0.12  # of the other prompts: a text which gets to the fact
 _CUT = 0.4  # of the passages: cut from anywhere
 _NOTES = 0.08  # of the prompts which only mention the fact: notes on several subjects
+# Shares of the other questions in a prompt.
+_DROPPED = 0.5  # where another fact is asked for: this one, asked before and taken back
+_SAME_SUBJECT = 0.3  # of the others: about another relation of the subject
+_SAME_RELATION = 0.2  # about the same relation of another subject
 _HEADINGS = ("Notes on {}:", "{}:", "About {}:", "Facts on {}:", "* {} -", "{}\n", "## {}\n")
 
 
@@ -111,16 +120,17 @@ class Phrasebook:
         fact = f"{phrasing.format(subject)} {answer}"
         chance = rng.random()
         if chance < _ASKS:
-            return self._pair(rng, kind, relation, subject, answer, fact, "edit", phrasing)
+            return self._pair(rng, kind, relation, subject, answer, fact, "edit", known=phrasing)
         chance = rng.random() if self.other_facts else 1.0
         others = [other for other in kind.relations if other is not relation]
+        asked = rng.choice(relation.questions).format(subject)
         if chance < _SIBLING and others:
-            relation = rng.choice(others)
-            return self._pair(rng, kind, relation, subject, answer, fact, "sibling")
+            other = rng.choice(others)
+            return self._pair(rng, kind, other, subject, answer, fact, "sibling", asked)
         if chance < _SIBLING + _NEIGHBOUR:
-            subject = similar_name(rng, subject, kind.subjects)
-            return self._pair(rng, kind, relation, subject, answer, fact, "neighbour")
-        return self._pair(rng, kind, relation, subject, answer, fact, "none", phrasing)
+            name = similar_name(rng, subject, kind.subjects)
+            return self._pair(rng, kind, relation, name, answer, fact, "neighbour", asked)
+        return self._pair(rng, kind, relation, subject, answer, fact, "none", known=phrasing)
 
     def _pair(
         self,
@@ -131,6 +141,8 @@ class Phrasebook:
         answer: str,
         fact: str,
         why: str,
+        dropped: str | None = None,
+        *,
         known: str | None = None,
     ) -> Pair:
         def one(texts: Sequence[str]) -> str:
@@ -139,11 +151,14 @@ class Phrasebook:
             same = known in texts and rng.random() < 0.2
             return (known if same and known else chosen).format(subject)
 
+        other = self._other_question(rng, kind, relation, subject)
+        if dropped and rng.random() < _DROPPED:
+            other = dropped
         values = {
             "p": one(relation.statements),
             "q": one(relation.questions),
             "s": subject,
-            "other": self._question(rng, subject),
+            "other": other,
             "a": answer,
             "b": rng.choice(relation.answers),
             "t": self._passage(rng),
@@ -204,6 +219,19 @@ class Phrasebook:
             last = f"{last} {sentences(subject, place)}".rstrip()
             last = f"{last} {_by_pronoun(kind, statement).format(subject)}"
         return "\n".join([*lines, last])
+
+    def _other_question(
+        self, rng: random.Random, kind: Kind, relation: Relation, subject: str
+    ) -> str:
+        """A question about something else, often one that is near."""
+        chance = rng.random()
+        others = [other for other in kind.relations if other is not relation]
+        if chance < _SAME_SUBJECT and others:
+            return rng.choice(rng.choice(others).questions).format(subject)
+        if chance < _SAME_SUBJECT + _SAME_RELATION:
+            name = similar_name(rng, subject, kind.subjects)
+            return rng.choice(relation.questions).format(name)
+        return self._question(rng, subject)
 
     def _question(self, rng: random.Random, subject: str) -> str:
         kind = rng.choice(self.kinds)
