@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -191,6 +192,22 @@ def test_facts_which_the_model_knows_that_way_are_not_edited(
         for c in cases[:3]
     ]
     assert only_wrong([*known, *cases], *loaded, hparams) == cases
+
+
+def test_which_facts_a_model_knows_depends_on_where_its_answers_end(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase], hparams: MeGHyperParams, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    model, tokenizer = loaded
+    true = [dataclasses.replace(case.request, target_new=case.truth or "") for case in cases]
+    known = [dataclasses.replace(c, request=r) for c, r in zip(cases, true, strict=True)]
+    assert only_wrong(known, model, tokenizer, hparams, store) == []
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "the"
+    ends = copy.copy(model)
+    ends.generation_config = copy.deepcopy(model.generation_config)
+    ends.generation_config.eos_token_id = other.eos_token_id
+    assert only_wrong(known, ends, other, hparams, store) != []
 
 
 def test_a_run_that_goes_on_asks_for_no_fact_anew(

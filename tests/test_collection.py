@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import PROMPTS
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from meg_editor.collection.collect import answers_with, collect, shared_start
 from meg_editor.collection.units import natural_units
@@ -236,6 +237,24 @@ def test_targets_end_the_text(tiny_tokenizer: Any) -> None:
     assert example.target[-1] == tiny_tokenizer.eos_token_id
     text = tiny_tokenizer.decode(example.prompt + example.target, skip_special_tokens=True)
     assert text == "The capital of Atlantis is Lima"
+
+
+def test_a_context_that_is_too_long_for_the_model_is_left_out(tiny_tokenizer: Any) -> None:
+    """Learned positions end: an index beyond them fails, on a GPU for the whole process."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), **sizes)).eval()
+    request = EditRequest("the river " * 27 + "is", "Lima")
+    whole = len(encode_example(tiny_tokenizer, request.prompt, request.target_new))
+    assert 50 < whole <= 64
+    settings = dataclasses.replace(SETTINGS, collection_contexts=5, collection_steps=2)
+    spec = NeuronSpec.from_model(model, 1)
+    short = EditRequest("the sea is", "Oslo")
+    both = collect(model, tiny_tokenizer, spec, [request, short], settings, retries=0)
+    assert both.neurons.isfinite().all()
+    bare = dataclasses.replace(settings, collection_contexts=1)
+    alone = collect(model, tiny_tokenizer, spec, [request], bare, retries=0)
+    torch.testing.assert_close(both.neurons[:1], alone.neurons, rtol=1e-4, atol=1e-5)
 
 
 def test_facts_the_model_knows_already_are_no_failure() -> None:

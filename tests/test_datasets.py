@@ -281,4 +281,4 @@ def test_every_hop_of_mquake_that_is_edited_has_its_edit() -> None:
         assert 1 <= len(chain.edits) <= 4 and len(chain.questions) == 3
         answers = {answer for hop in chain.hops for answer in hop.answers}
         assert all(targets[prompt] in answers for prompt in chain.edits)
-        assert {prompt for prompt in chain.edits} <= {step.prompt for step in chain.steps}
+        assert set(chain.edits) <= {step.prompt for step in chain.steps}

@@ -56,7 +56,8 @@ def run(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder) -> Any:
     def run(requests: Any = EDITS, model: Any = tiny_llama, **options: Any) -> Any:
         defaults = {"pseudo": TUNING, "calibration": TUNING, "encoder": tiny_encoder}
         hparams = options.pop("hparams", SETTINGS)
-        return fit(model, tiny_tokenizer, requests, hparams, **{**defaults, **options})
+        tokenizer = options.pop("tokenizer", tiny_tokenizer)
+        return fit(model, tokenizer, requests, hparams, **{**defaults, **options})
 
     return run
 
@@ -209,6 +210,7 @@ STAGES = ["encoder", "collection", "gate", "generator"]
         ({"pseudo": "another fact"}, ["encoder", "gate", "generator"]),
         ({"model": "one weight"}, ["collection", "gate", "generator"]),
         ({"model": "rope_theta"}, ["collection", "gate"]),
+        ({"tokenizer": "chat_template"}, ["collection", "gate"]),
         ({"encoder": "layer_norm_eps"}, STAGES[:1] + STAGES[2:]),
         ({"gate_name_weight": 0.3}, ["gate"]),
         ({"gate_state_weight": 0.25}, ["gate"]),
@@ -225,6 +227,7 @@ STAGES = ["encoder", "collection", "gate", "generator"]
 def test_a_stage_runs_again_exactly_if_something_it_reads_changed(
     run: Any,
     tiny_llama: Any,
+    tiny_tokenizer: Any,
     tiny_encoder: TextEncoder,
     tmp_path: Path,
     change: dict[str, Any],
@@ -238,6 +241,9 @@ def test_a_stage_runs_again_exactly_if_something_it_reads_changed(
         elif value == "rope_theta":
             options["model"] = copy.deepcopy(tiny_llama)
             options["model"].config.rope_parameters = {"rope_theta": 77.0}
+        elif name == "tokenizer":
+            options["tokenizer"] = copy.deepcopy(tiny_tokenizer)
+            options["tokenizer"].chat_template = "{{ messages[-1]['content'] }}, please"
         elif name == "encoder":
             options["encoder"] = copy.deepcopy(tiny_encoder)
             options["encoder"].model.config.layer_norm_eps = 0.1

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def test_the_second_of_two_writers_is_refused(
     assert listed(folder) == ids(first) | ids(second)
     with pytest.raises(OtherWriterError):
         first.save_pretrained(folder)
+
+
+def test_what_is_taken_back_after_it_was_saved_is_not_saved(model: MeGModel, folder: Path) -> None:
+    with suppress(KeyError), model.transaction():
+        model.add(facts(8))
+        model.save_pretrained(folder)
+        raise KeyError
+    model.add(facts(9))
+    model.save_pretrained(folder)
+    assert listed(folder) == ids(model)
+    assert_same(load(model, folder), model)
+    model.add(facts(10))  # and goes on from there
+    model.save_pretrained(folder)
+    assert listed(folder) == ids(model)
 
 
 @pytest.mark.parametrize("late", ["compact", "change"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -90,6 +91,11 @@ def test_a_search_resumes(material: tuple[Any, ...], tmp_path: Path) -> None:
     )
     run(scaling(-1.0, 1.0), material, tmp_path, said)
     assert len(said) == 3  # another space: all of it again
+    model, tokenizer, *facts = material
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = "the"
+    run(scaling(-1.0, 1.0), (model, tokenizer, *facts), tmp_path, said)
+    assert len(said) == 5  # answers that end elsewhere: all of it again
     path.write_text("{")
     with pytest.raises(ValueError, match="is damaged.*delete it to search again"):
         run(baseline, material, tmp_path, said)

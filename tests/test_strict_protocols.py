@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -314,6 +315,23 @@ def test_without_the_flags_a_cell_has_the_key_it_always_had(
     assert seen[0][:5] == [name, __version__, 0, options, [cases, []]]
     assert seen[0][5:7] == [None, unedited.code] and len(seen[0]) == 8
     assert [parts[8:] for parts in seen[1:]] == [["-sequential-1"], ["-sequential-2"], ["-natural"]]
+
+
+def test_a_cell_knows_where_answers_end_if_not_where_the_models_config_says(
+    loaded: Any, cases: Any
+) -> None:
+    unedited = Method("unedited", lambda model, *_, **__: (model, {}))
+    benchmark = Benchmark("reference", Split(tuple(cases), (), ()), [unedited], (5,), 1)
+    model, tokenizer = loaded
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "the"
+    before = runner._Before(model)
+    sets = [
+        runner._EditSet(benchmark, model, each, list(cases), 0, before)
+        for each in (tokenizer, copy.deepcopy(tokenizer), other)
+    ]
+    first, same, elsewhere = (run.key(unedited) for run in sets)
+    assert first == same != elsewhere
 
 
 def test_a_prompt_template_is_put_around_the_questions_of_every_method(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.phrasebook.phrasebook import Kind, Phrasebook, Relation
 from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.data.world.facts import load_world
+from meg_editor.fitting import verifier_training
 from meg_editor.fitting.verifier_training import train_verifier
+from meg_editor.lm.reference import reference_encoder_path
 from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
@@ -93,6 +98,40 @@ def test_the_probability_follows_the_formula(tiny_encoder: TextEncoder) -> None:
     assert torch.equal(tiny_encoder.model.get_submodule(layer).weight, before)
 
 
+def test_a_verifier_is_on_the_device_of_its_encoder() -> None:
+    encoder = TextEncoder.from_pretrained(reference_encoder_path()).to("meta")
+    verifier = Verifier(encoder, adapter_of(encoder, a_linear_layer(encoder)))
+    assert {parameter.device.type for parameter in verifier.parameters()} == {"meta"}
+
+
+def test_training_draws_its_random_numbers_on_the_device(
+    tiny_encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, str]] = []
+
+    def seeded(seed: int, device: Any = "cpu") -> Any:
+        asked.append((seed, str(device)))
+        return nullcontext()
+
+    monkeypatch.setattr(verifier_training, "seeded", seeded)
+    encoder = copy.deepcopy(tiny_encoder).to("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):  # a loss without data
+        train_verifier(encoder, Phrasebook.load(), steps=1, rank=1, batch=2, seed=7)
+    assert asked == [(7, "meta")]
+
+
+def test_encoder_and_verifier_do_not_change_each_others_tokenizer(
+    tiny_encoder: TextEncoder,
+) -> None:
+    """It keeps the length that it cuts texts to: with one for both, threads would cut at either."""
+    tiny_encoder.encode(["a"])
+    before = tiny_encoder.tokenizer.backend_tokenizer.truncation
+    verifier = Verifier(tiny_encoder, adapter_of(tiny_encoder, a_linear_layer(tiny_encoder)))
+    verifier.reader = dataclasses.replace(verifier.reader, max_length=before["max_length"] // 2)
+    verifier.probability(["a"], ["b"])
+    assert tiny_encoder.tokenizer.backend_tokenizer.truncation == before
+
+
 def test_no_verifier_is_shipped_for_a_strange_encoder(tiny_encoder: TextEncoder) -> None:
     assert Verifier.shipped(tiny_encoder) is None
 
@@ -154,6 +193,33 @@ def test_it_may_prefer_an_edit_that_is_less_similar(tiny_encoder: TextEncoder) -
     text = "The capital of Atlantis is not on the river of Genovia"
     routing = router_of(tiny_encoder, Known((text, 1))).route([ReadPrompt.of(text)])
     assert routing[0].is_edit and routing[0].edit == 1
+
+
+class Doubts:
+    """A verifier which is nearly sure of the first edit, and sure of the second."""
+
+    similarity = 0.0
+
+    def __init__(self, threshold: float, first: float) -> None:
+        self.threshold, self.first = threshold, first
+
+    def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
+        return torch.tensor([self.first if f == fact_text(EDITS[0]) else 0.95 for f in facts])
+
+
+def test_an_edit_that_passes_is_not_hidden_by_one_that_fails(tiny_encoder: TextEncoder) -> None:
+    text = ReadPrompt.of("The capital of Atlantis is not on the river of Genovia")
+    by_similarity = router_of(tiny_encoder, Doubts(0.5, 0.95)).route([text])
+    assert by_similarity[0].edit == 0
+    routing = router_of(tiny_encoder, Doubts(0.94, 0.939)).route([text])
+    assert routing[0].is_edit and routing[0].edit == 1
+
+
+def test_what_was_not_verified_is_no_edit_at_any_threshold(tiny_encoder: TextEncoder) -> None:
+    texts = ["Where do penguins live?", "The capital of Atlantis, what is it?"]
+    router = router_of(tiny_encoder, Doubts(0.0, 0.01))
+    routing = router.route([ReadPrompt.of(text) for text in texts])
+    assert routing.is_edit.tolist() == [False, True]
 
 
 def test_an_edited_prompt_needs_no_verification(tiny_encoder: TextEncoder) -> None:

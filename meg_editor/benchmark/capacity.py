@@ -14,6 +14,7 @@ from meg_editor.collection.collect import answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.evaluation.long_answers import embedding_similarity
 from meg_editor.evaluation.metrics import percent, token_accuracy
+from meg_editor.lm.context import context_length
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -57,7 +58,7 @@ def capacity(
         ValueError: no fact fits into the model's context.
     """
     reader = PromptReader(tokenizer, hparams.prompt_template)
-    limit = getattr(model.config, "max_position_embeddings", None) or 10**9
+    limit = context_length(model)
     pairs = [
         (fact, encode_example(tokenizer, reader.wrap(fact.prompt), fact.target_new))
         for fact in facts

@@ -14,7 +14,7 @@ from meg_editor.evaluation import MAX_NEW_TOKENS
 from meg_editor.evaluation.metrics import normalise
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import batched_answers
+from meg_editor.lm.tokens import batched_answers, end_tokens
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore
 
@@ -50,6 +50,7 @@ def only_wrong(
         pairs = zip(answers, targets, strict=True)
         return {"wrong": torch.tensor([normalise(a) != normalise(t) for a, t in pairs])}
 
-    inputs = [fingerprint(model), prompts, targets]
+    ends = sorted(end_tokens(model, tokenizer))
+    inputs = [fingerprint(model), ends, prompts, targets]
     found = (store or ArtifactStore()).run("wrong", inputs, ask)
     return list(compress(cases, found.tensors["wrong"].tolist()))

@@ -41,7 +41,7 @@ from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natur
 from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import max_target_length
+from meg_editor.lm.tokens import end_tokens, max_target_length
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore, digest
@@ -221,6 +221,9 @@ class _EditSet:
             parts.append(self.benchmark.protocol)
         if self.reader.template != "{}":
             parts.append({"prompt_template": self.reader.template})
+        ends, own = end_tokens(self.model, self.tokenizer), self.model.config.eos_token_id
+        if ends != set(own if isinstance(own, list) else [own]):
+            parts.append({"end_tokens": sorted(ends)})
         return digest(parts)
 
     def measure(self, method: Method, out: Path) -> Cell:

@@ -27,6 +27,7 @@ from meg_editor.evaluation import Question, evaluate
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.neuron import count_layers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.tokens import end_tokens
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import digest
 from meg_editor.runtime.text_files import read_json, write_json
@@ -124,6 +125,7 @@ def search(
         [
             name,
             material.fingerprint,
+            sorted(end_tokens(material.model, material.tokenizer)),
             facts,
             dict(material.common),
             dict(baseline.fixed),

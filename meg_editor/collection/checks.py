@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.context import context_length
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import batched_answers, encode_example, max_target_length
 from meg_editor.requests.prompts import PromptReader
@@ -28,7 +29,7 @@ def check_lengths(
         ...
         meg_editor.requests.request.RequestError: request 0 ('Word Word ...
     """
-    context = getattr(model.config, "max_position_embeddings", None) or hparams.max_length
+    context = context_length(model)
     limit = min(hparams.max_length, context)
     reader = PromptReader(tokenizer, hparams.prompt_template)
     for row, edit in enumerate(edits):

@@ -16,6 +16,7 @@ from meg_editor.collection.optimizer import Rows, optimise, row_losses
 from meg_editor.collection.units import natural_units
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.lm.context import that_fit
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
@@ -99,7 +100,8 @@ def collect(
     units of the model (`natural_units`). A fact has converged once the target is the greedy answer
     in every context with a loss below `collection_loss_threshold`; one that was optimised in
     bfloat16 has to converge in the model's own precision too. Facts that fail are retried from the
-    start with half the learning rate and twice the steps.
+    start with half the learning rate and twice the steps. A context that is too long for the model
+    is left out.
 
     Args:
         spec: layer and size of the neurons.
@@ -132,7 +134,10 @@ def collect(
         hparams.seed,
     )
     examples = [
-        [encode_example(tokenizer, prompt, request.target_new) for prompt in prompts]
+        [
+            encode_example(tokenizer, prompt, request.target_new)
+            for prompt in that_fit(model, tokenizer, prompts, request.target_new)
+        ]
         for request, prompts in zip(requests, contexts, strict=True)
     ]
     working = working_copy(model, runtime.collection_bfloat16)
@@ -210,14 +215,14 @@ def _rows_at_once(
     examples: Sequence[Sequence[Example]],
     runtime: RuntimeConfig,
 ) -> int:
-    """Batch size of the runtime config, else the rows of the longest fact which fit into memory."""
+    """Batch size of the runtime config, else how many of the longest row fit into memory."""
     if runtime.collection_batch_size is not None:
         return runtime.collection_batch_size
     device = model.device
-    longest = max(examples, key=lambda rows: max(map(len, rows)))
-    batch = Batch.of(longest, device)
+    longest = max((row for rows in examples for row in rows), key=len)
+    batch = Batch.of([longest], device)
     layers = LayersFrom(model, hook.spec.layer)
-    owner = torch.zeros(len(longest), dtype=torch.long, device=device)
+    owner = torch.zeros(1, dtype=torch.long, device=device)
     rows = Rows(batch, layers.residual_stream(batch.ids), owner)
     neuron = start[None].to(device).requires_grad_(True)
 
@@ -225,7 +230,7 @@ def _rows_at_once(
         return row_losses(model, hook, layers, rows, neuron)[0]
 
     budget = runtime.collection_memory * free_bytes(device)
-    fitting = rows_within(budget, forward, len(longest), model.parameters())
+    fitting = rows_within(budget, forward, 1, model.parameters())
     return min(fitting, _MAX_ROWS.get(device.type, 4096))
 
 

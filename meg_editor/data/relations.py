@@ -51,7 +51,7 @@ class Relations:
 
         Args:
             fitting: of relations alone which other subjects with that of `case` have too: no lake
-                is asked for its mother tongue. Needs named relations and several facts of a subject.
+                is asked for its mother tongue. Needs named relations, and subjects of several.
         """
         if not (alike := self._alike(case)):
             return []

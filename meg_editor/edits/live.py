@@ -21,6 +21,7 @@ from meg_editor.edits.conflicts import OnConflict, resolve, rows_of
 from meg_editor.edits.consolidation import Consolidation, consolidated
 from meg_editor.edits.edit import Edit, edits_of, now
 from meg_editor.edits.edition import Edition, Rows
+from meg_editor.lm.context import that_fit
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.tokens import max_target_length
@@ -47,6 +48,7 @@ class LiveEdits:
     reader: PromptReader
     _tokenizer: Any
     _history: History
+    _saved: Any
     _changing: threading.RLock
 
     @property
@@ -168,7 +170,7 @@ class LiveEdits:
         """
         with self._changing:
             edition, hparams, history = self.edition, self.hparams, self._history
-            changes = list(history.changes)
+            changes, saved = list(history.changes), self._saved
             try:
                 yield
             except BaseException:
@@ -176,6 +178,8 @@ class LiveEdits:
                     self._put_in_force(edition)
                 self.hparams, self._history = hparams, history
                 history.changes[:] = changes
+                if self._saved is not saved:  # what was saved meanwhile has what is taken back
+                    self._saved = None
                 raise
 
     def consolidate(self) -> Consolidation:
@@ -293,19 +297,16 @@ class LiveEdits:
         2: the target; 1: a text that begins with it; 0: another one.
         """
         edits, hparams = [self.edition.edits[row] for row in rows], self.hparams
-        contexts = [  # of each alone: the same whatever it is asked with
-            fact_contexts(
+        prompts = [
+            that_fit(self.base, self._tokenizer, list(dict.fromkeys(texts)), edit.target_new)
+            for edit in edits
+            for texts in fact_contexts(  # of each alone: the same whatever it is asked with
                 self._tokenizer,
                 [edit.prompt],
                 hparams.collection_contexts,
                 hparams.prompt_template,
                 hparams.seed,
-            )[0]
-            for edit in edits
-        ]
-        prompts = [
-            list(dict.fromkeys([self.reader.wrap(edit.prompt), *texts]))
-            for edit, texts in zip(edits, contexts, strict=True)
+            )
         ]
         owner = [row for row, texts in enumerate(prompts) for _ in texts]
         answers = answers_with(

@@ -88,6 +88,7 @@ class FitContext:
     def model_key(self) -> list[Any]:
         """What identifies the LM in a key, and how its answers end."""
         generation = getattr(self.model, "generation_config", None)
+        template = getattr(self.tokenizer, "chat_template", None)
         return [
             fingerprint(self.model),
             str(self.model.dtype),
@@ -96,6 +97,7 @@ class FitContext:
             None if generation is None else config_key(generation),
             self.tokenizer.eos_token_id,
             self.runtime.collection_bfloat16,
+            *([template] if template else []),  # facts are fitted in it
         ]
 
 

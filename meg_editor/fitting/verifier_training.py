@@ -68,11 +68,12 @@ def train_verifier(
         True
     """
     rng = random.Random(seed)
-    with seeded(seed), torch.enable_grad():
+    device = next(encoder.model.parameters()).device
+    with seeded(seed, device), torch.enable_grad():
         reader = PairReader.of(encoder)
         if start is None:
             model: Any = copy.deepcopy(encoder.model).requires_grad_(False)
-            head = nn.Linear(encoder.dimension, 1)
+            head = nn.Linear(encoder.dimension, 1, device=device)
         else:
             begun = Verifier(encoder, start)
             model, head = begun.model, begun.head.requires_grad_(True)
@@ -92,10 +93,10 @@ def train_verifier(
             optimizer.param_groups[0]["lr"] = lr * min(
                 1.0, progress / _WARM_UP, (1 - progress) / 0.6 + 1e-3
             )
-            with bfloat16(next(model.parameters()).device):
+            with bfloat16(device):
                 prompts = [pair.prompt for pair in drawn]
                 logits = head(reader.pooled(model, prompts, [pair.fact for pair in drawn]))[:, 0]
-            labels = torch.tensor([float(pair.asks) for pair in drawn], device=logits.device)
+            labels = torch.tensor([float(pair.asks) for pair in drawn], device=device)
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
             if not torch.isfinite(loss):
                 raise FloatingPointError(

@@ -179,7 +179,7 @@ class Router:
                     Candidate(edit, flat[place], similarity, sure[row, edit], named[row, edit])
                     for edit, similarity, place in found
                 ),
-                key=lambda candidate: candidate.verified * candidate.similarity,
+                key=lambda c: (c.verified >= verifier.threshold, c.verified * c.similarity),
                 reverse=True,
             )
             for row, found in enumerate(retrieved)
@@ -194,7 +194,7 @@ class Router:
             spans,
             rows - torch.tensor(starts[:-1], dtype=torch.long, device=device),
             embeddings[rows],
-            score >= verifier.threshold,
+            (score >= verifier.threshold) & (score > 0),  # 0: not verified
             score,
             torch.tensor(verifier.threshold),
             nearest,

@@ -63,7 +63,7 @@ class Verifier(nn.Module):
         memo = {id(embeddings): embeddings}  # by far the largest part
         self.model: Any = copy.deepcopy(encoder.model, memo)
         self.reader = PairReader.of(encoder)
-        self.head = nn.Linear(encoder.dimension, 1)
+        self.head = nn.Linear(encoder.dimension, 1, device=embeddings.weight.device)
         with torch.no_grad():
             for name in {key.removesuffix(UP) for key in adapter if key.endswith(UP)}:
                 change = adapter[name + UP].float() @ adapter[name + DOWN].float()
@@ -122,8 +122,12 @@ class PairReader:
 
     @classmethod
     def of(cls, encoder: TextEncoder) -> PairReader:
-        """As `encoder` reads its texts."""
-        return cls(encoder.tokenizer, encoder.pooling, min(_LENGTH, encoder.max_length))
+        """As `encoder` reads its texts, with a tokenizer of its own.
+
+        A tokenizer keeps the length that it cuts texts to, and the encoder cuts at another one.
+        """
+        tokenizer = copy.deepcopy(encoder.tokenizer)
+        return cls(tokenizer, encoder.pooling, min(_LENGTH, encoder.max_length))
 
     def pooled(self, model: Any, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
         """Pooled states (B, E), float32, of B pairs: the fact is read first.

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
+from meg_editor.lm.context import context_length
 from meg_editor.lm.paged import PagedManager
 from meg_editor.lm.sampling import Chooser, Sampling, TokenLogprob
 from meg_editor.lm.tokens import end_tokens
@@ -145,8 +146,7 @@ class Engine:
         """Most tokens of a prompt with its answer."""
         config = self._manager.continuous_batching_config
         cache = config.page_size * (config.num_blocks or 0)
-        text = self._model.base.config.get_text_config()
-        context = getattr(text, "max_position_embeddings", None)
+        context = context_length(self._model.base)
         return min(number for number in (cache, context) if number)
 
     def start(self) -> None:
