@@ -20,7 +20,7 @@ _FILES = (
     "places_and_things.yaml",
     "technology_and_nature.yaml",
 )
-_FORMS = ("forms", "more_forms")
+_FORMS = ("forms", "more_forms", "asking_forms", "mentioning_forms")
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
 _SIBLING = 0.4  # of the others: for another relation of the subject
