@@ -203,7 +203,7 @@ def test_which_facts_a_model_knows_depends_on_where_its_answers_end(
     known = [dataclasses.replace(c, request=r) for c, r in zip(cases, true, strict=True)]
     assert only_wrong(known, model, tokenizer, hparams, store) == []
     other = copy.deepcopy(tokenizer)
-    other.eos_token = "the"
+    other.eos_token = tokenizer.convert_ids_to_tokens(9)
     ends = copy.copy(model)
     ends.generation_config = copy.deepcopy(model.generation_config)
     ends.generation_config.eos_token_id = other.eos_token_id

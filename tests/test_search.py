@@ -93,7 +93,7 @@ def test_a_search_resumes(material: tuple[Any, ...], tmp_path: Path) -> None:
     assert len(said) == 3  # another space: all of it again
     model, tokenizer, *facts = material
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.eos_token = "the"
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(9)
     run(scaling(-1.0, 1.0), (model, tokenizer, *facts), tmp_path, said)
     assert len(said) == 5  # answers that end elsewhere: all of it again
     path.write_text("{")

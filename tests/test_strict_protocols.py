@@ -324,7 +324,7 @@ def test_a_cell_knows_where_answers_end_if_not_where_the_models_config_says(
     benchmark = Benchmark("reference", Split(tuple(cases), (), ()), [unedited], (5,), 1)
     model, tokenizer = loaded
     other = copy.deepcopy(tokenizer)
-    other.eos_token = "the"
+    other.eos_token = tokenizer.convert_ids_to_tokens(9)
     before = runner._Before(model)
     sets = [
         runner._EditSet(benchmark, model, each, list(cases), 0, before)
