@@ -31,7 +31,7 @@ _REPHRASED = 0.2  # of these: the fact is in other words
 class VerifierStage(Stage):
     """Trains the verifier which is shipped for `encoder` on the tuning facts.
 
-    A verifier which has seen 275 relations of a phrasebook refuses many a paraphrase of others, and
+    A verifier which has seen 473 relations of a phrasebook refuses many a paraphrase of others, and
     takes some for one another. Facts of the user's kind, with rephrases and locality prompts, show
     it where one relation ends and the next begins.
 
