@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -36,8 +37,9 @@ def main() -> None:
     )
     parser.add_argument("--encoder", default="all-MiniLM-L6-v2", help="as encoder_name")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--further", action="store_true", help="go on from the shipped verifier")
-    parser.add_argument("--held-out", action="store_true", help="measure, and write nothing")
+    way = parser.add_mutually_exclusive_group()  # the shipped one has seen what is held out
+    way.add_argument("--further", action="store_true", help="go on from the shipped verifier")
+    way.add_argument("--held-out", action="store_true", help="measure, and write nothing")
     options = parser.parse_args()
     encoder = TextEncoder.from_pretrained(resolve_model_name(options.encoder))
     book = Phrasebook.load()
@@ -48,12 +50,16 @@ def main() -> None:
         if step % 100 == 99:
             print(f"{time.time() - start:6.0f} s  step {step + 1}  loss {loss:.3f}", flush=True)
 
-    shipped = Verifier.shipped(encoder) if options.further else None
-    known = (
-        {"start": shipped.adapter, "threshold": shipped.threshold, "similarity": shipped.similarity}
-        if shipped
-        else {}
-    )
+    known: dict[str, Any] = {}
+    if options.further:
+        shipped = Verifier.shipped(encoder)
+        if shipped is None:
+            parser.error(f"--further: no verifier is shipped for {options.encoder}")
+        known = {
+            "start": shipped.adapter,
+            "threshold": shipped.threshold,
+            "similarity": shipped.similarity,
+        }
     adapter = train_verifier(encoder, seen, steps=options.steps, report=report, **known)
     if options.held_out:
         rng = random.Random(1)

@@ -58,7 +58,7 @@ def capacity(
         ValueError: no fact fits into the model's context.
     """
     reader = PromptReader(tokenizer, hparams.prompt_template)
-    limit = context_length(model)
+    limit = context_length(model) or 10**9
     pairs = [
         (fact, encode_example(tokenizer, reader.wrap(fact.prompt), fact.target_new))
         for fact in facts

@@ -221,7 +221,8 @@ class _EditSet:
             parts.append(self.benchmark.protocol)
         if self.reader.template != "{}":
             parts.append({"prompt_template": self.reader.template})
-        ends, own = end_tokens(self.model, self.tokenizer), self.model.config.eos_token_id
+        ends = end_tokens(self.model, self.tokenizer)
+        own = getattr(self.model.config.get_text_config(), "eos_token_id", None)
         if ends != set(own if isinstance(own, list) else [own]):
             parts.append({"end_tokens": sorted(ends)})
         return digest(parts)

@@ -29,7 +29,7 @@ def check_lengths(
         ...
         meg_editor.requests.request.RequestError: request 0 ('Word Word ...
     """
-    context = context_length(model)
+    context = context_length(model) or hparams.max_length
     limit = min(hparams.max_length, context)
     reader = PromptReader(tokenizer, hparams.prompt_template)
     for row, edit in enumerate(edits):

@@ -134,12 +134,10 @@ def collect(
         hparams.seed,
     )
     examples = [
-        [
-            encode_example(tokenizer, prompt, request.target_new)
-            for prompt in that_fit(model, tokenizer, prompts, request.target_new)
-        ]
+        [encode_example(tokenizer, prompt, request.target_new) for prompt in prompts]
         for request, prompts in zip(requests, contexts, strict=True)
     ]
+    examples = [[rows[row] for row in that_fit(model, list(map(len, rows)))] for rows in examples]
     working = working_copy(model, runtime.collection_bfloat16)
     copies = [working]
     if working.dtype != model.dtype:

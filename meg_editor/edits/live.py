@@ -24,7 +24,7 @@ from meg_editor.edits.edition import Edition, Rows
 from meg_editor.lm.context import that_fit
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import eager
-from meg_editor.lm.tokens import max_target_length
+from meg_editor.lm.tokens import encode_example, max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest, RequestError, only_edits
 from meg_editor.routing.encoder import TextEncoder
@@ -297,17 +297,18 @@ class LiveEdits:
         2: the target; 1: a text that begins with it; 0: another one.
         """
         edits, hparams = [self.edition.edits[row] for row in rows], self.hparams
-        prompts = [
-            that_fit(self.base, self._tokenizer, list(dict.fromkeys(texts)), edit.target_new)
-            for edit in edits
-            for texts in fact_contexts(  # of each alone: the same whatever it is asked with
+        prompts = []
+        for edit in edits:
+            (contexts,) = fact_contexts(  # of each alone: the same whatever it is asked with
                 self._tokenizer,
                 [edit.prompt],
                 hparams.collection_contexts,
                 hparams.prompt_template,
                 hparams.seed,
             )
-        ]
+            texts = list(dict.fromkeys(contexts))
+            lengths = [len(encode_example(self._tokenizer, t, edit.target_new)) for t in texts]
+            prompts.append([texts[row] for row in that_fit(self.base, lengths)])
         owner = [row for row, texts in enumerate(prompts) for _ in texts]
         answers = answers_with(
             self.base,

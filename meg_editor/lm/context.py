@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import encode_example
+from meg_editor.lm.protocols import CausalLM
 
 
-def context_length(model: CausalLM) -> int:
-    """Most tokens of a text; `sys.maxsize` where the model's config names no limit.
+def context_length(model: CausalLM) -> int | None:
+    """Most tokens of a text; None where the model's config names no limit.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
@@ -18,20 +16,18 @@ def context_length(model: CausalLM) -> int:
         >>> context_length(model)
         256
     """
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or None
 
 
-def that_fit(
-    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], target: str
-) -> list[str]:
-    """The prompts that fit into the model's context with the target; in any case the first one.
+def that_fit(model: CausalLM, lengths: Sequence[int]) -> list[int]:
+    """Which of the texts of so many tokens the model can read; in any case the first one.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
-        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
-        >>> that_fit(model, tokenizer, ["The capital is", "Word " * 999], "Lima")
-        ['The capital is']
+        >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> that_fit(model, [12, 999, 256]), that_fit(model, [999, 998])
+        ([0, 2], [0])
     """
     limit = context_length(model)
-    fitting = [p for p in prompts if len(encode_example(tokenizer, p, target)) <= limit]
-    return fitting or list(prompts[:1])
+    fitting = [row for row, length in enumerate(lengths) if limit is None or length <= limit]
+    return fitting or [0]

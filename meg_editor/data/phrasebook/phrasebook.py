@@ -55,6 +55,10 @@ class Kind:
     subjects: tuple[str, ...]
     relations: tuple[Relation, ...]
 
+    def besides(self, relation: Relation) -> list[Relation]:
+        """Its other relations."""
+        return [other for other in self.relations if other is not relation]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -122,7 +126,7 @@ class Phrasebook:
         if chance < _ASKS:
             return self._pair(rng, kind, relation, subject, answer, fact, "edit", known=phrasing)
         chance = rng.random() if self.other_facts else 1.0
-        others = [other for other in kind.relations if other is not relation]
+        others = kind.besides(relation)
         asked = rng.choice(relation.questions).format(subject)
         if chance < _SIBLING and others:
             other = rng.choice(others)
@@ -225,7 +229,7 @@ class Phrasebook:
     ) -> str:
         """A question about something else, often one that is near."""
         chance = rng.random()
-        others = [other for other in kind.relations if other is not relation]
+        others = kind.besides(relation)
         if chance < _SAME_SUBJECT and others:
             return rng.choice(rng.choice(others).questions).format(subject)
         if chance < _SAME_SUBJECT + _SAME_RELATION:
