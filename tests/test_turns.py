@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meg_editor.requests.turns import Turn, last_turn
+from meg_editor.requests.turns import Turn, dialogue, turns_of
 
 Q = "Which instrument does Ada play?"
 # As the templates of these models render a chat; written out by hand.
@@ -38,6 +38,10 @@ CHATS = {
     "tool role": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>tool\nNothing.<|im_end|>\n"
     "<|im_start|>assistant\n",
 }
+
+
+def last_turn(text: str) -> Turn:
+    return turns_of(text)[-1]
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -98,3 +102,33 @@ def test_the_last_of_several_examples_is_asked(end: str) -> None:
 )
 def test_one_question_is_no_series_of_examples(text: str) -> None:
     assert last_turn(text).text == text
+
+
+EXCHANGES = {
+    "chatml": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n",
+    "llama-3": "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
+    "gemma": "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}<end_of_turn>\n",
+    "mistral": "[INST] {} [/INST] {}</s>",
+    "plain": "User: {}\nAssistant: {}\n",
+}
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_all_turns_are_read_with_their_replies(name: str) -> None:
+    one = EXCHANGES[name]
+    text = one.format(Q, "The harp.") + one.format("Are you sure?", "")
+    assert turns_of(text) == [Turn(Q, "The harp."), Turn("Are you sure?")]
+
+
+def test_a_dialogue_has_the_last_turns_and_short_replies() -> None:
+    turns = [Turn("One?", "1"), Turn(Q, "harp " * 60), Turn("In a word.", "Harp."), Turn("Sure?")]
+    lines = dialogue(turns).splitlines()
+    assert [lines[0], *lines[2:]] == [
+        f"User: {Q}",
+        "User: In a word.",
+        "Assistant: Harp.",
+        "User: Sure?",
+    ]
+    assert lines[1].startswith("Assistant: harp harp")
+    assert len(lines[1]) < 150

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 from meg_editor.data.loaders.forms import load_forms
-from meg_editor.data.phrasebook.phrasebook import Kind, Phrasebook, Relation
+from meg_editor.data.phrasebook.dialogues import Asked, FollowUps, draw_dialogue
+from meg_editor.data.phrasebook.kinds import Kind, Relation
+from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.data.world.facts import load_world
 from meg_editor.fitting import verifier_training
 from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import reference_encoder_path
-from meg_editor.requests.prompts import ReadPrompt
+from meg_editor.requests.prompts import PromptReader, ReadPrompt
 from meg_editor.requests.request import EditRequest
+from meg_editor.requests.turns import turns_of
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.index import QueryIndex
@@ -231,6 +234,23 @@ def test_an_edited_prompt_needs_no_verification(tiny_encoder: TextEncoder) -> No
     assert (EDITS[0].prompt, fact_text(EDITS[0])) not in verifier.seen
 
 
+def test_a_turn_may_go_back_to_an_earlier_one(tiny_encoder: TextEncoder) -> None:
+    reader = PromptReader(tiny_encoder.tokenizer)
+    chat = "User: The capital of Atlantis is\nAssistant: I don't know.\nUser: {}\nAssistant:"
+    texts = [chat.format(turn) for turn in ("Have a guess.", "Thanks!", EDITS[1].prompt, "x" * 300)]
+    dialogue = "User: The capital of Atlantis is\nAssistant: I don't know.\nUser: Have a guess."
+    verifier = Known((dialogue, 0))
+    prompts = [*map(reader.read, texts), ReadPrompt.of("Have a guess.")]
+    routing = router_of(tiny_encoder, verifier).route(prompts)
+    assert routing.is_edit.tolist() == [True, False, True, False, False]
+    assert routing.nearest.tolist()[0] == 0 and routing.nearest.tolist()[2] == 1
+    assert routing[0].question == "The capital of Atlantis is"
+    assert routing[0].candidates[0].verified == pytest.approx(0.9)
+    read = [prompt for prompt, _ in verifier.seen]
+    assert dialogue.replace("Have a guess.", "Thanks!") in read
+    assert not any(EDITS[1].prompt in text or "xxx" in text for text in read)
+
+
 class Agrees:
     """A verifier which is sure of everything, as a real one is of "BMW M1" beside "BMW M5"."""
 
@@ -319,6 +339,50 @@ def test_of_two_questions_the_last_one_decides_and_the_other_one_is_often_near()
         near += dropped.split(" of ")[1] == last.split(" of ")[1]
     assert first == {True: {False}, False: {True, False}}
     assert near > len(pairs) / 5
+
+
+def test_a_form_around_another_one_leaves_what_is_asked_as_it_is() -> None:
+    relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "AB"]
+    kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur"), tuple(relations))
+    forms = [
+        PromptForm("how", "suffix", "edit", "{q} In a word."),
+        PromptForm("what", "translate", "none", "In French: {q}"),
+    ]
+    book, rng = Phrasebook([kind], forms), random.Random(0)
+    prompts = [(pair.prompt, pair.asks) for pair in (book.draw(rng) for _ in range(2000))]
+    wrapped = [asks for prompt, asks in prompts if prompt.startswith("In French: ")]
+    assert wrapped
+    assert not any(wrapped)
+    assert any(p.startswith("In French: ") and p.endswith(" In a word.") for p, _ in prompts)
+    assert any(asks and p.count("In a word.") == 2 for p, asks in prompts)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_dialogues_ask_for_a_fact_or_go_on_to_something_else(asks: bool) -> None:
+    said = FollowUps(replies=("{a}", "{b}"), asks=("Sure?",), other=("Bye.", "Next: {other}"))
+    asked = Asked(
+        "Ur",
+        question=lambda: "A of Ur?",
+        ending=lambda: "Its A is",
+        neighbour=("Kish", "A of Kish?"),
+        sibling=("B of Ur?", "Its B is"),
+        other=lambda: "C of Nippur?",
+        answers=("one", "two"),
+    )
+    rng = random.Random(0)
+    drawn = [turns_of(draw_dialogue(rng, said, asked, asks)) for _ in range(500)]
+    seen = {(turns[0].text, turns[-1].text.lower()) for turns in drawn}
+    back = {("A of Ur?", "sure?")}  # to the fact, or to another question between
+    if asks:
+        right = back | {("A of Kish?", "what about ur?"), ("B of Ur?", "and its a is?")}
+        wrong = {("A of Ur?", "bye."), ("A of Ur?", "what about kish?")}
+    else:
+        right = back | {("A of Ur?", "what about kish?"), ("A of Ur?", "and its b is?")}
+        right |= {("A of Ur?", "bye."), ("A of Ur?", "next: c of nippur?")}
+        wrong = {("A of Kish?", "what about ur?"), ("B of Ur?", "and its a is?")}
+    assert seen >= right and not seen & wrong
+    assert asks == all(len(t) == 2 or t[1].text == "Sure?" for t in drawn if t[-1].text == "Sure?")
+    assert {turns[0].begun for turns in drawn} == {"one", "two"}
 
 
 def test_no_form_and_no_phrasing_that_is_measured_is_learned() -> None:

@@ -15,7 +15,8 @@ from schedule import cosine
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from meg_editor.data.phrasebook.phrasebook import Kind, Phrasebook, Relation
+from meg_editor.data.phrasebook.kinds import Kind, Relation
+from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.data.world.facts import World
 from meg_editor.runtime.precision import bfloat16
 

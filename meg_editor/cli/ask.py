@@ -54,7 +54,8 @@ def explained(model: MeGModel, prompt: str) -> list[str]:
         edit c43ba61823cf 'The capital of France is' by 'The capital of France is': ...
         decided by ...
     """
-    read, routed = model.reader.read(prompt), model.route(prompt)[0]
+    routed = model.route(prompt)[0]
+    read = model.reader.read(prompt).read_for(routed.question)
     spans = read.spans if model.verifier else read.closing
     lines = [f"read as: {read.text!r}", f"spans: {', '.join(map(repr, spans))}"]
     for candidate in routed.candidates:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meg_editor.requests.spans import closing_spans, spans_of
-from meg_editor.requests.turns import ChatTokenizer, Frame, chat_frame, last_turn
+from meg_editor.requests.turns import ChatTokenizer, Frame, chat_frame, dialogue, turns_of
+
+_FOLLOW_UP = 240  # characters of a turn that may go back to an earlier one
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,8 @@ class ReadPrompt:
         text: what is asked now, a begun answer behind it.
         closing: spans that end the turn, which are asked rather than mentioned; at least one.
         spans: all spans that may be the question.
+        dialogue: the last turns together, where the last one may go back to an earlier one ("Are
+            you sure?"); None if it cannot.
 
     Example:
         >>> ReadPrompt.of("Who wrote Emma? Be brief.").spans[1:]
@@ -25,12 +29,17 @@ class ReadPrompt:
     text: str
     closing: tuple[str, ...]
     spans: tuple[str, ...]
+    dialogue: ReadPrompt | None = None
 
     @classmethod
     def of(cls, text: str, whole: str | None = None) -> ReadPrompt:
         """A prompt that asks `text`; `whole` has a begun answer behind it."""
         closing = tuple(closing_spans(text)) or (text,)
         return cls(text if whole is None else whole, closing, tuple(spans_of(text)) or closing)
+
+    def read_for(self, question: str) -> ReadPrompt:
+        """The reading that has the span `question`: this one, else the dialogue."""
+        return self.dialogue if self.dialogue and question not in self.spans else self
 
 
 class PromptReader:
@@ -66,10 +75,14 @@ class PromptReader:
         query = self._query(prompt)
         if query is not None:
             return ReadPrompt.of(query)
-        turn = last_turn(prompt, self._chat)
+        turns = turns_of(prompt, self._chat)
+        turn = turns[-1]
         inner = self._query(turn.text)
         text = turn.text if inner is None else inner
-        return ReadPrompt.of(text, f"{text}\n{turn.begun}" if turn.begun else text)
+        read = ReadPrompt.of(text, f"{text}\n{turn.begun}" if turn.begun else text)
+        if len(turns) == 1 or len(text) > _FOLLOW_UP:
+            return read
+        return replace(read, dialogue=ReadPrompt.of(dialogue(turns)))
 
     def candidates(self, prompt: str) -> list[str]:
         """What `prompt` asks, longest first: the turn, its last line, that line's last sentence."""

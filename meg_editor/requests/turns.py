@@ -1,9 +1,9 @@
-"""The last user turn of a conversation, as chat templates and plain text write it."""
+"""The user turns of a conversation, as chat templates and plain text write them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +38,7 @@ _END = re.compile(
 _SYSTEM = re.compile(r"^\s*<<SYS>>.*?<</SYS>>\s*", re.DOTALL)
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
 _TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
+_TURNS, _REPLY = 3, 120  # turns of a dialogue; characters of a reply in it
 _USER = {"user", "human", "inst", "instruction", "input", "question", "instruct"}
 _ASSISTANT = {
     *("assistant", "model", "chatbot", "ai", "bot", "answered", "response", "answer", "output")
@@ -54,11 +55,11 @@ class ChatTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Turn:
-    """What is asked now.
+    """What a user asks.
 
     Attributes:
-        text: the last user turn, or a whole text that is no conversation.
-        begun: of the answer, what is there already.
+        text: a user turn, or a whole text that is no conversation.
+        begun: the answer; of the last turn, what is there already.
 
     Example:
         >>> Turn("Who wrote Emma?", "The author is").whole
@@ -87,11 +88,11 @@ class Frame(NamedTuple):
     closed: str
     answered: str
 
-    def last_turn(self, text: str) -> Turn | None:
-        """The last turn in this frame; None without one."""
-        if not self.before or self.before not in text:
-            return None
-        rest = text[text.rindex(self.before) + len(self.before) :]
+    def turns(self, text: str) -> list[Turn]:
+        """The turns in this frame; none without one."""
+        return [self._turn(rest) for rest in text.split(self.before)[1:]] if self.before else []
+
+    def _turn(self, rest: str) -> Turn:
         for ending in (self.answered, self.closed):
             if ending and ending in f"{rest} ":
                 question, _, begun = rest.partition(ending)
@@ -125,28 +126,48 @@ def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
     return Frame(_common_end(*before).lstrip(), closed.strip(), after.strip())
 
 
-def last_turn(text: str, frame: Frame | None = None) -> Turn:
-    """The last user turn of a prompt, in the frame or in one of the common formats.
+def turns_of(text: str, frame: Frame | None = None) -> list[Turn]:
+    """The user turns of a prompt, in the frame or in one of the common formats; at least one.
+
+    In the last one, answered questions before the last question are examples, and left out.
 
     Example:
-        >>> last_turn("<|im_start|>user\\nWho wrote Emma?<|im_end|>\\n<|im_start|>assistant\\n")
-        Turn(text='Who wrote Emma?', begun='')
-        >>> last_turn("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")
-        Turn(text='Who wrote Emma?', begun='')
+        >>> turns_of("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")
+        [Turn(text='Who wrote Emma?', begun='')]
+        >>> turns_of("User: Who wrote Emma?\\nAssistant: Joyce.\\nUser: Are you sure?")
+        [Turn(text='Who wrote Emma?', begun='Joyce.'), Turn(text='Are you sure?', begun='')]
     """
-    asked: str | None = None
-    begun = ""
+    turns: list[Turn] = []
     for role, content in _segments(text):
         if role in _USER and not _TOOL.match(content):
-            # "### Input:" continues "### Instruction:".
-            asked = f"{asked}\n{content}" if role == "input" and asked else content
-            begun = ""
-        elif role in _ASSISTANT:
-            begun = content
-    if asked is not None:
-        return _last_example(Turn(_SYSTEM.sub("", asked).strip(), _begun(begun)))
-    found = frame.last_turn(text) if frame else None
-    return _last_example(found or Turn(text.strip()))
+            asked = _SYSTEM.sub("", content).strip()
+            if role == "input" and turns:  # "### Input:" continues "### Instruction:"
+                asked = f"{turns.pop().text}\n{asked}"
+            turns.append(Turn(asked))
+        elif role in _ASSISTANT and turns:
+            turns[-1] = Turn(turns[-1].text, _begun(content))
+    if not turns:
+        turns = (frame.turns(text) if frame else []) or [Turn(text.strip())]
+    return [*turns[:-1], _last_example(turns[-1])]
+
+
+def dialogue(turns: Sequence[Turn]) -> str:
+    """The last turns of a conversation as a text, replies shortened.
+
+    Example:
+        >>> print(dialogue([Turn("Who wrote Emma?", "Joyce."), Turn("Are you sure?")]))
+        User: Who wrote Emma?
+        Assistant: Joyce.
+        User: Are you sure?
+    """
+    lines = []
+    for turn in turns[-_TURNS:]:
+        lines.append(f"User: {' '.join(turn.text.split())}")
+        if turn.begun:
+            reply = " ".join(turn.begun.split())
+            short = reply if len(reply) <= _REPLY else f"{reply[:_REPLY]} …"
+            lines.append(f"Assistant: {short}")
+    return "\n".join(lines)
 
 
 def _last_example(turn: Turn) -> Turn:

@@ -88,7 +88,14 @@ class Router:
             return self._nothing(prompts)
         if self.verifier is None:
             return self._by_similarity([prompt.closing for prompt in prompts])
-        return self._verified(self.verifier, prompts)
+        routing = self._verified(self.verifier, prompts)
+        # A turn which asks for no edit may go back to one that did.
+        unedited = [not yes for yes in routing.is_edit.tolist()]
+        rows = [row for row, no in enumerate(unedited) if no and prompts[row].dialogue]
+        if not rows:
+            return routing
+        dialogues = [read for row in rows if (read := prompts[row].dialogue)]
+        return routing.improved(rows, self._verified(self.verifier, dialogues))
 
     def _nothing(self, prompts: Sequence[ReadPrompt]) -> Routing:
         """Routing of B prompts where nothing is edited."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _SHOWN = 8  # queries in a repr
@@ -110,6 +111,25 @@ class Routing:
     cosine: Tensor
     verified: Sequence[tuple[Candidate, ...]] = ()
     edition: Any = None
+
+    def improved(self, rows: Sequence[int], further: Routing) -> Routing:
+        """This one, with those decisions of `further`, one for each of `rows`, that are edits."""
+        found = further.is_edit.tolist()
+        kept = {row: place for place, row in enumerate(rows) if found[place]}
+        if not kept:
+            return self
+        device = self.score.device
+        to = torch.tensor(list(kept), device=device)
+        source = torch.tensor(list(kept.values()), device=device)
+        names = ("choice", "embeddings", "is_edit", "score", "nearest", "cosine")
+        tensors = {
+            name: getattr(self, name).index_copy(0, to, getattr(further, name)[source])
+            for name in names
+        }
+        spans, verified = list(self.spans), list(self.verified)
+        for row, place in kept.items():
+            spans[row], verified[row] = further.spans[place], further.verified[place]
+        return replace(self, spans=spans, verified=verified, **tensors)
 
     @property
     def questions(self) -> list[str]:

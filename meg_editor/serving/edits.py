@@ -137,7 +137,8 @@ def _matching(edits: tuple[Edit, ...], search: str) -> list[Edit]:
 def _explained(model: MeGModel, text: str) -> Part:
     routing = model.route(text)
     edits = routing.edition.edition.edits
-    routed, read = routing[0], model.reader.read(text)
+    routed = routing[0]
+    read = model.reader.read(text).read_for(routed.question)
 
     def of(edit: int) -> Part | None:
         return as_edits([edits[edit]])[0] if 0 <= edit < len(edits) else None

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
-from typing import Any
 
-import yaml
-
+from meg_editor.data.phrasebook.dialogues import Asked, FollowUps, draw_dialogue
+from meg_editor.data.phrasebook.kinds import Kind, Relation, read_kinds, read_yaml
 from meg_editor.data.phrasebook.names import draw_name, similar_name
-from meg_editor.data.prompt_forms import PromptForm
+from meg_editor.data.prompt_forms import Expectation, PromptForm
 
 _FILES = (
     "people_and_works.yaml",
@@ -20,7 +18,7 @@ _FILES = (
     "places_and_things.yaml",
     "technology_and_nature.yaml",
 )
-_FORMS = ("forms", "more_forms", "asking_forms", "mentioning_forms")
+_FORMS = ("forms", "more_forms", "asking_forms", "mentioning_forms", "instruction_forms")
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
 _SIBLING = 0.4  # of the others: for another relation of the subject
@@ -28,36 +26,15 @@ _NEIGHBOUR = 0.25  # for the same relation of another subject; the rest only men
 _PLAIN = 0.35  # of the prompts: the phrasing alone
 _RUNNING = 0.12  # of the other prompts: a text which gets to the fact
 _CUT = 0.4  # of the passages: cut from anywhere
+_DIALOGUE = 0.2  # of what is left: a dialogue whose last turn goes back to an earlier one
 _NOTES = 0.08  # of the prompts which only mention the fact: notes on several subjects
+_WRAPPED = 0.3  # of the forms on one line: inside another form that is put around a question
+_WRAPPERS = ("prefix", "suffix", "context")
 # Shares of the other questions in a prompt.
 _DROPPED = 0.5  # where another fact is asked for: this one, asked before and taken back
 _SAME_SUBJECT = 0.3  # of the others: about another relation of the subject
 _SAME_RELATION = 0.2  # about the same relation of another subject
 _HEADINGS = ("Notes on {}:", "{}:", "About {}:", "Facts on {}:", "* {} -", "{}\n", "## {}\n")
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A relation in its phrasings, each with `{}` for the subject."""
-
-    name: str
-    statements: tuple[str, ...]
-    questions: tuple[str, ...]
-    answers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Subjects of one kind, and the relations they have."""
-
-    name: str
-    pronouns: tuple[str, str]
-    subjects: tuple[str, ...]
-    relations: tuple[Relation, ...]
-
-    def besides(self, relation: Relation) -> list[Relation]:
-        """Its other relations."""
-        return [other for other in self.relations if other is not relation]
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,7 @@ class Phrasebook:
     @classmethod
     def load(cls, further: Sequence[Kind] = (), other_facts: bool = True) -> Phrasebook:
         """The phrasebook that is shipped, with `further` kinds of subjects."""
-        shipped = [kind for name in _FILES for kind in _kinds(_read(name))]
+        shipped = [kind for name in _FILES for kind in read_kinds(name)]
         return cls([*shipped, *further], _forms(), other_facts)
 
     @property
@@ -114,6 +91,13 @@ class Phrasebook:
         for form in self.forms:
             result[form.expect].setdefault(form.kind, []).append(form)
         return result
+
+    @cached_property
+    def _wrappers(self) -> list[PromptForm]:
+        """Forms that go around a question, whether or not that asks for a fact."""
+        groups = self._by_expectation["edit"]
+        forms = [form for kind in _WRAPPERS for form in groups.get(kind, ())]
+        return [form for form in forms if "q" in form.fields <= {"q", "t"}]
 
     def draw(self, rng: random.Random) -> Pair:
         """A pair; by and large as many ask for their fact as do not."""
@@ -173,22 +157,33 @@ class Phrasebook:
         elif why != "none" and rng.random() < _RUNNING:
             write = rng.choice((self._running, self._notes))
             prompt = write(rng, kind, rng.choice(relation.statements), subject)
+        elif rng.random() < _DIALOGUE:
+            why = f"{why}:dialogue"
+            prompt = self._dialogue(
+                rng, kind, relation, subject, (answer, values["b"]), not why.startswith("none")
+            )
         elif why == "none" and rng.random() < _NOTES:
             prompt = self._notes(rng, kind, rng.choice(relation.statements), subject, begun=False)
         else:
-            kinds = self._by_expectation["none" if why == "none" else "edit"]
-            form = rng.choice(kinds[rng.choice(sorted(kinds))])
+            form = self._form(rng, "none" if why == "none" else "edit")
             why = f"{why}:{form.kind}"
-            filled = form.filled(values)
-            if filled is None:  # no negation of this phrasing
-                filled = f"{values['p']} not"
-            prompt = filled
+            prompt = form.filled(values) or f"{values['p']} not"  # no negation of this phrasing
+            if self._wrappers and "\n" not in prompt and rng.random() < _WRAPPED:
+                wrapper = rng.choice(self._wrappers)
+                prompt = wrapper.filled({**values, "q": prompt}) or prompt
         return Pair(prompt, fact, asks, why)
+
+    def _form(self, rng: random.Random, expect: Expectation) -> PromptForm:
+        """A form, more often of a kind that has many."""
+        kinds = self._by_expectation[expect]
+        names = sorted(kinds)
+        kind = rng.choices(names, [len(kinds[name]) ** 0.5 for name in names])[0]
+        return rng.choice(kinds[kind])
 
     def _running(self, rng: random.Random, kind: Kind, statement: str, subject: str) -> str:
         """A text which gets to the fact in its second sentence, often with a pronoun."""
         if rng.random() < 0.7:
-            statement = _by_pronoun(kind, statement)
+            statement = kind.by_pronoun(statement)
         relation = rng.choice(kind.relations)
         first = f"{rng.choice(relation.statements).format(subject)} {rng.choice(relation.answers)}."
         begin = rng.choice(("", f"Tell me about {subject}. ", f"{subject}\n\n", "Sure! "))
@@ -210,7 +205,7 @@ class Phrasebook:
         answers.insert(place, known[0])
 
         def sentences(name: str, count: int) -> str:
-            texts = [_by_pronoun(kind, text).format(name) for text in statements[:count]]
+            texts = [kind.by_pronoun(text).format(name) for text in statements[:count]]
             said = zip(texts, answers, strict=False)
             return " ".join(f"{text} {rng.choice(options)}." for text, options in said)
 
@@ -221,8 +216,40 @@ class Phrasebook:
         last = heading.format(subject)
         if begun:
             last = f"{last} {sentences(subject, place)}".rstrip()
-            last = f"{last} {_by_pronoun(kind, statement).format(subject)}"
+            last = f"{last} {kind.by_pronoun(statement).format(subject)}"
         return "\n".join([*lines, last])
+
+    def _dialogue(
+        self,
+        rng: random.Random,
+        kind: Kind,
+        relation: Relation,
+        subject: str,
+        answers: tuple[str, str],
+        asks: bool,
+    ) -> str:
+        def ending(of: Relation) -> str:
+            return kind.by_pronoun(rng.choice(of.statements)).format(subject)
+
+        name, others = similar_name(rng, subject, kind.subjects), kind.besides(relation)
+        sibling = None
+        if others:
+            other = rng.choice(others)
+            sibling = rng.choice(other.questions).format(subject), ending(other)
+        asked = Asked(
+            subject,
+            question=lambda: rng.choice(relation.questions).format(subject),
+            ending=lambda: ending(relation),
+            neighbour=(name, rng.choice(relation.questions).format(name)),
+            sibling=sibling,
+            other=lambda: self._other_question(rng, kind, relation, subject),
+            answers=answers,
+        )
+        return draw_dialogue(rng, self._follow_ups, asked, asks)
+
+    @cached_property
+    def _follow_ups(self) -> FollowUps:
+        return FollowUps(**{k: tuple(v) for k, v in read_yaml("follow_ups.yaml").items()})
 
     def _other_question(
         self, rng: random.Random, kind: Kind, relation: Relation, subject: str
@@ -258,43 +285,11 @@ class Phrasebook:
         return " ".join(words[start : start + rng.randint(3, 14)]) + rng.choice((".", "", ")", ":"))
 
 
-def _by_pronoun(kind: Kind, statement: str) -> str:
-    """The statement with a pronoun for its subject, where that begins it."""
-    he, his = kind.pronouns
-    if statement.startswith("{}'s "):
-        return f"{his.capitalize()} {statement[5:]}"
-    return f"{he.capitalize()} {statement[3:]}" if statement.startswith("{} ") else statement
-
-
-def _read(name: str) -> Any:
-    return yaml.safe_load(files(__package__).joinpath(name).read_text("utf-8"))
-
-
-def _kinds(content: Mapping[str, Any]) -> list[Kind]:
-    return [
-        Kind(
-            name,
-            (str(entry["pronouns"][0]), str(entry["pronouns"][1])),
-            tuple(map(str, entry["subjects"])),
-            tuple(
-                Relation(
-                    relation,
-                    tuple(texts["statements"]),
-                    tuple(texts["questions"]),
-                    tuple(map(str, texts["answers"])),
-                )
-                for relation, texts in entry["relations"].items()
-            ),
-        )
-        for name, entry in content["kinds"].items()
-    ]
-
-
 def _forms() -> list[PromptForm]:
     return [
         PromptForm(f"{kind}-{name}-{number}", kind, "edit" if group == "asks" else "none", template)
         for name in _FORMS
-        for group, kinds in _read(f"{name}.yaml").items()
+        for group, kinds in read_yaml(f"{name}.yaml").items()
         for kind, templates in kinds.items()
         for number, template in enumerate(templates)
     ]
