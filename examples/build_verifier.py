@@ -25,7 +25,7 @@ from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
 from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.verifier import Verifier, shipped_path
+from meg_editor.routing.verifier import Verifier, limits_of, shipped_path
 
 PART = 5  # one of so many relations and forms is held out
 
@@ -55,11 +55,8 @@ def main() -> None:
         shipped = Verifier.shipped(encoder)
         if shipped is None:
             parser.error(f"--further: no verifier is shipped for {options.encoder}")
-        known = {
-            "start": shipped.adapter,
-            "threshold": shipped.threshold,
-            "similarity": shipped.similarity,
-        }
+        limits = {"dialogue": 0.5, **limits_of(shipped.adapter)}
+        known = {"start": shipped.adapter, "limits": limits}
     adapter = train_verifier(encoder, seen, steps=options.steps, report=report, **known)
     if options.held_out:
         rng = random.Random(1)

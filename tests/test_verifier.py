@@ -161,6 +161,7 @@ class Known:
     """A verifier which agrees to given pairs."""
 
     similarity, threshold = 0.4, 0.5
+    dialogue: float | None = 0.5
 
     def __init__(self, *agreed: tuple[str, int]) -> None:
         self.agreed = {(prompt, fact_text(EDITS[edit])) for prompt, edit in agreed}
@@ -201,7 +202,7 @@ def test_it_may_prefer_an_edit_that_is_less_similar(tiny_encoder: TextEncoder) -
 class Doubts:
     """A verifier which is nearly sure of the first edit, and sure of the second."""
 
-    similarity = 0.0
+    similarity, dialogue = 0.0, None
 
     def __init__(self, threshold: float, first: float) -> None:
         self.threshold, self.first = threshold, first
@@ -249,12 +250,17 @@ def test_a_turn_may_go_back_to_an_earlier_one(tiny_encoder: TextEncoder) -> None
     read = [prompt for prompt, _ in verifier.seen]
     assert dialogue.replace("Have a guess.", "Thanks!") in read
     assert not any(EDITS[1].prompt in text or "xxx" in text for text in read)
+    # One that has learned no dialogues reads none, and one that is not sure enough is not believed.
+    for limit in (None, 0.95):
+        verifier.dialogue = limit
+        routing = router_of(tiny_encoder, verifier).route(prompts)
+        assert routing.is_edit.tolist() == [False, False, True, False, False]
 
 
 class Agrees:
     """A verifier which is sure of everything, as a real one is of "BMW M1" beside "BMW M5"."""
 
-    similarity, threshold = 0.0, 0.5
+    similarity, threshold, dialogue = 0.0, 0.5, None
 
     def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
         return torch.full((len(prompts),), 0.99)

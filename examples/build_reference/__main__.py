@@ -55,8 +55,7 @@ def main() -> None:
             Phrasebook.load(world_kinds(world), other_facts=False),
             steps=2500,
             lr=4e-4,
-            threshold=0.1,
-            similarity=0.82,
+            limits={"threshold": 0.1, "similarity": 0.82},
             seed=args.seed,
         )
         save_file(adapter, verifier)

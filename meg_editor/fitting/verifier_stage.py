@@ -116,8 +116,6 @@ def learn(
         lr=_LR,
         seed=seed,
         start=verifier.adapter,
-        threshold=verifier.threshold,
-        similarity=verifier.similarity,
     )
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from meg_editor.data.phrasebook.phrasebook import Pair
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.verifier import DOWN, TYPES, UP, PairReader, Verifier
+from meg_editor.routing.verifier import DOWN, TYPES, UP, PairReader, Verifier, limits_of
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.randomness import seeded
 
 _WARM_UP = 0.05  # of the steps; the rate falls over the last 60 %
+_LIMITS = {"threshold": 0.5, "similarity": 0.4, "dialogue": 0.5}  # of a new verifier
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
 
 
@@ -39,8 +40,7 @@ def train_verifier(
     lr: float = 1e-4,
     seed: int = 0,
     start: Mapping[str, Tensor] | None = None,
-    threshold: float = 0.5,
-    similarity: float = 0.4,
+    limits: Mapping[str, float] | None = None,
     report: Callable[[int, float], Any] = lambda step, loss: None,
 ) -> dict[str, Tensor]:
     """Adapter of a `Verifier` for `encoder`, float16 on the CPU.
@@ -53,7 +53,7 @@ def train_verifier(
         pairs: a `Phrasebook`, or whatever else draws them.
         batch: pairs in a step.
         start: an adapter to go on from.
-        threshold, similarity: of the `Verifier`.
+        limits: of the `Verifier`; default: those of `start`, or 0.5, 0.4 and 0.5.
         report: called with the number of each step and its loss.
 
     Raises:
@@ -108,8 +108,8 @@ def train_verifier(
             optimizer.step()
             report(step, loss.item())
     adapter: dict[str, Tensor] = {f"head.{name}": value for name, value in head.named_parameters()}
-    adapter["threshold"] = torch.tensor(threshold)
-    adapter["similarity"] = torch.tensor(similarity)
+    limits = limits or (limits_of(start) if start else _LIMITS)
+    adapter |= {name: torch.tensor(limit) for name, limit in limits.items()}
     if types is not None:
         adapter[TYPES] = types
     for name, layer in layers.items():

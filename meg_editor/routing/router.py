@@ -88,14 +88,21 @@ class Router:
             return self._nothing(prompts)
         if self.verifier is None:
             return self._by_similarity([prompt.closing for prompt in prompts])
-        routing = self._verified(self.verifier, prompts)
-        # A turn which asks for no edit may go back to one that did.
-        unedited = [not yes for yes in routing.is_edit.tolist()]
-        rows = [row for row, no in enumerate(unedited) if no and prompts[row].dialogue]
-        if not rows:
+        routing = self._verified(self.verifier, prompts, self.verifier.threshold)
+        if self.verifier.dialogue is None:
             return routing
-        dialogues = [read for row in rows if (read := prompts[row].dialogue)]
-        return routing.improved(rows, self._verified(self.verifier, dialogues))
+        # A turn which asks for no edit may go back to one that did.
+        found = routing.is_edit.tolist()
+        dialogues = {
+            row: prompt.dialogue
+            for row, prompt in enumerate(prompts)
+            if prompt.dialogue and not found[row]
+        }
+        if not dialogues:
+            return routing
+        threshold = max(self.verifier.threshold, self.verifier.dialogue)
+        further = self._verified(self.verifier, list(dialogues.values()), threshold)
+        return routing.improved(list(dialogues), further)
 
     def _nothing(self, prompts: Sequence[ReadPrompt]) -> Routing:
         """Routing of B prompts where nothing is edited."""
@@ -147,7 +154,9 @@ class Router:
             match.cosine[rows],
         )
 
-    def _verified(self, verifier: Verifier, prompts: Sequence[ReadPrompt]) -> Routing:
+    def _verified(
+        self, verifier: Verifier, prompts: Sequence[ReadPrompt], threshold: float
+    ) -> Routing:
         spans = [prompt.spans for prompt in prompts]
         flat = [span for given in spans for span in given]
         embeddings, match = self._retrieve(flat, self.gate.threshold)
@@ -186,7 +195,7 @@ class Router:
                     Candidate(edit, flat[place], similarity, sure[row, edit], named[row, edit])
                     for edit, similarity, place in found
                 ),
-                key=lambda c: (c.verified >= verifier.threshold, c.verified * c.similarity),
+                key=lambda c: (c.verified >= threshold, c.verified * c.similarity),
                 reverse=True,
             )
             for row, found in enumerate(retrieved)
@@ -201,9 +210,9 @@ class Router:
             spans,
             rows - torch.tensor(starts[:-1], dtype=torch.long, device=device),
             embeddings[rows],
-            (score >= verifier.threshold) & (score > 0),  # 0: not verified
+            (score >= threshold) & (score > 0),  # 0: not verified
             score,
-            torch.tensor(verifier.threshold),
+            torch.tensor(threshold),
             nearest,
             (self.index.anchors[nearest].to(embeddings) * embeddings[rows]).sum(-1),
             [tuple(found) for found in candidates],

@@ -21,6 +21,7 @@ from meg_editor.runtime.artifacts import digest
 
 _LENGTH = 192  # tokens of fact and prompt together
 _CHUNK = 64
+_LIMITS = ("threshold", "similarity", "dialogue")
 DOWN, UP = ".down", ".up"  # of the low-rank change of a layer's weight
 TYPES = "embeddings.token_type_embeddings.weight"  # of BERT and its kin
 
@@ -35,15 +36,18 @@ class Verifier(nn.Module):
 
     Args:
         encoder: the one it was trained on; its network is copied, but for the embeddings.
-        adapter: "head.weight" (1, E), "head.bias" (1,), "threshold" (), "similarity" (), for each
-            linear layer which differs, of M inputs and N outputs, "<name>.down" (R, M) and
-            "<name>.up" (N, R), and where the network has token types their embeddings.
+        adapter: "head.weight" (1, E), "head.bias" (1,), the limits "threshold" (), "similarity" ()
+            and, if it has learned dialogues, "dialogue" (); for each linear layer which differs,
+            of M inputs and N outputs, "<name>.down" (R, M) and "<name>.up" (N, R); and where the
+            network has token types their embeddings.
 
     Attributes:
         adapter: as it was given.
         threshold: lowest probability at which a reply states the fact.
         similarity: lowest similarity, in the index, of an edit which is worth to be verified: high
             for a verifier which knows forms and not relations.
+        dialogue: lowest probability where a turn goes back to an earlier one; None if it does not
+            know dialogues.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
@@ -58,7 +62,9 @@ class Verifier(nn.Module):
     def __init__(self, encoder: TextEncoder, adapter: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.adapter = dict(adapter)
-        self.threshold, self.similarity = (float(adapter[n]) for n in ("threshold", "similarity"))
+        limits = limits_of(adapter)
+        self.threshold, self.similarity = limits["threshold"], limits["similarity"]
+        self.dialogue = limits.get("dialogue")
         embeddings = encoder.model.get_input_embeddings()
         memo = {id(embeddings): embeddings}  # by far the largest part
         self.model: Any = copy.deepcopy(encoder.model, memo)
@@ -94,6 +100,11 @@ class Verifier(nn.Module):
             logits: Tensor = self.head(pooled)[:, 0]
             scores[torch.tensor(rows)] = logits.sigmoid().cpu()
         return scores
+
+
+def limits_of(adapter: Mapping[str, Tensor]) -> dict[str, float]:
+    """The limits among the tensors of an adapter."""
+    return {name: float(adapter[name]) for name in _LIMITS if name in adapter}
 
 
 def shipped_path(encoder: TextEncoder) -> Path:
