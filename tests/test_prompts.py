@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from meg_editor.data.loaders.forms import load_forms
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
+from meg_editor.evaluation.forms import form_texts, rendered
+from meg_editor.lm.reference import resolve_model_name
+from meg_editor.model.cache_routing import prompt_text
 from meg_editor.requests.prompts import PromptReader
+
+FORMS = Path(__file__).resolve().parents[1] / "examples" / "prompt_forms.json"
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -221,3 +230,21 @@ def test_template_and_chat_template_work_side_by_side(chat: str, name: str) -> N
 def test_there_is_always_a_reading(text: str) -> None:
     """Routing takes one reading per row: a row without any would take another row's."""
     assert len(PromptReader(tokenizer()).candidates(text)) >= 1
+
+
+def test_a_prompt_is_read_alike_as_text_and_as_tokens() -> None:
+    """A tokenizer of words writes blanks around line ends: " User: Who? \\n Assistant:"."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model_name("meg_editor:llama-reference"))
+    reader = PromptReader(tokenizer)
+    case = edit_cases(load_world(), 1, seed=0)[0]
+    texts = [rendered(form, form_texts(case), tokenizer) for form in load_forms(FORMS)]
+    assert len(texts) > 100
+
+    def words(text: str) -> tuple[list[list[str]], list[str]]:
+        read = reader.read(text)
+        behind = read.dialogue.text.split() if read.dialogue else []
+        return [part.split() for part in (read.text, *read.spans, *read.closing)], behind
+
+    for text in filter(None, texts):
+        again = prompt_text(tokenizer, tokenizer(text)["input_ids"])
+        assert words(again) == words(text), text

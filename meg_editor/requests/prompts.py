@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from meg_editor.requests.spans import closing_spans, spans_of
-from meg_editor.requests.turns import ChatTokenizer, Frame, chat_frame, dialogue, turns_of
+from meg_editor.requests.turns import ChatTokenizer, Frame, chat_frame, dialogue, flush, turns_of
 
 _FOLLOW_UP = 240  # characters of a turn that may go back to an earlier one
 
@@ -61,7 +61,7 @@ class PromptReader:
 
     def __init__(self, tokenizer: ChatTokenizer, prompt_template: str = "{}") -> None:
         self.template = prompt_template
-        before, _, after = prompt_template.partition("{}")
+        before, _, after = flush(prompt_template).partition("{}")
         # Prompts are stripped, so their ends are compared without white space.
         self._before, self._after = before.lstrip(), after.rstrip()
         self._chat: Frame | None = chat_frame(tokenizer)
@@ -72,6 +72,7 @@ class PromptReader:
 
     def read(self, prompt: str) -> ReadPrompt:
         """What `prompt` asks: the query in the template, or the last user turn of a chat."""
+        prompt = flush(prompt)
         query = self._query(prompt)
         if query is not None:
             return ReadPrompt.of(query)

@@ -36,6 +36,7 @@ _END = re.compile(
     r"|<\|end\|>|<\|return\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>|</s>"
 )
 _SYSTEM = re.compile(r"^\s*<<SYS>>.*?<</SYS>>\s*", re.DOTALL)
+_LINE_END = re.compile(r"[^\S\n]*\n[^\S\n]*")
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
 _TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
 _TURNS, _REPLY = 3, 120  # turns of a dialogue; characters of a reply in it
@@ -123,13 +124,25 @@ def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
         closed = texts[1].rpartition(_SENTINEL)[2]
         before.append(first.removeprefix(tokenizer.bos_token or ""))
     # Prompts are stripped, so their ends are compared without white space.
-    return Frame(_common_end(*before).lstrip(), closed.strip(), after.strip())
+    texts = [_common_end(*before).lstrip(), closed.strip(), after.strip()]
+    return Frame(*map(flush, texts))
+
+
+def flush(text: str) -> str:
+    """`text` without blanks around its line ends, where tokenizers of words put some.
+
+    Example:
+        >>> flush("User: Who wrote Emma? \\n Assistant:")
+        'User: Who wrote Emma?\\nAssistant:'
+    """
+    return _LINE_END.sub("\n", text)
 
 
 def turns_of(text: str, frame: Frame | None = None) -> list[Turn]:
-    """The user turns of a prompt, in the frame or in one of the common formats; at least one.
+    """The user turns of a `flush` prompt, in the frame or in one of the common formats.
 
-    In the last one, answered questions before the last question are examples, and left out.
+    There is at least one. In the last one, answered questions before the last question are
+    examples, and left out.
 
     Example:
         >>> turns_of("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")
