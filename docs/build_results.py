@@ -16,6 +16,8 @@ are meant. VIEW is one of
     metrics    the metrics and seconds, a row per method
     strict     teacher-forced and natural metrics, of runs with --sequential or --judge natural
     growth     MeG's metrics, stages and memory, a row per number of edits
+    forms      right decisions in prompt forms, a row per method that tells them
+    answers    right answers in prompt forms, a row per method
     abilities  what each method does: RUN/what_methods_do.json, by examples/what_methods_do.py
 """
 
@@ -27,7 +29,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ from meg_editor.benchmark.style import is_ours
 from meg_editor.benchmark.tables import (
     Column,
     forced_columns,
+    form_answer_columns,
+    form_columns,
     natural_columns,
     score_columns,
     table,
@@ -164,17 +168,36 @@ def metrics(chosen: Sequence[Selection]) -> str:
 
 
 def strict(chosen: Sequence[Selection]) -> str:
-    """The columns of the strict protocols.
+    """The columns of the strict protocols."""
+    one = only_of("strict", chosen)
+    columns = [*forced_columns([one.cells]), *natural_columns([one.cells])]
+    return table(methods(chosen, bold_ours), columns, one.title)
+
+
+def forms(chosen: Sequence[Selection]) -> str:
+    """Right decisions by kind of prompt form."""
+    one = only_of("forms", chosen)
+    told = [replace(one, cells=[cell for cell in one.cells if cell.forms])]
+    columns = form_columns([one.cells], lambda cell: cell.forms)
+    return table(methods(told, bold_ours), columns, one.title)
+
+
+def answers(chosen: Sequence[Selection]) -> str:
+    """Right answers by kind of prompt form, and the traps fallen into."""
+    one = only_of("answers", chosen)
+    return table(methods(chosen, bold_ours), form_answer_columns([one.cells]), one.title)
+
+
+def only_of(view: str, chosen: Sequence[Selection]) -> Selection:
+    """The selection, where there is one.
 
     Raises:
         SystemExit: not one run at one number of edits.
     """
     if len(chosen) != 1:
         titles = "; ".join(one.title for one in chosen)
-        sys.exit(f"table strict: expected one RUN@EDITS, whose rows are its methods, got {titles}")
-    groups = [one.cells for one in chosen]
-    columns = [*forced_columns(groups), *natural_columns(groups)]
-    return table(methods(chosen, bold_ours), columns, chosen[0].title)
+        sys.exit(f"table {view}: expected one RUN@EDITS, whose rows are its methods, got {titles}")
+    return chosen[0]
 
 
 def growth(chosen: Sequence[Selection]) -> str:
@@ -221,6 +244,8 @@ VIEWS = {
     "tradeoff": tradeoff,
     "metrics": metrics,
     "strict": strict,
+    "forms": forms,
+    "answers": answers,
     "growth": growth,
 }
 

@@ -58,12 +58,29 @@ def test_a_table_says_the_numbers_of_its_report(build: Any) -> None:
         assert shown[cell["method"]][:8] == [f"{value:.1f}" for value in expected]
 
 
+def test_tables_of_prompt_forms_say_the_numbers_of_their_report(build: Any) -> None:
+    path = ROOT / "examples/results/reference/forms/report.json"
+    for view, entry in (("forms", "forms"), ("answers", "forms_answers")):
+        titles, _, *rows = build.built(f"reference/forms@256 {view}").splitlines()
+        kinds = titles.strip("| ").split(" | ")[1:]
+        shown = {row.strip("| ").split(" | ")[0].strip("*"): row.split(" | ")[1:] for row in rows}
+        methods = json.loads(path.read_text("utf-8"))["methods"]
+        told = {name: m[entry] for name, m in methods.items() if m[entry]}
+        assert shown.keys() == told.keys()
+        for name, shares in told.items():
+            said = dict(zip(kinds, shown[name], strict=True))
+            assert {kind: said[kind].strip("| ") for kind in shares} == {
+                kind: f"{share:.1f}" for kind, share in shares.items()
+            }
+
+
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
         ("reference/world scores", "expected RUN … and one of score"),
         ("score", "expected RUN … and one of score"),
         ("reference/moon score", "there is no .*reference/moon/report.json"),
+        ("reference/world forms", "table forms: expected one RUN@EDITS.* got 64 edits; "),
         ("reference/world strict", "expected one RUN@EDITS.* got 64 edits; "),
         ("reference/world@64,65 score", r"expected some of \[64, .*got \[65\]"),
     ],

@@ -53,8 +53,8 @@ def markdown(cells: Sequence[Cell]) -> str:
             ("Answers up to the model's own stop, as WILD judges", natural_columns(groups)),
             ("Diagnostics", _diagnostic_columns(groups)),
             ("Beyond the six", _further_columns(groups)),
-            ("Prompt forms, right decisions", _form_columns(groups, lambda cell: cell.forms)),
-            ("Prompt forms, right answers", _form_answer_columns(groups)),
+            ("Prompt forms, right decisions", form_columns(groups, lambda cell: cell.forms)),
+            ("Prompt forms, right answers", form_answer_columns(groups)),
             ("Cost", _cost_columns(groups)),
         ):
             if not columns:
@@ -164,7 +164,7 @@ def _further_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
     ]
 
 
-def _form_columns(
+def form_columns(
     groups: Sequence[Sequence[Cell]], read: Callable[[Cell], Mapping[str, float] | None]
 ) -> list[Column]:
     """A column per kind of form, in the order of the forms; none where none were asked."""
@@ -176,9 +176,9 @@ def _form_columns(
     return [_entry(kind, kind, of) for kind in kinds]
 
 
-def _form_answer_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
+def form_answer_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
     """Beside the kinds of forms the traps fallen into: there fewer are better."""
-    columns = _form_columns(groups, lambda cell: cell.forms_answers)
+    columns = form_columns(groups, lambda cell: cell.forms_answers)
     traps = _kinds(groups, lambda cell: cell.trapped_by_kind) if columns else []
     return columns + [_entry(f"Trapped, {t}", t, lambda cell: cell.trapped_by_kind) for t in traps]
 
