@@ -15,6 +15,7 @@ from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation.forms import form_texts, rendered
+from meg_editor.lm.chat import in_chat
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.model.cache_routing import prompt_text
 from meg_editor.requests.prompts import PromptReader
@@ -248,3 +249,51 @@ def test_a_prompt_is_read_alike_as_text_and_as_tokens() -> None:
     for text in filter(None, texts):
         again = prompt_text(tokenizer, tokenizer(text)["input_ids"])
         assert words(again) == words(text), text
+
+
+@pytest.mark.parametrize("template", ["Question: {}", "Answer in one word. {}"])
+def test_a_template_without_an_end_swallows_no_chat(template: str) -> None:
+    reader = PromptReader(tokenizer(), template)
+    chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    first = chat.format(reader.wrap("Who wrote Emma?"))
+    assert reader.read(first).text == "Who wrote Emma?"
+    read = reader.read(f"{first}Austen.<|im_end|>\n{chat.format('Thanks!')}")
+    assert read.text == "Thanks!"
+    assert read.dialogue is not None
+
+
+def test_a_template_begins_a_line() -> None:
+    reader = PromptReader(tokenizer(), "Q: {}\nA:")
+    asked = "Translate the title of this FAQ: Who wrote Emma?"
+    assert reader.read(reader.wrap(asked)).text == asked
+    text = "Translate to German, please. Q: Who wrote Emma?\nA:"
+    assert reader.read(text).text == text
+
+
+def test_a_template_that_is_a_chat_has_dialogues() -> None:
+    reader = PromptReader(tokenizer(), "User: {}\nAssistant:")
+    read = reader.read("User: Who wrote Emma?\nAssistant: Austen.\nUser: Are you sure?\nAssistant:")
+    assert read.dialogue is not None
+    assert "Who wrote Emma?" in read.dialogue.text
+    assert read.of_spans(read.dialogue.spans) is read.dialogue
+    assert read.of_spans(read.spans) is read
+
+
+def test_a_template_that_refuses_a_chat_without_a_system_text_is_left_out() -> None:
+    made = tokenizer()
+    made.chat_template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system text') }}{% endif %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    assert PromptReader(made).read("Who wrote Emma?").text == "Who wrote Emma?"
+
+
+def test_a_first_token_that_begins_every_turn_is_no_bos_to_take_off() -> None:
+    made = tokenizer("chatml")
+    made.add_special_tokens({"bos_token": "<|im_start|>"})
+    names = ["<|im_start|>user\nHow", "<|im_start|>user\nHow"]
+    for text in names:
+        ids = made(text)["input_ids"]
+        assert made.convert_tokens_to_ids("<|im_start|>") == ids[0]
+        assert prompt_text(made, ids).startswith("<|im_start|>")
+    assert in_chat(made, ("user", "Hello!")).startswith("<|im_start|>user")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meg_editor.requests.spans import canonical, closing_spans, excerpt, spans_of
+from meg_editor.requests.turns import flush
 
 Q = "Which instrument does Ada play?"
 FORMS = {
@@ -92,3 +93,15 @@ def test_excerpts_hold_begin_span_and_end() -> None:
     assert len(short) < 600 and Q in short
     assert short.startswith("Translate this.") and short.endswith("Be brief.")
     assert excerpt("short", "short") == "short"
+
+
+def test_marks_at_the_end_of_a_name_belong_to_it() -> None:
+    assert canonical("Who designed C#") != canonical("Who designed C")
+    assert canonical("**Who wrote Emma?**") == canonical("# Who wrote Emma?") == "Who wrote Emma?"
+
+
+@pytest.mark.parametrize("text", [" " * 200_000, "." * 200_000, ". ? " * 50_000, "\t" * 200_000])
+def test_a_long_row_of_marks_takes_no_time(text: str) -> None:
+    """Each took minutes: the work grew with the square of the length."""
+    assert flush(f"a{text}b\nc").endswith("b\nc")
+    assert canonical(f"a{text}b").endswith("b")

@@ -86,7 +86,7 @@ EXAMPLES = "Q: Who wrote Emma?\nA: Austen\n"
 @pytest.mark.parametrize("end", ["A:", "A: It is", ""])
 def test_the_last_of_several_examples_is_asked(end: str) -> None:
     turn = last_turn(f"Answer in one word.\n\n{EXAMPLES}Q: {Q}\n{end}")
-    assert turn == Turn(Q, end.removeprefix("A:").strip())
+    assert turn == Turn(Q, end.removeprefix("A:").strip(), "Answer in one word.")
     chat = f"<|im_start|>user\n{EXAMPLES}Q: {Q}\nA:<|im_end|>\n<|im_start|>assistant\n"
     assert last_turn(chat).text == Q
 
@@ -102,6 +102,84 @@ def test_the_last_of_several_examples_is_asked(end: str) -> None:
 )
 def test_one_question_is_no_series_of_examples(text: str) -> None:
     assert last_turn(text).text == text
+
+
+MESSAGE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+QUOTING = [
+    f"Translate this chat to German.\n\nUser: {Q}\nAssistant: The harp.",
+    f"How many words are in this message?\nHuman: {Q}",
+    f"Proofread this FAQ.\n\n## Question\n{Q}\n\n## Answer\nThe harp",
+    f"What does this prompt string do?\n[INST] {Q} [/INST]",
+    f"Output: one word\n{Q}",
+    f"Answer the question below.\nOutput: one word, no explanation.\n\n{Q}",
+]
+
+
+@pytest.mark.parametrize("text", QUOTING)
+def test_labels_inside_a_turn_begin_no_turn(text: str) -> None:
+    assert turns_of(MESSAGE.format(text))[0].text == text
+    assert last_turn(f"User: Hello!\nAssistant: Hi.\nUser: {Q}\nOutput: a word\nAssistant:") == (
+        Turn(f"{Q}\nOutput: a word")
+    )
+
+
+@pytest.mark.parametrize("text", [*QUOTING[:3], *QUOTING[4:]])
+def test_a_task_in_front_of_quoted_turns_is_part_of_what_is_asked(text: str) -> None:
+    assert " ".join(last_turn(text).whole.split())[:8] == text[:8]
+
+
+def test_a_task_in_front_of_examples_is_part_of_what_is_asked() -> None:
+    turn = last_turn(f"Translate to German.\nInput: Who?\nOutput: Wer?\nInput: {Q}\nOutput:")
+    assert (turn.text, turn.whole) == (Q, f"Translate to German.\n{Q}")
+
+
+def test_a_tool_result_that_quotes_a_chat_is_no_turn() -> None:
+    first = MESSAGE.format("Summarise ticket 12.")
+    result = f"Ticket 12\nUser: {Q}\nBot: No idea."
+    for said in (
+        f"<|im_start|>tool\n{result}",
+        f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response>",
+    ):
+        text = f"{first}<tool_call>\n{{}}\n</tool_call><|im_end|>\n{said}<|im_end|>\n"
+        assert last_turn(f"{text}<|im_start|>assistant\n").text == "Summarise ticket 12."
+
+
+LABELS = {
+    "capitals": ("USER: ", "ASSISTANT: "),
+    "small": ("user: ", "assistant: "),
+    "full width": ("User：", "Assistant："),
+    "blank": ("User : ", "Assistant : "),
+    "Chinese": ("用户：", "助手："),
+    "brackets": ("[User]: ", "[Assistant]: "),
+    "quoted": ("> User: ", "> Assistant: "),
+    "bold": ("**User:** ", "**Assistant:** "),
+    "human": ("Human: ", "AI: "),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_plain_labels_in_many_spellings(name: str) -> None:
+    user, assistant = LABELS[name]
+    text = f"{user}{Q}\n{assistant}The harp.\n{user}Thanks!\n{assistant}"
+    assert turns_of(text.strip()) == [Turn(Q, "The harp."), Turn("Thanks!")]
+
+
+def test_vicuna_has_its_labels_on_one_line() -> None:
+    text = f"A chat. USER: {Q} ASSISTANT: The harp.</s>USER: Thanks! ASSISTANT:"
+    assert turns_of(text) == [Turn(Q, "The harp."), Turn("Thanks!")]
+
+
+def test_the_separator_of_phi_4_begins_the_text_of_a_turn() -> None:
+    begin = "<|im_start|>{}<|im_sep|>"
+    user, assistant = begin.format("user"), begin.format("assistant")
+    lines = f"Translate into German:\n{Q}"
+    assert last_turn(f"{user}{lines}<|im_end|>{assistant}").text == lines
+    text = f"{user}{Q}<|im_end|>{assistant}Sure.\nThe harp<|im_end|>{user}Thanks!<|im_end|>"
+    assert turns_of(f"{text}{assistant}") == [Turn(Q, "Sure.\nThe harp"), Turn("Thanks!")]
+
+
+def test_thoughts_that_are_over_are_no_begun_answer() -> None:
+    assert last_turn(f"<｜User｜>{Q}<｜Assistant｜></think>") == Turn(Q)
 
 
 EXCHANGES = {

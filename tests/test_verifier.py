@@ -257,6 +257,29 @@ def test_a_turn_may_go_back_to_an_earlier_one(tiny_encoder: TextEncoder) -> None
         assert routing.is_edit.tolist() == [False, False, True, False, False]
 
 
+def test_what_a_prompt_ends_with_is_not_crowded_out(tiny_encoder: TextEncoder) -> None:
+    """Of a list of edited questions the last one is asked: it is shown to the verifier."""
+    places = ["France", "Peru", "Kenya", "Norway", "Japan", "Chile", "Cuba"]
+    edits = [EditRequest(f"What is the capital of {p}?", "Lima", p) for p in places]
+
+    class Sees:
+        similarity, threshold, dialogue = 0.0, 0.5, None
+
+        def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
+            return torch.tensor([0.9 if fact == fact_text(edits[0]) else 0.1 for fact in facts])
+
+    anchors = tiny_encoder.encode([edit.prompt for edit in edits])
+    index = QueryIndex(anchors, places, name_weight=0.4)
+    states: Any = None
+    verifier: Any = Sees()
+    router = Router(tiny_encoder, SimilarityGate(0.0), index, states, edits, verifier)
+    done = "\n".join(f"- {edit.prompt}" for edit in edits[1:])
+    read = ReadPrompt.of(f"Already done:\n{done}\n\nNow answer this one: {edits[0].prompt}")
+    routing = router.route([read])
+    assert routing[0].is_edit and routing[0].edit == 0
+    assert len(routing[0].candidates) <= 4 + len(read.closing)
+
+
 class Agrees:
     """A verifier which is sure of everything, as a real one is of "BMW M1" beside "BMW M5"."""
 

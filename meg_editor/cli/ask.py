@@ -54,8 +54,9 @@ def explained(model: MeGModel, prompt: str) -> list[str]:
         edit c43ba61823cf 'The capital of France is' by 'The capital of France is': ...
         decided by ...
     """
-    routed = model.route(prompt)[0]
-    read = model.reader.read(prompt).read_for(routed.question)
+    routing = model.route(prompt)
+    routed = routing[0]
+    read = model.reader.read(prompt).of_spans(routing.spans[0])
     spans = read.spans if model.verifier else read.closing
     lines = [f"read as: {read.text!r}", f"spans: {', '.join(map(repr, spans))}"]
     for candidate in routed.candidates:

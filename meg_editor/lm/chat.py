@@ -17,7 +17,7 @@ _ENDS: dict[ChatEnd, dict[str, Any]] = {
 def in_chat(tokenizer: Tokenizer, *turns: tuple[str, str], end: ChatEnd = "gen") -> str:
     """Turns (role, text) as a prompt.
 
-    Without the first token, which the tokenizer adds to every text itself.
+    Without its first token where the tokenizer adds that to every text itself.
 
     Args:
         end: "gen": where the answer begins; "nogen": behind the last turn, without the generation
@@ -36,7 +36,8 @@ def in_chat(tokenizer: Tokenizer, *turns: tuple[str, str], end: ChatEnd = "gen")
     """
     conversation = [{"role": role, "content": text} for role, text in turns]
     text = tokenizer.apply_chat_template(conversation, tokenize=False, **_ENDS[end])
-    return str(text).removeprefix(tokenizer.bos_token or "")
+    added = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return str(text).removeprefix(tokenizer.bos_token or "" if added else "")
 
 
 def as_dialogue(*turns: tuple[str, str], end: ChatEnd = "gen") -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from meg_editor.lm.prompt_tokens import ending_tokens
 from meg_editor.lm.protocols import Tokenizer
+from meg_editor.requests.formats import begins_turn
 
 _NAME = "meg_editor_routing"  # the attribute of a cache
 
@@ -218,6 +219,8 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
             f"{tuple(mask.shape)}, which does not tell padding from the prompt; {name}"
         )
     beginnings = {tokenizer.pad_token_id, tokenizer.bos_token_id}
+    if begins_turn(tokenizer.bos_token or ""):  # SmolLM2's is the begin of every turn
+        beginnings.discard(tokenizer.bos_token_id)
     ending = ending_tokens(tokenizer)
     masks = None if mask is None else mask.tolist()
     texts = []

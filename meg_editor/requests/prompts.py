@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from meg_editor.requests.formats import before_end, label_segments, token_segments
 from meg_editor.requests.spans import closing_spans, spans_of
-from meg_editor.requests.turns import ChatTokenizer, Frame, chat_frame, dialogue, flush, turns_of
+from meg_editor.requests.turns import (
+    ChatTokenizer,
+    Frame,
+    Turn,
+    chat_frame,
+    dialogue,
+    flush,
+    turns_of,
+)
 
 _FOLLOW_UP = 240  # characters of a turn that may go back to an earlier one
 
@@ -37,9 +47,9 @@ class ReadPrompt:
         closing = tuple(closing_spans(text)) or (text,)
         return cls(text if whole is None else whole, closing, tuple(spans_of(text)) or closing)
 
-    def read_for(self, question: str) -> ReadPrompt:
-        """The reading that has the span `question`: this one, else the dialogue."""
-        return self.dialogue if self.dialogue and question not in self.spans else self
+    def of_spans(self, spans: Sequence[str]) -> ReadPrompt:
+        """The reading with these spans, which was decided on: this one or the dialogue."""
+        return self.dialogue if self.dialogue and tuple(spans) == self.dialogue.spans else self
 
 
 class PromptReader:
@@ -72,16 +82,15 @@ class PromptReader:
 
     def read(self, prompt: str) -> ReadPrompt:
         """What `prompt` asks: the query in the template, or the last user turn of a chat."""
-        prompt = flush(prompt)
-        query = self._query(prompt)
-        if query is not None:
-            return ReadPrompt.of(query)
+        prompt = flush(prompt.strip())
         turns = turns_of(prompt, self._chat)
-        turn = turns[-1]
-        inner = self._query(turn.text)
-        text = turn.text if inner is None else inner
-        read = ReadPrompt.of(text, f"{text}\n{turn.begun}" if turn.begun else text)
-        if len(turns) == 1 or len(text) > _FOLLOW_UP:
+        query, inner = self._query(prompt), self._query(turns[-1].text)
+        if query is not None:
+            turn = Turn(query)
+        else:
+            turn = turns[-1] if inner is None else replace(turns[-1], text=inner)
+        read = ReadPrompt.of(turn.text, turn.whole)
+        if len(turns) == 1 or len(turn.text) > _FOLLOW_UP:
             return read
         return replace(read, dialogue=ReadPrompt.of(dialogue(turns)))
 
@@ -93,7 +102,11 @@ class PromptReader:
         """The query in the prompt template; None where the prompt has no such ends."""
         text = prompt.rstrip()
         before, after = self._before, self._after
-        if not (before or after) or before not in text or not text.endswith(after):
+        if not (before or after) or not text.endswith(after):
             return None
-        start = text.rindex(before) + len(before) if before else 0
-        return text[start : len(text) - len(after)].strip()
+        start = text.rfind(f"\n{before}") + 1 if before else 0  # 0 where it is no later line
+        if not text.startswith(before, start):
+            return None
+        query = text[start + len(before) : len(text) - len(after)].strip()
+        marked = token_segments(query) or label_segments(query)[1] or before_end(query) != query
+        return None if marked else query

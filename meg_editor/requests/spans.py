@@ -14,7 +14,8 @@ _QUOTED = re.compile(
     r"\"([^\"\n]{8,})\"|“([^”\n]{8,})”|«([^»\n]{8,})»|「([^」\n]{4,})」|„([^“”\n]{8,})[“”]"
 )
 _ASIDE = re.compile(r"\s*[(\[][^()\[\]]{1,60}[)\]]\s*$")
-_ENDS = " \t\"'“”‘’«»„「」()[]*_`~-–—#<>"
+_MARKUP = "#*"  # closes only what it has opened: "C#" is a name
+_ENDS = " \t\"'“”‘’«»„「」()[]_`~-–—<>" + _MARKUP
 _FIRST, _LAST = 3, 6  # sentences of a long text which may be the question: of its begin and end
 _LONGEST = 4000  # characters at either end of a text which are looked at
 
@@ -27,8 +28,12 @@ def canonical(text: str) -> str:
         'Who wrote Emma?'
     """
     text = unicodedata.normalize("NFKC", text)
-    text = " ".join(text.split()).strip(_ENDS)
-    return re.sub(r"\s*([?!.])[?!.\s]*$", r"\1", text)
+    text = " ".join(text.split())
+    inner = text.lstrip(_ENDS)
+    opened = text[: len(text) - len(inner)]
+    text = inner.rstrip(_ENDS if set(opened) & set(_MARKUP) else _ENDS.strip(_MARKUP))
+    bare = text.rstrip("?!. ")
+    return bare + text[len(bare) :].strip()[:1]
 
 
 def closing_spans(text: str) -> list[str]:

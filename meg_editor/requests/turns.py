@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+from jinja2 import TemplateError
+
+from meg_editor.requests.formats import Segment, before_end, label_segments, token_segments
+
 _SENTINEL = "§question§"
-_ROLE = r"[A-Za-z]+(?:_[a-z]+)?"
-# Where a turn begins in the formats of the common chat templates. `role` or one of the named
-# groups says whose it is.
-_MARKERS = re.compile(
-    rf"<\|im_start\|>(?P<chatml>{_ROLE})[^\n]*\n"
-    rf"|<\|start_header_id\|>(?P<llama>{_ROLE})<\|end_header_id\|>\s*"
-    rf"|<\|header_start\|>(?P<llama4>{_ROLE})<\|header_end\|>\s*"
-    rf"|<start_of_turn>(?P<gemma>{_ROLE})\n"
-    rf"|<\|start_of_role\|>(?P<granite>{_ROLE})<\|end_of_role\|>"
-    rf"|<\|start\|>(?P<harmony>{_ROLE})[^<\n]*(?:<\|channel\|>\w+)?<\|message\|>"
-    r"|<\|(?P<phi>user|assistant|system|observation|tool)\|>\s*"
-    r"|<｜(?P<deepseek>User|Assistant)｜>"
-    r"|<\|(?P<command>USER|CHATBOT|SYSTEM)_TOKEN\|>"
-    r"|(?P<inst>\[INST\])\s*"
-    r"|(?P<answered>\[/INST\])\s*"
-    r"|^\#+ *(?P<alpaca>Instruction|Input|Response|Question|Answer|User|Assistant):?[ \t]*(?:\n|\Z)"
-    r"|^(?P<plain>User|Human|Assistant|AI|Bot|Instruct|Output):[ \t]*",
-    re.MULTILINE,
-)
 # Lines of a text with worked examples, the last of which is asked.
 _EXAMPLES = re.compile(
     r"^(?:(?P<asked>Q|Question|Input)|A|Answer|Output)(?: ?\d+)?:[ \t]*", re.MULTILINE
 )
-_END = re.compile(
-    r"<\|im_end\|>|<\|eot_id\|>|<\|eot\|>|<end_of_turn>|<\|end_of_text\|>|<\|endoftext\|>"
-    r"|<\|end\|>|<\|return\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>|</s>"
-)
 _SYSTEM = re.compile(r"^\s*<<SYS>>.*?<</SYS>>\s*", re.DOTALL)
-_LINE_END = re.compile(r"[^\S\n]*\n[^\S\n]*")
-_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
+_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*|^\s*</think>\s*", re.DOTALL)
 _TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
 _TURNS, _REPLY = 3, 120  # turns of a dialogue; characters of a reply in it
-_USER = {"user", "human", "inst", "instruction", "input", "question", "instruct"}
-_ASSISTANT = {
-    *("assistant", "model", "chatbot", "ai", "bot", "answered", "response", "answer", "output")
-}
 
 
 class ChatTokenizer(Protocol):
@@ -61,6 +37,7 @@ class Turn:
     Attributes:
         text: a user turn, or a whole text that is no conversation.
         begun: the answer; of the last turn, what is there already.
+        task: what stands in front of examples or of quoted turns, the last of which this is.
 
     Example:
         >>> Turn("Who wrote Emma?", "The author is").whole
@@ -69,11 +46,12 @@ class Turn:
 
     text: str
     begun: str = ""
+    task: str = ""
 
     @property
     def whole(self) -> str:
-        """The question and the begun answer."""
-        return f"{self.text}\n{self.begun}" if self.begun else self.text
+        """The task, the question and the begun answer."""
+        return "\n".join(filter(None, (self.task, self.text, self.begun)))
 
 
 class Frame(NamedTuple):
@@ -111,6 +89,13 @@ def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
+    try:
+        return _common_frame(tokenizer)
+    except (TemplateError, ValueError):  # such as one that asks for a system text
+        return None
+
+
+def _common_frame(tokenizer: ChatTokenizer) -> Frame | None:
     before, after, closed = [], "", ""
     for roles in (["user"], ["user", "assistant", "user"]):
         turns = [{"role": role, "content": _SENTINEL} for role in roles]
@@ -125,7 +110,7 @@ def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
         before.append(first.removeprefix(tokenizer.bos_token or ""))
     # Prompts are stripped, so their ends are compared without white space.
     texts = [_common_end(*before).lstrip(), closed.strip(), after.strip()]
-    return Frame(*map(flush, texts))
+    return Frame(*(flush(text) for text in texts))
 
 
 def flush(text: str) -> str:
@@ -135,33 +120,46 @@ def flush(text: str) -> str:
         >>> flush("User: Who wrote Emma? \\n Assistant:")
         'User: Who wrote Emma?\\nAssistant:'
     """
-    return _LINE_END.sub("\n", text)
+    first, *lines = text.split("\n")
+    if not lines:
+        return text
+    *lines, last = lines
+    return "\n".join([first.rstrip(), *(line.strip() for line in lines), last.lstrip()])
 
 
 def turns_of(text: str, frame: Frame | None = None) -> list[Turn]:
     """The user turns of a `flush` prompt, in the frame or in one of the common formats.
 
     There is at least one. In the last one, answered questions before the last question are
-    examples, and left out.
+    examples, and left out. What stands in front of examples, or of turns which are all answered,
+    may be a task which is given with them: it is kept apart.
 
     Example:
         >>> turns_of("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")
-        [Turn(text='Who wrote Emma?', begun='')]
-        >>> turns_of("User: Who wrote Emma?\\nAssistant: Joyce.\\nUser: Are you sure?")
-        [Turn(text='Who wrote Emma?', begun='Joyce.'), Turn(text='Are you sure?', begun='')]
+        [Turn(text='Who wrote Emma?', begun='', task='')]
+        >>> turns_of("User: Who wrote Emma?\\nAssistant: Joyce.\\nUser: Are you sure?")[1].text
+        'Are you sure?'
     """
+    turns = _user_turns(token_segments(text)) or (frame.turns(text) if frame else [])
+    if not turns:
+        head, segments = label_segments(text)
+        turns = _user_turns(segments) or [Turn(text.strip())]
+        if head and segments[-1].role == "assistant":
+            turns[-1] = replace(turns[-1], task=head if turns[-1].begun else "")
+    return [*turns[:-1], _last_example(turns[-1])]
+
+
+def _user_turns(segments: Iterable[Segment]) -> list[Turn]:
     turns: list[Turn] = []
-    for role, content in _segments(text):
-        if role in _USER and not _TOOL.match(content):
+    for role, content in segments:
+        if role in ("user", "input") and not _TOOL.match(content):
             asked = _SYSTEM.sub("", content).strip()
             if role == "input" and turns:  # "### Input:" continues "### Instruction:"
                 asked = f"{turns.pop().text}\n{asked}"
             turns.append(Turn(asked))
-        elif role in _ASSISTANT and turns:
+        elif role == "assistant" and turns:
             turns[-1] = Turn(turns[-1].text, _begun(content))
-    if not turns:
-        turns = (frame.turns(text) if frame else []) or [Turn(text.strip())]
-    return [*turns[:-1], _last_example(turns[-1])]
+    return turns
 
 
 def dialogue(turns: Sequence[Turn]) -> str:
@@ -189,25 +187,16 @@ def _last_example(turn: Turn) -> Turn:
     asked = [row for row, line in enumerate(lines) if line["asked"]]
     if len(asked) < 2 or asked[-1] - asked[-2] != 2 or len(lines) > asked[-1] + 2:
         return turn
-    last = lines[asked[-1]]
+    last, task = lines[asked[-1]], turn.text[: lines[0].start()].strip()
     if lines[asked[-1] + 1 :]:
         end, begin = lines[-1].span()
-        return Turn(turn.text[last.end() : end].strip(), turn.begun or turn.text[begin:].strip())
-    return Turn(turn.text[last.end() :].strip(), turn.begun)
-
-
-def _segments(text: str) -> Iterator[tuple[str, str]]:
-    """(role, content) of each turn of a text; none where there are no markers."""
-    markers = list(_MARKERS.finditer(text))
-    ends = [marker.start() for marker in markers[1:]] + [len(text)]
-    for marker, end in zip(markers, ends, strict=False):
-        kind = marker.lastgroup or ""
-        role = kind if kind in ("inst", "answered") else marker.group(kind).lower()
-        yield role, _END.split(text[marker.end() : end], maxsplit=1)[0]
+        begun = turn.begun or turn.text[begin:].strip()
+        return Turn(turn.text[last.end() : end].strip(), begun, task)
+    return Turn(turn.text[last.end() :].strip(), turn.begun, task)
 
 
 def _begun(text: str) -> str:
-    return _THINKING.sub("", _END.split(text, maxsplit=1)[0]).strip()
+    return _THINKING.sub("", before_end(text)).strip()
 
 
 def _common_end(first: str, second: str) -> str:

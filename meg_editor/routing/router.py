@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -21,7 +21,7 @@ from meg_editor.routing.routing import Candidate, Routing
 from meg_editor.routing.subject_names import words
 from meg_editor.routing.verifier import Verifier, fact_text
 
-_VERIFIED = 4  # most edits of which a prompt is verified
+_VERIFIED = 4  # edits of which a prompt is verified, beside those its end resembles
 
 
 def build_index(
@@ -162,7 +162,10 @@ class Router:
         embeddings, match = self._retrieve(flat, self.gate.threshold)
         starts = list(accumulate(map(len, spans), initial=0))
         scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
-        retrieved = [_few_best(scores, edits, range(*ends)) for ends in pairwise(starts)]
+        retrieved = [
+            _few_best(scores, edits, range(*ends), len(prompt.closing))
+            for ends, prompt in zip(pairwise(starts), prompts, strict=True)
+        ]
         places = {
             (row, edit): place for row, found in enumerate(retrieved) for edit, _, place in found
         }
@@ -220,9 +223,15 @@ class Router:
 
 
 def _few_best(
-    scores: Sequence[Sequence[float]], edits: Sequence[Sequence[int]], rows: Iterable[int]
+    scores: Sequence[Sequence[float]],
+    edits: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    closing: int,
 ) -> list[tuple[int, float, int]]:
     """What the prompt with the spans `rows` resembles most: (edit, similarity, span), not none.
+
+    The first `closing` spans end the prompt: a list of other questions in front of them, which are
+    edits too, does not crowd out what these resemble.
 
     Args:
         scores, edits: (S, C) of the edits which resemble each span most.
@@ -235,4 +244,9 @@ def _few_best(
     best: dict[int, tuple[float, int]] = {}
     for similarity, edit, row in sorted(found, reverse=True):
         best.setdefault(edit, (similarity, row))
-    return [(edit, similarity, row) for edit, (similarity, row) in best.items()][:_VERIFIED]
+    ends = {edits[row][0] for row in rows[:closing]}
+    return [
+        (edit, similarity, row)
+        for place, (edit, (similarity, row)) in enumerate(best.items())
+        if place < _VERIFIED or edit in ends
+    ]

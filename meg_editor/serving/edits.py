@@ -138,7 +138,7 @@ def _explained(model: MeGModel, text: str) -> Part:
     routing = model.route(text)
     edits = routing.edition.edition.edits
     routed = routing[0]
-    read = model.reader.read(text).read_for(routed.question)
+    read = model.reader.read(text).of_spans(routing.spans[0])
 
     def of(edit: int) -> Part | None:
         return as_edits([edits[edit]])[0] if 0 <= edit < len(edits) else None
