@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 from meg_editor.requests.turns import Turn, dialogue
 
-_LONGER = 0.3  # of the dialogues: a turn between the question and the last one
+# Shares of the dialogues.
+_NEIGHBOUR = 0.15  # the last turn names another subject
+_SIBLING = 0.15  # it names another relation of the subject
+_BACK = 0.1  # of those which do not ask for the fact: it goes back to another question
+_LONGER = 0.3  # of the rest: a turn between the question and the last one
 _NEXT = ("And {}?", "What about {}?", "and {}", "How about {}?", "And the same for {}, please.")
 _FURTHER = ("And {}?", "{}", "And {} …", "ok, and {}?")
 
@@ -56,22 +60,20 @@ class Asked:
 def draw_dialogue(rng: random.Random, said: FollowUps, asked: Asked, asks: bool) -> str:
     """A dialogue on a fact; `asks`: the next reply states the fact."""
     chance = rng.random()
-    name, neighbours = asked.neighbour
-    if asks and chance < 0.15:
-        return _dialogue(rng, said, asked, neighbours, rng.choice(_NEXT).format(asked.subject))
-    if asked.sibling and chance < 0.3:
-        question, statement = asked.sibling
-        ways = (question, asked.ending()) if asks else (asked.question(), statement)
-        end = ways[1][:1].lower() + ways[1][1:]
-        return _dialogue(rng, said, asked, ways[0], rng.choice(_FURTHER).format(end))
-    if not asks and chance < 0.45:
-        last = rng.choice(_NEXT).format(name)
-        return _dialogue(rng, said, asked, asked.question(), last)
+    if chance < _NEIGHBOUR:
+        name, neighbours = asked.neighbour
+        first, name = (neighbours, asked.subject) if asks else (asked.question(), name)
+        return _dialogue(rng, said, asked, first, rng.choice(_NEXT).format(name))
+    if chance < _NEIGHBOUR + _SIBLING and asked.sibling:
+        question, ending = asked.sibling
+        first, ending = (question, asked.ending()) if asks else (asked.question(), ending)
+        last = rng.choice(_FURTHER).format(ending[:1].lower() + ending[1:])
+        return _dialogue(rng, said, asked, first, last)
+    if not asks and rng.random() < _BACK:
+        last = rng.choice(said.asks)
+        return _dialogue(rng, said, asked, asked.question(), last, asked.other())
     between = rng.choice(said.asks) if rng.random() < _LONGER else None
-    if not asks and chance < 0.55:  # back to another question
-        between, last = asked.other(), rng.choice(said.asks)
-    else:
-        last = rng.choice(said.asks if asks else said.other).replace("{other}", asked.other())
+    last = rng.choice(said.asks if asks else said.other).replace("{other}", asked.other())
     return _dialogue(rng, said, asked, asked.question(), last, between)
 
 

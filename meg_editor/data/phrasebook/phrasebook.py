@@ -26,9 +26,10 @@ _NEIGHBOUR = 0.25  # for the same relation of another subject; the rest only men
 _PLAIN = 0.35  # of the prompts: the phrasing alone
 _RUNNING = 0.12  # of the other prompts: a text which gets to the fact
 _CUT = 0.4  # of the passages: cut from anywhere
-_DIALOGUE = 0.2  # of what is left: a dialogue whose last turn goes back to an earlier one
+_DIALOGUE = 0.3  # of what is left: a dialogue whose last turn goes back to an earlier one
 _NOTES = 0.08  # of the prompts which only mention the fact: notes on several subjects
-_WRAPPED = 0.3  # of the forms on one line: inside another form that is put around a question
+_WRAPPED = 0.3  # of the texts on one line: inside a form that is put around a question
+_WEIGHTS = {"dropped": 2.0}  # of the kinds of forms, beside the root of their number
 _WRAPPERS = ("prefix", "suffix", "context")
 # Shares of the other questions in a prompt.
 _DROPPED = 0.5  # where another fact is asked for: this one, asked before and taken back
@@ -168,17 +169,21 @@ class Phrasebook:
             form = self._form(rng, "none" if why == "none" else "edit")
             why = f"{why}:{form.kind}"
             prompt = form.filled(values) or f"{values['p']} not"  # no negation of this phrasing
-            if self._wrappers and "\n" not in prompt and rng.random() < _WRAPPED:
-                wrapper = rng.choice(self._wrappers)
-                prompt = wrapper.filled({**values, "q": prompt}) or prompt
+            prompt = self._wrapped(rng, prompt)
         return Pair(prompt, fact, asks, why)
 
     def _form(self, rng: random.Random, expect: Expectation) -> PromptForm:
         """A form, more often of a kind that has many."""
         kinds = self._by_expectation[expect]
         names = sorted(kinds)
-        kind = rng.choices(names, [len(kinds[name]) ** 0.5 for name in names])[0]
-        return rng.choice(kinds[kind])
+        weights = [_WEIGHTS.get(name, 1.0) * len(kinds[name]) ** 0.5 for name in names]
+        return rng.choice(kinds[rng.choices(names, weights)[0]])
+
+    def _wrapped(self, rng: random.Random, text: str) -> str:
+        """The text, now and then inside a form that is put around a question."""
+        if not self._wrappers or "\n" in text or rng.random() >= _WRAPPED:
+            return text
+        return rng.choice(self._wrappers).filled({"q": text, "t": self._passage(rng)}) or text
 
     def _running(self, rng: random.Random, kind: Kind, statement: str, subject: str) -> str:
         """A text which gets to the fact in its second sentence, often with a pronoun."""
@@ -242,7 +247,7 @@ class Phrasebook:
             ending=lambda: ending(relation),
             neighbour=(name, rng.choice(relation.questions).format(name)),
             sibling=sibling,
-            other=lambda: self._other_question(rng, kind, relation, subject),
+            other=lambda: self._wrapped(rng, self._other_question(rng, kind, relation, subject)),
             answers=answers,
         )
         return draw_dialogue(rng, self._follow_ups, asked, asks)
