@@ -167,6 +167,8 @@ def test_plain_labels_in_many_spellings(name: str) -> None:
 def test_vicuna_has_its_labels_on_one_line() -> None:
     text = f"A chat. USER: {Q} ASSISTANT: The harp.</s>USER: Thanks! ASSISTANT:"
     assert turns_of(text) == [Turn(Q, "The harp."), Turn("Thanks!")]
+    assert turns_of(f"SYSTEM: Be brief.\nUSER: {Q}\nASSISTANT:") == [Turn(Q)]
+    assert turns_of("ASK THE USER: WHO WROTE EMMA?") == [Turn("ASK THE USER: WHO WROTE EMMA?")]
 
 
 def test_the_separator_of_phi_4_begins_the_text_of_a_turn() -> None:

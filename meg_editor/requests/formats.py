@@ -6,8 +6,8 @@ import re
 from typing import NamedTuple
 
 _ROLE = r"[A-Za-z]+(?:_[a-z]+)?"
-# Where a turn begins behind a special token, in the formats of the common chat templates. `role` or
-# one of the named groups says whose it is.
+# Where a turn begins behind a special token, in the formats of the common chat templates. The name
+# of a group is the format's; what it matches says whose the turn is.
 _TOKENS = re.compile(
     rf"<\|im_start\|>(?P<chatml>{_ROLE})(?:<\|im_sep\|>\s*|[^\n<]*\n)"
     rf"|<\|start_header_id\|>(?P<llama>{_ROLE})<\|end_header_id\|>\s*"
@@ -27,7 +27,7 @@ _ASSISTANT_NAMES = (
 )
 # Where it begins behind a label of plain text.
 _LABELS = re.compile(
-    r"(?:^|(?<=\s)|(?<=</s>))(?P<vicuna>USER|ASSISTANT):[ \t]*"
+    r"(?:^|(?<=\s)|(?<=</s>))(?P<vicuna>SYSTEM|USER|ASSISTANT):[ \t]*"
     r"|^\#+ *(?P<alpaca>Instruction|Input|Response|Question|Answer|User|Assistant):?[ \t]*(?:\n|\Z)"
     r"|^(?P<instruct>Instruct|Output):[ \t]*"
     rf"|^[>*\[ \t-]*(?P<plain>(?i:system|{_USER_NAMES}|{_ASSISTANT_NAMES}))"
