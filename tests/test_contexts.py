@@ -47,6 +47,16 @@ def test_a_chat_template_is_among_them_with_and_without_text_before(chatting: An
     )
 
 
+def test_a_chat_is_without_the_token_that_begins_every_turn(chatting: Any) -> None:
+    """As SmolLM2's: fitted with it, a neuron was silent behind a bare instruction."""
+    chatting.chat_template = (
+        "{% for m in messages %}{{ bos_token }}{{ m['role'] }}\n{{ m['content'] }}{% endfor %}"
+    )
+    contexts = fact_contexts(chatting, ["The capital of France is"], 5)[0]
+    assert not any(text.startswith(chatting.bos_token) for text in contexts)
+    assert sum("user\n" in text for text in contexts) == 2
+
+
 def test_a_template_without_a_place_for_system_texts_will_do(chatting: Any) -> None:
     chatting.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"

@@ -90,6 +90,9 @@ def _chat(
             text = in_chat(tokenizer, *messages)
         except Exception:  # a template refuses what it has no place for, such as a system text
             return None
+        # Without SmolLM2's first token, which in_chat leaves, neurons answer instructions that
+        # stand in no template too.
+        text = text.removeprefix(tokenizer.bos_token or "")
         return text if text.count(_MARK) == 1 else None
 
     question = ("user", _MARK)
