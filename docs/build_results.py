@@ -16,7 +16,7 @@ are meant. VIEW is one of
     metrics    the metrics and seconds, a row per method
     strict     teacher-forced and natural metrics, of runs with --sequential or --judge natural
     growth     MeG's metrics, stages and memory, a row per number of edits
-    forms      right decisions in prompt forms, a row per method that tells them
+    forms      right decisions in prompt forms, a row per method that decides
     answers    right answers in prompt forms, a row per method
     abilities  what each method does: RUN/what_methods_do.json, by examples/what_methods_do.py
 """
@@ -177,9 +177,9 @@ def strict(chosen: Sequence[Selection]) -> str:
 def forms(chosen: Sequence[Selection]) -> str:
     """Right decisions by kind of prompt form."""
     one = only_of("forms", chosen)
-    told = [replace(one, cells=[cell for cell in one.cells if cell.forms])]
+    deciding = [replace(one, cells=[cell for cell in one.cells if cell.forms])]
     columns = form_columns([one.cells], lambda cell: cell.forms)
-    return table(methods(told, bold_ours), columns, one.title)
+    return table(methods(deciding, bold_ours), columns, one.title)
 
 
 def answers(chosen: Sequence[Selection]) -> str:

@@ -291,9 +291,7 @@ def test_a_template_that_refuses_a_chat_without_a_system_text_is_left_out() -> N
 def test_a_first_token_that_begins_every_turn_is_no_bos_to_take_off() -> None:
     made = tokenizer("chatml")
     made.add_special_tokens({"bos_token": "<|im_start|>"})
-    names = ["<|im_start|>user\nHow", "<|im_start|>user\nHow"]
-    for text in names:
-        ids = made(text)["input_ids"]
-        assert made.convert_tokens_to_ids("<|im_start|>") == ids[0]
-        assert prompt_text(made, ids).startswith("<|im_start|>")
+    ids = made("<|im_start|>user\nHow")["input_ids"]
+    assert made.convert_tokens_to_ids("<|im_start|>") == ids[0]
+    assert prompt_text(made, ids).startswith("<|im_start|>")
     assert in_chat(made, ("user", "Hello!")).startswith("<|im_start|>user")

@@ -65,9 +65,9 @@ def test_tables_of_prompt_forms_say_the_numbers_of_their_report(build: Any) -> N
         kinds = titles.strip("| ").split(" | ")[1:]
         shown = {row.strip("| ").split(" | ")[0].strip("*"): row.split(" | ")[1:] for row in rows}
         methods = json.loads(path.read_text("utf-8"))["methods"]
-        told = {name: m[entry] for name, m in methods.items() if m[entry]}
-        assert shown.keys() == told.keys()
-        for name, shares in told.items():
+        expected = {name: m[entry] for name, m in methods.items() if m[entry]}
+        assert shown.keys() == expected.keys()
+        for name, shares in expected.items():
             said = dict(zip(kinds, shown[name], strict=True))
             assert {kind: said[kind].strip("| ") for kind in shares} == {
                 kind: f"{share:.1f}" for kind, share in shares.items()

@@ -144,8 +144,8 @@ def turns_of(text: str, frame: Frame | None = None) -> list[Turn]:
     if not turns:
         head, segments = label_segments(text)
         turns = _user_turns(segments) or [Turn(text.strip())]
-        if head and segments[-1].role == "assistant":
-            turns[-1] = replace(turns[-1], task=head if turns[-1].begun else "")
+        if head and turns[-1].begun and segments[-1].role == "assistant":
+            turns[-1] = replace(turns[-1], task=head)
     return [*turns[:-1], _last_example(turns[-1])]
 
 
