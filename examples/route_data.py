@@ -5,13 +5,14 @@
     python examples/route_data.py --path counterfact.json --edits 1024 --tuned
     python examples/route_data.py --path counterfact.json --edits 1024 --tuned --held-out
 
-With so many facts edited, questions about --ask of them, in percent: prompts and paraphrases led to
-their very edit; neighbours, negations, inverse questions and other questions about the subject led
-to any edit, which should be none; milliseconds a question. "Same subject" takes any other relation
-of the data set, "fitting" those which such a subject has: no lake is asked for its mother tongue.
-Facts are those which `meg-editor benchmark` edits; with --calibration those on which thresholds are
-chosen. With --tuned the verifier has learned the data set's tuning facts; with --held-out only
-every other relation is asked, and the tuning facts are of the others.
+With so many facts edited, questions about --ask of them, in percent: prompts, also with another
+article before the subject, and paraphrases led to their very edit; neighbours, negations, inverse
+questions and other questions about the subject led to any edit, which should be none; milliseconds
+a question. "Same subject" takes any other relation of the data set, "fitting" those which such a
+subject has: no lake is asked for its mother tongue. Facts are those which `meg-editor benchmark`
+edits; with --calibration those on which thresholds are chosen. With --tuned the verifier has
+learned the data set's tuning facts; with --held-out only every other relation is asked, and the
+tuning facts are of the others.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ from meg_editor.data.trap_questions import counter_asked, negated
 from meg_editor.fitting.verifier_stage import learn, learnable
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.verifier import Verifier
 
 NEIGHBOURS, ROWS = 3, 256
+ITS_OWN = ("prompt", "article", "paraphrase")
 
 
 def questions(
@@ -49,7 +52,7 @@ def questions(
     edited: set[str],
     rng: random.Random,
 ) -> dict[str, list[str]]:
-    """Kind -> questions about a fact; none of the last five kinds asks for an edited one.
+    """Kind -> questions about a fact; the first `len(ITS_OWN)` kinds ask for the edited one.
 
     Args:
         relations, whole: of the facts that may be edited, and of the whole data set.
@@ -64,10 +67,21 @@ def questions(
     }
     return {
         "prompt": [edit.prompt],
+        "article": [other_article(edit)],
         "paraphrase": list(case.paraphrases),
         "neighbour": [text for text in near if text not in edited][:NEIGHBOURS],
         **{kind: [t for t in texts if t and t not in edited] for kind, texts in traps.items()},
     }
+
+
+def other_article(edit: EditRequest) -> str:
+    """An edited prompt with "the" before its subject, or without."""
+    name = edit.subject or ""
+    start, bare = edit.prompt.find(name), name.removeprefix("The ").removeprefix("the ")
+    if bare == name and edit.prompt[:start].lower().endswith("the "):
+        return edit.prompt[: start - 4] + edit.prompt[start:]
+    other = bare if bare != name else f"the {name}" if start else f"The {name}"
+    return edit.prompt.replace(name, other, 1) if name else edit.prompt
 
 
 def measure(
@@ -98,7 +112,7 @@ def measure(
         chunk = asked[first : first + ROWS]
         routing = router.route([reader.read(text) for _, _, text in chunk])
         for (row, kind, _), query in zip(chunk, routing, strict=True):
-            its_own = kind in ("prompt", "paraphrase")
+            its_own = kind in ITS_OWN
             led = query.is_edit and (query.edit == row or not its_own)
             shares.setdefault(kind, []).append(led)
     each = 1000 * (time.perf_counter() - start) / len(asked)

@@ -5,8 +5,9 @@
 
 Milliseconds of the reader, the index and the verifier for one prompt at a time, with so many edits
 (a thousand from the phrasebook, the others random vectors with invented names), half of the prompts
-asking for one. Then the decisions on 300 prompts: alone, in batches of 32, all at once, and behind
-long prompts; the smallest distance of a score from the threshold.
+asking for one. Then the whole of routing where a dialogue or a system text is read too. Then the
+decisions on 300 prompts: alone, in batches of 32, all at once, and behind long prompts; the
+smallest distance of a score from the threshold.
 """
 
 from __future__ import annotations
@@ -114,6 +115,30 @@ def costs(router: Router, prompts: Sequence[str]) -> None:
     print(f"{len(router.index.anchors):9}", *map(milliseconds, parts))
 
 
+def conversations(router: Router) -> None:
+    """Print the median cost of routing a bare question, and one in a conversation."""
+    reader = PromptReader(NoTemplate())
+    system = "You are the assistant of a library. Answer in one sentence, politely. " * 3
+    ways = {
+        "a question": "{}",
+        "... under a system text": f"System: {system}\nUser: {{}}\nAssistant:",
+        "a turn that goes back to it": "User: {}\nAssistant: No idea.\nUser: Are you sure?",
+        "a turn that goes on": "User: {}\nAssistant: No idea.\nUser: Thanks anyway!",
+    }
+    prompts = {
+        name: [reader.read(way.format(f"{edit.prompt} …")) for edit in router.edits[:40]]
+        for name, way in ways.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for row in range(40):  # by turns
+        for name, read in prompts.items():
+            start = time.perf_counter()
+            router.route([read[row]])
+            times[name].append(time.perf_counter() - start)
+    for name, calls in times.items():
+        print(f"{name:27} {milliseconds(calls)} ms")
+
+
 def company(router: Router, prompts: Sequence[str]) -> None:
     """Print whether decisions depend on what else is routed."""
     reader = PromptReader(NoTemplate())
@@ -140,7 +165,7 @@ def company(router: Router, prompts: Sequence[str]) -> None:
         print(f"{name}: {wrong} of {len(expected)} decisions differ")
     scores = torch.cat([routing.score for routing in alone])
     print(
-        f"smallest distance from the threshold {float((scores - 0.5).abs().min()):.4f}; "
+        f"smallest distance from the threshold {(scores - alone[0].min_score).abs().min():.4f}; "
         f"largest difference of a score "
         f"{float((torch.cat([r.score for r in ways['all at once']]) - scores).abs().max()):.1e}"
     )
@@ -161,7 +186,9 @@ def main() -> None:
     for count in options.edits:
         router = router_of(encoder, edits, max(count, REAL))
         costs(router, prompts)
-    company(router_of(encoder, edits, REAL), prompts)
+    router = router_of(encoder, edits, REAL)
+    conversations(router)
+    company(router, prompts)
 
 
 if __name__ == "__main__":

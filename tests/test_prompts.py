@@ -295,3 +295,43 @@ def test_a_first_token_that_begins_every_turn_is_no_bos_to_take_off() -> None:
     assert made.convert_tokens_to_ids("<|im_start|>") == ids[0]
     assert prompt_text(made, ids).startswith("<|im_start|>")
     assert in_chat(made, ("user", "Hello!")).startswith("<|im_start|>user")
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n",
+        "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
+        "<|system|>\nBe brief.<|end|>\n<|user|>\n{}<|end|>\n<|assistant|>",
+        "<|start|>developer<|message|>Be brief.<|end|><|start|>user<|message|>{}<|end|>",
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n{} [/INST]",
+        "System: Be brief.\nUser: {}\nAssistant:",
+        "Be brief.\n\nUSER: {} ASSISTANT:",
+        "Be brief.\n\n### Instruction:\n{}\n\n### Response:\n",
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n"
+        "<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n",
+    ],
+)
+def test_the_system_text_is_read(chat: str) -> None:
+    read = PromptReader(tokenizer()).read(chat.format("Who wrote Emma?"))
+    assert (read.system, read.text) == ("Be brief.", "Who wrote Emma?")
+
+
+def test_the_system_text_of_the_chat_template_itself_is_none() -> None:
+    made = tokenizer()
+    made.chat_template = (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n"
+        "{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    reader = PromptReader(made)
+    asked = {"role": "user", "content": "Who wrote Emma?"}
+
+    def read(*turns: dict[str, str]) -> str:
+        text = made.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert reader.read(text).text == "Who wrote Emma?"
+        return reader.read(text).system
+
+    assert read(asked) == ""
+    assert read({"role": "system", "content": "Be brief."}, asked) == "Be brief."

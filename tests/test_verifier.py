@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,18 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from meg_editor.data.loaders.forms import load_forms
-from meg_editor.data.phrasebook.dialogues import Asked, FollowUps, draw_dialogue
-from meg_editor.data.phrasebook.kinds import Kind, Relation
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
-from meg_editor.data.prompt_forms import PromptForm
-from meg_editor.data.world.facts import load_world
 from meg_editor.fitting import verifier_training
 from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import reference_encoder_path
 from meg_editor.requests.prompts import PromptReader, ReadPrompt
 from meg_editor.requests.request import EditRequest
-from meg_editor.requests.turns import turns_of
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.index import QueryIndex
@@ -162,6 +155,7 @@ class Known:
 
     similarity, threshold = 0.4, 0.5
     dialogue: float | None = 0.5
+    system: float | None = None
 
     def __init__(self, *agreed: tuple[str, int]) -> None:
         self.agreed = {(prompt, fact_text(EDITS[edit])) for prompt, edit in agreed}
@@ -202,7 +196,7 @@ def test_it_may_prefer_an_edit_that_is_less_similar(tiny_encoder: TextEncoder) -
 class Doubts:
     """A verifier which is nearly sure of the first edit, and sure of the second."""
 
-    similarity, dialogue = 0.0, None
+    similarity, dialogue, system = 0.0, None, None
 
     def __init__(self, threshold: float, first: float) -> None:
         self.threshold, self.first = threshold, first
@@ -257,13 +251,36 @@ def test_a_turn_may_go_back_to_an_earlier_one(tiny_encoder: TextEncoder) -> None
         assert routing.is_edit.tolist() == [False, False, True, False, False]
 
 
+def test_a_system_text_may_ask_for_something_else(tiny_encoder: TextEncoder) -> None:
+    reader = PromptReader(tiny_encoder.tokenizer)
+    system = "Translate what the user writes."
+    chat = "System: {}\nUser: {}\nAssistant:"
+    prompts = [
+        reader.read(chat.format(text, EDITS[0].prompt)) for text in (system, "Be brief.", "x" * 900)
+    ]
+    dialogue = f"User: {EDITS[0].prompt}\nAssistant: What?\nUser: Have a guess."
+    prompts.append(reader.read(f"System: {system}\n{dialogue}\nAssistant:"))
+    prompts.append(ReadPrompt.of(EDITS[0].prompt))
+    verifier = Known((dialogue, 0), (f"Be brief.\n\n{EDITS[0].prompt}", 0))
+    routing = router_of(tiny_encoder, verifier).route(prompts)
+    assert routing.is_edit.all()  # it has learned no system texts
+    verifier.system = 0.3
+    routing = router_of(tiny_encoder, verifier).route(prompts)
+    assert routing.is_edit.tolist() == [False, True, False, False, True]
+    assert routing.score.tolist() == pytest.approx([0.1, 1.0, 0.1, 0.1, 1.0])
+    assert routing[0].candidates[0].verified == pytest.approx(0.1)
+    read = [prompt for prompt, _ in verifier.seen]
+    assert f"{system}\n\n{dialogue}" in read
+    assert max(map(len, read)) < 700  # a long one is read in part
+
+
 def test_what_a_prompt_ends_with_is_not_crowded_out(tiny_encoder: TextEncoder) -> None:
     """Of a list of edited questions the last one is asked: it is shown to the verifier."""
     places = ["France", "Peru", "Kenya", "Norway", "Japan", "Chile", "Cuba"]
     edits = [EditRequest(f"What is the capital of {p}?", "Lima", p) for p in places]
 
     class Sees:
-        similarity, threshold, dialogue = 0.0, 0.5, None
+        similarity, threshold, dialogue, system = 0.0, 0.5, None, None
 
         def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
             return torch.tensor([0.9 if fact == fact_text(edits[0]) else 0.1 for fact in facts])
@@ -283,7 +300,7 @@ def test_what_a_prompt_ends_with_is_not_crowded_out(tiny_encoder: TextEncoder) -
 class Agrees:
     """A verifier which is sure of everything, as a real one is of "BMW M1" beside "BMW M5"."""
 
-    similarity, threshold, dialogue = 0.0, 0.5, None
+    similarity, threshold, dialogue, system = 0.0, 0.5, None, None
 
     def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
         return torch.full((len(prompts),), 0.99)
@@ -335,103 +352,3 @@ def test_no_prompts_and_empty_ones(tiny_encoder: TextEncoder) -> None:
     router = router_of(tiny_encoder, Known())
     assert len(router.route([])) == 0
     assert router.route([ReadPrompt.of(""), ReadPrompt.of(" \n")]).is_edit.tolist() == [False] * 2
-
-
-def test_pairs_of_the_phrasebook_are_labelled_by_what_they_ask() -> None:
-    book, rng = Phrasebook.load(), random.Random(0)
-    pairs = [book.draw(rng) for _ in range(3000)]
-    share = sum(pair.asks for pair in pairs) / len(pairs)
-    assert 0.4 < share < 0.5
-    assert all(pair.asks == pair.why.startswith("edit") for pair in pairs)
-    # A placeholder left over would teach that braces decide.
-    names = ("{p", "{q", "{s}", "{other", "{a}", "{b}", "{t}", "{}")
-    assert not [pair for pair in pairs if any(name in pair.prompt for name in names)]
-    assert len({pair.prompt for pair in pairs}) > 2900
-
-
-def test_of_two_questions_the_last_one_decides_and_the_other_one_is_often_near() -> None:
-    relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "ABC"]
-    kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur", "Eridu"), tuple(relations))
-    forms = [
-        PromptForm("last", "double", "edit", "{other} Rather: {q}"),
-        PromptForm("first", "dropped", "none", "{q} Rather: {other}"),
-    ]
-    book, rng = Phrasebook([kind], forms), random.Random(0)
-    first: dict[bool, set[bool]] = {True: set(), False: set()}
-    near = 0
-    pairs = [pair for pair in (book.draw(rng) for _ in range(2000)) if "Rather" in pair.prompt]
-    for pair in pairs:
-        asked = pair.fact.removesuffix(" x").removesuffix(" is").removesuffix("?") + "?"
-        dropped, last = pair.prompt.split(" Rather: ")
-        assert pair.asks == (last == asked)
-        first[pair.asks].add(dropped == asked)
-        near += dropped.split(" of ")[1] == last.split(" of ")[1]
-    assert first == {True: {False}, False: {True, False}}
-    assert near > len(pairs) / 5
-
-
-def test_a_form_around_another_one_leaves_what_is_asked_as_it_is() -> None:
-    relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "AB"]
-    kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur"), tuple(relations))
-    forms = [
-        PromptForm("how", "suffix", "edit", "{q} In a word."),
-        PromptForm("what", "translate", "none", "In French: {q}"),
-    ]
-    book, rng = Phrasebook([kind], forms), random.Random(0)
-    prompts = [(pair.prompt, pair.asks) for pair in (book.draw(rng) for _ in range(2000))]
-    wrapped = [asks for prompt, asks in prompts if prompt.startswith("In French: ")]
-    assert wrapped
-    assert not any(wrapped)
-    assert any(p.startswith("In French: ") and p.endswith(" In a word.") for p, _ in prompts)
-    assert any(asks and p.count("In a word.") == 2 for p, asks in prompts)
-
-
-@pytest.mark.parametrize("asks", [True, False])
-def test_dialogues_ask_for_a_fact_or_go_on_to_something_else(asks: bool) -> None:
-    said = FollowUps(replies=("{a}", "{b}"), asks=("Sure?",), other=("Bye.", "Next: {other}"))
-    asked = Asked(
-        "Ur",
-        question=lambda: "A of Ur?",
-        ending=lambda: "Its A is",
-        neighbour=("Kish", "A of Kish?"),
-        sibling=("B of Ur?", "Its B is"),
-        other=lambda: "C of Nippur?",
-        answers=("one", "two"),
-    )
-    rng = random.Random(0)
-    drawn = [turns_of(draw_dialogue(rng, said, asked, asks)) for _ in range(500)]
-    seen = {(turns[0].text, turns[-1].text.lower()) for turns in drawn}
-    back = {("A of Ur?", "sure?")}  # to the fact, or to another question between
-    if asks:
-        right = back | {("A of Kish?", "what about ur?"), ("B of Ur?", "and its a is?")}
-        wrong = {("A of Ur?", "bye."), ("A of Ur?", "what about kish?")}
-    else:
-        right = back | {("A of Ur?", "what about kish?"), ("A of Ur?", "and its b is?")}
-        right |= {("A of Ur?", "bye."), ("A of Ur?", "next: c of nippur?")}
-        wrong = {("A of Kish?", "what about ur?"), ("B of Ur?", "and its a is?")}
-    assert seen >= right and not seen & wrong
-    assert asks == all(len(t) == 2 or t[1].text == "Sure?" for t in drawn if t[-1].text == "Sure?")
-    assert {turns[0].begun for turns in drawn} == {"one", "two"}
-
-
-def test_no_form_and_no_phrasing_that_is_measured_is_learned() -> None:
-    book = Phrasebook.load()
-    world = load_world()
-    tested = {text.lower() for groups in world.phrasings.values() for text in groups["test"]}
-    learned = {
-        text.lower()
-        for kind in book.kinds
-        for relation in kind.relations
-        for text in relation.statements + relation.questions
-    }
-    assert not learned & tested
-    forms = {form.template.strip().lower() for form in book.forms}
-    assert not forms & templates(ROOT / "examples" / "prompt_forms.json")
-    path = DATA / "prompt_forms.json"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not at {DATA}: set MEG_EDITOR_DATA to the folder of the data")
-    assert not forms & templates(path)
-
-
-def templates(path: Path) -> set[str]:
-    return {form.template.strip().lower() for form in load_forms(path) if form.template}

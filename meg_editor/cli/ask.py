@@ -56,9 +56,12 @@ def explained(model: MeGModel, prompt: str) -> list[str]:
     """
     routing = model.route(prompt)
     routed = routing[0]
-    read = model.reader.read(prompt).of_spans(routing.spans[0])
+    given = model.reader.read(prompt)
+    read = given.of_spans(routing.spans[0])
     spans = read.spans if model.verifier else read.closing
     lines = [f"read as: {read.text!r}", f"spans: {', '.join(map(repr, spans))}"]
+    if given.system and model.verifier and model.verifier.system is not None:
+        lines.append(f"under the system text: {given.system!r}")
     for candidate in routed.candidates:
         edit = model.edits[candidate.edit]
         verified = f", verified {candidate.verified:.3f}" if model.verifier else ""

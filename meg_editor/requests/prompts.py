@@ -30,6 +30,7 @@ class ReadPrompt:
         spans: all spans that may be the question.
         dialogue: the last turns together, where the last one may go back to an earlier one ("Are
             you sure?"); None if it cannot.
+        system: the system text of the conversation, unless it is the chat template's own.
 
     Example:
         >>> ReadPrompt.of("Who wrote Emma? Be brief.").spans[1:]
@@ -40,6 +41,7 @@ class ReadPrompt:
     closing: tuple[str, ...]
     spans: tuple[str, ...]
     dialogue: ReadPrompt | None = None
+    system: str = ""
 
     @classmethod
     def of(cls, text: str, whole: str | None = None) -> ReadPrompt:
@@ -89,7 +91,9 @@ class PromptReader:
             turn = Turn(query)
         else:
             turn = turns[-1] if inner is None else replace(turns[-1], text=inner)
-        read = ReadPrompt.of(turn.text, turn.whole)
+        usual = self._chat.system if self._chat else ""
+        system = "" if turns[-1].system == usual else turns[-1].system
+        read = replace(ReadPrompt.of(turn.text, turn.whole), system=system)
         if len(turns) == 1 or len(turn.text) > _FOLLOW_UP:
             return read
         return replace(read, dialogue=ReadPrompt.of(dialogue(turns)))

@@ -16,10 +16,12 @@ _SENTINEL = "§question§"
 _EXAMPLES = re.compile(
     r"^(?:(?P<asked>Q|Question|Input)|A|Answer|Output)(?: ?\d+)?:[ \t]*", re.MULTILINE
 )
-_SYSTEM = re.compile(r"^\s*<<SYS>>.*?<</SYS>>\s*", re.DOTALL)
+_INNER_SYSTEM = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
+_SYSTEM_ROLES = ("system", "developer")
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*|^\s*</think>\s*", re.DOTALL)
 _TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
 _TURNS, _REPLY = 3, 120  # turns of a dialogue; characters of a reply in it
+_UNDER, _SYSTEM = 640, 240  # characters read of a system text and a turn; at least of the former
 
 
 class ChatTokenizer(Protocol):
@@ -38,6 +40,7 @@ class Turn:
         text: a user turn, or a whole text that is no conversation.
         begun: the answer; of the last turn, what is there already.
         task: what stands in front of examples or of quoted turns, the last of which this is.
+        system: of the last turn, the system text of the conversation.
 
     Example:
         >>> Turn("Who wrote Emma?", "The author is").whole
@@ -47,6 +50,7 @@ class Turn:
     text: str
     begun: str = ""
     task: str = ""
+    system: str = ""
 
     @property
     def whole(self) -> str:
@@ -61,11 +65,13 @@ class Frame(NamedTuple):
         before: what precedes it.
         closed: what follows it.
         answered: what follows before the answer.
+        system: the system text of a conversation that gives none.
     """
 
     before: str
     closed: str
     answered: str
+    system: str = ""
 
     def turns(self, text: str) -> list[Turn]:
         """The turns in this frame; none without one."""
@@ -96,7 +102,7 @@ def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
 
 
 def _common_frame(tokenizer: ChatTokenizer) -> Frame | None:
-    before, after, closed = [], "", ""
+    before, after, closed, systems = [], "", "", []
     for roles in (["user"], ["user", "assistant", "user"]):
         turns = [{"role": role, "content": _SENTINEL} for role in roles]
         texts = [
@@ -108,9 +114,10 @@ def _common_frame(tokenizer: ChatTokenizer) -> Frame | None:
         first, _, after = texts[0].rpartition(_SENTINEL)
         closed = texts[1].rpartition(_SENTINEL)[2]
         before.append(first.removeprefix(tokenizer.bos_token or ""))
+        systems.append(turns_of(flush(texts[0]))[-1].system)
     # Prompts are stripped, so their ends are compared without white space.
-    texts = [_common_end(*before).lstrip(), closed.strip(), after.strip()]
-    return Frame(*(flush(text) for text in texts))
+    start = _common_end(*before).lstrip()
+    return Frame(flush(start), flush(closed.strip()), flush(after.strip()), systems[0])
 
 
 def flush(text: str) -> str:
@@ -132,33 +139,39 @@ def turns_of(text: str, frame: Frame | None = None) -> list[Turn]:
 
     There is at least one. In the last one, answered questions before the last question are
     examples, and left out. What stands in front of examples, or of turns which are all answered,
-    may be a task which is given with them: it is kept apart.
+    may be a task which is given with them: it is kept apart. So is the system text, or what
+    stands in front of a conversation.
 
     Example:
         >>> turns_of("Q: Who wrote Ulysses?\\nA: Joyce\\nQ: Who wrote Emma?\\nA:")
-        [Turn(text='Who wrote Emma?', begun='', task='')]
+        [Turn(text='Who wrote Emma?', begun='', task='', system='')]
         >>> turns_of("User: Who wrote Emma?\\nAssistant: Joyce.\\nUser: Are you sure?")[1].text
         'Are you sure?'
     """
-    turns = _user_turns(token_segments(text)) or (frame.turns(text) if frame else [])
+    head, segments = "", token_segments(text)
+    turns = _user_turns(segments) or (frame.turns(text) if frame else [])
     if not turns:
         head, segments = label_segments(text)
         turns = _user_turns(segments) or [Turn(text.strip())]
         if head and turns[-1].begun and segments[-1].role == "assistant":
-            turns[-1] = replace(turns[-1], task=head)
-    return [*turns[:-1], _last_example(turns[-1])]
+            turns[-1], head = replace(turns[-1], task=head), ""
+    systems = [head, *(content.strip() for role, content in segments if role in _SYSTEM_ROLES)]
+    systems += [turn.system for turn in turns]
+    last = replace(_last_example(turns[-1]), system="\n".join(filter(None, systems)))
+    return [*turns[:-1], last]
 
 
 def _user_turns(segments: Iterable[Segment]) -> list[Turn]:
     turns: list[Turn] = []
     for role, content in segments:
         if role in ("user", "input") and not _TOOL.match(content):
-            asked = _SYSTEM.sub("", content).strip()
+            inner = _INNER_SYSTEM.match(content)
+            asked = content[inner.end() if inner else 0 :].strip()
             if role == "input" and turns:  # "### Input:" continues "### Instruction:"
                 asked = f"{turns.pop().text}\n{asked}"
-            turns.append(Turn(asked))
+            turns.append(Turn(asked, system=inner[1].strip() if inner else ""))
         elif role == "assistant" and turns:
-            turns[-1] = Turn(turns[-1].text, _begun(content))
+            turns[-1] = replace(turns[-1], begun=_begun(content))
     return turns
 
 
@@ -179,6 +192,19 @@ def dialogue(turns: Sequence[Turn]) -> str:
             short = reply if len(reply) <= _REPLY else f"{reply[:_REPLY]} …"
             lines.append(f"Assistant: {short}")
     return "\n".join(lines)
+
+
+def under(system: str, text: str) -> str:
+    """What is asked, behind a system text, of a long one its begin and its end.
+
+    Example:
+        >>> under("You translate to German.", "Who wrote Emma?")
+        'You translate to German.\\n\\nWho wrote Emma?'
+    """
+    limit = max(_SYSTEM, _UNDER - len(text))
+    if len(system) > limit:
+        system = f"{system[: limit // 2].rstrip()} … {system[-(limit // 2) :].lstrip()}"
+    return f"{system}\n\n{text}"
 
 
 def _last_example(turn: Turn) -> Turn:

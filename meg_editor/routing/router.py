@@ -12,6 +12,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import canonical, excerpt
+from meg_editor.requests.turns import under
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
@@ -89,9 +90,12 @@ class Router:
         if self.verifier is None:
             return self._by_similarity([prompt.closing for prompt in prompts])
         routing = self._verified(self.verifier, prompts, self.verifier.threshold)
-        if self.verifier.dialogue is None:
+        return self._under_system(self._with_dialogues(routing, prompts), prompts)
+
+    def _with_dialogues(self, routing: Routing, prompts: Sequence[ReadPrompt]) -> Routing:
+        """A turn which asks for no edit may go back to one that did."""
+        if self.verifier is None or self.verifier.dialogue is None:
             return routing
-        # A turn which asks for no edit may go back to one that did.
         found = routing.is_edit.tolist()
         dialogues = {
             row: prompt.dialogue
@@ -103,6 +107,31 @@ class Router:
         threshold = max(self.verifier.threshold, self.verifier.dialogue)
         further = self._verified(self.verifier, list(dialogues.values()), threshold)
         return routing.improved(list(dialogues), further)
+
+    def _under_system(self, routing: Routing, prompts: Sequence[ReadPrompt]) -> Routing:
+        """A system text may ask for something else: "Translate what the user writes"."""
+        if self.verifier is None or self.verifier.system is None:
+            return routing
+        found = routing.is_edit.tolist()
+        rows = [row for row, prompt in enumerate(prompts) if prompt.system and found[row]]
+        if not rows:
+            return routing
+        routed = [routing[row] for row in rows]
+        read = [prompts[row].of_spans(routing.spans[row]) for row in rows]
+        probabilities = self.verifier.probability(
+            [
+                under(prompts[row].system, excerpt(asked.text, query.question))
+                for row, asked, query in zip(rows, read, routed, strict=True)
+            ],
+            [fact_text(self.edits[query.edit]) for query in routed],
+        )
+        limit = min(self.verifier.threshold, self.verifier.system)
+        refused = {
+            row: sure
+            for row, sure in zip(rows, probabilities.tolist(), strict=True)
+            if sure < limit
+        }
+        return routing.refused(refused)
 
     def _nothing(self, prompts: Sequence[ReadPrompt]) -> Routing:
         """Routing of B prompts where nothing is edited."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,6 +130,23 @@ class Routing:
         for row, place in kept.items():
             spans[row], verified[row] = further.spans[place], further.verified[place]
         return replace(self, spans=spans, verified=verified, **tensors)
+
+    def refused(self, scores: Mapping[int, float]) -> Routing:
+        """This one, with the queries of these rows no edits, for their verified scores."""
+        if not scores:
+            return self
+        rows = torch.tensor(list(scores), device=self.score.device)
+        values = torch.tensor(list(scores.values()), device=rows.device)
+        verified = list(self.verified)
+        for row, sure in scores.items():
+            first, *others = verified[row]
+            verified[row] = (replace(first, verified=sure), *others)
+        return replace(
+            self,
+            is_edit=self.is_edit.index_fill(0, rows, False),
+            score=self.score.index_copy(0, rows, values.to(self.score.dtype)),
+            verified=verified,
+        )
 
     @property
     def questions(self) -> list[str]:

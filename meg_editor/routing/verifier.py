@@ -21,7 +21,7 @@ from meg_editor.runtime.artifacts import digest
 
 _LENGTH = 192  # tokens of fact and prompt together
 _CHUNK = 64
-_LIMITS = ("threshold", "similarity", "dialogue")
+_LIMITS = ("threshold", "similarity", "dialogue", "system")
 DOWN, UP = ".down", ".up"  # of the low-rank change of a layer's weight
 TYPES = "embeddings.token_type_embeddings.weight"  # of BERT and its kin
 
@@ -37,9 +37,9 @@ class Verifier(nn.Module):
     Args:
         encoder: the one it was trained on; its network is copied, but for the embeddings.
         adapter: "head.weight" (1, E), "head.bias" (1,), the limits "threshold" (), "similarity" ()
-            and, if it has learned dialogues, "dialogue" (); for each linear layer which differs,
-            of M inputs and N outputs, "<name>.down" (R, M) and "<name>.up" (N, R); and where the
-            network has token types their embeddings.
+            and, if it has learned dialogues and system texts, "dialogue" () and "system" (); for
+            each linear layer which differs, of M inputs and N outputs, "<name>.down" (R, M) and
+            "<name>.up" (N, R); and where the network has token types their embeddings.
 
     Attributes:
         adapter: as it was given.
@@ -48,6 +48,8 @@ class Verifier(nn.Module):
             for a verifier which knows forms and not relations.
         dialogue: lowest probability where a turn goes back to an earlier one; None if it does not
             know dialogues.
+        system: lowest probability where a system text is read with the prompt; None if it does not
+            know any.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
@@ -64,7 +66,7 @@ class Verifier(nn.Module):
         self.adapter = dict(adapter)
         limits = limits_of(adapter)
         self.threshold, self.similarity = limits["threshold"], limits["similarity"]
-        self.dialogue = limits.get("dialogue")
+        self.dialogue, self.system = limits.get("dialogue"), limits.get("system")
         embeddings = encoder.model.get_input_embeddings()
         memo = {id(embeddings): embeddings}  # by far the largest part
         self.model: Any = copy.deepcopy(encoder.model, memo)

@@ -138,7 +138,8 @@ def _explained(model: MeGModel, text: str) -> Part:
     routing = model.route(text)
     edits = routing.edition.edition.edits
     routed = routing[0]
-    read = model.reader.read(text).of_spans(routing.spans[0])
+    given = model.reader.read(text)
+    read = given.of_spans(routing.spans[0])
 
     def of(edit: int) -> Part | None:
         return as_edits([edits[edit]])[0] if 0 <= edit < len(edits) else None
@@ -152,6 +153,7 @@ def _explained(model: MeGModel, text: str) -> Part:
         "threshold": _finite(routed, routed.threshold),
         "decided_by": "verifier" if model.verifier else "similarity",
         "spans": list(read.spans if model.verifier else read.closing),
+        "system": given.system,
         "candidates": [
             {
                 "edit": of(candidate.edit),

@@ -28,6 +28,10 @@ class Kind:
     subjects: tuple[str, ...]
     relations: tuple[Relation, ...]
 
+    @property
+    def is_person(self) -> bool:
+        return self.pronouns[0] in ("he", "she")
+
     def besides(self, relation: Relation) -> list[Relation]:
         """Its other relations."""
         return [other for other in self.relations if other is not relation]

@@ -10,6 +10,10 @@ _BEGINS = [
     *("p", "qu", "r", "s", "sh", "st", "t", "tr", "v", "w", "z"),
 ]
 _MIDDLES = ["a", "e", "i", "o", "u", "ai", "ea", "ie", "oo", "ou"]
+_TITLES = ["Mr.", "Mrs.", "Ms.", "Dr.", "Prof.", "Sir"]
+_PARTICLES = frozenset(
+    ["the", "of", "van", "von", "de", "da", "di", "del", "la", "le", "al", "ibn"]
+)
 _ENDS = ["", "", "n", "r", "l", "s", "x", "m", "nd", "rt", "ck", "th"]
 
 
@@ -29,8 +33,12 @@ def draw_name(rng: random.Random, known: Sequence[str]) -> str:
     return " ".join(_invented(rng) for _ in name.split()[:3])
 
 
-def similar_name(rng: random.Random, name: str, known: Sequence[str]) -> str:
+def similar_name(
+    rng: random.Random, name: str, known: Sequence[str], is_person: bool = False
+) -> str:
     """Another name: often one which shares words with `name`, or all but a syllable.
+
+    A person's surname alone is no other name, nor is one with another article.
 
     Example:
         >>> similar_name(random.Random(2), "Ada Lovelace", ["Ada Lovelace", "Emmy Noether"])
@@ -45,10 +53,38 @@ def similar_name(rng: random.Random, name: str, known: Sequence[str]) -> str:
     elif chance < 0.7:
         words[place] = _with_another_syllable(rng, words[place])
     elif chance < 0.85 and len(words) > 1:
-        words.pop(place)
+        words.pop(-1 if is_person else place)
     else:
         words.insert(rng.randrange(len(words) + 1), rng.choice(other))
-    return " ".join(words) if words != name.split() else _invented(rng)
+    return " ".join(words) if _core(words) != _core(name.split()) else _invented(rng)
+
+
+def other_wording(rng: random.Random, name: str, noun: str, is_person: bool = False) -> str:
+    """The same name in other words: its article, a title, what it is, a surname, an initial.
+
+    Args:
+        noun: what is named, such as "river".
+
+    Example:
+        >>> {other_wording(random.Random(n), "the Danube", "river") for n in range(9)} >= {
+        ...     "Danube", "the river Danube"}
+        True
+    """
+    bare = name[4:] if name.lower().startswith("the ") else name
+    words = bare.split()
+    common = [bare.lower(), f"the {noun} {bare}", f"the famous {bare}", f"{bare} ({noun})"]
+    if not is_person:
+        return rng.choice([*common, *[bare, f"the {bare}", f"The {bare}"] * 2])
+    titled = [f"{rng.choice(_TITLES)} {bare}", f"the {noun} {bare}"]
+    if len(words) < 2 or set(words) & _PARTICLES:  # "Catherine the Great" is not Ms. Great
+        return rng.choice([*common, *titled])
+    first, last = words[0], words[-1]
+    initials = [f"{first[0]}. {last}", f"{first} {rng.choice('ABEJLMRT')}. {last}"]
+    return rng.choice([*common, *titled, *initials, *[last, f"{rng.choice(_TITLES)} {last}"] * 2])
+
+
+def _core(words: Sequence[str]) -> list[str]:
+    return [word for word in words if word.lower() not in ("a", "an", "the")]
 
 
 def _syllable(rng: random.Random) -> str:

@@ -9,8 +9,9 @@ from functools import cached_property
 
 from meg_editor.data.phrasebook.dialogues import Asked, FollowUps, draw_dialogue
 from meg_editor.data.phrasebook.kinds import Kind, Relation, read_kinds, read_yaml
-from meg_editor.data.phrasebook.names import draw_name, similar_name
+from meg_editor.data.phrasebook.names import draw_name, other_wording, similar_name
 from meg_editor.data.prompt_forms import Expectation, PromptForm
+from meg_editor.requests.turns import under
 
 _FILES = (
     "people_and_works.yaml",
@@ -18,16 +19,26 @@ _FILES = (
     "places_and_things.yaml",
     "technology_and_nature.yaml",
 )
-_FORMS = ("forms", "more_forms", "asking_forms", "mentioning_forms", "instruction_forms")
+_FORMS = (
+    "forms",
+    "more_forms",
+    "asking_forms",
+    "mentioning_forms",
+    "instruction_forms",
+    "further_forms",
+)
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
 _SIBLING = 0.4  # of the others: for another relation of the subject
-_NEIGHBOUR = 0.25  # for the same relation of another subject; the rest only mentions the fact
+_NEIGHBOUR = 0.2  # for the same relation of another subject; the rest only mentions the fact
 _PLAIN = 0.35  # of the prompts: the phrasing alone
 _RUNNING = 0.12  # of the other prompts: a text which gets to the fact
 _CUT = 0.4  # of the passages: cut from anywhere
-_DIALOGUE = 0.3  # of what is left: a dialogue whose last turn goes back to an earlier one
+_DIALOGUE = 0.22  # of what is left: a dialogue whose last turn goes back to an earlier one
 _NOTES = 0.08  # of the prompts which only mention the fact: notes on several subjects
+_TASK = 0.12  # of these: a question under a system text which gives another task
+_USUAL = 0.12  # of all prompts: under a system text that changes nothing
+_REWORDED = 0.25  # of the prompts: the subject in other words than the fact's
 _WRAPPED = 0.3  # of the texts on one line: inside a form that is put around a question
 _WEIGHTS = {"dropped": 2.0}  # of the kinds of forms, beside the root of their number
 _WRAPPERS = ("prefix", "suffix", "context")
@@ -117,7 +128,7 @@ class Phrasebook:
             other = rng.choice(others)
             return self._pair(rng, kind, other, subject, answer, fact, "sibling", asked)
         if chance < _SIBLING + _NEIGHBOUR:
-            name = similar_name(rng, subject, kind.subjects)
+            name = similar_name(rng, subject, kind.subjects, kind.is_person)
             return self._pair(rng, kind, relation, name, answer, fact, "neighbour", asked)
         return self._pair(rng, kind, relation, subject, answer, fact, "none", known=phrasing)
 
@@ -134,6 +145,10 @@ class Phrasebook:
         *,
         known: str | None = None,
     ) -> Pair:
+        if rng.random() < _REWORDED:
+            noun = rng.choice(kind.name.split("_or_")).replace("_", " ")
+            subject = other_wording(rng, subject, noun, kind.is_person)
+
         def one(texts: Sequence[str]) -> str:
             # Now and then the very words of the fact.
             chosen = rng.choice(texts)
@@ -163,6 +178,10 @@ class Phrasebook:
             prompt = self._dialogue(
                 rng, kind, relation, subject, (answer, values["b"]), not why.startswith("none")
             )
+        elif why == "none" and rng.random() < _TASK:
+            why = "none:system"
+            task = rng.choice(self._systems["tasks"])
+            prompt = under(task, self._wrapped(rng, values[rng.choice("pqqq")]))
         elif why == "none" and rng.random() < _NOTES:
             prompt = self._notes(rng, kind, rng.choice(relation.statements), subject, begun=False)
         else:
@@ -170,6 +189,8 @@ class Phrasebook:
             why = f"{why}:{form.kind}"
             prompt = form.filled(values) or f"{values['p']} not"  # no negation of this phrasing
             prompt = self._wrapped(rng, prompt)
+        if why != "none:system" and rng.random() < _USUAL:
+            prompt = under(rng.choice(self._systems["usual"]), prompt)
         return Pair(prompt, fact, asks, why)
 
     def _form(self, rng: random.Random, expect: Expectation) -> PromptForm:
@@ -236,7 +257,8 @@ class Phrasebook:
         def ending(of: Relation) -> str:
             return kind.by_pronoun(rng.choice(of.statements)).format(subject)
 
-        name, others = similar_name(rng, subject, kind.subjects), kind.besides(relation)
+        name = similar_name(rng, subject, kind.subjects, kind.is_person)
+        others = kind.besides(relation)
         sibling = None
         if others:
             other = rng.choice(others)
@@ -256,6 +278,12 @@ class Phrasebook:
     def _follow_ups(self) -> FollowUps:
         return FollowUps(**{k: tuple(v) for k, v in read_yaml("follow_ups.yaml").items()})
 
+    @cached_property
+    def _systems(self) -> dict[str, list[str]]:
+        """System texts: "usual" ones, and "tasks" under which no question is answered."""
+        texts: dict[str, list[str]] = read_yaml("systems.yaml")
+        return texts
+
     def _other_question(
         self, rng: random.Random, kind: Kind, relation: Relation, subject: str
     ) -> str:
@@ -265,7 +293,7 @@ class Phrasebook:
         if chance < _SAME_SUBJECT and others:
             return rng.choice(rng.choice(others).questions).format(subject)
         if chance < _SAME_SUBJECT + _SAME_RELATION:
-            name = similar_name(rng, subject, kind.subjects)
+            name = similar_name(rng, subject, kind.subjects, kind.is_person)
             return rng.choice(relation.questions).format(name)
         return self._question(rng, subject)
 
