@@ -10,6 +10,7 @@ import pytest
 
 from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.phrasebook import phrasebook
+from meg_editor.data.phrasebook.changes import changed, retold
 from meg_editor.data.phrasebook.dialogues import Asked, FollowUps, draw_dialogue
 from meg_editor.data.phrasebook.kinds import Kind, Relation
 from meg_editor.data.phrasebook.names import other_wording, similar_name
@@ -41,6 +42,23 @@ def test_a_name_with_of_is_not_cut_to_its_last_word() -> None:
     assert all("Catherine the Great" in text or text == "catherine the great" for text in same)
 
 
+def test_a_changed_question_is_another_and_a_retold_one_keeps_its_subject() -> None:
+    rng, subject = random.Random(0), "the Old Bridge"
+    questions = [
+        f"Where is {subject}?",
+        f"In which city is {subject} located?",
+        f"What is the length of {subject}?",
+        f"The builder of {subject} was",
+        f"{subject} was built by",
+    ]
+    for question in questions:
+        others = {changed(rng, question, subject) for _ in range(60)}
+        same = {retold(rng, question, subject) for _ in range(60)}
+        assert question not in others and not others & same
+        assert len(others) > 5
+        assert all(subject in text for text in others | same)
+
+
 def test_pairs_of_the_phrasebook_are_labelled_by_what_they_ask() -> None:
     book, rng = Phrasebook.load(), random.Random(0)
     pairs = [book.draw(rng) for _ in range(3000)]
@@ -56,7 +74,7 @@ def test_pairs_of_the_phrasebook_are_labelled_by_what_they_ask() -> None:
 def test_of_two_questions_the_last_one_decides_and_the_other_one_is_often_near(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for share in ("_REWORDED", "_USUAL"):  # texts are compared
+    for share in ("_REWORDED", "_RETOLD", "_CHANGED", "_USUAL"):  # texts are compared
         monkeypatch.setattr(phrasebook, share, 0.0)
     relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "ABC"]
     kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur", "Eridu"), tuple(relations))

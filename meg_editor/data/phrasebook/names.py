@@ -66,9 +66,9 @@ def other_wording(rng: random.Random, name: str, noun: str, is_person: bool = Fa
         noun: what is named, such as "river".
 
     Example:
-        >>> {other_wording(random.Random(n), "the Danube", "river") for n in range(9)} >= {
-        ...     "Danube", "the river Danube"}
-        True
+        >>> rng = random.Random(0)
+        >>> sorted({other_wording(rng, "the Danube", "river") for _ in range(20)})[:2]
+        ['Danube', 'Danube (river)']
     """
     bare = name[4:] if name.lower().startswith("the ") else name
     words = bare.split()

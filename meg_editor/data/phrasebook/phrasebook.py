@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from meg_editor.data.phrasebook.changes import changed, retold
 from meg_editor.data.phrasebook.dialogues import Asked, FollowUps, draw_dialogue
 from meg_editor.data.phrasebook.kinds import Kind, Relation, read_kinds, read_yaml
 from meg_editor.data.phrasebook.names import draw_name, other_wording, similar_name
+from meg_editor.data.phrasebook.texts import notes, running_text
 from meg_editor.data.prompt_forms import Expectation, PromptForm
 from meg_editor.requests.turns import under
 
@@ -29,7 +31,8 @@ _FORMS = (
 )
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
-_SIBLING = 0.4  # of the others: for another relation of the subject
+_CHANGED = 0.1  # of the others: for the fact's time in place of its place, or the first one
+_SIBLING = 0.36  # for another relation of the subject
 _NEIGHBOUR = 0.2  # for the same relation of another subject; the rest only mentions the fact
 _PLAIN = 0.35  # of the prompts: the phrasing alone
 _RUNNING = 0.12  # of the other prompts: a text which gets to the fact
@@ -39,6 +42,7 @@ _NOTES = 0.08  # of the prompts which only mention the fact: notes on several su
 _TASK = 0.12  # of these: a question under a system text which gives another task
 _USUAL = 0.12  # of all prompts: under a system text that changes nothing
 _REWORDED = 0.25  # of the prompts: the subject in other words than the fact's
+_RETOLD = 0.12  # misspelled, or of today
 _WRAPPED = 0.3  # of the texts on one line: inside a form that is put around a question
 _WEIGHTS = {"dropped": 2.0}  # of the kinds of forms, beside the root of their number
 _WRAPPERS = ("prefix", "suffix", "context")
@@ -46,7 +50,6 @@ _WRAPPERS = ("prefix", "suffix", "context")
 _DROPPED = 0.5  # where another fact is asked for: this one, asked before and taken back
 _SAME_SUBJECT = 0.3  # of the others: about another relation of the subject
 _SAME_RELATION = 0.2  # about the same relation of another subject
-_HEADINGS = ("Notes on {}:", "{}:", "About {}:", "Facts on {}:", "* {} -", "{}\n", "## {}\n")
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,12 @@ class Phrasebook:
         chance = rng.random() if self.other_facts else 1.0
         others = kind.besides(relation)
         asked = rng.choice(relation.questions).format(subject)
-        if chance < _SIBLING and others:
+        if chance < _CHANGED:
+            return self._pair(rng, kind, relation, subject, answer, fact, "changed")
+        if chance < _CHANGED + _SIBLING and others:
             other = rng.choice(others)
             return self._pair(rng, kind, other, subject, answer, fact, "sibling", asked)
-        if chance < _SIBLING + _NEIGHBOUR:
+        if chance < _CHANGED + _SIBLING + _NEIGHBOUR:
             name = similar_name(rng, subject, kind.subjects, kind.is_person)
             return self._pair(rng, kind, relation, name, answer, fact, "neighbour", asked)
         return self._pair(rng, kind, relation, subject, answer, fact, "none", known=phrasing)
@@ -167,13 +172,16 @@ class Phrasebook:
             "b": rng.choice(relation.answers),
             "t": self._passage(rng),
         }
-        asks = why == "edit"
+        asks, tells = why == "edit", why not in ("none", "changed")
+        if why == "changed" or rng.random() < _RETOLD:
+            again = changed if why == "changed" else retold
+            values |= {name: again(rng, values[name], subject) for name in "pq"}
         if why != "none" and rng.random() < _PLAIN:
             prompt = values[rng.choice("pq")]
-        elif why != "none" and rng.random() < _RUNNING:
-            write = rng.choice((self._running, self._notes))
+        elif tells and rng.random() < _RUNNING:
+            write = rng.choice((running_text, notes))
             prompt = write(rng, kind, rng.choice(relation.statements), subject)
-        elif rng.random() < _DIALOGUE:
+        elif why != "changed" and rng.random() < _DIALOGUE:
             why = f"{why}:dialogue"
             prompt = self._dialogue(
                 rng, kind, relation, subject, (answer, values["b"]), not why.startswith("none")
@@ -183,7 +191,7 @@ class Phrasebook:
             task = rng.choice(self._systems["tasks"])
             prompt = under(task, self._wrapped(rng, values[rng.choice("pqqq")]))
         elif why == "none" and rng.random() < _NOTES:
-            prompt = self._notes(rng, kind, rng.choice(relation.statements), subject, begun=False)
+            prompt = notes(rng, kind, rng.choice(relation.statements), subject, begun=False)
         else:
             form = self._form(rng, "none" if why == "none" else "edit")
             why = f"{why}:{form.kind}"
@@ -205,45 +213,6 @@ class Phrasebook:
         if not self._wrappers or "\n" in text or rng.random() >= _WRAPPED:
             return text
         return rng.choice(self._wrappers).filled({"q": text, "t": self._passage(rng)}) or text
-
-    def _running(self, rng: random.Random, kind: Kind, statement: str, subject: str) -> str:
-        """A text which gets to the fact in its second sentence, often with a pronoun."""
-        if rng.random() < 0.7:
-            statement = kind.by_pronoun(statement)
-        relation = rng.choice(kind.relations)
-        first = f"{rng.choice(relation.statements).format(subject)} {rng.choice(relation.answers)}."
-        begin = rng.choice(("", f"Tell me about {subject}. ", f"{subject}\n\n", "Sure! "))
-        return f"{begin}{first} {statement.format(subject)}"
-
-    def _notes(
-        self, rng: random.Random, kind: Kind, statement: str, subject: str, begun: bool = True
-    ) -> str:
-        """Notes on several subjects, the last of which ends with the statement, or its heading."""
-        heading, others = rng.choice(_HEADINGS), [s for s in kind.subjects if s != subject]
-        further = rng.sample(kind.relations, rng.randint(0, min(3, len(kind.relations))))
-        statements = [rng.choice(relation.statements) for relation in further]
-        answers = [relation.answers for relation in further]
-        known = [
-            relation.answers for relation in kind.relations if statement in relation.statements
-        ]
-        place = rng.randint(0, len(statements))
-        statements.insert(place, statement)
-        answers.insert(place, known[0])
-
-        def sentences(name: str, count: int) -> str:
-            texts = [kind.by_pronoun(text).format(name) for text in statements[:count]]
-            said = zip(texts, answers, strict=False)
-            return " ".join(f"{text} {rng.choice(options)}." for text, options in said)
-
-        lines = [
-            f"{heading.format(name)} {sentences(name, len(statements))}"
-            for name in rng.sample(others, rng.randint(1, min(3, len(others))))
-        ]
-        last = heading.format(subject)
-        if begun:
-            last = f"{last} {sentences(subject, place)}".rstrip()
-            last = f"{last} {kind.by_pronoun(statement).format(subject)}"
-        return "\n".join([*lines, last])
 
     def _dialogue(
         self,
