@@ -74,7 +74,7 @@ def test_pairs_of_the_phrasebook_are_labelled_by_what_they_ask() -> None:
 def test_of_two_questions_the_last_one_decides_and_the_other_one_is_often_near(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for share in ("_REWORDED", "_RETOLD", "_CHANGED", "_USUAL"):  # texts are compared
+    for share in ("_REWORDED", "_FACT_REWORDED", "_RETOLD", "_CHANGED", "_USUAL"):  # texts compared
         monkeypatch.setattr(phrasebook, share, 0.0)
     relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "ABC"]
     kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur", "Eridu"), tuple(relations))

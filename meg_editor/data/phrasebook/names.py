@@ -10,6 +10,7 @@ _BEGINS = [
     *("p", "qu", "r", "s", "sh", "st", "t", "tr", "v", "w", "z"),
 ]
 _MIDDLES = ["a", "e", "i", "o", "u", "ai", "ea", "ie", "oo", "ou"]
+_PRAISE = ["the famous", "the well-known", "modern", "beautiful", "good old", "mighty"]
 _TITLES = ["Mr.", "Mrs.", "Ms.", "Dr.", "Prof.", "Sir"]
 _PARTICLES = frozenset(
     ["the", "of", "van", "von", "de", "da", "di", "del", "la", "le", "al", "ibn"]
@@ -72,7 +73,8 @@ def other_wording(rng: random.Random, name: str, noun: str, is_person: bool = Fa
     """
     bare = name[4:] if name.lower().startswith("the ") else name
     words = bare.split()
-    common = [bare.lower(), f"the {noun} {bare}", f"the famous {bare}", f"{bare} ({noun})"]
+    common = [bare.lower(), f"the {noun} {bare}", f"{bare} ({noun})"]
+    common.append(f"{rng.choice(_PRAISE)} {bare}")
     if not is_person:
         return rng.choice([*common, *[bare, f"the {bare}", f"The {bare}"] * 2])
     titled = [f"{rng.choice(_TITLES)} {bare}", f"the {noun} {bare}"]

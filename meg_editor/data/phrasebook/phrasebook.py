@@ -42,6 +42,7 @@ _NOTES = 0.08  # of the prompts which only mention the fact: notes on several su
 _TASK = 0.12  # of these: a question under a system text which gives another task
 _USUAL = 0.12  # of all prompts: under a system text that changes nothing
 _REWORDED = 0.25  # of the prompts: the subject in other words than the fact's
+_FACT_REWORDED = 0.1  # of the facts asked for, too
 _RETOLD = 0.12  # misspelled, or of today
 _WRAPPED = 0.3  # of the texts on one line: inside a form that is put around a question
 _WEIGHTS = {"dropped": 2.0}  # of the kinds of forms, beside the root of their number
@@ -119,10 +120,11 @@ class Phrasebook:
         kind = rng.choice(self.kinds)
         relation, subject = rng.choice(kind.relations), draw_name(rng, kind.subjects)
         answer = rng.choice(relation.answers)
-        phrasing = rng.choice(relation.statements + relation.questions)
-        fact = f"{phrasing.format(subject)} {answer}"
-        chance = rng.random()
-        if chance < _ASKS:
+        phrasing, chance = rng.choice(relation.statements + relation.questions), rng.random()
+        asks = chance < _ASKS
+        name = _reworded(rng, kind, subject, _FACT_REWORDED) if asks else subject
+        fact = f"{phrasing.format(name)} {answer}"
+        if asks:
             return self._pair(rng, kind, relation, subject, answer, fact, "edit", known=phrasing)
         chance = rng.random() if self.other_facts else 1.0
         others = kind.besides(relation)
@@ -150,9 +152,7 @@ class Phrasebook:
         *,
         known: str | None = None,
     ) -> Pair:
-        if rng.random() < _REWORDED:
-            noun = rng.choice(kind.name.split("_or_")).replace("_", " ")
-            subject = other_wording(rng, subject, noun, kind.is_person)
+        subject = _reworded(rng, kind, subject, _REWORDED)
 
         def one(texts: Sequence[str]) -> str:
             # Now and then the very words of the fact.
@@ -285,6 +285,14 @@ class Phrasebook:
         words = f"{' '.join(sentences)} {self._question(rng, '')}".split()
         start = rng.randrange(len(words))
         return " ".join(words[start : start + rng.randint(3, 14)]) + rng.choice((".", "", ")", ":"))
+
+
+def _reworded(rng: random.Random, kind: Kind, name: str, share: float) -> str:
+    """The name, `share` of the time in other words."""
+    if rng.random() >= share:
+        return name
+    noun = rng.choice(kind.name.split("_or_")).replace("_", " ")
+    return other_wording(rng, name, noun, kind.is_person)
 
 
 def _forms() -> list[PromptForm]:
