@@ -75,13 +75,15 @@ def questions(
 
 
 def other_article(edit: EditRequest) -> str:
-    """An edited prompt with "the" before its subject, or without."""
+    """An edited prompt with "the" before its subject, or without; as it is without a subject."""
     name = edit.subject or ""
+    if not name or name not in edit.prompt:
+        return edit.prompt
     start, bare = edit.prompt.find(name), name.removeprefix("The ").removeprefix("the ")
     if bare == name and edit.prompt[:start].lower().endswith("the "):
         return edit.prompt[: start - 4] + edit.prompt[start:]
     other = bare if bare != name else f"the {name}" if start else f"The {name}"
-    return edit.prompt.replace(name, other, 1) if name else edit.prompt
+    return edit.prompt[:start] + other + edit.prompt[start + len(name) :]
 
 
 def measure(

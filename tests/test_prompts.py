@@ -19,6 +19,7 @@ from meg_editor.lm.chat import in_chat
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.model.cache_routing import prompt_text
 from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.turns import under, without_usual
 
 FORMS = Path(__file__).resolve().parents[1] / "examples" / "prompt_forms.json"
 
@@ -309,6 +310,12 @@ def test_a_first_token_that_begins_every_turn_is_no_bos_to_take_off() -> None:
         "System: Be brief.\nUser: {}\nAssistant:",
         "Be brief.\n\nUSER: {} ASSISTANT:",
         "Be brief.\n\n### Instruction:\n{}\n\n### Response:\n",
+        "### System:\nBe brief.\n\n### User:\n{}\n\n### Assistant:\n",
+        "Developer: Be brief.\nUser: {}\nAssistant:",
+        "系统：Be brief.\n用户：{}\n助手：",
+        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>{}<｜Assistant｜>",
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]{}[/INST]",
+        "Be brief.\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n"
         "<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n",
     ],
@@ -335,3 +342,50 @@ def test_the_system_text_of_the_chat_template_itself_is_none() -> None:
 
     assert read(asked) == ""
     assert read({"role": "system", "content": "Be brief."}, asked) == "Be brief."
+
+
+LABELS = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}A chat.{% endif %}\n\n"
+    "{% for m in messages if m.role != 'system' %}{{ m.role | upper }}: {{ m.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+BRACKETS = (
+    "<s>{% if messages[0].role == 'system' %}System: {{ messages[0].content }}"
+    "{% else %}A chat.{% endif %}\n{% for m in messages if m.role != 'system' %}"
+    "<<{{ m.role }}>> {{ m.content }} <</{{ m.role }}>>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [LABELS, BRACKETS])
+def test_a_system_text_in_front_of_the_templates_frame(template: str) -> None:
+    made = tokenizer()
+    made.chat_template = template
+    reader = PromptReader(made)
+    asked = [{"role": "user", "content": "Who wrote Emma?"}]
+    for turns, expected in (
+        (asked, ""),
+        ([{"role": "system", "content": "Be brief."}, *asked], "Be brief."),
+    ):
+        read = reader.read(made.apply_chat_template(turns, tokenize=False))
+        assert (read.text, read.system) == ("Who wrote Emma?", expected)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["Answer briefly.\nUser: {}\nAssistant:", "System: Be kind.\nUser: {}\nAssistant:"],
+)
+def test_the_prompt_templates_own_head_is_no_system_text(template: str) -> None:
+    reader = PromptReader(tokenizer(), template)
+    assert reader.read(reader.wrap("Who wrote Emma?")).system == ""
+
+
+def test_a_default_system_text_may_have_another_date() -> None:
+    usual = "You are a model.\nToday: 28 Nov 2026"
+    assert without_usual("You are a model.\nToday: 1 January 2027", usual) == ""
+    assert without_usual("You are a model.\nToday: 2 Dec 2026\n\nBe brief.", usual) == "Be brief."
+
+
+def test_of_a_long_system_text_in_another_script_less_is_read() -> None:
+    latin, cyrillic = (under(letter * 2000, "Who wrote Emma?") for letter in "xж")
+    assert 500 < len(latin) < 700
+    assert 250 < len(cyrillic) < 400

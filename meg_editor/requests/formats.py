@@ -25,14 +25,22 @@ _USER_NAMES = "user|human|usuario|utilisateur|benutzer|nutzer|пользоват
 _ASSISTANT_NAMES = (
     "assistant|ai|bot|chatbot|asistente|assistent|ассистент|助手|アシスタント|어시스턴트"
 )
+_SYSTEM_NAMES = "system|developer|系统|システム|시스템|система"
 # Where it begins behind a label of plain text.
 _LABELS = re.compile(
     r"(?:^|(?<=\s)|(?<=</s>))(?P<vicuna>SYSTEM|USER|ASSISTANT):[ \t]*"
-    r"|^\#+ *(?P<alpaca>Instruction|Input|Response|Question|Answer|User|Assistant):?[ \t]*(?:\n|\Z)"
+    r"|^\#+ *(?P<alpaca>System|Instruction|Input|Response|Question|Answer|User|Assistant):?"
+    r"[ \t]*(?:\n|\Z)"
     r"|^(?P<instruct>Instruct|Output):[ \t]*"
-    rf"|^[>*\[ \t-]*(?P<plain>(?i:system|{_USER_NAMES}|{_ASSISTANT_NAMES}))"
+    rf"|^[>*\[ \t-]*(?P<plain>(?i:{_SYSTEM_NAMES}|{_USER_NAMES}|{_ASSISTANT_NAMES}))"
     r"[ \t]*\]?\**[ \t]*[:：]\**[ \t]*",
     re.MULTILINE,
+)
+# What stands around a system text in front of the turns.
+_FRONT = re.compile(
+    r"^\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[gMASK\]|<sop>"
+    rf"|\[SYSTEM_PROMPT\]|\#* *(?i:{_SYSTEM_NAMES})(?:[:：]|\n))\s*|\[/SYSTEM_PROMPT\].*",
+    re.DOTALL,
 )
 _END = re.compile(
     r"<\|im_end\|>|<\|eot_id\|>|<\|eot\|>|<end_of_turn>|<\|end_of_text\|>|<\|endoftext\|>"
@@ -41,12 +49,14 @@ _END = re.compile(
 _USER = {"inst", "instruction", "input", "question", "instruct", *_USER_NAMES.split("|")}
 _ASSISTANT = {"model", "answered", "response", "answer", "output", *_ASSISTANT_NAMES.split("|")}
 
+_SYSTEM = set(_SYSTEM_NAMES.split("|"))
+
 
 class Segment(NamedTuple):
     """A turn as it stands in a text.
 
     Attributes:
-        role: "user", "assistant", "input" (which continues a user's turn) or another one.
+        role: "user", "assistant", "system", "input" (which continues a user's turn) or another one.
         text: up to the next turn or the mark at its end.
     """
 
@@ -54,14 +64,14 @@ class Segment(NamedTuple):
     text: str
 
 
-def token_segments(text: str) -> list[Segment]:
-    """The turns behind special tokens; none without such tokens.
+def token_segments(text: str) -> tuple[str, list[Segment]]:
+    """What stands in front of the turns behind special tokens, and these; none without tokens.
 
     Example:
-        >>> token_segments("<|user|>Who wrote Emma?<|end|><|assistant|>")
-        [Segment(role='user', text='Who wrote Emma?'), Segment(role='assistant', text='')]
+        >>> token_segments("Be brief.<|user|>Who wrote Emma?<|end|>")
+        ('Be brief.', [Segment(role='user', text='Who wrote Emma?')])
     """
-    return _segments(_TOKENS, text)[1]
+    return _segments(_TOKENS, text)
 
 
 def label_segments(text: str) -> tuple[str, list[Segment]]:
@@ -80,6 +90,19 @@ def label_segments(text: str) -> tuple[str, list[Segment]]:
     if not roles & {"user", "input"} or (head and "assistant" not in roles):
         return "", []
     return head, found
+
+
+def front(text: str) -> str:
+    """The system text of what stands in front of the first turn.
+
+    Example:
+        >>> front("<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT]")
+        'Be brief.'
+    """
+    text = before_end(text)
+    while (shorter := _FRONT.sub("", text)) != text:
+        text = shorter
+    return text.strip()
 
 
 def before_end(text: str) -> str:
@@ -109,7 +132,7 @@ def _segments(pattern: re.Pattern[str], text: str) -> tuple[str, list[Segment]]:
         Segment(_role(marker), before_end(text[marker.end() : end]))
         for marker, end in zip(markers, ends, strict=True)
     ]
-    return text[: markers[0].start()].strip(), found
+    return front(text[: markers[0].start()]), found
 
 
 def _format(marker: re.Match[str]) -> str:
@@ -122,4 +145,5 @@ def _role(marker: re.Match[str]) -> str:
     role = name if name in ("inst", "answered") else marker.group(name).lower()
     if role == "input":  # "### Input:" continues "### Instruction:"
         return role
-    return "user" if role in _USER else "assistant" if role in _ASSISTANT else role
+    named = {"user": _USER, "assistant": _ASSISTANT, "system": _SYSTEM}
+    return next((name for name, roles in named.items() if role in roles), role)

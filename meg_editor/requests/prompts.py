@@ -15,6 +15,7 @@ from meg_editor.requests.turns import (
     dialogue,
     flush,
     turns_of,
+    without_usual,
 )
 
 _FOLLOW_UP = 240  # characters of a turn that may go back to an earlier one
@@ -30,7 +31,7 @@ class ReadPrompt:
         spans: all spans that may be the question.
         dialogue: the last turns together, where the last one may go back to an earlier one ("Are
             you sure?"); None if it cannot.
-        system: the system text of the conversation, unless it is the chat template's own.
+        system: the system text of the conversation, without what the templates put there.
 
     Example:
         >>> ReadPrompt.of("Who wrote Emma? Be brief.").spans[1:]
@@ -77,6 +78,8 @@ class PromptReader:
         # Prompts are stripped, so their ends are compared without white space.
         self._before, self._after = before.lstrip(), after.rstrip()
         self._chat: Frame | None = chat_frame(tokenizer)
+        bare = turns_of(flush(self.wrap("?").strip()), self._chat)[-1].system
+        self._usual = "\n".join(filter(None, (self._chat.system if self._chat else "", bare)))
 
     def wrap(self, query: str) -> str:
         """The prompt of a bare query: the query in the prompt template."""
@@ -91,8 +94,7 @@ class PromptReader:
             turn = Turn(query)
         else:
             turn = turns[-1] if inner is None else replace(turns[-1], text=inner)
-        usual = self._chat.system if self._chat else ""
-        system = "" if turns[-1].system == usual else turns[-1].system
+        system = without_usual(turns[-1].system, self._usual)
         read = replace(ReadPrompt.of(turn.text, turn.whole), system=system)
         if len(turns) == 1 or len(turn.text) > _FOLLOW_UP:
             return read
@@ -112,5 +114,5 @@ class PromptReader:
         if not text.startswith(before, start):
             return None
         query = text[start + len(before) : len(text) - len(after)].strip()
-        marked = token_segments(query) or label_segments(query)[1] or before_end(query) != query
+        marked = token_segments(query)[1] or label_segments(query)[1] or before_end(query) != query
         return None if marked else query

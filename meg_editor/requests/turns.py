@@ -9,7 +9,13 @@ from typing import Any, NamedTuple, Protocol
 
 from jinja2 import TemplateError
 
-from meg_editor.requests.formats import Segment, before_end, label_segments, token_segments
+from meg_editor.requests.formats import (
+    Segment,
+    before_end,
+    front,
+    label_segments,
+    token_segments,
+)
 
 _SENTINEL = "§question§"
 # Lines of a text with worked examples, the last of which is asked.
@@ -17,11 +23,13 @@ _EXAMPLES = re.compile(
     r"^(?:(?P<asked>Q|Question|Input)|A|Answer|Output)(?: ?\d+)?:[ \t]*", re.MULTILINE
 )
 _INNER_SYSTEM = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
-_SYSTEM_ROLES = ("system", "developer")
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*|^\s*</think>\s*", re.DOTALL)
 _TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
 _TURNS, _REPLY = 3, 120  # turns of a dialogue; characters of a reply in it
-_UNDER, _SYSTEM = 640, 240  # characters read of a system text and a turn; at least of the former
+# Bytes of a system text and the turn under it, and of the former alone, that are read: a letter
+# which is no Latin one is a token or two.
+_UNDER, _SYSTEM = 640, 240
+_DATE = re.compile(r"\d+|\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*")
 
 
 class ChatTokenizer(Protocol):
@@ -102,7 +110,7 @@ def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
 
 
 def _common_frame(tokenizer: ChatTokenizer) -> Frame | None:
-    before, after, closed, systems = [], "", "", []
+    before, after, closed, whole = [], "", "", []
     for roles in (["user"], ["user", "assistant", "user"]):
         turns = [{"role": role, "content": _SENTINEL} for role in roles]
         texts = [
@@ -114,10 +122,11 @@ def _common_frame(tokenizer: ChatTokenizer) -> Frame | None:
         first, _, after = texts[0].rpartition(_SENTINEL)
         closed = texts[1].rpartition(_SENTINEL)[2]
         before.append(first.removeprefix(tokenizer.bos_token or ""))
-        systems.append(turns_of(flush(texts[0]))[-1].system)
+        whole.append(flush(texts[0].strip()))
     # Prompts are stripped, so their ends are compared without white space.
-    start = _common_end(*before).lstrip()
-    return Frame(flush(start), flush(closed.strip()), flush(after.strip()), systems[0])
+    ends = (_common_end(*before).lstrip(), closed.strip(), after.strip())
+    frame = Frame(*map(flush, ends))
+    return frame._replace(system=turns_of(whole[0], frame)[-1].system)
 
 
 def flush(text: str) -> str:
@@ -148,14 +157,16 @@ def turns_of(text: str, frame: Frame | None = None) -> list[Turn]:
         >>> turns_of("User: Who wrote Emma?\\nAssistant: Joyce.\\nUser: Are you sure?")[1].text
         'Are you sure?'
     """
-    head, segments = "", token_segments(text)
-    turns = _user_turns(segments) or (frame.turns(text) if frame else [])
+    head, segments = token_segments(text)
+    turns = _user_turns(segments)
+    if not turns and frame:
+        head, turns = front(text.partition(frame.before)[0]), frame.turns(text)
     if not turns:
         head, segments = label_segments(text)
         turns = _user_turns(segments) or [Turn(text.strip())]
         if head and turns[-1].begun and segments[-1].role == "assistant":
             turns[-1], head = replace(turns[-1], task=head), ""
-    systems = [head, *(content.strip() for role, content in segments if role in _SYSTEM_ROLES)]
+    systems = [head, *(content.strip() for role, content in segments if role == "system")]
     systems += [turn.system for turn in turns]
     last = replace(_last_example(turns[-1]), system="\n".join(filter(None, systems)))
     return [*turns[:-1], last]
@@ -194,6 +205,18 @@ def dialogue(turns: Sequence[Turn]) -> str:
     return "\n".join(lines)
 
 
+def without_usual(system: str, usual: str) -> str:
+    """The lines of a system text which `usual` does not have, in which dates may differ.
+
+    Example:
+        >>> without_usual("Today: 2 May 2026\\nBe brief.", "Today: 28 Nov 2025")
+        'Be brief.'
+    """
+    known = {_DATE.sub("", line).strip() for line in usual.splitlines()}
+    lines = [line for line in system.splitlines() if _DATE.sub("", line).strip() not in known]
+    return "\n".join(lines).strip()
+
+
 def under(system: str, text: str) -> str:
     """What is asked, behind a system text, of a long one its begin and its end.
 
@@ -201,9 +224,10 @@ def under(system: str, text: str) -> str:
         >>> under("You translate to German.", "Who wrote Emma?")
         'You translate to German.\\n\\nWho wrote Emma?'
     """
-    limit = max(_SYSTEM, _UNDER - len(text))
-    if len(system) > limit:
-        system = f"{system[: limit // 2].rstrip()} … {system[-(limit // 2) :].lstrip()}"
+    limit = max(_SYSTEM, _UNDER - len(text.encode()))
+    if len(system.encode()) > limit:
+        half = limit * len(system) // len(system.encode()) // 2
+        system = f"{system[:half].rstrip()} … {system[-half:].lstrip()}"
     return f"{system}\n\n{text}"
 
 

@@ -22,6 +22,7 @@ from meg_editor.routing.routing import Candidate, Routing
 from meg_editor.routing.subject_names import words
 from meg_editor.routing.verifier import Verifier, fact_text
 
+_UNDER_SYSTEM = 300  # characters of a turn that are read under a system text
 _VERIFIED = 4  # edits of which a prompt is verified, beside those its end resembles
 
 
@@ -120,7 +121,7 @@ class Router:
         read = [prompts[row].of_spans(routing.spans[row]) for row in rows]
         probabilities = self.verifier.probability(
             [
-                under(prompts[row].system, excerpt(asked.text, query.question))
+                under(prompts[row].system, excerpt(asked.text, query.question, _UNDER_SYSTEM))
                 for row, asked, query in zip(rows, read, routed, strict=True)
             ],
             [fact_text(self.edits[query.edit]) for query in routed],

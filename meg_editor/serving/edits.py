@@ -153,7 +153,7 @@ def _explained(model: MeGModel, text: str) -> Part:
         "threshold": _finite(routed, routed.threshold),
         "decided_by": "verifier" if model.verifier else "similarity",
         "spans": list(read.spans if model.verifier else read.closing),
-        "system": given.system,
+        "system": given.system if model.verifier and model.verifier.system is not None else "",
         "candidates": [
             {
                 "edit": of(candidate.edit),

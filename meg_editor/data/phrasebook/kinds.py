@@ -30,7 +30,7 @@ class Kind:
 
     @property
     def is_person(self) -> bool:
-        return self.pronouns[0] in ("he", "she")
+        return self.pronouns[0] in ("he", "she") or self.name == "fictional_character"
 
     def besides(self, relation: Relation) -> list[Relation]:
         """Its other relations."""

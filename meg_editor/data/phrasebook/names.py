@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 _BEGINS = [
@@ -15,6 +16,7 @@ _TITLES = ["Mr.", "Mrs.", "Ms.", "Dr.", "Prof.", "Sir"]
 _PARTICLES = frozenset(
     ["the", "of", "van", "von", "de", "da", "di", "del", "la", "le", "al", "ibn"]
 )
+_ORDINAL = re.compile(r"[IVX]+|[JS]r\.?")
 _ENDS = ["", "", "n", "r", "l", "s", "x", "m", "nd", "rt", "ck", "th"]
 
 
@@ -34,12 +36,10 @@ def draw_name(rng: random.Random, known: Sequence[str]) -> str:
     return " ".join(_invented(rng) for _ in name.split()[:3])
 
 
-def similar_name(
-    rng: random.Random, name: str, known: Sequence[str], is_person: bool = False
-) -> str:
+def similar_name(rng: random.Random, name: str, known: Sequence[str]) -> str:
     """Another name: often one which shares words with `name`, or all but a syllable.
 
-    A person's surname alone is no other name, nor is one with another article.
+    The last words of a name may mean the same, and so does another article: these are none.
 
     Example:
         >>> similar_name(random.Random(2), "Ada Lovelace", ["Ada Lovelace", "Emmy Noether"])
@@ -54,17 +54,21 @@ def similar_name(
     elif chance < 0.7:
         words[place] = _with_another_syllable(rng, words[place])
     elif chance < 0.85 and len(words) > 1:
-        words.pop(-1 if is_person else place)
+        words.pop()
     else:
         words.insert(rng.randrange(len(words) + 1), rng.choice(other))
-    return " ".join(words) if _core(words) != _core(name.split()) else _invented(rng)
+    core = _core(words)
+    return " ".join(words) if core and core != _core(name.split()) else _invented(rng)
 
 
-def other_wording(rng: random.Random, name: str, noun: str, is_person: bool = False) -> str:
+def other_wording(
+    rng: random.Random, name: str, noun: str, is_person: bool = False, in_full: bool = False
+) -> str:
     """The same name in other words: its article, a title, what it is, a surname, an initial.
 
     Args:
         noun: what is named, such as "river".
+        in_full: whether all of the name's words stay.
 
     Example:
         >>> rng = random.Random(0)
@@ -78,7 +82,8 @@ def other_wording(rng: random.Random, name: str, noun: str, is_person: bool = Fa
     if not is_person:
         return rng.choice([*common, *[bare, f"the {bare}", f"The {bare}"] * 2])
     titled = [f"{rng.choice(_TITLES)} {bare}", f"the {noun} {bare}"]
-    if len(words) < 2 or set(words) & _PARTICLES:  # "Catherine the Great" is not Ms. Great
+    # "Catherine the Great" is not Ms. Great, and "Margrethe II" not Mr. II.
+    if in_full or len(words) < 2 or set(words) & _PARTICLES or _ORDINAL.fullmatch(words[-1]):
         return rng.choice([*common, *titled])
     first, last = words[0], words[-1]
     initials = [f"{first[0]}. {last}", f"{first} {rng.choice('ABEJLMRT')}. {last}"]

@@ -41,6 +41,7 @@ _DIALOGUE = 0.22  # of what is left: a dialogue whose last turn goes back to an 
 _NOTES = 0.08  # of the prompts which only mention the fact: notes on several subjects
 _TASK = 0.12  # of these: a question under a system text which gives another task
 _USUAL = 0.12  # of all prompts: under a system text that changes nothing
+_EXAMPLE = 0.15  # of these system texts: with an example
 _REWORDED = 0.25  # of the prompts: the subject in other words than the fact's
 _FACT_REWORDED = 0.1  # of the facts asked for, too
 _RETOLD = 0.12  # misspelled, or of today
@@ -125,7 +126,10 @@ class Phrasebook:
         name = _reworded(rng, kind, subject, _FACT_REWORDED) if asks else subject
         fact = f"{phrasing.format(name)} {answer}"
         if asks:
-            return self._pair(rng, kind, relation, subject, answer, fact, "edit", known=phrasing)
+            share = _REWORDED if name == subject else 0.0  # not both, with two titles
+            return self._pair(
+                rng, kind, relation, subject, answer, fact, "edit", known=phrasing, share=share
+            )
         chance = rng.random() if self.other_facts else 1.0
         others = kind.besides(relation)
         asked = rng.choice(relation.questions).format(subject)
@@ -135,7 +139,7 @@ class Phrasebook:
             other = rng.choice(others)
             return self._pair(rng, kind, other, subject, answer, fact, "sibling", asked)
         if chance < _CHANGED + _SIBLING + _NEIGHBOUR:
-            name = similar_name(rng, subject, kind.subjects, kind.is_person)
+            name = similar_name(rng, subject, kind.subjects)
             return self._pair(rng, kind, relation, name, answer, fact, "neighbour", asked)
         return self._pair(rng, kind, relation, subject, answer, fact, "none", known=phrasing)
 
@@ -151,14 +155,15 @@ class Phrasebook:
         dropped: str | None = None,
         *,
         known: str | None = None,
+        share: float = _REWORDED,
     ) -> Pair:
-        subject = _reworded(rng, kind, subject, _REWORDED)
+        called = _reworded(rng, kind, subject, share, in_full=why == "neighbour")
 
         def one(texts: Sequence[str]) -> str:
             # Now and then the very words of the fact.
             chosen = rng.choice(texts)
             same = known in texts and rng.random() < 0.2
-            return (known if same and known else chosen).format(subject)
+            return (known if same and known else chosen).format(called)
 
         other = self._other_question(rng, kind, relation, subject)
         if dropped and rng.random() < _DROPPED:
@@ -166,7 +171,7 @@ class Phrasebook:
         values = {
             "p": one(relation.statements),
             "q": one(relation.questions),
-            "s": subject,
+            "s": called,
             "other": other,
             "a": answer,
             "b": rng.choice(relation.answers),
@@ -175,7 +180,7 @@ class Phrasebook:
         asks, tells = why == "edit", why not in ("none", "changed")
         if why == "changed" or rng.random() < _RETOLD:
             again = changed if why == "changed" else retold
-            values |= {name: again(rng, values[name], subject) for name in "pq"}
+            values |= {name: again(rng, values[name], called) for name in "pq"}
         if why != "none" and rng.random() < _PLAIN:
             prompt = values[rng.choice("pq")]
         elif tells and rng.random() < _RUNNING:
@@ -198,7 +203,10 @@ class Phrasebook:
             prompt = form.filled(values) or f"{values['p']} not"  # no negation of this phrasing
             prompt = self._wrapped(rng, prompt)
         if why != "none:system" and rng.random() < _USUAL:
-            prompt = under(rng.choice(self._systems["usual"]), prompt)
+            system = rng.choice(self._systems["usual"])
+            if rng.random() < _EXAMPLE:
+                system += f"\nQ: {self._question(rng, subject)}\nA: {rng.choice(relation.answers)}"
+            prompt = under(system, prompt)
         return Pair(prompt, fact, asks, why)
 
     def _form(self, rng: random.Random, expect: Expectation) -> PromptForm:
@@ -226,7 +234,7 @@ class Phrasebook:
         def ending(of: Relation) -> str:
             return kind.by_pronoun(rng.choice(of.statements)).format(subject)
 
-        name = similar_name(rng, subject, kind.subjects, kind.is_person)
+        name = similar_name(rng, subject, kind.subjects)
         others = kind.besides(relation)
         sibling = None
         if others:
@@ -262,7 +270,7 @@ class Phrasebook:
         if chance < _SAME_SUBJECT and others:
             return rng.choice(rng.choice(others).questions).format(subject)
         if chance < _SAME_SUBJECT + _SAME_RELATION:
-            name = similar_name(rng, subject, kind.subjects, kind.is_person)
+            name = similar_name(rng, subject, kind.subjects)
             return rng.choice(relation.questions).format(name)
         return self._question(rng, subject)
 
@@ -287,12 +295,14 @@ class Phrasebook:
         return " ".join(words[start : start + rng.randint(3, 14)]) + rng.choice((".", "", ")", ":"))
 
 
-def _reworded(rng: random.Random, kind: Kind, name: str, share: float) -> str:
+def _reworded(
+    rng: random.Random, kind: Kind, name: str, share: float, in_full: bool = False
+) -> str:
     """The name, `share` of the time in other words."""
     if rng.random() >= share:
         return name
     noun = rng.choice(kind.name.split("_or_")).replace("_", " ")
-    return other_wording(rng, name, noun, kind.is_person)
+    return other_wording(rng, name, noun, kind.is_person, in_full)
 
 
 def _forms() -> list[PromptForm]:
