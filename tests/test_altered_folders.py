@@ -233,6 +233,19 @@ def test_a_load_beside_a_save_is_one_version(
 # ---------------------------------------------------------------------------------- destinations
 
 
+def test_a_probe_that_another_process_sweeps_is_no_failure(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = Path.rmdir
+
+    def swept_before(path: Path) -> None:
+        remove(path)
+        remove(path)
+
+    monkeypatch.setattr(Path, "rmdir", swept_before)
+    assert check_destination(folder) == folder
+
+
 def _fifo(path: Path) -> None:
     os.mkfifo(path)
 

@@ -66,7 +66,7 @@ def test_a_begun_answer_is_apart_from_the_question() -> None:
 def test_a_later_turn_takes_the_place_of_an_earlier_one() -> None:
     first = CHATS["chatml"]
     text = f"{first}The harp.<|im_end|>\n<|im_start|>user\nThanks!<|im_end|>\n"
-    assert last_turn(text) == Turn("Thanks!")
+    assert last_turn(text) == Turn("Thanks!", system="Be terse.")
 
 
 def test_turns_of_several_lines_and_markers_of_no_format_stay_whole() -> None:
@@ -166,8 +166,8 @@ def test_plain_labels_in_many_spellings(name: str) -> None:
 
 def test_vicuna_has_its_labels_on_one_line() -> None:
     text = f"A chat. USER: {Q} ASSISTANT: The harp.</s>USER: Thanks! ASSISTANT:"
-    assert turns_of(text) == [Turn(Q, "The harp."), Turn("Thanks!")]
-    assert turns_of(f"SYSTEM: Be brief.\nUSER: {Q}\nASSISTANT:") == [Turn(Q)]
+    assert turns_of(text) == [Turn(Q, "The harp."), Turn("Thanks!", system="A chat.")]
+    assert turns_of(f"SYSTEM: Be brief.\nUSER: {Q}\nASSISTANT:") == [Turn(Q, system="Be brief.")]
     assert turns_of("ASK THE USER: WHO WROTE EMMA?") == [Turn("ASK THE USER: WHO WROTE EMMA?")]
 
 

@@ -19,7 +19,12 @@ from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.randomness import seeded
 
 _WARM_UP = 0.05  # of the steps; the rate falls over the last 60 %
-_LIMITS = {"threshold": 0.5, "similarity": 0.4, "dialogue": 0.9, "system": 0.05}  # of a new verifier
+_LIMITS = {
+    "threshold": 0.5,
+    "similarity": 0.4,
+    "dialogue": 0.9,
+    "system": 0.05,
+}  # of a new verifier
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
 
 

@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,8 @@ def check_destination(folder: str | Path) -> Path:
         for place in {folder, folder / CONFIG} if folder.is_dir() else {folder}:
             probe = unfinished_name(place)  # swept, should a kill leave it
             probe.mkdir()
-            probe.rmdir()
+            with suppress(FileNotFoundError):  # another process has just swept it
+                probe.rmdir()
     except OSError as error:
         raise _not_saved(folder, error, error.errno) from error
     return folder
