@@ -90,13 +90,18 @@ class Router:
             return self._nothing(prompts)
         if self.verifier is None:
             return self._by_similarity([prompt.closing for prompt in prompts])
-        routing = self._verified(self.verifier, prompts, self.verifier.threshold)
-        return self._under_system(self._with_dialogues(routing, prompts), prompts)
+        verifier = self.verifier
+        routing = self._verified(verifier, prompts, verifier.threshold)
+        if verifier.dialogue is not None:
+            routing = self._with_dialogues(verifier, routing, prompts, verifier.dialogue)
+        if verifier.system is not None:
+            routing = self._under_system(verifier, routing, prompts, verifier.system)
+        return routing
 
-    def _with_dialogues(self, routing: Routing, prompts: Sequence[ReadPrompt]) -> Routing:
+    def _with_dialogues(
+        self, verifier: Verifier, routing: Routing, prompts: Sequence[ReadPrompt], limit: float
+    ) -> Routing:
         """A turn which asks for no edit may go back to one that did."""
-        if self.verifier is None or self.verifier.dialogue is None:
-            return routing
         found = routing.is_edit.tolist()
         dialogues = {
             row: prompt.dialogue
@@ -105,28 +110,28 @@ class Router:
         }
         if not dialogues:
             return routing
-        threshold = max(self.verifier.threshold, self.verifier.dialogue)
-        further = self._verified(self.verifier, list(dialogues.values()), threshold)
+        threshold = max(verifier.threshold, limit)
+        further = self._verified(verifier, list(dialogues.values()), threshold)
         return routing.improved(list(dialogues), further)
 
-    def _under_system(self, routing: Routing, prompts: Sequence[ReadPrompt]) -> Routing:
+    def _under_system(
+        self, verifier: Verifier, routing: Routing, prompts: Sequence[ReadPrompt], limit: float
+    ) -> Routing:
         """A system text may ask for something else: "Translate what the user writes"."""
-        if self.verifier is None or self.verifier.system is None:
-            return routing
         found = routing.is_edit.tolist()
         rows = [row for row, prompt in enumerate(prompts) if prompt.system and found[row]]
         if not rows:
             return routing
         routed = [routing[row] for row in rows]
         read = [prompts[row].of_spans(routing.spans[row]) for row in rows]
-        probabilities = self.verifier.probability(
+        probabilities = verifier.probability(
             [
                 under(prompts[row].system, excerpt(asked.text, query.question, _UNDER_SYSTEM))
                 for row, asked, query in zip(rows, read, routed, strict=True)
             ],
             [fact_text(self.edits[query.edit]) for query in routed],
         )
-        limit = min(self.verifier.threshold, self.verifier.system)
+        limit = min(verifier.threshold, limit)
         refused = {
             row: sure
             for row, sure in zip(rows, probabilities.tolist(), strict=True)
