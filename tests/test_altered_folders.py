@@ -8,7 +8,6 @@ import random
 import shutil
 import socket
 import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from meg_editor.model.checks import check_sizes
 from meg_editor.model.loading import from_pretrained
 from meg_editor.model.manifest import CONFIG, SavedModelError, checksum, manifest_of
 from meg_editor.model.saving import check_destination, save_pretrained
-from meg_editor.runtime import files
 
 
 @pytest.fixture(scope="module")
@@ -189,61 +187,7 @@ def test_everybody_may_load_what_the_umask_lets(model: MeGModel, tmp_path: Path)
     assert modes == {0o640}
 
 
-# ---------------------------------------------------------------------------------- two at once
-
-
-@pytest.mark.parametrize("locks", [True, False])
-def test_a_load_beside_a_save_is_one_version(
-    make_meg_model: Callable[..., MeGModel],
-    model: MeGModel,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    locks: bool,
-) -> None:
-    other = make_meg_model("bank", n=3)
-    versions = [content(model), content(other)]
-    assert versions[0] != versions[1]
-    if not locks:  # a file system without them: readers notice and read again
-        monkeypatch.setattr(files, "fcntl", None)
-    done = threading.Event()
-
-    def save() -> None:
-        turn = 0
-        while not done.is_set():
-            save_pretrained((other, model)[turn % 2].fork(), folder)  # no changes to append
-            turn += 1
-            done.wait(0.0 if locks else 0.2)
-
-    saver = threading.Thread(target=save)
-    saver.start()
-    loads = []
-    try:
-        for _ in range(12):
-            try:
-                loads.append(content(from_pretrained(folder, base=model.base)))
-            except SavedModelError as error:
-                assert not locks and "another process saved" in str(error)
-    finally:
-        done.set()
-        saver.join()
-    assert len(loads) == 12 or not locks
-    assert all(load in versions for load in loads)
-
-
 # ---------------------------------------------------------------------------------- destinations
-
-
-def test_a_probe_that_another_process_sweeps_is_no_failure(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remove = Path.rmdir
-
-    def swept_before(path: Path) -> None:
-        remove(path)
-        remove(path)
-
-    monkeypatch.setattr(Path, "rmdir", swept_before)
-    assert check_destination(folder) == folder
 
 
 def _fifo(path: Path) -> None:

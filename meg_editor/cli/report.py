@@ -55,7 +55,7 @@ def _writable(path: Path, folder: Path, option: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = unfinished_name(path)  # swept, should a kill leave it
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have swept it
     except OSError as error:
         raise OSError(error.errno, f"{option} {path} cannot be written: {error}") from error
     return path

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from meg_editor.edits.edit import Edit
 from meg_editor.edits.log import Line, replayed
 from meg_editor.model.changes_folder import CHANGES, read_changes
 from meg_editor.model.folder import EDITS
-from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading, verify
-from meg_editor.model.publish import settle, whole_version
-from meg_editor.model.schema import parse_config, parse_edits
-from meg_editor.runtime.files import holding, resolved
-
-_PATIENCE = 30.0  # seconds for a save to have its files in place
+from meg_editor.model.manifest import CHECKSUM, CONFIG, reading, verify
+from meg_editor.model.schema import parse_edits
+from meg_editor.model.versions import read_version
+from meg_editor.runtime.files import resolved
 
 
 def saved_edits(folder: str | Path) -> tuple[Edit, ...]:
@@ -37,15 +37,14 @@ def _read(folder: str | Path) -> tuple[list[Edit], list[Line]]:
     folder = resolved(folder)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"no saved edits at {folder}: there is no {CONFIG}")
-    settle(folder)
-    with holding(folder, shared=True, seconds=_PATIENCE):
-        with reading(folder / CONFIG):
-            config = parse_config(read_config(folder))
-        with whole_version(folder, config["files"]) as view:
-            listed = {name: stamp for name, stamp in config["files"].items() if name == EDITS}
-            verify(view, listed, required=[EDITS], closed=[])
-            with reading(view / EDITS):
-                edits = parse_edits((view / EDITS).read_text("utf-8"), config["edits"])
-            with reading(folder / CHANGES):
-                earlier, later = read_changes(folder, view, config[CHECKSUM])
+    return read_version(folder, partial(_read_view, home=folder))
+
+
+def _read_view(view: Path, config: dict[str, Any], home: Path) -> tuple[list[Edit], list[Line]]:
+    listed = {name: stamp for name, stamp in config["files"].items() if name == EDITS}
+    verify(view, listed, required=[EDITS], closed=[])
+    with reading(home / EDITS):
+        edits = parse_edits((view / EDITS).read_text("utf-8"), config["edits"])
+    with reading(home / CHANGES):
+        earlier, later = read_changes(home, view, config[CHECKSUM])
     return edits, earlier + later

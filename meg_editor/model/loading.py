@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,26 +45,20 @@ from meg_editor.model.folder import (
 from meg_editor.model.manifest import (
     CHECKSUM,
     CONFIG,
-    SavedModelError,
-    check_name,
-    read_config,
     reading,
     some_of,
-    stamps,
     verify,
 )
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.model.publish import settle, whole_version
-from meg_editor.model.schema import parse_config, parse_edits
+from meg_editor.model.schema import parse_edits
+from meg_editor.model.versions import read_version
 from meg_editor.routing.encoder import TextEncoder, load_network
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.pooling import check_pooling
 from meg_editor.routing.verifier import Verifier
-from meg_editor.runtime.files import holding, resolved
+from meg_editor.runtime.files import resolved
 from meg_editor.runtime.hub import hub_problem
 
-_ATTEMPTS = 12
-_PATIENCE = 30.0  # seconds for a save to have its files in place
 _REPOSITORY = re.compile(r"[\w-]+/[\w.-]+")
 
 
@@ -124,7 +117,7 @@ def from_pretrained(
     if not (folder / CONFIG).is_file():
         reason = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"no edits saved by save_pretrained at {folder}: {reason}")
-    parts = _one_version(folder, partial(_read, home=folder, own_base=base is None))
+    parts = read_version(folder, partial(_read, home=folder, own_base=base is None))
     if not isinstance(base, nn.Module):
         base = parts.base if parts.base is not None else parts.reference.load(base)
         device = device or "auto"
@@ -165,40 +158,6 @@ class _Parts:
     verifier: Verifier | None
     reference: ModelReference
     base: CausalLM | None
-
-
-def _one_version(folder: Path, read: Callable[[Path, dict[str, Any]], _Parts]) -> _Parts:
-    """Read a folder; again, if another process saved to it meanwhile.
-
-    Raises:
-        What `read` raises.
-        SavedModelError: it changed again and again.
-    """
-    settle(folder)
-    for attempt in range(_ATTEMPTS):
-        time.sleep(0.02 * attempt)
-        with holding(folder, shared=True, seconds=_PATIENCE):
-            with reading(folder / CONFIG):
-                config = parse_config(read_config(folder))
-                for name in config["files"]:
-                    check_name(name)
-            with whole_version(folder, config["files"]) as view:
-                before = stamps(view, config["files"])
-                try:
-                    parts = read(view, config)
-                except Exception:
-                    if _unchanged(view, folder, config, before):
-                        raise
-                    continue
-                if _unchanged(view, folder, config, before):
-                    return parts
-    raise SavedModelError(
-        f"{folder}: another process saved to it {_ATTEMPTS} times while it was read; load it again"
-    )
-
-
-def _unchanged(view: Path, folder: Path, config: dict[str, Any], before: Any) -> bool:
-    return stamps(view, config["files"]) == before and read_config(folder) == config
 
 
 def _read(folder: Path, config: dict[str, Any], *, home: Path, own_base: bool) -> _Parts:

@@ -98,19 +98,6 @@ def check_name(name: str) -> None:
         raise ValueError(f"the file {name[:80]!r} is not in the folder")
 
 
-def stamps(folder: Path, names: Iterable[str]) -> list[tuple[int, ...] | None]:
-    """What tells whether files were replaced or written to: identity, size and time of change."""
-    found: list[tuple[int, ...] | None] = []
-    for name in (CONFIG, *names):
-        try:
-            s = (folder / name).stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
-    return found
-
-
 def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Manifest of a folder: relative file name -> {"sha256": ..., "size": ...}."""
     return {name: _stamp(folder / name) for name in _names(folder)}

@@ -14,7 +14,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,23 +123,36 @@ def _move_in(folder: Path, ready: Path) -> None:
             (folder / name).parent.rmdir()
     remove_outdated(folder)
     sync(folder)
-    shutil.rmtree(ready)
+    for hidden in _in_force(folder):  # also those of killed saves which nobody could finish
+        shutil.rmtree(hidden)
+
+
+def _in_force(folder: Path) -> Iterator[Path]:
+    """Hidden folders whose config has taken its place."""
+    return (path for path in folder.glob(_READY_NAMES) if not (path / CONFIG).exists())
+
+
+def places(folder: Path, names: Collection[str]) -> dict[str, Path]:
+    """Where the files of the version in force are: some may not be moved to their place yet."""
+    ready = next(_in_force(folder), folder)
+    # os.path.exists is False for a name that no file can have; Path's raises.
+    waiting = {name for name in names if os.path.exists(ready / name)}
+    return {name: (ready if name in waiting else folder) / name for name in names}
 
 
 @contextmanager
-def whole_version(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+def whole_version(folder: Path, names: Collection[str]) -> Iterator[Path]:
     """Folder with the files of the version in force, for a reader.
 
     It is `folder` itself unless a killed save waits to be finished by somebody who may write.
     """
-    ready = next(folder.glob(_READY_NAMES), None)
-    if ready is None or (ready / CONFIG).exists():
+    found = places(folder, names)
+    if all(path == folder / name for name, path in found.items()):
         yield folder
         return
     with TemporaryDirectory(prefix="meg-editor-") as temporary:
         view = Path(temporary)
-        for name in (CONFIG, *names):
-            source = ready / name if (ready / name).exists() else folder / name
+        for name, source in {CONFIG: folder / CONFIG, **found}.items():
             (view / name).parent.mkdir(parents=True, exist_ok=True)
             (view / name).symlink_to(source.absolute())
         yield view

@@ -9,8 +9,8 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
+_PATIENCE = 5.0  # seconds for a sweeper to end
 PART = ".part"  # ends the name of what is being written
 _ID = "[0-9a-f]" * 8
 
@@ -45,16 +46,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     check_regular(path, missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, glob.escape(path.name))
-    unfinished = unfinished_name(path)
-    try:
-        with unfinished.open("xb") as file, locked(file.fileno()):
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with _created(path, Path.touch) as unfinished:
+        try:
+            with unfinished.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(unfinished, path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
     sync(path.parent)
 
 
@@ -74,13 +75,24 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, glob.escape(path.name))
-    new = unfinished_name(path)
-    new.mkdir()
-    try:
-        with holding(new):
+    with _created(path, Path.mkdir) as new:
+        try:
             yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def _created(path: Path, create: Callable[[Path], object]) -> Iterator[Path]:
+    """Something new beside `path`, locked; another one if it was swept before it was locked."""
+    with ExitStack() as stack:
+        while True:
+            create(new := unfinished_name(path))
+            with suppress(FileNotFoundError):
+                stack.enter_context(holding(new, seconds=_PATIENCE))
+                if new.exists():
+                    break
+        yield new
 
 
 def unfinished_name(path: Path) -> Path:
