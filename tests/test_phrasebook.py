@@ -123,6 +123,7 @@ def test_dialogues_ask_for_a_fact_or_go_on_to_something_else(asks: bool) -> None
         neighbour=("Kish", "A of Kish?"),
         sibling=("B of Ur?", "Its B is"),
         other=lambda: "C of Nippur?",
+        going_on=lambda: "Thanks. A of Ur?",
         answers=("one", "two"),
     )
     rng = random.Random(0)
@@ -139,6 +140,31 @@ def test_dialogues_ask_for_a_fact_or_go_on_to_something_else(asks: bool) -> None
     assert seen >= right and not seen & wrong
     assert asks == all(len(t) == 2 or t[1].text == "Sure?" for t in drawn if t[-1].text == "Sure?")
     assert {turns[0].begun for turns in drawn} == {"one", "two"}
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_dialogue_goes_on_from_an_errand_to_the_fact_or_past_it(
+    asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for share in ("_REWORDED", "_FACT_REWORDED", "_RETOLD", "_USUAL"):  # texts are compared
+        monkeypatch.setattr(phrasebook, share, 0.0)
+    relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "AB"]
+    kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur"), tuple(relations))
+    forms = [
+        PromptForm("to", "turn", "edit", "Thanks. {q}"),
+        PromptForm("stays", "turn", "none", "In Danish, too: {q}"),
+    ]
+    book, rng = Phrasebook([kind], forms), random.Random(0)
+    errands = {first for first, _ in book._follow_ups.errands}
+    seen = set()
+    for pair in (book.draw(rng) for _ in range(6000)):
+        turns = turns_of(pair.prompt)
+        if pair.asks != asks or len(turns) != 2 or turns[0].text not in errands:
+            continue
+        last = turns[-1].text
+        asked = pair.fact.removesuffix(" x").removesuffix(" is").removesuffix("?") + "?"
+        seen.add((last.startswith("Thanks."), last.endswith(f" {asked}")))
+    assert seen == ({(True, True)} if asks else {(True, False), (False, True)})
 
 
 def test_no_form_and_no_phrasing_that_is_measured_is_learned() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from meg_editor.requests.turns import Turn, dialogue
 
 # Shares of the dialogues.
+_ERRAND = 0.2  # the first turn is an errand, the last one goes on to a question
 _NEIGHBOUR = 0.15  # the last turn names another subject
 _SIBLING = 0.15  # it names another relation of the subject
 _BACK = 0.1  # of those which do not ask for the fact: it goes back to another question
@@ -25,13 +26,15 @@ class FollowUps:
 
     Attributes:
         replies: of the assistant, with `{a}` the answer and `{b}` another one.
-        asks: turns of the user behind which the answer is given (again).
-        other: turns behind which it is not, with `{other}` another question.
+        asks: turns of the user behind which the answer is given (again), with the same.
+        other: turns behind which it is not, with `{other}` another question, too.
+        errands: what else a user asks for, and the reply.
     """
 
     replies: tuple[str, ...]
     asks: tuple[str, ...]
     other: tuple[str, ...]
+    errands: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Asked:
         neighbour: of another subject, the name and a question for the same relation.
         sibling: of another relation of the subject, a question and such a statement; None without.
         other: draws a question on something else.
+        going_on: draws a turn behind an errand: it asks for the fact, if the dialogue is to.
         answers: the fact's answer and another one.
     """
 
@@ -54,11 +58,14 @@ class Asked:
     neighbour: tuple[str, str]
     sibling: tuple[str, str] | None
     other: Draw
+    going_on: Draw
     answers: tuple[str, str]
 
 
 def draw_dialogue(rng: random.Random, said: FollowUps, asked: Asked, asks: bool) -> str:
     """A dialogue on a fact; `asks`: the next reply states the fact."""
+    if said.errands and rng.random() < _ERRAND:
+        return dialogue([Turn(*rng.choice(said.errands)), Turn(asked.going_on())])
     chance = rng.random()
     if chance < _NEIGHBOUR:
         name, neighbours = asked.neighbour
@@ -85,9 +92,11 @@ def _dialogue(
     last: str,
     between: str | None = None,
 ) -> str:
-    def reply() -> str:
-        right, wrong = asked.answers
-        return rng.choice(said.replies).replace("{a}", right).replace("{b}", wrong)
+    right, wrong = asked.answers
 
-    turns = [Turn(text, reply()) for text in (question, between) if text]
-    return dialogue([*turns, Turn(last)])
+    def filled(text: str) -> str:
+        return text.replace("{a}", right).replace("{b}", wrong)
+
+    questions = [filled(text) for text in (question, between) if text]
+    turns = [Turn(text, filled(rng.choice(said.replies))) for text in questions]
+    return dialogue([*turns, Turn(filled(last))])

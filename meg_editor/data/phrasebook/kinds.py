@@ -49,6 +49,15 @@ def read_yaml(name: str) -> Any:
     return yaml.safe_load(files(__package__).joinpath(name).read_text("utf-8"))
 
 
+def read_lists(*names: str) -> dict[str, list[Any]]:
+    """The lists of several files of this folder, joined by name."""
+    joined: dict[str, list[Any]] = {}
+    for name in names:
+        for key, entries in read_yaml(name).items():
+            joined.setdefault(key, []).extend(entries)
+    return joined
+
+
 def read_kinds(name: str) -> list[Kind]:
     """The kinds of subjects in a file of this folder."""
     return [

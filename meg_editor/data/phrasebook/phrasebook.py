@@ -9,7 +9,8 @@ from functools import cached_property
 
 from meg_editor.data.phrasebook.changes import changed, retold
 from meg_editor.data.phrasebook.dialogues import Asked, FollowUps, draw_dialogue
-from meg_editor.data.phrasebook.kinds import Kind, Relation, read_kinds, read_yaml
+from meg_editor.data.phrasebook.forms import read_forms
+from meg_editor.data.phrasebook.kinds import Kind, Relation, read_kinds, read_lists
 from meg_editor.data.phrasebook.names import draw_name, other_wording, similar_name
 from meg_editor.data.phrasebook.texts import notes, running_text
 from meg_editor.data.prompt_forms import Expectation, PromptForm
@@ -20,14 +21,6 @@ _FILES = (
     "people_and_institutions.yaml",
     "places_and_things.yaml",
     "technology_and_nature.yaml",
-)
-_FORMS = (
-    "forms",
-    "more_forms",
-    "asking_forms",
-    "mentioning_forms",
-    "instruction_forms",
-    "further_forms",
 )
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
@@ -48,6 +41,9 @@ _RETOLD = 0.12  # misspelled, or of today
 _WRAPPED = 0.3  # of the texts on one line: inside a form that is put around a question
 _WEIGHTS = {"dropped": 2.0}  # of the kinds of forms, beside the root of their number
 _WRAPPERS = ("prefix", "suffix", "context")
+_TURN = "turn"  # the kind of the forms that follow on an errand
+_BARE = PromptForm("bare", _TURN, "edit", "{q}")
+_OTHER_TURN = 0.5  # of those which do not ask for the fact: another question is asked
 # Shares of the other questions in a prompt.
 _DROPPED = 0.5  # where another fact is asked for: this one, asked before and taken back
 _SAME_SUBJECT = 0.3  # of the others: about another relation of the subject
@@ -86,7 +82,7 @@ class Phrasebook:
     def load(cls, further: Sequence[Kind] = (), other_facts: bool = True) -> Phrasebook:
         """The phrasebook that is shipped, with `further` kinds of subjects."""
         shipped = [kind for name in _FILES for kind in read_kinds(name)]
-        return cls([*shipped, *further], _forms(), other_facts)
+        return cls([*shipped, *further], read_forms(), other_facts)
 
     @property
     def texts(self) -> list[str]:
@@ -234,6 +230,18 @@ class Phrasebook:
         def ending(of: Relation) -> str:
             return kind.by_pronoun(rng.choice(of.statements)).format(subject)
 
+        def question() -> str:
+            return rng.choice(relation.questions).format(subject)
+
+        def other_question() -> str:
+            return self._other_question(rng, kind, relation, subject)
+
+        def going_on() -> str:
+            expect: Expectation = "edit" if asks or rng.random() < _OTHER_TURN else "none"
+            form = rng.choice(self._by_expectation[expect].get(_TURN, [_BARE]))
+            about = question() if asks or expect == "none" else other_question()
+            return form.filled({"q": about, "other": other_question()}) or about
+
         name = similar_name(rng, subject, kind.subjects)
         others = kind.besides(relation)
         sibling = None
@@ -242,24 +250,25 @@ class Phrasebook:
             sibling = rng.choice(other.questions).format(subject), ending(other)
         asked = Asked(
             subject,
-            question=lambda: rng.choice(relation.questions).format(subject),
+            question=question,
             ending=lambda: ending(relation),
             neighbour=(name, rng.choice(relation.questions).format(name)),
             sibling=sibling,
-            other=lambda: self._wrapped(rng, self._other_question(rng, kind, relation, subject)),
+            other=lambda: self._wrapped(rng, other_question()),
+            going_on=going_on,
             answers=answers,
         )
         return draw_dialogue(rng, self._follow_ups, asked, asks)
 
     @cached_property
     def _follow_ups(self) -> FollowUps:
-        return FollowUps(**{k: tuple(v) for k, v in read_yaml("follow_ups.yaml").items()})
+        said = read_lists("follow_ups.yaml", "more_follow_ups.yaml")
+        return FollowUps(**{name: tuple(texts) for name, texts in said.items()})
 
     @cached_property
     def _systems(self) -> dict[str, list[str]]:
         """System texts: "usual" ones, and "tasks" under which no question is answered."""
-        texts: dict[str, list[str]] = read_yaml("systems.yaml")
-        return texts
+        return read_lists("systems.yaml", "more_systems.yaml")
 
     def _other_question(
         self, rng: random.Random, kind: Kind, relation: Relation, subject: str
@@ -303,13 +312,3 @@ def _reworded(
         return name
     noun = rng.choice(kind.name.split("_or_")).replace("_", " ")
     return other_wording(rng, name, noun, kind.is_person, in_full)
-
-
-def _forms() -> list[PromptForm]:
-    return [
-        PromptForm(f"{kind}-{name}-{number}", kind, "edit" if group == "asks" else "none", template)
-        for name in _FORMS
-        for group, kinds in read_yaml(f"{name}.yaml").items()
-        for kind, templates in kinds.items()
-        for number, template in enumerate(templates)
-    ]
