@@ -200,7 +200,7 @@ def test_a_conflict_is_refused_or_replaced(ask, admin):
     assert said(ask, FACTS[0].prompt) == FACTS[0].target_new
 
 
-def test_why_a_prompt_is_routed(admin, server):
+def test_why_a_prompt_is_routed(ask, admin):
     edited = admin.post("/v1/route", json={"prompt": FACTS[0].prompt}).json()
     assert edited["is_edit"] and edited["edit"]["target_new"] == FACTS[0].target_new
     assert edited["score"] >= edited["threshold"] and edited["candidates"][0]["verified"] == 1
@@ -208,6 +208,7 @@ def test_why_a_prompt_is_routed(admin, server):
     assert admin.post("/v1/route", json=chat).json()["edit"]["id"] == edited["edit"]["id"]
     other = admin.post("/v1/route", json={"prompt": "Good morning!"}).json()
     assert not other["is_edit"] and other["edit"] is None
+    said(ask, FACTS[0].prompt)
     histogram = admin.get("/v1/routing").json()
     counted = sum(each["edited"] + each["left_alone"] for each in histogram["bins"])
     assert counted == histogram["count"] > 0

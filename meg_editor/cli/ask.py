@@ -7,8 +7,10 @@ import sys
 
 from meg_editor.lm.loading import resolve_device
 from meg_editor.lm.tokens import greedy_answers
+from meg_editor.model.explanation import Explanation
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import ANSWER_TOKENS
+from meg_editor.routing.routing import RoutedQuery
 
 
 def run(options: argparse.Namespace) -> None:
@@ -25,14 +27,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _answer(model: MeGModel, question: str, options: argparse.Namespace) -> None:
-    routed = model.route(question)[0]
+    why = Explanation.of(model, question)
     print(model.answer(question, options.max_new_tokens)[0])
-    nearest = repr(model.edits[routed.edit].prompt) if model.edits else "there are none"
-    state = f"an edit: {nearest}" if routed.is_edit else f"not an edit (nearest: {nearest})"
-    sign = "≥" if routed.is_edit else "<"
-    print(f"  [{state}, score {routed.score:.3f} {sign} {routed.threshold:.3f}]")
+    nearest = repr(why.nearest.prompt) if why.nearest else "there are none"
+    state = f"an edit: {nearest}" if why.routed.is_edit else f"not an edit (nearest: {nearest})"
+    print(f"  [{state}, score {_compared(why.routed)}]")
     if options.explain:
-        print("\n".join(f"  {line}" for line in explained(model, question)))
+        print("\n".join(f"  {line}" for line in explained(why, model.hparams.gate)))
     if options.base:
         prompt = model.reader.wrap(question)
         limit = options.max_new_tokens or ANSWER_TOKENS
@@ -40,40 +41,39 @@ def _answer(model: MeGModel, question: str, options: argparse.Namespace) -> None
         print(f"  [unedited: {answers[0]}]")
 
 
-def explained(model: MeGModel, prompt: str) -> list[str]:
-    """Lines which say why a prompt is routed as it is.
+def explained(why: Explanation, gate: str) -> list[str]:
+    """Lines which say why a prompt is routed as it is; `gate`: of the hyper-parameters.
 
     Example:
         >>> from meg_editor import MeGHyperParams, fit, load_model
         >>> hparams = MeGHyperParams.preset("default", device="cpu")
         >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
         >>> edited, _ = fit(*load_model(hparams), facts, hparams)
-        >>> print("\\n".join(explained(edited, "The capital of France is")))
+        >>> why = Explanation.of(edited, "The capital of France is")
+        >>> print("\\n".join(explained(why, hparams.gate)))
         read as: 'The capital of France is'
         spans: 'The capital of France is'
         edit c43ba61823cf 'The capital of France is' by 'The capital of France is': ...
         decided by ...
     """
-    routing = model.route(prompt)
-    routed = routing[0]
-    given = model.reader.read(prompt)
-    read = given.of_spans(routing.spans[0])
-    spans = read.spans if model.verifier else read.closing
-    lines = [f"read as: {read.text!r}", f"spans: {', '.join(map(repr, spans))}"]
-    if given.system and model.verifier and model.verifier.system is not None:
-        lines.append(f"under the system text: {given.system!r}")
-    for candidate in routed.candidates:
-        edit = model.edits[candidate.edit]
-        verified = f", verified {candidate.verified:.3f}" if model.verifier else ""
+    lines = [f"read as: {why.text!r}", f"spans: {', '.join(map(repr, why.spans))}"]
+    if why.system:
+        lines.append(f"under the system text: {why.system!r}")
+    for edit, candidate in why.considered:
+        verified = f", verified {candidate.verified:.3f}" if why.verified else ""
         verified = verified if candidate.named else ", its subject is not named"
         lines.append(
             f"edit {edit.id} {edit.prompt!r} by {candidate.span!r}: similarity "
             f"{candidate.similarity:.3f}{verified}"
         )
-    judge = "the verifier" if model.verifier else f"the {model.hparams.gate} gate"
-    sign = "≥" if routed.is_edit else "<"
-    lines.append(f"decided by {judge}: {routed.score:.3f} {sign} {routed.threshold:.3f}")
+    judge = "the verifier" if why.verified else f"the {gate} gate"
+    lines.append(f"decided by {judge}: {_compared(why.routed)}")
     return lines
+
+
+def _compared(routed: RoutedQuery) -> str:
+    sign = "≥" if routed.is_edit else "<"
+    return f"{routed.score:.3f} {sign} {routed.threshold:.3f}"
 
 
 def _line() -> str:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from meg_editor.edits.change import Change
 from meg_editor.edits.edit import Edit
+from meg_editor.model.explanation import Explanation
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.routing.routing import RoutedQuery
 from meg_editor.serving.bodies import MAX_EDITS, NewEdits, NewTarget, RouteQuery, Undo
@@ -135,34 +136,27 @@ def _matching(edits: tuple[Edit, ...], search: str) -> list[Edit]:
 
 
 def _explained(model: MeGModel, text: str) -> Part:
-    routing = model.route(text)
-    edits = routing.edition.edition.edits
-    routed = routing[0]
-    given = model.reader.read(text)
-    read = given.of_spans(routing.spans[0])
-
-    def of(edit: int) -> Part | None:
-        return as_edits([edits[edit]])[0] if 0 <= edit < len(edits) else None
-
+    why = Explanation.of(model, text)
+    routed = why.routed
     return {
         "object": "route",
         "is_edit": routed.is_edit,
-        "edit": of(routed.edit) if routed.is_edit else None,
+        "edit": as_edits([why.nearest])[0] if routed.is_edit and why.nearest else None,
         "question": routed.question,
         "score": _finite(routed, routed.score),
         "threshold": _finite(routed, routed.threshold),
-        "decided_by": "verifier" if model.verifier else "similarity",
-        "spans": list(read.spans if model.verifier else read.closing),
-        "system": given.system if model.verifier and model.verifier.system is not None else "",
+        "decided_by": "verifier" if why.verified else "similarity",
+        "spans": list(why.spans),
+        "system": why.system,
         "candidates": [
             {
-                "edit": of(candidate.edit),
+                "edit": as_edits([edit])[0],
                 "span": candidate.span,
                 "similarity": candidate.similarity,
                 "verified": candidate.verified,
                 "named": candidate.named,
             }
-            for candidate in routed.candidates
+            for edit, candidate in why.considered
         ],
     }
 
