@@ -179,7 +179,8 @@ def test_no_form_and_no_phrasing_that_is_measured_is_learned() -> None:
     }
     assert not learned & tested
     forms = {form.template.strip().lower() for form in book.forms}
-    assert not forms & templates(ROOT / "examples" / "prompt_forms.json")
+    for name in ("prompt_forms.json", "more_prompt_forms.json"):
+        assert not forms & templates(ROOT / "examples" / name)
     path = DATA / "prompt_forms.json"
     if not path.is_file():
         pytest.skip(f"{path.name} is not at {DATA}: set MEG_EDITOR_DATA to the folder of the data")
