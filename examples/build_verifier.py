@@ -55,7 +55,7 @@ def main() -> None:
         shipped = Verifier.shipped(encoder)
         if shipped is None:
             parser.error(f"--further: no verifier is shipped for {options.encoder}")
-        limits = {"dialogue": 0.9, "system": 0.05, **limits_of(shipped.adapter)}
+        limits = {"dialogue": 0.9, "system": 0.1, **limits_of(shipped.adapter)}
         known = {"start": shipped.adapter, "limits": limits}
     adapter = train_verifier(encoder, seen, steps=options.steps, report=report, **known)
     if options.held_out:

@@ -23,7 +23,7 @@ _LIMITS = {
     "threshold": 0.5,
     "similarity": 0.4,
     "dialogue": 0.9,
-    "system": 0.05,
+    "system": 0.1,
 }  # of a new verifier
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
 
@@ -58,7 +58,7 @@ def train_verifier(
         pairs: a `Phrasebook`, or whatever else draws them.
         batch: pairs in a step.
         start: an adapter to go on from.
-        limits: of the `Verifier`; default: those of `start`, or 0.5, 0.4, 0.9 and 0.05.
+        limits: of the `Verifier`; default: those of `start`, or 0.5, 0.4, 0.9 and 0.1.
         report: called with the number of each step and its loss.
 
     Raises:
