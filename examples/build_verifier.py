@@ -22,7 +22,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
-from meg_editor.fitting.verifier_training import train_verifier
+from meg_editor.fitting.verifier_training import LIMITS, train_verifier
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.verifier import Verifier, limits_of, shipped_path
@@ -55,7 +55,7 @@ def main() -> None:
         shipped = Verifier.shipped(encoder)
         if shipped is None:
             parser.error(f"--further: no verifier is shipped for {options.encoder}")
-        limits = {"dialogue": 0.9, "system": 0.1, **limits_of(shipped.adapter)}
+        limits = {**LIMITS, **limits_of(shipped.adapter)}
         known = {"start": shipped.adapter, "limits": limits}
     adapter = train_verifier(encoder, seen, steps=options.steps, report=report, **known)
     if options.held_out:

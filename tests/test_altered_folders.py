@@ -43,11 +43,6 @@ def stamped(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (folder / CONFIG).write_text(json.dumps({**config, "checksum": checksum(config)}), "utf-8")
 
 
-def content(model: MeGModel) -> list[Any]:
-    parts = (model.gate, model.generator, model.index)
-    return [model.edits, *(v.tolist() for part in parts for v in part.state_dict().values())]
-
-
 # -------------------------------------------------------------------------------- the config
 
 

@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("MEG_EDITOR_DATA", ROOT.parent / "shared" / "data"))
 
 
+def kind_of(relations: str, *subjects: str) -> Kind:
+    """A kind of these subjects, with relations such as "A of Ur is" and "A of Ur?"."""
+    texts = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in relations]
+    return Kind("thing", ("it", "its"), subjects, tuple(texts))
+
+
 @pytest.mark.parametrize("is_person", [True, False])
 def test_a_name_in_other_words_is_the_same_and_a_similar_one_is_another(is_person: bool) -> None:
     rng, name = random.Random(0), "Ada Lovelace" if is_person else "the Danube"
@@ -77,8 +83,7 @@ def test_of_two_questions_the_last_one_decides_and_the_other_one_is_often_near(
 ) -> None:
     for share in ("_REWORDED", "_FACT_REWORDED", "_RETOLD", "_CHANGED", "_USUAL"):  # texts compared
         monkeypatch.setattr(phrasebook, share, 0.0)
-    relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "ABC"]
-    kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur", "Eridu"), tuple(relations))
+    kind = kind_of("ABC", "Ur", "Kish", "Nippur", "Eridu")
     forms = [
         PromptForm("last", "double", "edit", "{other} Rather: {q}"),
         PromptForm("first", "dropped", "none", "{q} Rather: {other}"),
@@ -98,8 +103,7 @@ def test_of_two_questions_the_last_one_decides_and_the_other_one_is_often_near(
 
 
 def test_a_form_around_another_one_leaves_what_is_asked_as_it_is() -> None:
-    relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "AB"]
-    kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur"), tuple(relations))
+    kind = kind_of("AB", "Ur", "Kish", "Nippur")
     forms = [
         PromptForm("how", "suffix", "edit", "{q} In a word."),
         PromptForm("what", "translate", "none", "In French: {q}"),
@@ -148,8 +152,7 @@ def test_a_dialogue_goes_on_from_an_errand_to_the_fact_or_past_it(
 ) -> None:
     for share in ("_REWORDED", "_FACT_REWORDED", "_RETOLD", "_USUAL"):  # texts are compared
         monkeypatch.setattr(phrasebook, share, 0.0)
-    relations = [Relation(n, (f"{n} of {{}} is",), (f"{n} of {{}}?",), ("x",)) for n in "AB"]
-    kind = Kind("thing", ("it", "its"), ("Ur", "Kish", "Nippur"), tuple(relations))
+    kind = kind_of("AB", "Ur", "Kish", "Nippur")
     forms = [
         PromptForm("to", "turn", "edit", "Thanks. {q}"),
         PromptForm("stays", "turn", "none", "In Danish, too: {q}"),

@@ -1,4 +1,4 @@
-"""Whoever saves beside whom, with locks or without: a load is of one version, whole."""
+"""While one process saves and another one loads: a load is of one version, whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from saved_content import content
 
 from meg_editor import MeGModel
 from meg_editor.model import publish, versions
@@ -27,11 +28,6 @@ def model(make_meg_model: Callable[..., MeGModel]) -> MeGModel:
 def folder(model: MeGModel, tmp_path: Path) -> Path:
     save_pretrained(model, tmp_path / "edits")
     return tmp_path / "edits"
-
-
-def content(model: MeGModel) -> list[Any]:
-    parts = (model.gate, model.generator, model.index)
-    return [model.edits, *(v.tolist() for part in parts for v in part.state_dict().values())]
 
 
 @pytest.mark.parametrize("locks", [True, False])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from meg_editor.runtime.files import check_regular, resolved, unfinished_name
+from meg_editor.runtime.files import check_creatable, check_regular, resolved
 
 
 def run(options: argparse.Namespace) -> None:
@@ -53,9 +53,7 @@ def _writable(path: Path, folder: Path, option: str) -> Path:
     try:
         check_regular(path, missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = unfinished_name(path)  # swept, should a kill leave it
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have swept it
+        check_creatable(path)
     except OSError as error:
         raise OSError(error.errno, f"{option} {path} cannot be written: {error}") from error
     return path

@@ -19,12 +19,12 @@ from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.randomness import seeded
 
 _WARM_UP = 0.05  # of the steps; the rate falls over the last 60 %
-_LIMITS = {
+LIMITS = {  # of a new verifier
     "threshold": 0.5,
     "similarity": 0.4,
     "dialogue": 0.9,
     "system": 0.1,
-}  # of a new verifier
+}
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
 
 
@@ -58,7 +58,7 @@ def train_verifier(
         pairs: a `Phrasebook`, or whatever else draws them.
         batch: pairs in a step.
         start: an adapter to go on from.
-        limits: of the `Verifier`; default: those of `start`, or 0.5, 0.4, 0.9 and 0.1.
+        limits: of the `Verifier`; default: those of `start`, or `LIMITS`.
         report: called with the number of each step and its loss.
 
     Raises:
@@ -113,7 +113,7 @@ def train_verifier(
             optimizer.step()
             report(step, loss.item())
     adapter: dict[str, Tensor] = {f"head.{name}": value for name, value in head.named_parameters()}
-    limits = limits or (limits_of(start) if start else _LIMITS)
+    limits = limits or (limits_of(start) if start else LIMITS)
     adapter |= {name: torch.tensor(limit) for name, limit in limits.items()}
     if types is not None:
         adapter[TYPES] = types

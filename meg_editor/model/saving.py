@@ -6,7 +6,6 @@ import copy
 import errno
 import json
 import re
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ from meg_editor.model.manifest import (
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.publish import publish, settle
 from meg_editor.model.schema import FORMAT_VERSION, format_edits
-from meg_editor.runtime.files import kind_of, resolved, unfinished_name
+from meg_editor.runtime.files import check_creatable, kind_of, resolved
 
 _OF_CHANGES = re.compile(r"changes/[0-9a-f]{16}/(log\.jsonl|[0-9]{6,}\.safetensors)")
 
@@ -154,10 +153,7 @@ def check_destination(folder: str | Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for place in {folder, folder / CONFIG} if folder.is_dir() else {folder}:
-            probe = unfinished_name(place)  # swept, should a kill leave it
-            probe.mkdir()
-            with suppress(FileNotFoundError):  # another process has just swept it
-                probe.rmdir()
+            check_creatable(place)
     except OSError as error:
         raise _not_saved(folder, error, error.errno) from error
     return folder

@@ -105,6 +105,25 @@ def unfinished_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
 
 
+def check_creatable(path: Path) -> None:
+    """Check that something can be created beside `path`.
+
+    Raises:
+        OSError: it cannot.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> check_creatable(folder / "report.json")
+        >>> list(folder.iterdir())
+        []
+    """
+    probe = unfinished_name(path)  # swept, should a kill leave it
+    probe.mkdir()
+    with suppress(FileNotFoundError):  # another process has just swept it
+        probe.rmdir()
+
+
 def sweep(folder: Path, names: str = "*") -> None:
     """Remove what killed writers left in `folder`; what a living one writes is locked and stays.
 
