@@ -1,24 +1,13 @@
-"""Rebuild every table and picture of results from the report.json files in examples/results.
+"""Rebuild every table and picture of results from the reports in examples/results.
 
     python docs/build_results.py            # rewrites tables, report.md and pictures
     python docs/build_results.py --check    # names the tables that differ, and writes nothing
 
-A table of README.md, docs/*.md or examples/results/README.md stands between two comments:
+A table of README.md, docs/*.md or examples/results/README.md stands between two comments, the first
+of which says what it is a table of (`result_tables`):
 
     <!-- table: RUN[@EDITS,EDITS…] [RUN…] VIEW -->
     <!-- end -->
-
-RUN is a folder of examples/results, such as reference/world; without EDITS all its numbers of edits
-are meant. VIEW is one of
-
-    score      the Score, a row per method, a column per run and number of edits
-    tradeoff   the same with Generality and Locality AG in brackets
-    metrics    the metrics and seconds, a row per method
-    strict     teacher-forced and natural metrics, of runs with --sequential or --judge natural
-    growth     MeG's metrics, stages and memory, a row per number of edits
-    forms      right decisions in prompt forms, a row per method that decides
-    answers    right answers in prompt forms, a row per method
-    abilities  what each method does: RUN/what_methods_do.json, by examples/what_methods_do.py
 """
 
 from __future__ import annotations
@@ -28,10 +17,10 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from result_tables import RESULTS, built
 
 from meg_editor.benchmark import Cell, read_cells
 from meg_editor.benchmark.plots import (
@@ -41,228 +30,10 @@ from meg_editor.benchmark.plots import (
     plot_thresholds,
 )
 from meg_editor.benchmark.report import report_text
-from meg_editor.benchmark.style import is_ours
-from meg_editor.benchmark.tables import (
-    Column,
-    forced_columns,
-    form_answer_columns,
-    form_columns,
-    natural_columns,
-    score_columns,
-    table,
-)
 from meg_editor.collection.layer_sweep import LayerResult
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "examples" / "results"
+ROOT = RESULTS.parents[1]
 MARKED = re.compile(r"(<!-- table: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-NAMES = {"counterfact": "CounterFact", "zsre": "ZsRE", "mquake": "MQuAKE", "unke": "UnKE"}
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The cells of a run at one number of edits."""
-
-    data: str
-    edits: int
-    cells: list[Cell]
-
-    @property
-    def title(self) -> str:
-        """Such as "1,024 edits, 300 asked"."""
-        seeds = len({cell.seed for cell in self.cells})
-        asked = min(cell.asked or self.edits for cell in self.cells)
-        parts = [f"{self.edits:,} edits"]
-        parts += [f"{asked:,} asked"] if asked < self.edits else []
-        parts += [f"{seeds} seeds"] if seeds > 1 else []
-        return ", ".join(parts)
-
-
-def selections(run: str) -> list[Selection]:
-    """What RUN[@EDITS,…] of a marker means.
-
-    Raises:
-        SystemExit: there is no such run, or it lacks a number of edits.
-    """
-    name, _, wanted = run.partition("@")
-    path = RESULTS / name / "report.json"
-    if not path.exists():
-        sys.exit(
-            f"table of {run}: expected a run of examples/results, got {name}; there is no {path}"
-        )
-    cells = read_cells(path)
-    known = sorted({cell.edits for cell in cells})
-    counts = [int(count) for count in wanted.split(",")] if wanted else known
-    if missing := set(counts) - set(known):
-        sys.exit(f"table of {run}: expected some of {known} edits, got {sorted(missing)}")
-    data = NAMES.get(cells[0].data, cells[0].data)
-    return [Selection(data, n, [c for c in cells if c.edits == n]) for n in counts]
-
-
-def methods(chosen: Sequence[Selection], label: Callable[[str], str]) -> dict[str, list[Cell]]:
-    """Method -> its cells in all selections, the best at the most edits of the first run first."""
-    first = [one for one in chosen if one.data == chosen[0].data]
-
-    def rank(method: str) -> list[float]:
-        scores = [max((c.score for c in s.cells if c.method == method), default=-1) for s in first]
-        return [-score for score in reversed(scores)]
-
-    names = dict.fromkeys(cell.method for one in chosen for cell in one.cells)
-    return {
-        label(name): [cell for one in chosen for cell in one.cells if cell.method == name]
-        for name in sorted(names, key=rank)
-    }
-
-
-def bold_ours(method: str) -> str:
-    return f"**{method}**" if is_ours(method) else method
-
-
-def columns_of(chosen: Sequence[Selection], read: Callable[[Cell], float]) -> list[Column]:
-    """A column per selection; named by its data where there are several."""
-    several = len({one.data for one in chosen}) > 1
-
-    def column(one: Selection) -> Column:
-        ids = {id(cell) for cell in one.cells}
-        title = f"{one.data}, {one.edits:,}" if several else f"{one.edits:,}"
-        return Column(title, lambda cell: read(cell) if id(cell) in ids else None)
-
-    return [column(one) for one in chosen]
-
-
-def score(chosen: Sequence[Selection]) -> str:
-    """The Score over runs and numbers of edits."""
-    columns = columns_of(chosen, lambda cell: cell.score)
-    return table(methods(chosen, bold_ours), columns, "Score")
-
-
-def tradeoff(chosen: Sequence[Selection]) -> str:
-    """Score (Generality AG, Locality AG)."""
-    reads = (lambda c: c.score, lambda c: c.generality.ag, lambda c: c.locality.ag)
-    three = [score_rows(chosen, read) for read in reads]
-    lines = table({}, columns_of(chosen, reads[0]), "Score (Gen AG, Loc AG)").splitlines()
-    for name, scores in three[0].items():
-        entries = zip(scores, three[1][name], three[2][name], strict=True)
-        texts = ["-" if s == "-" else f"{s} ({g}, {loc})" for s, g, loc in entries]
-        lines.append(f"| {name} | {' | '.join(texts)} |")
-    return "\n".join(lines)
-
-
-def score_rows(chosen: Sequence[Selection], read: Callable[[Cell], float]) -> dict[str, list[str]]:
-    """Method -> entries of its row."""
-    text = table(methods(chosen, bold_ours), columns_of(chosen, read))
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines()[2:]]
-    return {name: entries for name, *entries in rows}
-
-
-def metrics(chosen: Sequence[Selection]) -> str:
-    """The metrics of every method; several selections are named in the rows."""
-    columns = [*score_columns(), Column("s", lambda cell: cell.seconds_of_stages, ",.0f")]
-    if len(chosen) == 1:
-        return table(methods(chosen, bold_ours), columns, chosen[0].title)
-    rows = {}
-    for one in chosen:
-        label = f"{one.data}, {{}}, {one.title}"
-        rows |= methods([one], lambda name, label=label: label.format(bold_ours(name)))
-    return table(rows, columns)
-
-
-def strict(chosen: Sequence[Selection]) -> str:
-    """The columns of the strict protocols."""
-    one = only_of("strict", chosen)
-    columns = [*forced_columns([one.cells]), *natural_columns([one.cells])]
-    return table(methods(chosen, bold_ours), columns, one.title)
-
-
-def forms(chosen: Sequence[Selection]) -> str:
-    """Right decisions by kind of prompt form."""
-    one = only_of("forms", chosen)
-    deciding = [replace(one, cells=[cell for cell in one.cells if cell.forms])]
-    columns = form_columns([one.cells], lambda cell: cell.forms)
-    return table(methods(deciding, bold_ours), columns, one.title)
-
-
-def answers(chosen: Sequence[Selection]) -> str:
-    """Right answers by kind of prompt form, and the traps fallen into."""
-    one = only_of("answers", chosen)
-    return table(methods(chosen, bold_ours), form_answer_columns([one.cells]), one.title)
-
-
-def only_of(view: str, chosen: Sequence[Selection]) -> Selection:
-    """The selection, where there is one.
-
-    Raises:
-        SystemExit: not one run at one number of edits.
-    """
-    if len(chosen) != 1:
-        titles = "; ".join(one.title for one in chosen)
-        sys.exit(f"table {view}: expected one RUN@EDITS, whose rows are its methods, got {titles}")
-    return chosen[0]
-
-
-def growth(chosen: Sequence[Selection]) -> str:
-    """MeG's metrics, seconds of its stages and peak memory."""
-
-    def stage(name: str) -> Column:
-        return Column(f"{name} s", lambda cell: (cell.seconds or {}).get(name), ".0f")
-
-    columns = [
-        *score_columns(),
-        Column("ms/edit", lambda cell: 1000 * cell.seconds_of_stages / cell.edits, ".0f"),
-        *map(stage, ("encoder", "collection", "gate", "generator")),
-        Column("peak GB", lambda cell: cell.peak_memory / 1e9, ".2f"),
-    ]
-    ours = {f"{s.edits:,}": [c for c in s.cells if is_ours(c.method)] for s in chosen}
-    return table(ours, columns, "edits")
-
-
-def abilities(run: str) -> str:
-    """What each method does beside answering its edits."""
-    content = json.loads((RESULTS / run / "what_methods_do.json").read_text("utf-8"))
-    rows: dict[str, dict[str, Any]] = content["rows"]
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    cut = columns.index("base")  # answers, then what can be done with it: one table is too wide
-    return "\n\n".join(
-        _rows(f"{content['edits']} edits", some, rows) for some in (columns[:cut], columns[cut:])
-    )
-
-
-def _rows(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
-    lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
-    for name, row in rows.items():
-        texts = (_plain(row.get(column, "-")) for column in columns)
-        lines.append(f"| {bold_ours(name)} | {' | '.join(texts)} |")
-    return "\n".join(lines)
-
-
-def _plain(cell: str | float) -> str:
-    return f"{cell:.1f}".removesuffix(".0") if isinstance(cell, float) else cell
-
-
-VIEWS = {
-    "score": score,
-    "tradeoff": tradeoff,
-    "metrics": metrics,
-    "strict": strict,
-    "forms": forms,
-    "answers": answers,
-    "growth": growth,
-}
-
-
-def built(marker: str) -> str:
-    """The table of a marker.
-
-    Raises:
-        SystemExit: the marker names no run or no view.
-    """
-    *runs, view = marker.split()
-    if view == "abilities" and len(runs) == 1:
-        return abilities(runs[0])
-    if view not in VIEWS or not runs:
-        known = ", ".join([*VIEWS, "abilities"])
-        sys.exit(f"<!-- table: {marker} -->: expected RUN … and one of {known}")
-    return VIEWS[view]([one for run in runs for one in selections(run)])
 
 
 def pages() -> list[Path]:

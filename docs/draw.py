@@ -1,9 +1,9 @@
 """Draw the README's picture: the demo's scores, and scores as the edits grow.
 
-    meg-editor demo && python docs/draw.py meg-demo/report.json     # draws docs/scores.png anew
+    meg-editor demo && cp meg-demo/report.json examples/results/reference/demo/demo.json
+    python docs/draw.py                                             # draws docs/scores.png anew
 
-Without a report the scores are those of docs/demo.json, which is updated when one is given. The
-right half is drawn from examples/results/reference/world/report.json.
+The right half is of examples/results/reference/world/report.json.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from meg_editor.benchmark import read_cells
 from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.plots import score_bars, score_lines
 from meg_editor.benchmark.style import clean
-from meg_editor.evaluation.metrics import METRICS
 
 DOCS = Path(__file__).parent
-CELLS = DOCS.parent / "examples" / "results" / "reference" / "world" / "report.json"
+RESULTS = DOCS.parent / "examples" / "results" / "reference"
 NAMES = {
     "meg": "MeG",
     "scen": "SCEN",
@@ -33,15 +32,6 @@ NAMES = {
     "memit": "MEMIT",
     "alphaedit": "AlphaEdit",
 }
-
-
-def slim(report: dict[str, Any]) -> dict[str, Any]:
-    """What is drawn of a report.json: edits, seed and four numbers per method."""
-    methods = {
-        name: {**{m: {"ag": entry[m]["ag"]} for m in METRICS}, "score": entry["score"]}
-        for name, entry in report["methods"].items()
-    }
-    return {"edits": report["edits"], "seed": report["seed"], "methods": methods}
 
 
 def draw(demo: dict[str, Any], cells: list[Cell], path: Path) -> None:
@@ -63,14 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("report", type=Path, nargs="?", help="report.json of meg-editor demo")
     parser.add_argument("--out", type=Path, default=DOCS / "scores.png")
     options = parser.parse_args()
-    if options.report:
-        demo = slim(json.loads(options.report.read_text("utf-8")))
-        (DOCS / "demo.json").write_text(json.dumps(demo, indent=1) + "\n", "utf-8")
-    demo = json.loads((DOCS / "demo.json").read_text("utf-8"))
-    draw(demo, read_cells(CELLS), options.out)
+    demo = json.loads((RESULTS / "demo" / "demo.json").read_text("utf-8"))
+    draw(demo, read_cells(RESULTS / "world" / "report.json"), options.out)
 
 
 if __name__ == "__main__":

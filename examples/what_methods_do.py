@@ -242,10 +242,9 @@ def methods_of(options: argparse.Namespace, hparams: MeGHyperParams) -> list[Met
 
 
 def cases_of(
-    options: argparse.Namespace, model: Any, tokenizer: Any
+    options: argparse.Namespace, model: Any, tokenizer: Any, count: int
 ) -> tuple[list[EvaluationCase], FittingFacts]:
-    """Twice --edits facts, and those which the fitting stages may see."""
-    count = 2 * options.edits
+    """`count` facts, and those which the fitting stages may see."""
     if options.data == "reference":
         world = load_world()
         return edit_cases(world, count, seed=0), FittingFacts.of(reference_split(world))
@@ -268,9 +267,10 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _last(argument: str) -> str:
-    """A path without the folders of this machine."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
+def command_line(script: str) -> str:
+    """This command, its paths without the folders of this machine."""
+    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
+    return f"python examples/{script} {shlex.join(words)}"
 
 
 def main() -> None:
@@ -292,7 +292,7 @@ def main() -> None:
     if options.model != hparams.model_name:
         hparams = MeGHyperParams(model_name=options.model)
     model, tokenizer = load_model(hparams)
-    cases, facts = cases_of(options, model, tokenizer)
+    cases, facts = cases_of(options, model, tokenizer, 2 * options.edits)
     keywords = {**vars(facts), "seed": 0}
     probes = Probes(model, tokenizer, cases[: options.edits], cases[options.edits :], keywords)
     model.save_pretrained(options.out / "base")  # for nf4, anew: it may be of another model
@@ -311,7 +311,7 @@ def main() -> None:
             "model": options.model,
             "edits": options.edits,
             "rows": rows,
-            "command": f"python examples/what_methods_do.py {shlex.join(map(_last, sys.argv[1:]))}",
+            "command": command_line("what_methods_do.py"),
             "versions": versions(),
             "machine": machine(),
         }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import math
 import re
 import shlex
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "examples" / "results").glob("*/*/report.json"))
 
 
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec and spec.loader
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def build() -> Any:
+def build() -> Iterator[Any]:
+    """docs/build_results.py."""
     pytest.importorskip("matplotlib")
-    return script("build_results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        yield importlib.import_module("build_results")
 
 
 def test_every_table_is_what_the_reports_say(build: Any) -> None:
@@ -72,6 +67,20 @@ def test_tables_of_prompt_forms_say_the_numbers_of_their_report(build: Any) -> N
             assert {kind: said[kind].strip("| ") for kind in shares} == {
                 kind: f"{share:.1f}" for kind, share in shares.items()
             }
+
+
+def test_the_table_of_the_demo_says_what_it_reported(build: Any) -> None:
+    report = json.loads((ROOT / "examples/results/reference/demo/demo.json").read_text("utf-8"))
+    _, _, *rows = build.built("reference/demo demo").splitlines()
+    entries = [row.strip("| ").split(" | ") for row in rows]
+    shown = {name.strip("*"): numbers for name, *numbers in entries}
+    assert list(shown) == list(report["methods"])
+    for name, entry in report["methods"].items():
+        ways = [
+            entry[m][w] for m in ("reliability", "generality", "locality") for w in ("ag", "tf")
+        ]
+        assert shown[name][:7] == [f"{value:.1f}" for value in [*ways, entry["score"]]]
+    assert shown["unedited"][7:] == ["-", "-"]
 
 
 @pytest.mark.parametrize(
