@@ -4,6 +4,7 @@ RUN[@EDITS,EDITS…] is a folder of examples/results, such as reference/world; w
 numbers of edits are meant. VIEW is one of
 
     score      the Score, a row per method, a column per run and number of edits
+    interval   the same with its 95 % interval over facts in brackets, of runs with one seed
     tradeoff   the same with Generality and Locality AG in brackets
     metrics    the metrics and seconds, a row per method
     strict     teacher-forced and natural metrics, of runs with --sequential or --judge natural
@@ -116,14 +117,33 @@ def score(chosen: Sequence[Selection]) -> str:
     return table(methods(chosen, bold_ours), columns, "Score")
 
 
+def interval(chosen: Sequence[Selection]) -> str:
+    """Score (its interval)."""
+
+    def end(side: int) -> Callable[[Cell], float]:
+        return lambda cell: cell.intervals["score"][side]
+
+    return bracketed("Score (95 % interval)", chosen, (end(0), end(1)), "{} ({} to {})")
+
+
 def tradeoff(chosen: Sequence[Selection]) -> str:
     """Score (Generality AG, Locality AG)."""
-    reads = (lambda c: c.score, lambda c: c.generality.ag, lambda c: c.locality.ag)
-    three = [score_rows(chosen, read) for read in reads]
-    lines = table({}, columns_of(chosen, reads[0]), "Score (Gen AG, Loc AG)").splitlines()
-    for name, scores in three[0].items():
-        entries = zip(scores, three[1][name], three[2][name], strict=True)
-        texts = ["-" if s == "-" else f"{s} ({g}, {loc})" for s, g, loc in entries]
+    reads = (lambda cell: cell.generality.ag, lambda cell: cell.locality.ag)
+    return bracketed("Score (Gen AG, Loc AG)", chosen, reads, "{} ({}, {})")
+
+
+def bracketed(
+    title: str,
+    chosen: Sequence[Selection],
+    reads: Sequence[Callable[[Cell], float]],
+    form: str,
+) -> str:
+    """The table of Scores with further numbers of each cell beside them."""
+    scores, *others = (score_rows(chosen, read) for read in (lambda cell: cell.score, *reads))
+    lines = table({}, columns_of(chosen, lambda cell: cell.score), title).splitlines()
+    for name, entries in scores.items():
+        rows = zip(entries, *(other[name] for other in others), strict=True)
+        texts = ["-" if numbers[0] == "-" else form.format(*numbers) for numbers in rows]
         lines.append(f"| {name} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -239,6 +259,7 @@ def demo(run: str) -> str:
 
 VIEWS = {
     "score": score,
+    "interval": interval,
     "tradeoff": tradeoff,
     "metrics": metrics,
     "strict": strict,

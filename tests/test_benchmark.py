@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+import meg_editor
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.benchmark import Benchmark, Method, edited, resolve_method, run_benchmark
 from meg_editor.benchmark.cell import Cell, read_cells, without_nan
+from meg_editor.benchmark.methods import package_digest
 from meg_editor.benchmark.pool import only_wrong
 from meg_editor.benchmark.tables import markdown
 from meg_editor.benchmark.weights import WeightSnapshot, checksums
@@ -25,7 +28,7 @@ from meg_editor.data.splits import Split
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import questions_of
-from meg_editor.evaluation.cost import latency
+from meg_editor.evaluation.cost import latency, peak_memory, reset_peak_memory
 from meg_editor.lm.tokens import greedy_answers
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
@@ -435,6 +438,36 @@ def test_the_overview_puts_the_best_at_the_most_edits_first(cells: Any) -> None:
         "",
     ]
     assert "over the number of edits" not in markdown(cells[0])
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here"
+)
+def test_the_peak_of_memory_is_of_what_ran_since_its_reset() -> None:
+    """Rows of a table do not depend on what was measured before them."""
+    big = 400_000_000
+    torch.ones(big // 4)
+    reset_peak_memory("cpu")
+    before = peak_memory("cpu")
+    torch.ones(big // 8)
+    after = peak_memory("cpu")
+    assert big / 4 < after - before < big * 3 / 4
+    reset_peak_memory("cpu")
+    assert peak_memory("cpu") < after - big / 4
+
+
+def test_the_digest_of_the_package_is_of_what_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("routing", "cli"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "code.py").write_text("1", "utf-8")
+    monkeypatch.setattr(meg_editor, "__file__", str(tmp_path / "__init__.py"))
+    first = package_digest()
+    (tmp_path / "cli" / "code.py").write_text("2", "utf-8")
+    assert package_digest() == first
+    (tmp_path / "routing" / "weights.safetensors").write_bytes(b"3")
+    assert package_digest() != first
 
 
 def test_latency_counts_the_tokens_it_asks_for(loaded: tuple[Any, Any], monkeypatch: Any) -> None:

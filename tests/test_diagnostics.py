@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PROMPTS
 
 from meg_editor.benchmark.diagnostics import score_histogram
 from meg_editor.data.cases import MultiHopCase, Probe
@@ -72,6 +73,19 @@ def test_perplexity_is_that_of_each_text_alone(tiny_llama: Any, tiny_tokenizer: 
         result = perplexity(tiny_llama, tiny_tokenizer, texts, rows)
         assert result == pytest.approx(expected, rel=1e-4)
     assert math.isnan(perplexity(tiny_llama, tiny_tokenizer, []))
+
+
+def test_perplexity_of_a_model_which_routes_is_that_of_its_queries(make_meg_model: Any) -> None:
+    """A text with its answer is no query: an edit would be decided by the answer."""
+    edited = make_meg_model()
+    query, text = PROMPTS[0], f"{PROMPTS[0]} something else entirely"
+    ids = edited.tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad(), edited.routed([query]):
+        scores = F.log_softmax(edited(input_ids=ids).logits[0, :-1].float(), -1)
+    losses = (-scores.gather(1, ids[0, 1:, None])).flatten()
+    result = perplexity(edited, edited.tokenizer, [text], queries=[query])
+    assert result == pytest.approx(math.exp(losses.mean()), rel=1e-4)
+    assert result != pytest.approx(perplexity(edited.base, edited.tokenizer, [text]), rel=1e-4)
 
 
 def test_multi_hop_wants_all_hops_and_any_question() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -269,6 +270,34 @@ def test_retrieved_facts_are_prepended_to_the_question(retrieval: Any, tiny_toke
         )
         new = tiny_tokenizer.decode(output[0, whole.shape[1] :], skip_special_tokens=True)
         assert answer == new.strip()
+
+
+def test_a_fact_stands_in_the_last_turn_of_a_chat(
+    tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: Any
+) -> None:
+    """In front of the template it would be outside every turn; an end of text would end one."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    marks = ["<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens({"bos_token": marks[0], "eos_token": marks[1]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    hparams = RetrievalHyperParams(threshold=0.9, context_template="Know: {prompt} {target}{eos}. ")
+    edited, _ = apply_retrieval_to_model(
+        tiny_llama, tokenizer, EDITS, hparams, encoder=tiny_encoder
+    )
+    edit = EDITS[0]
+    earlier = f"<|im_start|>user\n{edit.prompt}<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n"
+    before, after = f"{earlier}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    chat = f"{before}{edit.prompt}{after}"
+    (fact,) = edited.decide([chat])
+    assert fact == f"Know: {edit.prompt} {edit.target_new}. "
+    ids = torch.tensor([tokenizer(chat, add_special_tokens=False)["input_ids"]])
+    with edited.applied([fact]):
+        inputs, places = edited._insert(ids, torch.ones_like(ids))
+    assert tokenizer.decode(inputs["input_ids"][0]) == f"{before}{fact}{edit.prompt}{after}"
+    assert inputs["input_ids"][0, places[0]].tolist() == ids[0].tolist()
 
 
 def test_logits_are_those_of_the_prepended_prompt(retrieval: Any, tiny_tokenizer: Any) -> None:

@@ -8,17 +8,20 @@ import json
 import math
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import meg_editor
 from meg_editor.benchmark import read_cells
 from meg_editor.benchmark.metric_meta import metric_meta
 from meg_editor.cli.benchmark import command_line
 from meg_editor.cli.parser import build_parser
 from meg_editor.evaluation import Pair
+from meg_editor.evaluation.report import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "examples" / "results").glob("*/*/report.json"))
@@ -141,3 +144,26 @@ def test_the_command_line_has_what_is_no_default_and_no_folders(tmp_path: Path) 
     long = f"prompt_template=/no_think {{}} yes/no{300 * '.'}"  # no file can have such a name
     options = build_parser().parse_args(["benchmark", "--data", "x", "--out", "o", "--set", long])
     assert shlex.split(command_line(options))[3] == long
+
+
+def test_a_result_names_the_commit_it_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a checkout; an installed package has its version alone."""
+    monkeypatch.setattr(meg_editor, "__file__", str(tmp_path / "meg_editor" / "__init__.py"))
+    assert versions()["meg_editor"] == meg_editor.__version__
+
+    def git(*words: str) -> str:
+        names = [word for name in ("name", "email") for word in ("-c", f"user.{name}=x")]
+        command = ["git", "-C", str(tmp_path), *names, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    assert versions()["meg_editor"] == meg_editor.__version__  # no commit yet
+    (tmp_path / "code.py").write_text("1", "utf-8")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    assert versions()["meg_editor"] == f"{meg_editor.__version__}+{commit}"
+    (tmp_path / "code.py").write_text("2", "utf-8")
+    assert versions()["meg_editor"] == f"{meg_editor.__version__}+{commit}.dirty"

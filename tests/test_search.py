@@ -7,13 +7,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from meg_editor import MeGHyperParams, load_model
-from meg_editor.baselines.core.settings import FittingHyperParams
+from meg_editor.baselines.core.settings import FittingHyperParams, LayerHyperParams
 from meg_editor.baselines.registry import BASELINES, Baseline
 from meg_editor.benchmark.search import SearchMaterial, Trial, best_of, proposal, search
 from meg_editor.cli.main import main
@@ -45,7 +46,8 @@ def scale(model: Any, tok: Any, requests: Any, hparams: Any, **_: Any) -> Any:
 
 
 def scaling(*factors: float) -> Baseline:
-    return Baseline(scale, ScaleHyperParams, lambda depth: {"factor": factors}, {})
+    first = {"factor": factors[0]}
+    return Baseline(scale, ScaleHyperParams, lambda depth: {"factor": factors}, {}, first)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +72,19 @@ def test_the_best_trial_wins_and_failures_are_reported(
     assert hparams == ScaleHyperParams(seed=3, factor=1.0)
     by_factor = {trial.settings["factor"]: trial for trial in trials}
     # Neither says a target (Score 0): what else they get right decides.
-    assert by_factor[1.0].rank > by_factor[-1.0].rank > by_factor[0.0].rank
+    assert by_factor[1.0].rank > by_factor[-1.0].rank > by_factor[0.0].rank == -1
     assert by_factor[1.0].metrics[4] == 100 > by_factor[-1.0].metrics[4]
     assert by_factor[0.0].failure == "nothing would be left" and by_factor[0.0].score is None
     assert len(said) == 3 and sum("nothing would be left" in line for line in said) == 1
+
+
+def test_a_score_of_nothing_does_not_hide_the_other_metrics() -> None:
+    """A trial which learns all and changes all is worth more than one which does nothing."""
+    inert = Trial({}, 0.0, [0.0, 9.4, 0.0, 12.0, 90.6, 99.2], 1.0)
+    learns = Trial({}, 0.0, [98.0, 99.0, 29.0, 65.0, 0.0, 38.0], 1.0)
+    fair = Trial({}, 3.0, [75.0, 84.9, 34.4, 64.7, 0.6, 53.9], 1.0)
+    assert learns.rank > inert.rank and fair.rank > inert.rank
+    assert Trial({}, 50.0, [50.0] * 6, 1.0).rank == pytest.approx(50)
 
 
 def test_a_search_resumes(material: tuple[Any, ...], tmp_path: Path) -> None:
@@ -108,11 +119,14 @@ def test_nothing_is_chosen_where_every_trial_fails(
         run(scaling(0.0), material, tmp_path, [])
 
 
-def proposals(space: Any, count: int, score: Callable[[Any], float | None]) -> list[Any]:
-    """What is tried where `score` would come out."""
+def proposals(
+    space: Any, count: int, score: Callable[[Any], float | None], first: Any = None
+) -> list[Any]:
+    """What is tried where the metrics would be `score`."""
     trials: list[Trial] = []
-    while (settings := proposal(space, trials, count)) is not None:
-        trials.append(Trial(settings, score(settings), [0.0], 0.0))
+    while (settings := proposal(space, trials, count, first)) is not None:
+        value = score(settings)
+        trials.append(Trial(settings, value, [] if value is None else [value], 0.0))
     return [trial.settings for trial in trials]
 
 
@@ -120,7 +134,7 @@ def test_the_first_half_is_spread_and_the_second_stays_near_the_best() -> None:
     space = {"a": [1, 2, 3, 4], "b": [10, 20, 30, 40], "c": [100, 200]}
 
     def score(settings: dict[str, Any]) -> float:
-        return -abs(settings["a"] - 3) - abs(settings["b"] - 20) - settings["c"]
+        return 999 - abs(settings["a"] - 3) - abs(settings["b"] - 20) - settings["c"]
 
     tried = proposals(space, 8, score)
     assert tried == proposals(space, 8, score)
@@ -143,9 +157,20 @@ def test_a_space_ends_and_failures_lead_nowhere() -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("depth", [2, 6, 32])
-def test_spaces_hold_settings_which_exist(name: str, depth: int) -> None:
+def test_spaces_hold_settings_which_exist(
+    name: str, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     baseline = BASELINES[name]
-    trials = proposals(baseline.space(depth), 20, lambda settings: 0.0)
+    model: Any = SimpleNamespace()
+    monkeypatch.setattr("meg_editor.baselines.registry.count_layers", lambda model: depth)
+    layers = [depth // 2]
+    monkeypatch.setattr(LayerHyperParams, "layers_of", lambda self, model: self.layers or layers)
+    first, space = baseline.tried(model)
+    trials = proposals(space, 20, lambda settings: 0.0, first)
+    assert trials[0] == first  # the authors' settings
+    assert first.get("layers", layers) == layers
+    assert first.items() >= baseline.published.items()
+    assert all(first[name] in values for name, values in space.items())
     assert 1 < len(trials) <= 20
     for trial in trials:
         hparams = baseline.hparams({"prompt_template": "Q: {}", "nothing": 1, **trial})
@@ -165,7 +190,7 @@ def test_the_command_searches_and_records_it(tmp_path: Path, capsys: Any) -> Non
         "retrieval": 2,
     }
     cells = {cell["method"]: cell for cell in report["cells"]}
-    best = max(report["searches"]["locft"], key=lambda t: (t["score"], sum(t["metrics"])))
+    best = max(report["searches"]["locft"], key=lambda trial: Trial(**trial).rank)
     assert cells["locft"]["settings"].items() >= best["settings"].items()
     assert "| retrieval |" in capsys.readouterr().out
     again = [*options, "--settings-from", str(tmp_path / "report.json"), "--out"]

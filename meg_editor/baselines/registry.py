@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from meg_editor.baselines.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model
-from meg_editor.baselines.core.settings import BaselineHyperParams
+from meg_editor.baselines.core.settings import BaselineHyperParams, LayerHyperParams
 from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
 from meg_editor.baselines.horen import HoReNHyperParams, apply_horen_to_model
 from meg_editor.baselines.malmen import MALMENHyperParams, apply_malmen_to_model
@@ -23,6 +23,8 @@ from meg_editor.baselines.retrieval import (
 from meg_editor.baselines.rledit import RLEditHyperParams, apply_rledit_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
+from meg_editor.lm.neuron import count_layers
+from meg_editor.lm.protocols import CausalLM
 
 Space = dict[str, Sequence[Any]]
 
@@ -34,15 +36,29 @@ class Baseline:
     Attributes:
         apply: with the signature of EasyEdit's methods.
         settings: the class of its hyper-parameters.
-        space: number of decoder layers -> the values to try of each setting, the paper's or its
-            code's own among them.
+        space: number of decoder layers -> the values to try of each setting.
         fixed: settings which make the method what it is, and are not searched.
+        published: the authors' values of settings in `space`, as they edit Llama-3-8B, where the
+            defaults are others; layers are those at the same share of the depth.
     """
 
     apply: Callable[..., tuple[Any, dict[str, Any]]]
     settings: type[BaselineHyperParams]
     space: Callable[[int], Space]
     fixed: Mapping[str, Any]
+    published: Mapping[str, Any] = field(default_factory=dict)
+
+    def tried(self, model: CausalLM) -> tuple[dict[str, Any], Space]:
+        """The authors' settings for `model`, and the space with them in it."""
+        space = self.space(count_layers(model))
+        settings = self.hparams(self.published)
+        first = {name: getattr(settings, name) for name in space}
+        if isinstance(settings, LayerHyperParams):
+            first["layers"] = settings.layers_of(model)
+        return first, {
+            name: values if first[name] in values else [first[name], *values]
+            for name, values in space.items()
+        }
 
     def hparams(self, values: Mapping[str, Any]) -> BaselineHyperParams:
         """From the fixed settings and those of `values` which the method has."""
@@ -75,8 +91,8 @@ def _upper(depth: int, share: float = 0.2) -> list[list[int]]:
 def _values(depth: int) -> Space:
     return {
         "layers": _spans(depth),
-        "v_lr": [0.5, 2.0, 5.0],
-        "clamp_norm_factor": [4, 12],
+        "v_lr": [0.1, 0.5, 2.0, 5.0],
+        "clamp_norm_factor": [0.75, 4, 12],
         "fact_token": ["subject_last", "last"],  # the last token suits LMs of single sentences
     }
 
@@ -92,6 +108,7 @@ BASELINES: dict[str, Baseline] = {
             "train_batch_size": [32, 128],
         },
         {"optimizer": "sgd", "tuned": "ffn", "early_stop_loss": 0.0},  # A.12
+        {"lr": 0.3, "num_steps": 50, "train_batch_size": 32},
     ),
     "locft": Baseline(
         apply_ft_to_model,
@@ -106,14 +123,20 @@ BASELINES: dict[str, Baseline] = {
     "memit": Baseline(
         apply_memit_to_model,
         MEMITHyperParams,
-        lambda depth: {**_values(depth), "mom2_update_weight": [20, 200, 2000]},
-        {},
+        lambda depth: {**_values(depth), "mom2_update_weight": [20, 200, 2000, 15000]},
+        {"v_weight_decay": 0.5},
+        {"v_lr": 0.5, "clamp_norm_factor": 0.75, "mom2_update_weight": 15000},
     ),
     "pmet": Baseline(
         apply_pmet_to_model,
         PMETHyperParams,
-        lambda depth: {**_values(depth), "mom2_update_weight": [20, 200, 2000]},
-        {"v_weight_decay": 0.5},
+        lambda depth: {
+            **_values(depth),
+            "mom2_update_weight": [20, 200, 2000, 13000],
+            "kl_factor": [0.0625, 1.0],
+        },
+        {"v_weight_decay": 0.5, "v_num_grad_steps": 30},
+        {"v_lr": 0.2, "clamp_norm_factor": 0.75, "mom2_update_weight": 13000, "kl_factor": 1.0},
     ),
     "alphaedit": Baseline(
         apply_alphaedit_to_model,
@@ -124,6 +147,7 @@ BASELINES: dict[str, Baseline] = {
             "L2": [1, 10, 100],
         },
         {"v_weight_decay": 0.5},
+        {"v_lr": 0.1, "clamp_norm_factor": 0.75, "nullspace_threshold": 2e-2, "L2": 1},
     ),
     "ultraedit": Baseline(
         apply_ultraedit_to_model,
@@ -136,7 +160,7 @@ BASELINES: dict[str, Baseline] = {
         MALMENHyperParams,
         lambda depth: {
             "layers": _upper(depth),
-            "lr": [1e-5, 1e-4, 1e-3],
+            "lr": [1e-6, 1e-5, 1e-4, 1e-3],
             "meta_lr": [1e-6, 1e-5, 1e-4],
         },
         {"n_edits": 64, "max_iters": 60, "rank": 192},  # longer training wants a file of its own
@@ -146,7 +170,7 @@ BASELINES: dict[str, Baseline] = {
         RLEditHyperParams,
         lambda depth: {
             "layers": _upper(depth),
-            "lr": [1e-5, 1e-4, 1e-3],
+            "lr": [1e-6, 1e-5, 1e-4, 1e-3],
             "meta_lr": [1e-5, 1e-4, 1e-3],
         },
         {"num_seq": 8, "n_epochs": 8, "back_depth": 4, "rank": 192, "n_blocks": 2},
@@ -154,7 +178,12 @@ BASELINES: dict[str, Baseline] = {
     "scen": Baseline(
         apply_scen_to_model,
         SCENHyperParams,
-        lambda depth: {"layers": _each(depth), "theta": [0.5, 0.65, 0.7, 0.75, 0.85, 0.95]},
+        lambda depth: {
+            "layers": _each(depth),
+            "theta": [0.5, 0.65, 0.7, 0.75, 0.85, 0.95],
+            "expert_lr": [1.0, 3.0],
+            "index_lr": [5e-3, 5e-2],
+        },
         {},
     ),
     "retrieval": Baseline(
@@ -162,7 +191,12 @@ BASELINES: dict[str, Baseline] = {
         RetrievalHyperParams,
         lambda depth: {
             "threshold": [0.5, 0.6, 0.7, 0.8, 0.9],
-            "context_template": [CONTEXT, 3 * "{prompt} {target}{eos}", "{prompt} {target}. "],
+            "context_template": [
+                CONTEXT,
+                3 * "{prompt} {target}{eos}",
+                "{prompt} {target}. ",
+                "New fact: {prompt} {target}.\nPrompt: ",
+            ],
         },
         {},
     ),
@@ -174,7 +208,8 @@ BASELINES: dict[str, Baseline] = {
             "layers": _each(depth),
             "gate_threshold": [0.5, 0.65, 0.8],
         },
-        {},
+        {"v_weight_decay": 0.5},
+        {"v_lr": 0.1, "clamp_norm_factor": 0.75},
     ),
     "horen": Baseline(
         apply_horen_to_model,

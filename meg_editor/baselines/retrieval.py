@@ -6,6 +6,7 @@ No weight and no hidden state changes; how well it does depends on how well the 
 from __future__ import annotations
 
 import copy as copying
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.lm.tokens import pad_token
 from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.formats import token_segments
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.routing.encoder import TextEncoder
 
@@ -90,12 +92,14 @@ class RetrievalModel(RoutedModel):
     def decide(self, queries: Sequence[str]) -> list[str]:
         """B texts to put before the questions, empty where no edit is near enough."""
         contexts = []
-        for query in self.route(queries):
+        for query_text, query in zip(queries, self.route(queries), strict=True):
             request = self.edits[query.edit]
+            # In a turn of a chat an end of text would be the end of the turn.
+            in_turn = bool(token_segments(query_text)[1])
             text = self.hparams.context_template.format(
                 prompt=request.prompt,
                 target=request.target_new,
-                eos=self._tokenizer.eos_token or "",
+                eos="" if in_turn else self._tokenizer.eos_token or "",
             )
             contexts.append(text if query.is_edit else "")
         return contexts
@@ -157,18 +161,17 @@ class RetrievalModel(RoutedModel):
         return output
 
     def _insert(self, ids: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor]:
-        """Put the contexts in effect into rows of tokens, after their beginning of text.
+        """Put the contexts in effect into rows of tokens, in front of the text or the last turn.
 
         Returns:
             The inputs, padded on the left, and (B, T) where each token of `ids` is in them.
         """
         contexts: list[list[int]] = value_of(self._call) or [[]]
-        bos = self.tokenizer.bos_token_id
         rows, moved = [], []
         for row, tokens in enumerate(ids.tolist()):
             extra = contexts[row * len(contexts) // len(ids)]
             pads = 0 if mask is None else int((mask[row].cumsum(0) == 0).sum())
-            start = pads + (tokens[pads : pads + 1] == [bos])
+            start = pads + self._start(tokens[pads:])
             rows.append(tokens[pads:start] + extra + tokens[start:])
             places = torch.arange(len(tokens)) - pads
             moved.append(places + len(extra) * (torch.arange(len(tokens)) >= start))
@@ -185,6 +188,16 @@ class RetrievalModel(RoutedModel):
             "use_cache": False,
         }
         return inputs, (torch.stack(moved) + offset).clamp(min=0).to(ids.device)
+
+    def _start(self, tokens: list[int]) -> int:
+        """Tokens in front of the place for a context: BOS, or what precedes the last user turn."""
+        text = self._tokenizer.decode(tokens)
+        if not token_segments(text)[1]:
+            return int(tokens[:1] == [self._tokenizer.bos_token_id])
+        place = max(0, text.rfind(self.reader.read(text).text))
+        return bisect_left(
+            range(len(tokens)), place, key=lambda end: len(self._tokenizer.decode(tokens[:end]))
+        )
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:

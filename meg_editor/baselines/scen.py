@@ -44,8 +44,12 @@ class SCENHyperParams(LayerHyperParams, FittingHyperParams):
     span: ClassVar[tuple[float, float]] = (29 / 32, 29 / 32)
 
     alg_name: str = setting("SCEN", "Always SCEN.")
-    expert_lr: float = setting(1.0, "SGD learning rate of an expert.", ge=0)
-    expert_steps: int = setting(60, "Maximum number of SGD steps.", ge=1, lt=10**7)
+    expert_lr: float = setting(
+        3.0,
+        "Multiple of Polyak's step when an expert is fitted (paper: plain SGD, raw rates)",
+        ge=0,
+    )
+    expert_steps: int = setting(60, "Maximum number of steps of an expert.", ge=1, lt=10**7)
     index_lr: float = setting(0.05, "Adam learning rate of the index neurons.", ge=0)
     index_steps: int = setting(200, "Adam steps.", ge=1, lt=10**7)
     theta: float = setting(0.7, "An expert is used above this activation of its index neuron.")

@@ -54,9 +54,13 @@ def diagnose(
         reader: as for `evaluate`.
     """
     entries: dict[str, Any] = {"fluency": _fluency(model, tokenizer, cases)}
-    untouched = [f"{q.prompt} {q.target}" for q in questions if q.kind.startswith("locality")]
+    untouched = [q for q in questions if q.kind.startswith("locality")][:_TEXTS]
     if untouched:
-        entries["perplexity"] = perplexity(model, tokenizer, untouched[:_TEXTS])
+        texts, queries = (
+            [f"{q.prompt} {q.target}" for q in untouched],
+            [q.prompt for q in untouched],
+        )
+        entries["perplexity"] = perplexity(model, tokenizer, texts, queries=queries)
     if fmean(len(tokens(case.request.target_new)) for case in cases) >= _LONG:
         entries["long_answers"] = _long_answers(questions, evaluation, encode)
     if chains:

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import meg_editor
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.lm.protocols import CausalLM, Tokenizer
+
+_NO_METHOD = ("cli", "integrations", "reports", "serving")  # folders that measure nothing
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,21 @@ def _digest_of_code(function: Callable[..., Any]) -> str:
         code = getattr(function, "__code__", None)
         source = marshal.dumps(code) if code else repr(type(function)).encode()
     return hashlib.sha256(source).hexdigest()[:24]
+
+
+def package_digest() -> str:
+    """Digest of what a method and its measurement may run: this package without its commands,
+    servers and reports, but with the verifiers, encoders and texts it ships.
+    """
+    root = Path(meg_editor.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        place = path.relative_to(root)
+        if place.parts[0] in _NO_METHOD or not path.is_file() or path.suffix == ".pyc":
+            continue
+        total.update(f"{place.as_posix()}\0".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:24]
 
 
 def applied(

@@ -18,7 +18,7 @@ from meg_editor import __version__
 from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.definition import Benchmark
 from meg_editor.benchmark.diagnostics import diagnose
-from meg_editor.benchmark.methods import Method, edited
+from meg_editor.benchmark.methods import Method, edited, package_digest
 from meg_editor.benchmark.pool import only_wrong, sampled
 from meg_editor.benchmark.sequential import SequentialError, carried, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
@@ -58,8 +58,8 @@ def run_benchmark(
     """Measure every method at every number of edits with every seed.
 
     Each cell is kept in `out`/cells as JSON and not run again while all it depends on is the same:
-    weights, code and settings of the method, facts and questions. The weights of `model` are the
-    same again after each cell; a copy of them is held in host memory meanwhile.
+    weights, code and settings of the method, facts and questions, and `package_digest`. The weights
+    of `model` are the same again after each cell; a copy of them is held in host memory meanwhile.
 
     Args:
         report: called with a line per cell.
@@ -120,6 +120,10 @@ class _Before:
     @cached_property
     def fingerprint(self) -> dict[str, list[float]]:
         return fingerprint(self.model)
+
+    @cached_property
+    def package(self) -> str:
+        return package_digest()
 
     @cached_property
     def snapshot(self) -> WeightSnapshot:
@@ -210,6 +214,7 @@ class _EditSet:
             [self.cases, self.chains],
             getattr(hparams, "__dict__", hparams),
             method.code,
+            self.before.package,
             self.before.fingerprint,
         ]
         if len(self.asked) < len(self.cases):
@@ -290,11 +295,11 @@ class _EditSet:
                     self.reader,
                 ),
             }
+            forced = forced_scores(result, self.tokenizer, self.cases, questions, self.reader)
+            entries["forced"] = dataclasses.asdict(forced)
+            entries["questions"]["with old answer"] = entries["forced"].pop("compared")
             if chunk is not None:
-                forced = forced_scores(result, self.tokenizer, self.cases, questions, self.reader)
                 entries["sequential"] = {"chunk": chunk, "carried": carried(method)}
-                entries["forced"] = dataclasses.asdict(forced)
-                entries["questions"]["with old answer"] = entries["forced"].pop("compared")
             if self.benchmark.natural:
                 answers = self.natural_answers(result)
                 entries["natural"] = natural_scores(self.natural_questions, before, answers)

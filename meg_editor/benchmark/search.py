@@ -1,7 +1,8 @@
 """Hyper-parameter search of a baseline on calibration facts, with as many trials for every method.
 
-The first half of the trials is spread over the space (a Latin square), each of the others changes
-one setting of the best so far: random search alone seldom meets the few settings that fit a model.
+The first trial has the authors' settings. Up to half of the trials are spread over the space (a
+Latin square), each of the others changes one setting of the best so far: random search alone seldom
+meets the few settings that fit a model.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from meg_editor.benchmark.sequential import SequentialError, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation import Question, evaluate
+from meg_editor.evaluation.metrics import harmonic_mean
 from meg_editor.lm.fingerprint import fingerprint
-from meg_editor.lm.neuron import count_layers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import end_tokens
 from meg_editor.requests.prompts import PromptReader
@@ -54,11 +55,11 @@ class Trial:
         return f"{result} ({self.seconds:.0f} s) {self.settings}"
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """The Score, and the mean of the six metrics to tell trials apart where it is equal."""
+    def rank(self) -> float:
+        """The Score with each metric at least 1 %: a Score of 0 says nothing of the other five."""
         if self.score is None:
-            return (-1.0, -1.0)
-        return self.score, sum(self.metrics) / len(self.metrics)
+            return -1.0
+        return harmonic_mean([max(1.0, metric) for metric in self.metrics])
 
 
 class SearchError(ValueError):
@@ -117,7 +118,7 @@ def search(
     Raises:
         SequentialError: the baseline cannot take its edits as `material.sequential` says.
     """
-    space = baseline.space(count_layers(material.model))
+    first, space = baseline.tried(material.model)
     protocol = "" if material.sequential is None else f"-sequential-{material.sequential}"
     path = out / "search" / f"{name}{protocol}.json"
     facts = [dataclasses.astuple(case.request) for case in material.cases]
@@ -129,6 +130,7 @@ def search(
             facts,
             dict(material.common),
             dict(baseline.fixed),
+            first,
             space,
             count,
             Method(name, baseline.apply).code,
@@ -137,7 +139,7 @@ def search(
     )
     stored = read_json(path, "search") or {}
     trials = [Trial(**trial) for trial in stored["trials"]] if stored.get("key") == key else []
-    while (settings := proposal(space, trials, count)) is not None:
+    while (settings := proposal(space, trials, count, first)) is not None:
         hparams = baseline.hparams({**material.common, **settings})
         trials.append(_try(Method(name, baseline.apply, hparams), settings, material))
         write_json(path, {"key": key, "trials": [dataclasses.asdict(t) for t in trials]})
@@ -174,11 +176,20 @@ def recorded(report: Path, names: Sequence[str]) -> dict[str, list[Trial]]:
     }
 
 
-def proposal(space: Space, trials: Sequence[Trial], count: int) -> dict[str, Any] | None:
-    """Settings to try after `trials`; None after `count` of them, or if the space is exhausted."""
+def proposal(
+    space: Space, trials: Sequence[Trial], count: int, first: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Settings to try after `trials`; None after `count` of them, or if the space is exhausted.
+
+    Args:
+        first: settings to begin with.
+    """
     if len(trials) >= count:
         return None
     spread = _spread(space, -(-count // 2))
+    if first is not None:
+        spread = [dict(first), *(settings for settings in spread if settings != first)]
+        spread = spread[: -(-count // 2)]
     if len(trials) < len(spread):
         return spread[len(trials)]
     tried = [trial.settings for trial in trials]

@@ -6,7 +6,9 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -71,17 +73,26 @@ def latency(
 
 
 def peak_memory(device: torch.device | str) -> int:
-    """Bytes: of the GPU since the last `reset_peak_memory`, else of the process since it began."""
+    """Bytes since the last `reset_peak_memory`, of the GPU or of the process.
+
+    Of the process since it began, where its peak cannot be reset: Linux alone can.
+    """
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def reset_peak_memory(device: torch.device | str) -> None:
-    """Restart the measurement of a GPU's peak; that of a process cannot be restarted."""
+    """Restart the measurement of `peak_memory`."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")  # 5: the peak of resident memory
 
 
 def _wait(device: torch.device | str) -> None:

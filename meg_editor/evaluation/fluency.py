@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, by_length
+from meg_editor.model.routed_model import RoutedModel
 
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # ROME's and EasyEdit's
 
@@ -36,11 +38,19 @@ def ngram_entropy(text: str) -> float:
 
 @torch.no_grad()
 def perplexity(
-    model: CausalLM, tokenizer: Tokenizer, texts: Sequence[str], rows: int = 32
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    rows: int = 32,
+    queries: Sequence[str] | None = None,
 ) -> float:
     """exp of the mean negative log-likelihood per token over all `texts`, the first tokens given.
 
     `model` is anything which maps `input_ids` to `.logits`. NaN if there is no second token.
+
+    Args:
+        queries: what a model which routes decides by, as a text with its answer is no query;
+            default: `texts`.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
@@ -49,12 +59,16 @@ def perplexity(
         True
     """
     ids = prompt_tokens(tokenizer, texts)
-    examples = [Example(row[:1], row[1:]) for row in ids if len(row) > 1]
+    asked = zip(ids, texts if queries is None else queries, strict=True)
+    pairs = [(Example(row[:1], row[1:]), query) for row, query in asked if len(row) > 1]
+    examples = [example for example, _ in pairs]
     loss, count = 0.0, 0
     for chunk in by_length([len(example) for example in examples], rows):
         batch = Batch.of([examples[index] for index in chunk], model.device)
         # Not `target_logits`: a model which routes must see the whole forward pass.
-        logits = model(input_ids=batch.ids, use_cache=False).logits.float().flatten(0, 1)
+        rows_asked = [pairs[index][1] for index in chunk]
+        with model.routed(rows_asked) if isinstance(model, RoutedModel) else nullcontext():
+            logits = model(input_ids=batch.ids, use_cache=False).logits.float().flatten(0, 1)
         loss += float(F.cross_entropy(logits, batch.labels.flatten(), reduction="sum"))
         count += sum(len(examples[index].target) for index in chunk)
     return math.exp(loss / count) if count else float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -22,14 +23,25 @@ from meg_editor.runtime.text_files import write_json
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
+    """Versions of the packages that a result depends on; ours with its commit, in a checkout."""
     return {
-        "meg_editor": meg_editor.__version__,
+        "meg_editor": _own_version(Path(meg_editor.__file__).resolve().parents[1]),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "diffusers": diffusers.__version__,
     }
+
+
+def _own_version(root: Path) -> str:
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit yet
+            run = subprocess.run(
+                [*command, "--exclude=*"], capture_output=True, text=True, check=True, timeout=10
+            )
+            return f"{meg_editor.__version__}+{run.stdout.strip().replace('-', '.')}"
+    return meg_editor.__version__
 
 
 def machine() -> dict[str, Any]:
