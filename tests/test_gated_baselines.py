@@ -194,6 +194,16 @@ def test_horen_adds_its_value_at_the_end_of_the_prompt_alone(
     assert (expected - unedited).abs().max() > 0.1
 
 
+def test_horen_counts_the_tokens_of_whole_prompts(horen: Any, tiny_tokenizer: Any) -> None:
+    """Its value is added at the last one, whatever the question in the prompt is."""
+    prompts = [
+        "Once there was a queen.  \n  The capital of Erewhon is",
+        "User: Hello!\nAssistant: Hi.\nUser: What is the capital of Erewhon?\nAssistant:",
+    ]
+    rows = [len(tiny_tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    assert horen.decide(prompts).tolist() == rows
+
+
 def test_horen_reads_through_a_template(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     hparams = HoReNHyperParams(layers=[1], edit_lr=0.3, prompt_template="Q: {} A:")
     edited, _ = apply_horen_to_model(tiny_llama, tiny_tokenizer, EDITS[:2], hparams)

@@ -85,7 +85,7 @@ class HoReNModel(RoutedModel):
 
     def decide(self, queries: Sequence[str]) -> Tensor:
         """(B,) number of tokens of each prompt: its value is added at the last one."""
-        prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
+        prompts = [self.reader.wrapped(query) for query in queries]
         return torch.tensor([len(row) for row in prompt_tokens(self._tokenizer, prompts)])
 
     def _decide_for(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -85,6 +85,11 @@ class PromptReader:
         """The prompt of a bare query: the query in the prompt template."""
         return self.template.replace("{}", query)
 
+    def wrapped(self, prompt: str) -> str:
+        """The prompt as it is where the template is around it, else in the template."""
+        known = self._query(flush(prompt.strip())) is not None
+        return prompt if known else self.wrap(prompt)
+
     def read(self, prompt: str) -> ReadPrompt:
         """What `prompt` asks: the query in the template, or the last user turn of a chat."""
         prompt = flush(prompt.strip())
