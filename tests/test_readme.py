@@ -96,7 +96,9 @@ def _demo(arguments: list[str]) -> list[str]:
 
 
 def _edit(arguments: list[str]) -> list[str]:
-    return without(arguments, HUB)
+    """With the reference model instead of another one."""
+    model = arguments.index("--model")
+    return without(arguments, arguments[model : model + 2])
 
 
 def _prepare(arguments: list[str]) -> list[str]:
