@@ -5,7 +5,7 @@
         --settings-from report.json --methods meg,ft,locft,memit --edits 64
 
 The paper's table 3, on five tasks made here: sums, agreement of verbs, days and numbers in order,
-opposites, capitals. --edits facts are edited by each method; the likeliest of four (or two)
+opposites, capitals. --edits facts are edited by each method; the most probable of four (or two)
 endings is an answer. Printed: right answers in percent for each task, `edits`, the share of edits
 which are answered with their target, and `changed`, the share of endings whose log-likelihood is
 another one than the unedited model's. Questions which name the subject of an edit are left out, so
@@ -14,7 +14,6 @@ that should be 0.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
@@ -27,18 +26,14 @@ import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel
-from what_methods_do import TOKENS, cases_of, command_line, markdown, methods_of
+from what_methods_do import TOKENS, cases_of, markdown, methods_of, read_options, write_rows
 
-from meg_editor import MeGHyperParams, load_model
-from meg_editor.baselines.registry import BASELINES
+from meg_editor import load_model
 from meg_editor.benchmark.methods import edited
-from meg_editor.data.loaders.datasets import DATASETS
 from meg_editor.evaluation.metrics import mentions, percent
-from meg_editor.evaluation.report import machine, versions
 from meg_editor.integrations.lm_eval import MeGLM
 from meg_editor.lm.tokens import batched_answers
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.runtime.text_files import write_json
 
 CAPITALS = """Austria Vienna, Canada Ottawa, Chile Santiago, China Beijing, Cuba Havana, Denmark
     Copenhagen, Egypt Cairo, Finland Helsinki, France Paris, Germany Berlin, Greece Athens, Hungary
@@ -170,22 +165,7 @@ class Harness:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="meg_editor:llama-reference", help="as model_name")
-    parser.add_argument("--data", choices=["reference", *DATASETS], default="reference")
-    parser.add_argument("--path", type=Path, help="the file of the data set")
-    parser.add_argument("--methods", default="meg," + ",".join(BASELINES), help="as in benchmark")
-    parser.add_argument("--settings-from", type=Path, help="report.json of a benchmark")
-    parser.add_argument("--edits", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("general_ability"), help="folder")
-    options = parser.parse_args()
-    if options.data != "reference" and options.path is None:
-        parser.error(f"--path: {options.data} needs the file of the data set")
-    hparams = MeGHyperParams.preset("default")
-    if options.model != hparams.model_name:
-        hparams = MeGHyperParams(model_name=options.model)
+    options, hparams = read_options("general_ability", __doc__)
     model, tokenizer = load_model(hparams)
     cases, facts = cases_of(options, model, tokenizer, options.edits)
     requests = [case.request for case in cases]
@@ -205,15 +185,7 @@ def main() -> None:
             other = [a != b for a, b in zip(before, after, strict=True)]
             rows[method.name] = {"edits": percent(answered), **right, "changed": percent(other)}
             print(method.name, rows[method.name], flush=True)
-            content = {
-                "model": options.model,
-                "edits": options.edits,
-                "rows": rows,
-                "command": command_line("general_ability.py"),
-                "versions": versions(),
-                "machine": machine(),
-            }
-            write_json(options.out / "general_ability.json", content)
+            write_rows("general_ability", options, rows)
     print(markdown(rows))
 
 

@@ -267,16 +267,10 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def command_line(script: str) -> str:
-    """This command, its paths without the folders of this machine."""
-    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
-    return f"python examples/{script} {shlex.join(words)}"
-
-
-def main() -> None:
-    """Run and print."""
+def read_options(name: str, description: str | None) -> tuple[argparse.Namespace, MeGHyperParams]:
+    """Options of an example that runs every method, and MeG's settings; `name` is its folder."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="meg_editor:llama-reference", help="as model_name")
     parser.add_argument("--data", choices=["reference", *DATASETS], default="reference")
@@ -284,13 +278,34 @@ def main() -> None:
     parser.add_argument("--methods", default="meg," + ",".join(BASELINES), help="as in benchmark")
     parser.add_argument("--settings-from", type=Path, help="report.json of a benchmark")
     parser.add_argument("--edits", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("what_methods_do"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path(name), help="folder")
     options = parser.parse_args()
     if options.data != "reference" and options.path is None:
         parser.error(f"--path: {options.data} needs the file of the data set")
     hparams = MeGHyperParams.preset("default")
     if options.model != hparams.model_name:
         hparams = MeGHyperParams(model_name=options.model)
+    return options, hparams
+
+
+def write_rows(name: str, options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
+    """`name`.json in --out: the rows so far, and how they were made."""
+    # Paths without the folders of this machine.
+    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
+    content = {
+        "model": options.model,
+        "edits": options.edits,
+        "rows": rows,
+        "command": f"python examples/{name}.py {shlex.join(words)}",
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(options.out / f"{name}.json", content)
+
+
+def main() -> None:
+    """Run and print."""
+    options, hparams = read_options("what_methods_do", __doc__)
     model, tokenizer = load_model(hparams)
     cases, facts = cases_of(options, model, tokenizer, 2 * options.edits)
     keywords = {**vars(facts), "seed": 0}
@@ -307,15 +322,7 @@ def main() -> None:
         row["nf4"] = "-" if base is None else probes.learned(method, base)
         rows[method.name] = row
         print(method.name, row, flush=True)
-        content = {
-            "model": options.model,
-            "edits": options.edits,
-            "rows": rows,
-            "command": command_line("what_methods_do.py"),
-            "versions": versions(),
-            "machine": machine(),
-        }
-        write_json(options.out / "what_methods_do.json", content)
+        write_rows("what_methods_do", options, rows)
     print(markdown(rows))
 
 

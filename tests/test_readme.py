@@ -29,7 +29,6 @@ from meg_editor.cli.main import main as meg_editor
 README = (ROOT / "README.md").read_text("utf-8")
 OWN_MODEL = (ROOT / "docs" / "own_model.md").read_text("utf-8")
 COMMANDS = list(dict.fromkeys([*commands(README), *commands(OWN_MODEL)]))
-HUB = ["--model", "meta-llama/Meta-Llama-3-8B"]
 
 
 def without(arguments: list[str], part: list[str]) -> list[str]:
@@ -95,18 +94,14 @@ def _demo(arguments: list[str]) -> list[str]:
     return [*arguments, *own]
 
 
-def _edit(arguments: list[str]) -> list[str]:
+def _of_reference(arguments: list[str]) -> list[str]:
     """With the reference model instead of another one."""
     model = arguments.index("--model")
     return without(arguments, arguments[model : model + 2])
 
 
-def _prepare(arguments: list[str]) -> list[str]:
-    return without(arguments, HUB)
-
-
 def _layers(arguments: list[str]) -> list[str]:
-    return [*without(arguments, ["--model", "gpt2"]), "--count", "4"]
+    return [*_of_reference(arguments), "--count", "4"]
 
 
 def _benchmark(arguments: list[str]) -> list[str]:
@@ -118,8 +113,8 @@ def _benchmark(arguments: list[str]) -> list[str]:
 
 REPLACED: dict[str, Callable[[list[str]], list[str]]] = {
     "demo": _demo,
-    "edit": _edit,
-    "prepare": _prepare,
+    "edit": _of_reference,
+    "prepare": _of_reference,
     "layers": _layers,
     "benchmark": _benchmark,
 }

@@ -171,7 +171,7 @@ class RetrievalModel(RoutedModel):
         for row, tokens in enumerate(ids.tolist()):
             extra = contexts[row * len(contexts) // len(ids)]
             pads = 0 if mask is None else int((mask[row].cumsum(0) == 0).sum())
-            start = pads + self._start(tokens[pads:])
+            start = pads + (self._start(tokens[pads:]) if extra else 0)
             rows.append(tokens[pads:start] + extra + tokens[start:])
             places = torch.arange(len(tokens)) - pads
             moved.append(places + len(extra) * (torch.arange(len(tokens)) >= start))

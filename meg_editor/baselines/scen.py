@@ -46,7 +46,7 @@ class SCENHyperParams(LayerHyperParams, FittingHyperParams):
     alg_name: str = setting("SCEN", "Always SCEN.")
     expert_lr: float = setting(
         3.0,
-        "Multiple of Polyak's step when an expert is fitted (paper: plain SGD, raw rates)",
+        "Multiple of Polyak's step when an expert is fitted (paper: plain SGD, raw rates).",
         ge=0,
     )
     expert_steps: int = setting(60, "Maximum number of steps of an expert.", ge=1, lt=10**7)

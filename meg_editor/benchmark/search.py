@@ -186,10 +186,10 @@ def proposal(
     """
     if len(trials) >= count:
         return None
-    spread = _spread(space, -(-count // 2))
+    half = -(-count // 2)
+    spread = _spread(space, half)
     if first is not None:
-        spread = [dict(first), *(settings for settings in spread if settings != first)]
-        spread = spread[: -(-count // 2)]
+        spread = [dict(first), *(settings for settings in spread if settings != first)][:half]
     if len(trials) < len(spread):
         return spread[len(trials)]
     tried = [trial.settings for trial in trials]
