@@ -87,7 +87,9 @@ def test_a_score_of_nothing_does_not_hide_the_other_metrics() -> None:
     assert Trial({}, 50.0, [50.0] * 6, 1.0).rank == pytest.approx(50)
 
 
-def test_a_search_resumes(material: tuple[Any, ...], tmp_path: Path) -> None:
+def test_a_search_resumes(
+    material: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     baseline = scaling(-1.0, 1.0, 0.5)
     first = run(baseline, material, tmp_path, [])
     path = tmp_path / "search" / "scale.json"
@@ -107,6 +109,12 @@ def test_a_search_resumes(material: tuple[Any, ...], tmp_path: Path) -> None:
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(9)
     run(scaling(-1.0, 1.0), (model, tokenizer, *facts), tmp_path, said)
     assert len(said) == 5  # answers that end elsewhere: all of it again
+    asked = [dataclasses.replace(case, paraphrases=("Again?",)) for case in facts[0]]
+    run(scaling(-1.0, 1.0), (model, tokenizer, asked, facts[1]), tmp_path, said)
+    assert len(said) == 7  # other questions
+    monkeypatch.setattr("meg_editor.benchmark.search.package_digest", lambda: "changed")
+    run(scaling(-1.0, 1.0), (model, tokenizer, asked, facts[1]), tmp_path, said)
+    assert len(said) == 9  # other code
     path.write_text("{")
     with pytest.raises(ValueError, match="is damaged.*delete it to search again"):
         run(baseline, material, tmp_path, said)

@@ -20,7 +20,7 @@ from typing import Any
 
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import Baseline, Space
-from meg_editor.benchmark.methods import Method, edited
+from meg_editor.benchmark.methods import Method, edited, package_digest
 from meg_editor.benchmark.sequential import SequentialError, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
@@ -113,7 +113,8 @@ def search(
 ) -> list[Trial]:
     """Edit the facts of `material` with `count` settings of the baseline's space, or all.
 
-    Trials are kept in `out`/search and not run again while they would be the same.
+    Trials are stored in `out`/search and not run again while all they depend on is the same: weights,
+    facts with their questions, space, and code (`package_digest`).
 
     Raises:
         SequentialError: the baseline cannot take its edits as `material.sequential` says.
@@ -121,19 +122,19 @@ def search(
     first, space = baseline.tried(material.model)
     protocol = "" if material.sequential is None else f"-sequential-{material.sequential}"
     path = out / "search" / f"{name}{protocol}.json"
-    facts = [dataclasses.astuple(case.request) for case in material.cases]
     key = digest(
         [
             name,
             material.fingerprint,
             sorted(end_tokens(material.model, material.tokenizer)),
-            facts,
+            list(material.cases),
             dict(material.common),
             dict(baseline.fixed),
             first,
             space,
             count,
             Method(name, baseline.apply).code,
+            package_digest(),
             *([protocol] if protocol else []),
         ]
     )
