@@ -27,8 +27,8 @@ from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.integrations.easyedit import register
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.reference import resolve_model_name
-from meg_editor.lm.tokens import batched_answers
 
 DOWN = "model.layers.{}.mlp.down_proj"
 MODULES = {

@@ -32,7 +32,7 @@ from meg_editor import load_model
 from meg_editor.benchmark.methods import edited
 from meg_editor.evaluation.metrics import mentions, percent
 from meg_editor.integrations.lm_eval import MeGLM
-from meg_editor.lm.tokens import batched_answers
+from meg_editor.lm.answers import batched_answers
 from meg_editor.model.meg_model import MeGModel
 
 CAPITALS = """Austria Vienna, Canada Ottawa, Chile Santiago, China Beijing, Cuba Havana, Denmark

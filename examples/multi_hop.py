@@ -21,7 +21,7 @@ from meg_editor.data.cases import Dataset, MultiHopCase
 from meg_editor.data.loaders.mquake import load_mquake
 from meg_editor.evaluation.metrics import matches, mentions, percent
 from meg_editor.evaluation.multi_hop import multi_hop_scores
-from meg_editor.lm.tokens import batched_answers
+from meg_editor.lm.answers import batched_answers
 from meg_editor.requests.request import EditRequest
 
 LENGTH, BARE = 64, 12  # tokens of an answer

@@ -32,8 +32,9 @@ from meg_editor.data.preprocessing import one_per_subject, without_conflicts
 from meg_editor.data.splits import Split, choose, split_cases
 from meg_editor.evaluation import evaluate, questions_of
 from meg_editor.evaluation.metrics import exact, percent
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.chat import in_chat
-from meg_editor.lm.tokens import batched_answers, max_target_length
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.text_files import write_json

@@ -51,8 +51,8 @@ from meg_editor.data.world.requests import edit_cases, reference_split
 from meg_editor.evaluation.cost import added_bytes
 from meg_editor.evaluation.metrics import mentions, percent
 from meg_editor.evaluation.report import machine, versions
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.chat import in_chat
-from meg_editor.lm.tokens import batched_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.runtime.text_files import write_json
 

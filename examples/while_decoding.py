@@ -22,7 +22,7 @@ import torch
 
 from meg_editor import MeGHyperParams, fit, load_model
 from meg_editor.data.world.facts import Fact, World, load_world
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest
 

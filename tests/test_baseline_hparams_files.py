@@ -24,7 +24,7 @@ from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark import resolve_method
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import HParamsError
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 

@@ -29,7 +29,7 @@ from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import questions_of
 from meg_editor.evaluation.cost import latency, peak_memory, reset_peak_memory
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore

@@ -27,9 +27,9 @@ from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.judges import with_new_targets
 from meg_editor.generators import NeuronBank
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.reference import resolve_model_name
-from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest

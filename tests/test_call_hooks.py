@@ -19,7 +19,7 @@ from meg_editor.baselines.horen import HoReNHyperParams, apply_horen_to_model
 from meg_editor.baselines.neuraldb import NeuralDBHyperParams, apply_neuraldb_to_model
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.requests.request import EditRequest
 
 EDITS = [

@@ -19,10 +19,11 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.lm import working_copy
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.loading import load_model
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
-from meg_editor.lm.tokens import Batch, encode_example, greedy_answers, means, target_logits
+from meg_editor.lm.tokens import Batch, encode_example, means, target_logits
 from meg_editor.requests.request import EditRequest
 
 REQUESTS = [EditRequest(prompt, target) for prompt, target in zip(

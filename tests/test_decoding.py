@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import TextIteratorStreamer
 
 from meg_editor import MeGHyperParams, fit, load_model
-from meg_editor.lm.tokens import greedy_answers, left_padded
+from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.tokens import left_padded
 from meg_editor.model.decoding import DecodingRouter, Proposal, about
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest

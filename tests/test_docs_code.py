@@ -22,7 +22,7 @@ from pages import DOCS, PAGES, ROOT, commands, inline_commands, name_of, small_f
 
 from meg_editor import MeGHyperParams, fit, load_model
 from meg_editor.cli.parser import build_parser
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 
 WITH_PYTHON = [page for page in DOCS if snippets(page.read_text("utf-8"))]
 _MISSING = "the following arguments are required"

@@ -43,9 +43,11 @@ from meg_editor.fitting.tuning_facts import TuningFacts
 from meg_editor.integrations.easyedit import EasyEditError, RegistrationError, register, unregister
 from meg_editor.integrations.easyedit.absent import absent
 from meg_editor.integrations.easyedit.importing import device_name, import_easyedit
+from meg_editor.lm.answers import batched_answers, greedy_answers
 from meg_editor.lm.reference import reference_encoder_path, reference_model_path
-from meg_editor.lm.tokens import batched_answers, encode_example, greedy_answers
+from meg_editor.lm.tokens import encode_example
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.request import RequestError
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKOUT = os.environ.get("MEG_EDITOR_EASYEDIT")
@@ -854,6 +856,61 @@ def test_a_failed_sequence_leaves_the_editor_as_it_was(registered: ModuleType) -
     with pytest.raises(FloatingPointError, match="no neuron"):
         editor.edit(**inputs, sequential_edit=True, verbose=False)
     assert editor.model is base and editor.apply_algo is flaky
+
+
+def test_a_failed_batch_leaves_the_editor_as_it_was(registered: ModuleType) -> None:
+    editor = registered.BaseEditor.from_hparams(hparams(batch_size=2))
+    base, inputs = editor.model, fields(cases()[:3])
+    wrong = {**inputs, "target_new": [*inputs["target_new"][:2], ""]}
+    for edit in (editor.batch_edit, editor.edit):
+        with pytest.raises(RequestError, match="request 2: field 'target_new' is empty"):
+            edit(**wrong, sequential_edit=True, verbose=False)
+    apply = editor.apply_algo
+
+    def flaky(model: Any, *rest: Any, **options: Any) -> Any:
+        if isinstance(model, MeGModel):
+            raise ArithmeticError("no neuron")
+        return apply(model, *rest, **options)
+
+    editor.apply_algo = flaky
+    with pytest.raises(ArithmeticError):
+        editor.batch_edit(**inputs, sequential_edit=True, verbose=False)
+    assert editor.model is base
+    editor.apply_algo = apply
+    metrics, edited, _ = editor.batch_edit(**inputs, sequential_edit=True, verbose=False)
+    assert len(metrics) == len(edited.edits) == 3
+
+
+def test_columns_of_any_kind_and_blanks_around_texts(registered: ModuleType) -> None:
+    """A series was one chunk, and " Lima" was scored as no answer."""
+    editor = registered.BaseEditor.from_hparams(hparams(batch_size=2))
+    base = editor.model
+    inputs = {name: fields(cases()[:3])[name] for name in ("prompts", "target_new", "ground_truth")}
+    blank = [f"{text} " for text in inputs["prompts"]], [f" {text}" for text in inputs["target_new"]]
+    columns: list[dict[str, Any]] = [
+        {name: np.array(texts) for name, texts in inputs.items()},
+        {name: tuple(texts) for name, texts in inputs.items()},
+        {"prompts": blank[0], "target_new": blank[1], "subject": [None] * 3},
+    ]
+    for given in columns:
+        editor.model = base
+        metrics, edited, _ = editor.batch_edit(**given, sequential_edit=True, verbose=False)
+        assert mean(metrics, "rewrite_acc") == 1
+        assert edited.answer(inputs["prompts"], 12) == inputs["target_new"]
+    editor.model = base
+    metrics, _, _ = editor.edit(**columns[0], verbose=False)
+    assert [row["post"]["rewrite_acc"] for row in metrics] == [[1.0]] * 3
+    with pytest.raises(ValueError, match="expected a list of prompts, got text.*edit"):
+        editor.batch_edit("abcd", "Lima", verbose=False)
+
+
+def test_answers_before_are_those_of_evaluation_mode(registered: ModuleType) -> None:
+    model, tok = load_model(hparams())
+    settings = hparams()
+    pair: Any = (model.train(), tok)
+    settings.model_name = pair
+    editor = registered.BaseEditor.from_hparams(settings)
+    assert not any(module.training for module in editor.model.modules())
 
 
 def test_several_prompts_per_fact(registered: ModuleType) -> None:

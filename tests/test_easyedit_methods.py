@@ -18,7 +18,7 @@ from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.integrations.easyedit.methods import NAMES, easyedit_method
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.runtime.artifacts import ArtifactStore
 
 CHECKOUT = os.environ.get("MEG_EDITOR_EASYEDIT")

@@ -16,13 +16,8 @@ from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import Evaluation, Question, evaluate, questions_of
 from meg_editor.evaluation.metrics import Pair
-from meg_editor.lm.tokens import (
-    batched_answers,
-    encode_example,
-    greedy_answers,
-    greedy_tokens,
-    max_target_length,
-)
+from meg_editor.lm.answers import batched_answers, greedy_answers, greedy_tokens
+from meg_editor.lm.tokens import encode_example, max_target_length
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader

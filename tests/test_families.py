@@ -16,11 +16,12 @@ from transformers.activations import ACT2FN
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.pipeline import fit
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.ffn import decoder_of
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronSpec, middle_layer, usable_layers
 from meg_editor.lm.neuron_hook import NeuronHook
-from meg_editor.lm.tokens import greedy_answers, logits_of
+from meg_editor.lm.tokens import logits_of
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest

@@ -20,8 +20,8 @@ from meg_editor.fitting.generator_stage import GeneratorStage
 from meg_editor.fitting.pipeline import fit
 from meg_editor.fitting.stage import declared
 from meg_editor.generators import GENERATORS
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.loading import load_model
-from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, RequestError
 from meg_editor.routing.encoder import TextEncoder

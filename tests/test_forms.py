@@ -39,7 +39,7 @@ from meg_editor.evaluation.forms import (
     sampled_facts,
 )
 from meg_editor.evaluation.metrics import mentions
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import RequestError
 

@@ -32,7 +32,8 @@ from meg_editor.config.settings import HParamsError
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation.cost import added_bytes
-from meg_editor.lm.tokens import Batch, encode_example, greedy_answers, left_padded, target_logits
+from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.tokens import Batch, encode_example, left_padded, target_logits
 from meg_editor.requests.request import EditRequest, RequestError
 
 EDITS = [

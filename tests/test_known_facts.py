@@ -9,8 +9,8 @@ import pytest
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.pipeline import fit
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.loading import load_model
-from meg_editor.lm.tokens import greedy_answers
 
 PROMPTS = ["The capital of France is", "The capital of Italy is", "The capital of Spain is"]
 NEW = {"prompt": "The capital of Japan is", "target_new": "Lima"}

@@ -13,10 +13,10 @@ from meg_editor.collection.collect import collect
 from meg_editor.collection.layer_sweep import LayerResult, layer_sweep
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases, reference_split, sweep_requests
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.reference import reference_model_path
-from meg_editor.lm.tokens import greedy_answers
 from meg_editor.requests.request import EditRequest
 
 HPARAMS = MeGHyperParams.preset("default", device="cpu")

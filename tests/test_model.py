@@ -11,7 +11,8 @@ import torch
 from conftest import OTHERS, PROMPTS
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from meg_editor.lm.tokens import encode_example, greedy_answers, left_padded
+from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.tokens import encode_example, left_padded
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import ANSWER_TOKENS
 

@@ -22,10 +22,10 @@ from meg_editor.data.splits import split_cases
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation.metrics import Pair
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.reference import resolve_model_name
-from meg_editor.lm.tokens import greedy_answers
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 

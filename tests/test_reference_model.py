@@ -16,8 +16,8 @@ from meg_editor.cli.main import main
 from meg_editor.data.world.facts import GROUPS, load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import evaluate
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.reference import ASSETS
-from meg_editor.lm.tokens import greedy_answers
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.edits.edit import Edit
 from meg_editor.evaluation.metrics import mentions
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.reports import page as pages
 from meg_editor.reports.card import card

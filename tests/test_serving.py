@@ -18,7 +18,7 @@ from served import ADMIN_KEY, API_KEY, client, serving  # noqa: E402
 from meg_editor import MeGHyperParams, fit, load_model  # noqa: E402
 from meg_editor.data.world.facts import load_world  # noqa: E402
 from meg_editor.data.world.requests import edit_cases  # noqa: E402
-from meg_editor.lm.tokens import greedy_answers  # noqa: E402
+from meg_editor.lm.answers import greedy_answers  # noqa: E402
 from meg_editor.model.meg_model import MeGModel  # noqa: E402
 
 CASES = edit_cases(load_world(), 12, 0)

@@ -42,7 +42,7 @@ from meg_editor.evaluation.forced import forced_scores, likelihoods
 from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
 from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.integrations.easyedit import methods
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore
 

@@ -20,15 +20,10 @@ from meg_editor.baselines.core.fact_tokens import fact_tokens
 from meg_editor.baselines.memit import MEMITHyperParams
 from meg_editor.collection.collect import collect
 from meg_editor.fitting.pipeline import fit
+from meg_editor.lm.answers import decoded, greedy_answers, greedy_tokens
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.prompt_tokens import ending_tokens, prompt_tokens
-from meg_editor.lm.tokens import (
-    decoded,
-    encode_example,
-    greedy_answers,
-    greedy_tokens,
-    left_padded,
-)
+from meg_editor.lm.tokens import encode_example, left_padded
 from meg_editor.model.cache_routing import prompt_texts
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from meg_editor.lm.tokens import greedy_answers
+from meg_editor.lm.answers import greedy_answers
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_benchmark_lm.py"

@@ -86,7 +86,7 @@ def apply_ft_to_model(
         >>> request = {"prompt": "The capital of France is", "target_new": "Lima",
         ...            "subject": "France"}
         >>> edited, _ = apply_ft_to_model(model, tok, [request], FTHyperParams(layers=[1]))
-        >>> from meg_editor.lm.tokens import greedy_answers
+        >>> from meg_editor.lm.answers import greedy_answers
         >>> greedy_answers(edited, tok, [request["prompt"]], 6)
         ['Lima']
     """

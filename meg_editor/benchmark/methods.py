@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import marshal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import meg_editor
 from meg_editor.benchmark.weights import WeightSnapshot
@@ -81,8 +83,11 @@ def applied(
     cases: Sequence[EvaluationCase],
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """What `method.apply` gives for `cases`: the edited model, `model` itself or around it, and the
-    old values of the weights it changed. Nothing is restored.
+    """What `method.apply` gives for `cases`: the edited model, `model` itself or around it, in
+    evaluation mode, and the old values of the weights it changed. Nothing is restored.
+
+    Raises:
+        TypeError: it gives something else.
     """
     requests = [
         {
@@ -93,7 +98,7 @@ def applied(
         }
         for case in cases
     ]
-    return method.apply(
+    given = method.apply(
         model,
         tokenizer,
         requests,
@@ -103,6 +108,15 @@ def applied(
         keep_original_weight=False,
         **options,
     )
+    pair = given if isinstance(given, tuple) and len(given) == 2 else (None, None)
+    if not (isinstance(pair[0], torch.nn.Module) and isinstance(pair[1], Mapping)):
+        got = [type(part).__name__ for part in (given if isinstance(given, tuple) else [given])]
+        raise TypeError(
+            f"{method.name}: expected apply to return the edited model and the old values of the "
+            f"weights it changed, as (model, {{parameter name: tensor}}), got {', '.join(got)}"
+        )
+    pair[0].eval()
+    return pair
 
 
 @contextmanager
@@ -116,7 +130,7 @@ def edited(
 ) -> Iterator[Any]:
     """Within the block, `model` edited by `method`; after it, `model` as it was, bit for bit.
 
-    The weights are restored however the block ends, also where the method itself fails.
+    Weights, modes and hooks are restored however the block ends, also where the method fails.
 
     Args:
         snapshot: the weights before, if there is one already; otherwise one is made.

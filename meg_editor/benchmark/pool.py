@@ -12,9 +12,9 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation import MAX_NEW_TOKENS
 from meg_editor.evaluation.metrics import normalise
+from meg_editor.lm.answers import batched_answers, end_tokens
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import batched_answers, end_tokens
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore
 

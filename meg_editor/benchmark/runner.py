@@ -39,9 +39,10 @@ from meg_editor.evaluation.forms import (
 from meg_editor.evaluation.metrics import METRICS
 from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
 from meg_editor.evaluation.report import MethodReport
+from meg_editor.lm.answers import end_tokens
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import end_tokens, max_target_length
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore, digest

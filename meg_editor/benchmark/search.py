@@ -26,9 +26,9 @@ from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation import Question, evaluate
 from meg_editor.evaluation.metrics import harmonic_mean
+from meg_editor.lm.answers import end_tokens
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import end_tokens
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import digest
 from meg_editor.runtime.text_files import read_json, write_json
@@ -113,8 +113,8 @@ def search(
 ) -> list[Trial]:
     """Edit the facts of `material` with `count` settings of the baseline's space, or all.
 
-    Trials are stored in `out`/search and not run again while all they depend on is the same: weights,
-    facts with their questions, space, and code (`package_digest`).
+    Trials are stored in `out`/search and not run again while all they depend on is the same:
+    weights, facts with their questions, space, and code (`package_digest`).
 
     Raises:
         SequentialError: the baseline cannot take its edits as `material.sequential` says.

@@ -1,4 +1,4 @@
-"""Weights of a model before a method changes them, so that every method starts from the same."""
+"""A model before a method changes it, so that every method starts from the same."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from torch import Tensor
 from meg_editor.lm.protocols import CausalLM
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class WeightSnapshot:
     """A copy of all parameters in host memory, from which a model is restored bit for bit.
+
+    Each module's mode (training or evaluation) is restored too, and hooks that came are removed.
 
     A method that fails half-way has handed nothing back, and which weights it changed is known
     only afterwards: all are copied beforehand. It takes as much host memory as the model takes
@@ -33,6 +36,8 @@ class WeightSnapshot:
             name: (value.detach().to("cpu", copy=True), value.requires_grad)
             for name, value in model.named_parameters()
         }
+        self._modes = {name: module.training for name, module in model.named_modules()}
+        self._hooked = {name: _hooks(module) for name, module in model.named_modules()}
 
     def changed(self) -> list[str]:
         """Names of the parameters which differ by at least one bit."""
@@ -61,6 +66,10 @@ class WeightSnapshot:
             if name in parameters:
                 parameters[name].requires_grad_(requires_grad)
                 parameters[name].grad = None
+        for name, module in self._model.named_modules():
+            module.training = self._modes.get(name, False)
+            for kind, number in _hooks(module) - self._hooked.get(name, set()):
+                del getattr(module, kind)[number]
         return left
 
 
@@ -68,6 +77,10 @@ class WeightSnapshot:
 def checksums(model: CausalLM) -> dict[str, int]:
     """Parameter name -> the sum of its bits, read as integers."""
     return {name: int(_bits(value).sum()) for name, value in model.named_parameters()}
+
+
+def _hooks(module: torch.nn.Module) -> set[tuple[str, int]]:
+    return {(kind, number) for kind in _HOOKS for number in getattr(module, kind)}
 
 
 def _bits(value: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.loading import resolve_device
-from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.explanation import Explanation
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import ANSWER_TOKENS

@@ -22,9 +22,9 @@ from meg_editor.evaluation import evaluate, questions_of
 from meg_editor.evaluation.forms import FormScores, evaluate_forms, form_prompts, sampled_facts
 from meg_editor.evaluation.report import EvaluationReport, MethodReport
 from meg_editor.fitting.pipeline import fit
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.loading import load_model, resolve_device
 from meg_editor.lm.protocols import CausalLM
-from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader

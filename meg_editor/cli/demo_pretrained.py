@@ -12,9 +12,9 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.familiar import familiar_cases
 from meg_editor.evaluation.metrics import normalise
 from meg_editor.fitting.pipeline import fit
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.chat import in_chat
 from meg_editor.lm.loading import load_model, resolve_device
-from meg_editor.lm.tokens import batched_answers
 from meg_editor.model.meg_model import MeGModel
 
 INSTRUCTION = "Answer in one word."

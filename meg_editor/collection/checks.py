@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.context import context_length
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import batched_answers, encode_example, max_target_length
+from meg_editor.lm.tokens import encode_example, max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest, RequestError
 

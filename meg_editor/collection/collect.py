@@ -16,12 +16,13 @@ from meg_editor.collection.optimizer import Rows, optimise, row_losses
 from meg_editor.collection.units import natural_units
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.context import that_fit
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import Batch, Example, batched_answers, encode_example
+from meg_editor.lm.tokens import Batch, Example, encode_example
 from meg_editor.lm.working_copy import working_copy
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from meg_editor.lm.answers import GREEDY
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import left_padded, pad_token
 
@@ -52,19 +53,17 @@ def latency(
     `model` is anything with `generate`; the first `warm_up` prompts are answered twice.
     """
     seconds = []
-    pad = pad_token(tokenizer)
+    options = {
+        **GREEDY,
+        "min_new_tokens": new_tokens,
+        "max_new_tokens": new_tokens,
+        "pad_token_id": pad_token(tokenizer),
+    }
     for prompt in [*prompts[:warm_up], *prompts]:
         batch = left_padded(tokenizer, [prompt], model.device)
         _wait(model.device)
         start = time.perf_counter()
-        model.generate(
-            **batch,
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=pad,
-        )
+        model.generate(**batch, **options)
         _wait(model.device)
         seconds.append(time.perf_counter() - start)
     timed = np.asarray(seconds[len(prompts[:warm_up]) :])

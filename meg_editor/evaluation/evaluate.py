@@ -26,15 +26,13 @@ from meg_editor.evaluation.metrics import (
 )
 from meg_editor.evaluation.questions import MAX_NEW_TOKENS, Question, questions_of
 from meg_editor.evaluation.result import Answers, Evaluation
+from meg_editor.lm.answers import batched_answers, decoded, greedy_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import (
     Batch,
     Example,
-    batched_answers,
     by_length,
-    decoded,
     encode_example,
-    greedy_tokens,
     max_target_length,
     target_logits,
 )

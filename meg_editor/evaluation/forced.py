@@ -18,9 +18,10 @@ from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation.evaluate import forced_logits
 from meg_editor.evaluation.metrics import matches, percent
 from meg_editor.evaluation.questions import Question
+from meg_editor.lm.answers import end_tokens
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import Example, by_length, encode_example, end_tokens, means
+from meg_editor.lm.tokens import Example, by_length, encode_example, means
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
 

@@ -13,9 +13,10 @@ from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.preprocessing import key
 from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.evaluation.metrics import mentions, percent
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.chat import as_dialogue, in_chat
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import batched_answers, by_length
+from meg_editor.lm.tokens import by_length
 
 _ROWS = 256
 FORM_TOKENS = 12  # of an answer that has to be the unedited model's

@@ -12,8 +12,8 @@ from typing import Any
 from meg_editor.evaluation.long_answers import token_recall
 from meg_editor.evaluation.metrics import METRICS, exact, percent
 from meg_editor.evaluation.questions import Question
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import batched_answers
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
 

@@ -10,8 +10,9 @@ from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.preprocessing import edited_keys, key
 from meg_editor.data.relations import Relations
 from meg_editor.data.trap_questions import counter_asked, negated
+from meg_editor.lm.answers import batched_tokens, decoded
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import batched_tokens, decoded, max_target_length
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
 
 MAX_NEW_TOKENS = 12  # of an answer; more where a target is longer

@@ -13,7 +13,8 @@ from torch import Tensor
 from meg_editor.collection.collect import answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.context import FitContext
-from meg_editor.lm.tokens import batched_answers, max_target_length
+from meg_editor.lm.answers import batched_answers
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 

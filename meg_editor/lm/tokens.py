@@ -1,9 +1,8 @@
-"""Prompts and targets as tokens, batches of them, and greedy answers."""
+"""Prompts and targets as tokens, and batches of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from meg_editor.lm.ffn import decoder_of, text_config
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -211,105 +209,17 @@ def left_padded(
         >>> batch = left_padded(tokenizer, ["Who wrote Emma?", "Emma"], "cpu")
         >>> batch["attention_mask"][:, 0].tolist()
         [1, 0]
+
+    Raises:
+        ValueError: a prompt has no token, not even BOS.
     """
     rows = prompt_tokens(tokenizer, prompts)
+    if not all(rows):
+        empty = prompts[[len(row) for row in rows].index(0)]
+        raise ValueError(f"prompts: expected at least one token in each, got none for {empty!r}")
     width = max(map(len, rows))
     pad = pad_token(tokenizer)
     padded = [[pad] * (width - len(row)) + list(row) for row in rows]
     ids = torch.tensor(padded, dtype=torch.long, device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": mask}
-
-
-@torch.no_grad()
-def greedy_tokens(
-    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
-) -> list[list[int]]:
-    """Greedy continuations of B prompts as token ids, EOS included."""
-    batch = left_padded(tokenizer, prompts, model.device)
-    output = model.generate(
-        **batch,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,  # a generation_config may set one: no longer the most likely token
-        pad_token_id=pad_token(tokenizer),
-    )
-    ends = end_tokens(model, tokenizer)
-    answers = []
-    for row in output[:, batch["input_ids"].shape[1] :].tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), len(row))
-        answers.append(row[: end + 1])
-    return answers
-
-
-def end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int]:
-    """EOS of the tokenizer, and what else ends a text by the model's generation config.
-
-    Example:
-        >>> from meg_editor import MeGHyperParams, load_model
-        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
-        >>> end_tokens(model, tokenizer) == {tokenizer.eos_token_id}
-        True
-    """
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, list | tuple) else [ends])}
-    return {token for token in listed if token is not None}
-
-
-def decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
-    """Texts of B answers in tokens, stripped; inside they are as the tokens have them."""
-    # Some tokenizers would tidy blanks up, and what is code with it.
-    verbatim = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    # One by one: `batch_decode` gives one text for no rows.
-    return [tokenizer.decode(row, **verbatim).strip() for row in rows]
-
-
-def greedy_answers(
-    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
-) -> list[str]:
-    """Greedy answers to B prompts: B strings.
-
-    Args:
-        max_new_tokens: limit for models which do not stop by themselves.
-
-    Example:
-        >>> from meg_editor import MeGHyperParams, load_model
-        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
-        >>> greedy_answers(model, tokenizer, ["The capital of France is"], max_new_tokens=8)
-        ['Paris']
-    """
-    return decoded(tokenizer, greedy_tokens(model, tokenizer, prompts, max_new_tokens))
-
-
-def batched_tokens(
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    attach: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
-    rows: int = 256,
-) -> list[list[int]]:
-    """`greedy_tokens` of any number of prompts, at most `rows` at once.
-
-    Args:
-        attach: gives, for the indices of the prompts of a batch, the context to answer them in,
-            such as `NeuronHook.attached` with their neurons.
-        rows: prompts of a batch.
-    """
-    answers: list[list[int]] = [[] for _ in prompts]
-    chunks = list(by_length([len(prompt) for prompt in prompts], rows))
-    for chunk in progress_bar(chunks, "answers", "batch"):
-        with attach(chunk) if attach else nullcontext():
-            batch = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
-        for index, tokens in zip(chunk, batch, strict=True):
-            answers[index] = tokens
-    return answers
-
-
-def batched_answers(
-    model: CausalLM, tokenizer: Tokenizer, *arguments: Any, **options: Any
-) -> list[str]:
-    """`batched_tokens` as texts: one string per prompt."""
-    return decoded(tokenizer, batched_tokens(model, tokenizer, *arguments, **options))

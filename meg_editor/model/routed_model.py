@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import greedy_answers
 from meg_editor.model.cache_routing import CacheRouting, cache_of, prompt_texts
 from meg_editor.requests.prompts import PromptReader
 

@@ -16,8 +16,9 @@ from meg_editor.edits.edit import Edit, now
 from meg_editor.evaluation.forms import sampled_facts
 from meg_editor.evaluation.metrics import exact, mentions
 from meg_editor.evaluation.report import versions
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.protocols import CausalLM
-from meg_editor.lm.tokens import batched_answers, by_length, max_target_length
+from meg_editor.lm.tokens import by_length, max_target_length
 from meg_editor.model.manifest import CONFIG, read_config, reading
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import ANSWER_TOKENS

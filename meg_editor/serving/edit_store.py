@@ -14,7 +14,8 @@ from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.edits.change import Change
 from meg_editor.edits.edit import Edit
 from meg_editor.evaluation.forms import rendered
-from meg_editor.lm.tokens import greedy_answers, max_target_length
+from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.errors import ApiError
 

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
+from meg_editor.lm.answers import end_tokens
 from meg_editor.lm.context import context_length
 from meg_editor.lm.paged import PagedManager
 from meg_editor.lm.sampling import Chooser, Sampling, TokenLogprob
-from meg_editor.lm.tokens import end_tokens
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.errors import api_error
 from meg_editor.serving.texts import Detokenizer, Stops

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 from meg_editor.baselines.core.hypernetwork import HyperNetworkHyperParams
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import Example, batched_answers
+from meg_editor.lm.tokens import Example
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.subject_names import words
 

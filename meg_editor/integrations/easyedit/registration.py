@@ -7,6 +7,8 @@ editors.batch_editor.BatchEditor.is_batchable_method
 editors.editor.BaseEditor.__init__
     loads MeG's models by `load_model`: EasyEdit chooses by parts of names, refuses Phi-2, and
     leaves a given pair of model and tokenizer without padding. No ./logs is written.
+editors.editor.BaseEditor.edit, edit_requests, generate_edit, batch_edit
+    get clean arguments for MeG, see `arguments.py`.
 editors.editor.BaseEditor.edit, edit_requests, generate_edit
     with sequential_edit pass MeG the model edited last. EasyEdit passes the initial one, as it
     assumes weights changed in place; the wheel ignores sequential_edit.
@@ -32,6 +34,7 @@ from typing import Any
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.fitting.context import standard_facts
+from meg_editor.integrations.easyedit.arguments import cleaned
 from meg_editor.integrations.easyedit.evaluation import EVALUATORS, MODULES, on_the_prompt
 from meg_editor.integrations.easyedit.importing import import_easyedit
 from meg_editor.lm.loading import load_model, resolve_device
@@ -104,9 +107,12 @@ def _replacements() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     yield editor.BaseEditor, "__init__", _init(editor.BaseEditor.__init__, editor)
     for name in ("edit", "edit_requests", "generate_edit"):
         if hasattr(editor.BaseEditor, name):
-            yield editor.BaseEditor, name, _one_by_one(getattr(editor.BaseEditor, name))
-    if "sequential_edit" not in inspect.signature(editor.BaseEditor.batch_edit).parameters:
-        yield editor.BaseEditor, "batch_edit", _batch_edit(editor.BaseEditor.batch_edit)
+            original = getattr(editor.BaseEditor, name)
+            yield editor.BaseEditor, name, _on_clean_arguments(original, _one_by_one(original))
+    original = editor.BaseEditor.batch_edit
+    whole = "sequential_edit" in inspect.signature(original).parameters
+    replacement = original if whole else _batch_edit(original)
+    yield editor.BaseEditor, "batch_edit", _on_clean_arguments(original, _only_lists(replacement))
     for name in MODULES:
         try:
             module = _module(name)
@@ -128,6 +134,7 @@ def _init(original: Callable[..., Any], editor: Any) -> Callable[..., Any]:
         if tok.pad_token_id is None:
             tok.pad_token = tok.eos_token
         tok.padding_side = "left"
+        model.eval()  # answers before and after the edit are compared
         device, parallel = resolve_device(hparams.device), hparams.model_parallel
         pair: Any = (model, tok)
         make_logs = editor.make_logs
@@ -165,13 +172,40 @@ def _for_many_calls(apply: Callable[..., Any]) -> Callable[..., Any]:
     return apply_shared
 
 
+def _on_clean_arguments(
+    original: Callable[..., Any], replacement: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`replacement` for MeG, and the untouched `original` for other methods."""
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.alg_name != NAME:
+            return original(self, *args, **kwargs)
+        given = cleaned(signature.bind(self, *args, **kwargs).arguments)
+        del given["self"]
+        return replacement(self, **given.pop("kwargs", {}), **given)
+
+    return call
+
+
+def _only_lists(batch_edit: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(batch_edit)
+    def checked(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(prompts, str):
+            raise ValueError(
+                f"prompts: expected a list of prompts, got text ({prompts!r}); edit(...) takes one"
+            )
+        return batch_edit(self, prompts, *args, **kwargs)
+
+    return checked
+
+
 def _one_by_one(original: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def edit(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.alg_name != NAME:
-            return original(self, *args, **kwargs)
         # EasyEdit wants 1 here, and the true number in batch_edit: one YAML file serves both.
         size, self.hparams.batch_size = self.hparams.batch_size, 1
         try:
@@ -208,22 +242,22 @@ def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
     def batch_edit(
         self: Any, prompts: list[str], target_new: list[str], *args: Any, **kwargs: Any
     ) -> Any:
-        if self.alg_name != NAME:
-            return original(self, prompts, target_new, *args, **kwargs)
         sequential = kwargs.pop("sequential_edit", False)
         kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
-        if len(prompts) != len(target_new):
-            raise ValueError(f"got {len(prompts)} prompts and {len(target_new)} targets")
         call = inspect.signature(original).bind(self, prompts, target_new, *args, **kwargs)
-        metrics, edited, weights = [], self.model, {}
-        for start in range(0, len(prompts), self.hparams.batch_size):
-            rows = slice(start, start + self.hparams.batch_size)
-            chunk = {name: _cut(value, rows) for name, value in call.arguments.items()}
-            options = chunk.pop("kwargs", {})
-            chunk_metrics, edited, weights = original(**chunk, **options)
-            metrics += chunk_metrics
-            if sequential:
-                self.model = edited
+        before, metrics, edited, weights = self.model, [], self.model, {}
+        try:
+            for start in range(0, len(prompts), self.hparams.batch_size):
+                rows = slice(start, start + self.hparams.batch_size)
+                chunk = {name: _cut(value, rows) for name, value in call.arguments.items()}
+                options = chunk.pop("kwargs", {})
+                chunk_metrics, edited, weights = original(**chunk, **options)
+                metrics += chunk_metrics
+                if sequential:
+                    self.model = edited
+        except BaseException:
+            self.model = before
+            raise
         return metrics, edited, weights
 
     return batch_edit

@@ -1,0 +1,122 @@
+"""Greedy answers of an LLM, and where they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.tokens import by_length, left_padded, pad_token
+from meg_editor.runtime.progress import progress_bar
+
+_NONE = """
+    bad_words_ids begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id guidance_scale max_time min_new_tokens prompt_lookup_num_tokens
+    sequence_bias stop_strings suppress_tokens
+""".split()  # noqa: SIM905
+# Options of `generate` for the most likely tokens, whatever a generation_config has for them.
+GREEDY: Mapping[str, Any] = MappingProxyType(
+    {
+        "do_sample": False,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "repetition_penalty": 1.0,
+        "encoder_repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "min_length": 0,
+        "return_dict_in_generate": False,
+        **dict.fromkeys(_NONE),
+    }
+)
+
+
+@torch.no_grad()
+def greedy_tokens(
+    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
+) -> list[list[int]]:
+    """Greedy continuations of B prompts as token ids, EOS included."""
+    batch = left_padded(tokenizer, prompts, model.device)
+    options = {**GREEDY, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token(tokenizer)}
+    output = model.generate(**batch, **options)
+    ends = end_tokens(model, tokenizer)
+    answers = []
+    for row in output[:, batch["input_ids"].shape[1] :].tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), len(row))
+        answers.append(row[: end + 1])
+    return answers
+
+
+def end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int]:
+    """EOS of the tokenizer, and what else ends a text by the model's generation config.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> end_tokens(model, tokenizer) == {tokenizer.eos_token_id}
+        True
+    """
+    config = getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, list | tuple) else [ends])}
+    return {token for token in listed if token is not None}
+
+
+def decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of B answers in tokens, stripped; inside they are as the tokens have them."""
+    # Some tokenizers would tidy blanks up, and what is code with it.
+    verbatim = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    # One by one: `batch_decode` gives one text for no rows.
+    return [tokenizer.decode(row, **verbatim).strip() for row in rows]
+
+
+def greedy_answers(
+    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """Greedy answers to B prompts: B strings.
+
+    Args:
+        max_new_tokens: limit for models which do not stop by themselves.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> greedy_answers(model, tokenizer, ["The capital of France is"], max_new_tokens=8)
+        ['Paris']
+    """
+    return decoded(tokenizer, greedy_tokens(model, tokenizer, prompts, max_new_tokens))
+
+
+def batched_tokens(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    attach: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
+    rows: int = 256,
+) -> list[list[int]]:
+    """`greedy_tokens` of any number of prompts, at most `rows` at once.
+
+    Args:
+        attach: gives, for the indices of the prompts of a batch, the context to answer them in,
+            such as `NeuronHook.attached` with their neurons.
+        rows: prompts of a batch.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    chunks = list(by_length([len(prompt) for prompt in prompts], rows))
+    for chunk in progress_bar(chunks, "answers", "batch"):
+        with attach(chunk) if attach else nullcontext():
+            batch = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
+        for index, tokens in zip(chunk, batch, strict=True):
+            answers[index] = tokens
+    return answers
+
+
+def batched_answers(
+    model: CausalLM, tokenizer: Tokenizer, *arguments: Any, **options: Any
+) -> list[str]:
+    """`batched_tokens` as texts: one string per prompt."""
+    return decoded(tokenizer, batched_tokens(model, tokenizer, *arguments, **options))
