@@ -141,6 +141,40 @@ def test_weights_which_are_not_handed_back_are_noticed(
     assert torch.equal(loaded[0].get_parameter(HEAD), old)
 
 
+def test_mode_and_hooks_of_one_method_do_not_reach_the_next(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase]
+) -> None:
+    """A model left in training mode answered with dropout, in that cell and all later ones."""
+    model = loaded[0]
+    head = model.get_submodule("lm_head")
+    mine = head.register_forward_hook(lambda *_: None)
+    hooks = dict(head._forward_hooks)
+
+    def careless(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+        head.register_forward_hook(lambda *_: torch.zeros(1))
+        head.register_forward_pre_hook(lambda *_: None)
+        return model.train(), {}
+
+    with edited(Method("careless", careless), *loaded, cases) as result:
+        assert not any(module.training for module in result.modules())
+        assert len(head._forward_hooks) == 2  # it edits by hooks
+    assert head._forward_hooks == hooks and not head._forward_pre_hooks
+    mine.remove()
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("given", [None, "model", ("model", "weights"), ("model",)])
+def test_what_apply_has_to_return_is_said(
+    loaded: tuple[Any, Any], cases: list[EvaluationCase], given: Any
+) -> None:
+    method = Method("mine", lambda *_, **__: given)
+    with (
+        pytest.raises(TypeError, match="mine: expected apply to return the edited model.*got"),
+        edited(method, *loaded, cases),
+    ):
+        pass
+
+
 def test_checksums_see_a_single_bit(tiny_llama: Any) -> None:
     weight = next(tiny_llama.parameters())
     before = checksums(tiny_llama)

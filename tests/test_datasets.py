@@ -13,6 +13,7 @@ import pytest
 from meg_editor.data.cases import Dataset, EvaluationCase, Probe
 from meg_editor.data.loaders.counterfact import load_counterfact
 from meg_editor.data.loaders.datasets import DATASETS
+from meg_editor.data.loaders.easyedit_schema import load_wikibigedit
 from meg_editor.data.loaders.knowedit import load_knowedit
 from meg_editor.data.loaders.mquake import load_mquake
 from meg_editor.data.loaders.unke import load_unke
@@ -167,8 +168,55 @@ def test_unke_asks_for_details(written: Writer) -> None:
     (case,) = load_unke(written(record)).cases
     assert case.request == EditRequest("Who is she?", "A long story. She sings.")
     assert case.portability == {"detail": (Probe("What does she do?", ("She sings.",)),)}
-    with pytest.raises(RequestError, match=r"entry 1: field 'sub_answer': expected 1 answers"):
+    with pytest.raises(RequestError, match=r"entry 1: field 'sub_answer': expected 1 texts as in"):
         load_unke(written({**record, "sub_answer": []}))
+    uneven = {**record, "sub_question": ["a?", "", "c?"], "sub_answer": ["A", "B", ""]}
+    (case,) = load_unke(written(uneven)).cases
+    assert case.portability == {"detail": (Probe("a?", ("A",)),)}  # "c?" got "B"
+
+
+def test_wikibigedit_as_released(written: Writer) -> None:
+    record = {
+        "tag": "new",
+        "subject": "Aleppo",
+        "update": "What is the twin city of Aleppo?",
+        "ans": "Oslo",
+        "rephrase": "Which city is Aleppo's twin?",
+        "personas": "Tell a traveller: Aleppo's twin?",
+        "mhop": "Where is the twin of Aleppo?",
+        "mhop_ans": "Norway",
+        "loc": "What is the twin city of Beirut?",
+        "loc_ans": "Lyon",
+    }
+    (case,) = load_wikibigedit(written(record)).cases
+    assert case.request == EditRequest("What is the twin city of Aleppo?", "Oslo", "Aleppo")
+    assert case.paraphrases == ("Which city is Aleppo's twin?",) and case.truth is None
+    assert case.locality == {"neighbour": (Probe("What is the twin city of Beirut?", ("Lyon",)),)}
+    assert case.portability == {
+        "persona": (Probe("Tell a traveller: Aleppo's twin?", ("Oslo",)),),
+        "multi_hop": (Probe("Where is the twin of Aleppo?", ("Norway",)),),
+    }
+    (bare,) = load_wikibigedit(written({**record, "personas": None, "mhop_ans": None})).cases
+    assert bare.portability == {}
+
+
+def test_a_comma_which_was_forgotten_is_noticed() -> None:
+    """A text alone was taken for the texts that are its letters."""
+    edit = EditRequest("The twin city of Aleppo is ", " Oslo")
+    assert (edit.prompt, edit.target_new) == ("The twin city of Aleppo is", "Oslo")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"paraphrases": "Is it twinned?"}, "paraphrases: expected a tuple of texts, got 'Is"),
+        ({"paraphrases": ("",)}, r"paraphrases\[0\]: expected text, got ''"),
+        ({"locality": None}, r"locality: expected \{kind: \(Probe"),
+        ({"locality": {"near": ("Beirut's twin is",)}}, "locality: expected"),
+    ]
+    for fields, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            EvaluationCase(edit, **fields)
+    with pytest.raises(ValueError, match="answers: expected a tuple of texts, got 'Lyon'"):
+        Probe("Beirut's twin is", "Lyon")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="field 'target_new' is empty"):
+        EvaluationCase(EditRequest("Aleppo's twin is", " "))
 
 
 @pytest.mark.parametrize("truth", ["Lyon", ["Lyon"], [["Lyon", "Lyons"], ["Lyon"]]])

@@ -886,7 +886,10 @@ def test_columns_of_any_kind_and_blanks_around_texts(registered: ModuleType) -> 
     editor = registered.BaseEditor.from_hparams(hparams(batch_size=2))
     base = editor.model
     inputs = {name: fields(cases()[:3])[name] for name in ("prompts", "target_new", "ground_truth")}
-    blank = [f"{text} " for text in inputs["prompts"]], [f" {text}" for text in inputs["target_new"]]
+    blank = (
+        [f"{text} " for text in inputs["prompts"]],
+        [f" {text}" for text in inputs["target_new"]],
+    )
     columns: list[dict[str, Any]] = [
         {name: np.array(texts) for name, texts in inputs.items()},
         {name: tuple(texts) for name, texts in inputs.items()},

@@ -172,6 +172,40 @@ def test_bad_models_and_requests_are_refused(run: Any, tiny_llama: Any) -> None:
         run(model=edited)
 
 
+def test_what_is_no_model_and_no_tokenizer_is_named(run: Any, tiny_llama: Any) -> None:
+    for model, words in (
+        (torch.nn.DataParallel(tiny_llama), r"got DataParallel: pass its \.module"),
+        (tiny_llama.model, "expected a causal LM of transformers.*got LlamaModel"),
+        ("tiny-llama", "got str"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            run(model=model)
+    with pytest.raises(TypeError, match="tokenizer: expected one of transformers, got NoneType"):
+        run(tokenizer=None)
+
+
+def test_a_padding_token_without_an_embedding_is_named(
+    run: Any, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    rows = tiny_llama.get_input_embeddings().weight.shape[0]
+    tokenizer.add_tokens([f"<{n}>" for n in range(rows - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<pad too far>"})
+    with pytest.raises(ValueError, match=f"padding token has the id {rows}.*embeddings for {rows}"):
+        run(tokenizer=tokenizer)
+
+
+def test_a_model_in_training_mode_is_fitted_as_another(run: Any, tiny_llama: Any) -> None:
+    """Dropout made answers and neurons a gamble."""
+    usual = run()[0].collected
+    model = copy.deepcopy(tiny_llama)
+    for block in model.model.layers:
+        block.self_attn.attention_dropout = 0.5
+    edited, _ = run(model=model.train())
+    assert torch.equal(edited.collected, usual)
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_model_spread_by_a_device_map_is_fitted_alike(
     run: Any, tiny_llama: Any, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from meg_editor.edits import live
 from meg_editor.edits.conflicts import ConflictError, UnknownEditError
 from meg_editor.edits.edit import edit_id
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.requests.request import EditRequest
+from meg_editor.requests.request import EditRequest, RequestError
 
 CASES = edit_cases(load_world(), 16, 0)
 FACTS = [case.request for case in CASES]
@@ -113,6 +113,18 @@ def test_add_replace_remove_and_undo(edited: MeGModel) -> None:
     with pytest.raises(ValueError, match="expected 1 to 1 steps, got 2"):
         edited.undo(2)
     assert "7. remove" in repr(edited.history()[-1])
+
+
+def test_an_id_stands_for_its_prompt_in_replace(tiny: MeGModel) -> None:
+    """It was taken for a prompt: the edit stayed as it was, and a new one joined it."""
+    count, edit = len(tiny.edits), tiny.edits[0]
+    change = tiny.replace([{"prompt": edit.id, "target_new": "Another"}])
+    assert [(e.prompt, e.subject) for e in change.added.edits] == [(edit.prompt, edit.subject)]
+    assert [e.id for e in change.removed.edits] == [edit.id] and len(tiny.edits) == count
+    new = change.added.edits[0]
+    both = [{"prompt": new.id, "target_new": "A"}, {"prompt": new.prompt, "target_new": "B"}]
+    with pytest.raises(RequestError, match="different answers"):
+        tiny.replace(both)
 
 
 def test_a_removed_edit_leaves_no_trace(tiny: MeGModel) -> None:

@@ -115,6 +115,13 @@ def test_stop_limit_and_several_answers(ask):
     assert many.usage.prompt_tokens == short.usage.prompt_tokens
 
 
+def test_a_stop_is_looked_for_in_what_is_seen(ask):
+    """An answer begins with a blank, which a chat does not show: it stopped there."""
+    fact = next(fact for fact in FACTS[:FITTED] if " " in fact.target_new)
+    answer = in_chat(ask, fact.prompt, stop=[" "]).choices[0]
+    assert answer.message.content == fact.target_new.split()[0] and answer.finish_reason == "stop"
+
+
 def test_a_seed_repeats_an_answer_in_any_company(ask):
     options = {"temperature": 2.0, "seed": 11, "max_tokens": 12}
     alone = said(ask, "Once upon a time", **options)
@@ -136,7 +143,13 @@ def test_log_probabilities(ask):
         model="facts", prompt=FACTS[0].prompt, logprobs=2, max_tokens=8
     ).choices[0]
     assert len(legacy.logprobs.tokens) == len(legacy.logprobs.token_logprobs)
-    assert legacy.logprobs.text_offset[0] == 0
+    offsets = legacy.logprobs.text_offset
+    assert offsets[0] == 0
+    parts = ask.completions.create(
+        model="facts", prompt=FACTS[0].prompt, logprobs=2, max_tokens=8, stream=True
+    )
+    streamed = [part.choices[0].logprobs for part in parts if part.choices]
+    assert [offset for each in streamed for offset in each.text_offset] == offsets
 
 
 def test_tokens_may_be_the_prompt(ask, fitted):
@@ -187,6 +200,9 @@ def test_the_list_has_pages(admin):
     rest = admin.get("/v1/edits", params={"limit": 5, "after": first["data"][-1]["id"]}).json()
     assert first["has_more"] and not rest["has_more"] and first["total"] == FITTED
     assert len({edit["id"] for edit in first["data"] + rest["data"]}) == FITTED
+    assert admin.get("/v1/edits", params={"after": ""}).json()["total"] == FITTED
+    gone = admin.get("/v1/edits", params={"after": "0" * 12})  # it ended the list
+    assert gone.status_code == 404 and "begin at the start" in gone.json()["error"]["message"]
 
 
 def test_a_conflict_is_refused_or_replaced(ask, admin):

@@ -23,19 +23,24 @@ pytest.importorskip("fastapi", reason="serve is an extra")
 from conftest import OTHERS, PROMPTS
 from families import FAMILIES, LAYER, build
 from live_facts import facts, ids, listed
+from pydantic import ValidationError
 from served import ADMIN, ADMIN_KEY, API_KEY, client, serving
 from starlette.testclient import TestClient
 from synthetic_neurons import Collector
 
 from meg_editor.edits import live
+from meg_editor.edits.edit import edits_of
 from meg_editor.lm import paged
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.requests.request import EditRequest
 from meg_editor.serving.app import build_app
+from meg_editor.serving.bodies import Chat, NewEdits, Prompt
 from meg_editor.serving.check import check_batching
+from meg_editor.serving.edit_store import _says
 from meg_editor.serving.keys import Keys
 from meg_editor.serving.server import Server
-from meg_editor.serving.texts import Detokenizer
+from meg_editor.serving.texts import Detokenizer, token_bytes
 
 CHAT, TEXT, EDITS = "/v1/chat/completions", "/v1/completions", "/v1/edits"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -400,6 +405,85 @@ def test_an_answer_that_ends_in_half_a_letter_is_given_up_to_there(tiny_tokenize
     assert detokenizer.rest() == "\N{REPLACEMENT CHARACTER}"
     whole = Detokenizer(tokenizer)
     assert "".join(whole.push([token]) for token in tokens) + whole.rest() == text
+
+
+def test_the_bytes_of_parts_of_a_letter_are_their_own(tiny_tokenizer):
+    text = "Lima 好, 東京 é"
+    tokens = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
+    parts = [token_bytes(tiny_tokenizer, token) for token in tokens]
+    assert b"".join(parts).decode().strip() == text
+    assert any(len(part) == 1 and part[0] > 127 for part in parts)  # "�" was EF BF BD
+
+
+def test_each_prompt_names_what_was_expected(served):
+    http, _ = served
+    image = [{"type": "text", "text": "A"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    for content, words in (
+        (image, "got 'image_url' at 1"),
+        (7, "text or a list of parts, got int"),
+    ):
+        said = error(
+            http.post(CHAT, json={"messages": [{"role": "user", "content": content}]}), 400
+        )
+        assert said["param"] == "messages.0.content" and words in said["message"]
+    for prompt in (None, [1.5], ["a", 1], [[1], "a"], True):
+        said = error(http.post(TEXT, json={"prompt": prompt}), 400)
+        assert said["param"] == "prompt" and "expected text, a list of texts" in said["message"]
+    parts = [{"type": "text", "text": text} for text in ("Hel", "lo")]
+    bodies = [{"messages": [{"role": "user", "content": each}]} for each in ("Hello", parts)]
+    answers = [http.post(CHAT, json={**body, "max_tokens": 4}).json() for body in bodies]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
+def test_of_many_errors_one_is_found():
+    """A body of 1 MiB had hundreds of thousands, for seconds in which nobody was answered."""
+    many = 100_000
+    for model, body in (
+        (Chat, {"messages": [{}] * many}),
+        (Chat, {"messages": [{"role": "user", "content": [{}] * many}]}),
+        (Prompt, {"prompt": ["a", *[1] * many]}),
+        (NewEdits, {"edits": [{}] * many}),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate(body)
+        assert caught.value.error_count() <= 3
+
+
+def test_bytes_that_are_no_text_are_named(served):
+    http, _ = served
+    headers = {"Content-Type": "application/json"}
+    said = error(http.post(TEXT, content=b'{"prompt": "\xff"}', headers=headers), 400)
+    assert "cannot be read as JSON in UTF-8" in said["message"]
+
+
+def test_an_edit_as_long_as_the_context_is_checked_as_far_as_it_fits(served):
+    http, server = served
+    room = server.model.base.config.max_position_embeddings - 26
+    tokenizer, words = server.model.tokenizer, "Tell me who wrote"
+    while len(tokenizer(words + " so")["input_ids"]) <= room:
+        words += " so"
+    added = http.post(EDITS, json={"prompt": words, "target_new": "Lima"})
+    assert added.status_code == 201, added.text
+    checked = http.get(f"{EDITS}/{added.json()['added'][0]['id']}/check")
+    assert checked.status_code == 200 and checked.json()["answers"][0]["form"] == "bare"
+    assert checked.json()["asked"] < 6
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "right"),
+    [
+        ("Oslo.", "Oslo", True),
+        ("oslo, of course", "Oslo", True),
+        ("Osloic", "Oslo", False),
+        ("11", "1", False),
+        ("东京是首都", "东京", True),
+        ("e\u0301te\u0301", "été", True),
+        ("Oslo", "Oslo!", False),
+    ],
+)
+def test_a_check_wants_the_target_as_a_whole_word(answer, target, right):
+    (edit,) = edits_of([EditRequest("Where?", target)])
+    assert _says(answer, edit) is right
 
 
 def test_a_full_cache_whose_answers_are_cancelled_lets_others_in(

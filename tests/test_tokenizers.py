@@ -175,3 +175,30 @@ def test_answers_are_decoded_as_they_are(tiny_tokenizer: Any) -> None:
     assert decoded(tokenizer, [tokens]) == [code]
     ids = torch.tensor(prompt_tokens(tokenizer, [code]))
     assert prompt_texts(tokenizer, ids, None) == [code]
+
+
+def test_answers_are_greedy_whatever_the_generation_config_says(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    model = copy.deepcopy(tiny_llama)
+    before = greedy_answers(model, tiny_tokenizer, PROMPTS[:2], 4)
+    model.generation_config.update(
+        return_dict_in_generate=True,
+        num_return_sequences=2,
+        num_beams=2,
+        no_repeat_ngram_size=1,
+        repetition_penalty=3.0,
+        min_new_tokens=4,
+        suppress_tokens=list(range(0, len(tiny_tokenizer), 2)),
+        stop_strings=["e"],
+        prompt_lookup_num_tokens=2,
+        max_time=1e-9,
+    )
+    assert greedy_answers(model, tiny_tokenizer, PROMPTS[:2], 4) == before
+
+
+def test_a_prompt_of_no_token_is_named(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    if tiny_tokenizer("")["input_ids"]:
+        pytest.skip("this tokenizer begins every text with a token")
+    with pytest.raises(ValueError, match="at least one token in each, got none for ''"):
+        greedy_answers(tiny_llama, tiny_tokenizer, ["Who?", ""], 4)

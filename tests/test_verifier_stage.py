@@ -113,6 +113,18 @@ def test_it_stays_as_it_is_shipped(
     assert not stage_of(loaded, encoder, pseudo, **changes).reusable
 
 
+def test_facts_which_teach_nothing_are_named(
+    loaded: tuple[Any, Any], encoder: TextEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = [EditRequest(fact.prompt, fact.target_new, fact.subject) for fact in OWN[:3]]
+    stage_of(loaded, encoder, bare)
+    assert "none of 3 facts has both rephrases and locality prompts" in caplog.text
+    caplog.clear()
+    stage_of(loaded, encoder, OWN)
+    stage_of(loaded, encoder, None)
+    assert not caplog.text
+
+
 def test_standard_facts_stay_standard_where_one_is_edited() -> None:
     facts = standard_facts()[0]
     left = facts.without({facts[0].key})

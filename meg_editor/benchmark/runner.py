@@ -83,6 +83,7 @@ def run_benchmark(
         store = ArtifactStore(out / "stages")
         pool = only_wrong(pool, model, tokenizer, benchmark.hparams, store)
         report(f"{benchmark.data}: {len(pool)} facts whose target the model does not give yet")
+    model.eval()
     before = _Before(model)
     cells = []
     for count in benchmark.edits:

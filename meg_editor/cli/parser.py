@@ -74,6 +74,18 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A port of TCP.
+
+    Example:
+        >>> port("8000")
+        8000
+    """
+    if (number := natural(text)) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {number}")
+    return number
+
+
 def positive(text: str) -> int:
     """A number of an option from 1 up.
 
@@ -144,7 +156,7 @@ def _serve(commands: Commands) -> None:
     serve = _command(commands, "serve", text)
     add_folder(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: local)")
-    serve.add_argument("--port", type=natural, default=8000, help="0: any free one (default 8000)")
+    serve.add_argument("--port", type=port, default=8000, help="0: any free one (default 8000)")
     serve.add_argument("--api-key", help="for answers; or MEG_EDITOR_API_KEY (default: none)")
     serve.add_argument(
         "--admin-key", help="for edits; or MEG_EDITOR_ADMIN_KEY (default: one is made and printed)"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from meg_editor.requests.request import EditRequest
+from meg_editor.config.input_files import short_repr
+from meg_editor.requests.request import EditRequest, merge_requests
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,10 @@ class Probe:
 
     prompt: str
     answers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", _text("prompt", self.prompt))
+        object.__setattr__(self, "answers", _texts("answers", self.answers))
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class EvaluationCase:
         >>> case = EvaluationCase(edit, paraphrases=("France's capital city is",))
         >>> case.request.target_new, len(case.paraphrases)
         ('Lima', 1)
+
+    Raises:
+        RequestError: the request lacks a prompt or a target.
+        ValueError: another field is no text, tuple of texts or kinds of probes.
     """
 
     request: EditRequest
@@ -50,6 +61,16 @@ class EvaluationCase:
     # Not in the repr, from which a benchmark knows its finished cells.
     statement: str | None = field(default=None, repr=False)
     question: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        merge_requests([self.request])
+        object.__setattr__(self, "paraphrases", _texts("paraphrases", self.paraphrases))
+        for name in ("locality", "portability"):
+            kinds = getattr(self, name)
+            if not (isinstance(kinds, Mapping) and all(map(_are_probes, kinds.values()))):
+                raise ValueError(
+                    f"{name}: expected {{kind: (Probe(...), ...)}}, got {short_repr(kinds)}"
+                )
 
     @classmethod
     def from_request(cls, request: EditRequest) -> EvaluationCase:
@@ -87,3 +108,20 @@ class Dataset:
     name: str
     cases: tuple[EvaluationCase, ...]
     multi_hop: tuple[MultiHopCase, ...] = ()
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name}: expected text, got {short_repr(value)}")
+    return value.strip()
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """Of a text alone, whose comma was forgotten, letters are not taken for texts."""
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(f"{name}: expected a tuple of texts, got {short_repr(value)}")
+    return tuple(_text(f"{name}[{place}]", text) for place, text in enumerate(value))
+
+
+def _are_probes(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(one, Probe) for one in value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,16 +107,25 @@ class LiveEdits:
         return self._add(only_edits(requests), on_conflict, "add")
 
     def replace(self, requests: Iterable[EditRequest | Mapping[str, Any]]) -> Change:
-        """Give edited prompts new targets.
+        """Give edited prompts, or edits by their ids, new targets.
 
         Raises:
             RequestError: bad requests.
             UnknownEditError: a prompt is not edited; the message names the nearest ones.
         """
-        new = only_edits(requests)
         with self._changing:
-            rows_of([request.prompt for request in new], self.edition, self._nearest)
+            new = only_edits(map(self._of_edit, only_edits(requests)))
             return self._add(new, "replace", "replace")
+
+    def _of_edit(self, request: EditRequest) -> EditRequest:
+        """With prompt and subject of its edit, where an id stands for them."""
+        (row,) = rows_of([request.prompt], self.edition, self._nearest)
+        edit = self.edition.edits[row]
+        if request.key == edit.key:
+            return request
+        return dataclasses.replace(
+            request, prompt=edit.prompt, subject=request.subject or edit.subject
+        )
 
     def remove(self, prompts_or_ids: str | Sequence[str]) -> Change:
         """Take edits back: the model answers as if it never had them.

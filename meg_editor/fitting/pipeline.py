@@ -47,6 +47,8 @@ def fit(
 ) -> tuple[MeGModel, FitReport]:
     """Edit `model`: run the four stages and return the routed model.
 
+    The model is in evaluation mode from then on: dropout would make answers and neurons a gamble.
+
     Args:
         requests: the facts; see `merge_requests` for what is refused.
         pseudo: facts with rephrases and locality prompts, none of them edited, from which the
@@ -64,6 +66,7 @@ def fit(
 
     Raises:
         RequestError: bad requests.
+        TypeError: what is given as model or tokenizer is none of transformers.
         ValueError: a model without a decoder FFN, a layer that does not exist, weights that are
             not finite, a prompt longer than the model's context.
         FloatingPointError: a loss that is not finite.
@@ -79,9 +82,10 @@ def fit(
         ['Lima']
     """
     merged = merge_requests(requests)
+    check_model(model, tokenizer)
+    model.eval()
     with eager(model):
         edits = list(merged.requests)
-        check_model(model)
         check_lengths(model, tokenizer, edits, hparams)
         if encoder is None:  # a missing one shows before the LLM answers anything
             encoder = TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))

@@ -95,8 +95,9 @@ def prepare(
         encoder  nothing to prepare: it is not tuned
         gate     nothing to prepare: the encoder's verifier is shipped
     """
+    check_model(model, tokenizer)
+    model.eval()
     with eager(model):
-        check_model(model)
         context = FitContext.of(model, tokenizer, [], hparams, pseudo, calibration, runtime)
         if encoder is None:
             encoder = TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))

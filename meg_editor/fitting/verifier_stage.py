@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.verifier import Verifier, fact_text
 from meg_editor.runtime.artifacts import Artifact, Tensors
 
+_LOG = logging.getLogger(__name__)
 _LR = 5e-5  # half of that with which a shipped verifier begins: it is not to forget
 # Shares of the pairs that are drawn.
 _OWN = 0.5  # from the user's facts; the others from the phrasebook, which has the forms
@@ -52,6 +54,14 @@ class VerifierStage(Stage):
         own = [] if context.pseudo.standard else context.pseudo
         self.facts = learnable(own)
         self.reusable = bool(self.shipped and self.facts and self.hparams.verifier_steps)
+        if self.shipped and own and not self.facts:
+            _LOG.warning(
+                "pseudo: none of %d facts has both rephrases and locality prompts, from which the "
+                "verifier would learn",
+                len(own),
+            )
+        elif self.shipped and own and not self.reusable:
+            _LOG.info("pseudo: the verifier learns nothing, since verifier_steps is 0")
         if self.shipped and not 0 <= (self.threshold or 0) <= 1:
             raise HParamsError(
                 "gate_threshold: expected a probability from 0 to 1, since a verifier decides, got "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,6 +55,12 @@ class EditRequest:
     rephrases: tuple[str, ...] = ()
     locality_prompts: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("prompt", "target_new", "subject"):
+            text = getattr(self, name)
+            if isinstance(text, str):
+                object.__setattr__(self, name, text.strip())
+
     @property
     def texts(self) -> tuple[object, ...]:
         """All of it, by which requests are compared."""
@@ -93,9 +100,8 @@ class EditRequest:
         """
         prompt = _text(row, "prompt", where)
         subject = _text(row, "subject", where) if row.get("subject") not in (None, "") else None
-        # A subject such as "main(){}" may already stand in its prompt.
-        filled = subject is not None and "{}" in subject and subject in prompt
-        if subject is not None and prompt.count("{}") == 1 and not filled:
+        # Braces beside the subject are the prompt's own: "In Python, {} is an empty".
+        if subject is not None and prompt.count("{}") == 1 and not _names(prompt, subject):
             prompt = prompt.replace("{}", subject)
         rephrases = row.get("rephrases")
         if rephrases in (None, "", []):
@@ -148,7 +154,8 @@ def merge_requests(
     for index, row in enumerate(rows):
         where = places[index] if places else f"request {index}"
         if isinstance(row, EditRequest):
-            row = {name: getattr(row, name) for name in _FIELDS if getattr(row, name)}
+            given = {name: getattr(row, name) for name in _FIELDS}
+            row = {name: each for name, each in given.items() if each or name in _FIELDS[:2]}
         if not isinstance(row, Mapping):
             raise RequestError(
                 f"{where}: expected an object with 'prompt' and 'target_new', got {_kind(row)}"
@@ -203,6 +210,11 @@ def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:
         rephrases=tuple(rephrases),
         locality_prompts=tuple(locality_prompts),
     )
+
+
+def _names(prompt: str, subject: str) -> bool:
+    """Whether the subject stands in the prompt, not as a part of a word."""
+    return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
 
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
+from meg_editor.config.input_files import short_repr
 from meg_editor.lm.sampling import Sampling
 
 MAX_ANSWERS = 16  # to one prompt
@@ -38,6 +47,45 @@ def _whole_letters(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("expected Unicode, got half of a surrogate pair") from None
     return text
+
+
+def _joined(content: Any) -> Any:
+    """The text of a turn, which may come in parts."""
+    if isinstance(content, str | None):
+        return content
+    if not isinstance(content, list):
+        raise ValueError(f"expected text or a list of parts, got {_kind(content)}")
+    for place, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else _kind(part)
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(
+                'expected parts such as {"type": "text", "text": "..."}, got '
+                f"{str(kind)[:40]!r} at {place}"
+            )
+    return "".join(part["text"] for part in content)
+
+
+def _listed(prompt: Any) -> list[str] | list[list[int]]:
+    """One or more prompts, as texts or token ids."""
+    many = prompt if isinstance(prompt, list) else [prompt]
+    if isinstance(prompt, list) and _are_tokens(prompt):
+        many = [prompt]
+    if all(isinstance(one, str) for one in many):
+        return [_whole_letters(one) for one in many]
+    if all(isinstance(one, list) and _are_tokens(one) for one in many):
+        return many
+    raise ValueError(
+        "expected text, a list of texts, a list of token ids or a list of such lists, got "
+        f"{_kind(prompt)}"
+    )
+
+
+def _are_tokens(values: list[Any]) -> bool:
+    return bool(values) and all(type(value) is int for value in values)
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"{type(value).__name__} ({short_repr(value, 40)})"
 
 
 Text = Annotated[str, AfterValidator(_whole_letters)]
@@ -90,31 +138,29 @@ class _Generation(BaseModel):
         return Sampling(temperature, self.top_p or 1.0, seed, logprobs)
 
 
-class _Part(BaseModel):
-    type: Literal["text"]
-    text: Text
-
-
 class Message(BaseModel):
     """A turn of a chat."""
 
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[_Part] | None = None
+    content: Annotated[Text | None, BeforeValidator(_joined)] = None
 
     @property
     def turn(self) -> dict[str, str]:
         """As chat templates take it."""
-        parts = self.content or ""
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.content or ""}
+
+
+# The first error is enough: a body of 1 MiB may have hundreds of thousands.
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
 
 class Chat(_Generation):
     """Body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -133,15 +179,8 @@ class Chat(_Generation):
 class Prompt(_Generation):
     """Body of /v1/completions."""
 
-    prompt: Text | list[Text] | list[int] | list[list[int]]
+    prompts: Annotated[Any, BeforeValidator(_listed), Field(alias="prompt")]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """One or more prompts, as texts or token ids."""
-        given: Any = self.prompt
-        one = isinstance(given, str) or (given and isinstance(given[0], int))
-        return [given] if one else given
 
 
 class NewEdit(BaseModel):
@@ -164,7 +203,7 @@ class NewEdits(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    edits: Annotated[list[NewEdit], Field(min_length=1)]
+    edits: Annotated[list[NewEdit], Field(min_length=1, fail_fast=True)]
     on_conflict: Literal["refuse", "replace", "keep"] = "refuse"
 
     @model_validator(mode="before")
@@ -200,7 +239,7 @@ class RouteQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
 
     @model_validator(mode="after")
     def _either(self) -> RouteQuery:

@@ -22,7 +22,7 @@ def check_batching(model: MeGModel) -> None:
         ValueError: it does not, for this architecture (recurrent layers, latent attention …).
     """
     prompts = [[token + n for token in range(3, 9 + n)] for n in range(3)]
-    plain = {"do_sample": False, "pad_token_id": 0, "eos_token_id": -1, "max_new_tokens": 4}
+    plain = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 4}
     expected = []
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.base.device)

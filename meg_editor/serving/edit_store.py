@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import category, normalize
 
 import torch
 
@@ -15,6 +16,8 @@ from meg_editor.edits.change import Change
 from meg_editor.edits.edit import Edit
 from meg_editor.evaluation.forms import rendered
 from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.context import that_fit
+from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.errors import ApiError
@@ -77,8 +80,10 @@ class EditStore:
     @torch.no_grad()
     def _checked(self, edit: Edit) -> list[dict[str, Any]]:
         model = self.model
-        forms = _forms(model, edit)
         limit = max_target_length(model._tokenizer, [edit], 24)
+        forms = _forms(model, edit)
+        lengths = [len(ids) for ids in prompt_tokens(model._tokenizer, [text for _, text in forms])]
+        forms = [forms[row] for row in that_fit(model.base, [n + limit for n in lengths])]
         with model.routed([prompt for _, prompt in forms]):
             answers = greedy_answers(
                 model, model._tokenizer, [prompt for _, prompt in forms], limit
@@ -100,7 +105,17 @@ def _forms(model: MeGModel, edit: Edit) -> list[tuple[str, str]]:
 
 
 def _says(answer: str, edit: Edit) -> bool:
-    return answer.casefold().startswith(edit.target_new.strip().casefold())
+    """Whether an answer begins with the target, and no word goes on behind it."""
+    answer, target = (normalize("NFC", t).casefold() for t in (answer, edit.target_new.strip()))
+    if not answer.startswith(target):
+        return False
+    following = answer[len(target) : len(target) + 1]
+    return not (following and _in_word(target[-1]) and _in_word(following))
+
+
+def _in_word(character: str) -> bool:
+    """A letter or digit of a script that puts blanks between words."""
+    return character.isalnum() and category(character) != "Lo"
 
 
 def edit_by_id(model: MeGModel, identity: str) -> Edit:

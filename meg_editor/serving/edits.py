@@ -37,12 +37,19 @@ def edit_routes(server: Server) -> APIRouter:
     async def edits(
         search: Annotated[str, Query(max_length=1000)] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_EDITS)] = 50,
-        after: str | None = None,
+        after: str = "",
     ) -> Part:
         fits = _matching(server.model.edits[::-1], search)  # the latest first
         start = 0
-        if after is not None:
-            start = next((n + 1 for n, edit in enumerate(fits) if edit.id == after), len(fits))
+        if after:
+            start = next((n + 1 for n, edit in enumerate(fits) if edit.id == after), 0)
+            if not start:
+                raise ApiError(
+                    404,
+                    "after: there is no edit with this id any more; begin at the start of the list",
+                    param="after",
+                    code="not_found",
+                )
         shown = fits[start : start + limit]
         more = start + limit < len(fits)
         return {"object": "list", "data": as_edits(shown), "total": len(fits), "has_more": more}

@@ -178,17 +178,17 @@ class Engine:
                 async for new, over in tokens:
                     count += len(new)
                     seen = [each for each in new if each.token not in self._ends]
-                    text = stops.push(detokenizer.push([each.token for each in new]))
-                    if over and not stops.found:
-                        text += stops.push(detokenizer.rest())
+                    piece = detokenizer.push([each.token for each in new])
+                    piece += detokenizer.rest() if over else ""
+                    piece = piece if begun else piece.lstrip()
+                    begun = begun or bool(piece)
+                    text = stops.push(piece)
                     finish = None
                     if stops.found:
                         finish = "stop"
                     elif over:
                         text += stops.rest()
                         finish = "length" if len(seen) == len(new) else "stop"
-                    text = text if begun else text.lstrip()
-                    begun = begun or bool(text)
                     yield Delta(text, seen, len(new), finish)
                     if finish:
                         return

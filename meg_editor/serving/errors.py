@@ -105,7 +105,10 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers) if error.headers else None
-        return ApiError(error.status_code, str(error.detail), headers=headers).response
+        message = str(error.detail)
+        if message == "There was an error parsing the body":  # FastAPI's
+            message = "the body cannot be read as JSON in UTF-8"
+        return ApiError(error.status_code, message, headers=headers).response
 
     @app.exception_handler(Exception)
     async def other(_: Request, error: Exception) -> JSONResponse:

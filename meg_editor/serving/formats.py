@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from meg_editor.lm.protocols import Tokenizer
 from meg_editor.lm.sampling import TokenLogprob
 from meg_editor.serving.bodies import Chat, Prompt
 from meg_editor.serving.engine import Delta
 from meg_editor.serving.server import Server
+from meg_editor.serving.texts import BROKEN, token_bytes
 
 Part = dict[str, Any]
 
@@ -45,7 +48,7 @@ class Format:
 
     def __init__(self, server: Server, body: Chat | Prompt) -> None:
         name = server.base_name if server.is_base(body.model) else server.name
-        self._decode: Callable[[int], str] = lambda token: server.model._tokenizer.decode([token])
+        self._tokenizer: Tokenizer = server.model._tokenizer
         kind = self.chunk if body.stream else self.whole
         self._frame = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
@@ -53,6 +56,16 @@ class Format:
             "created": int(time.time()),
             "model": name,
         }
+
+    def _decode(self, token: int) -> str:
+        return self._tokenizer.decode([token])
+
+    def _name(self, token: int) -> str:
+        """Its text, or its bytes where it is a part of a letter."""
+        text = self._decode(token)
+        if BROKEN not in text:
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes(self._tokenizer, token))
 
     def frame(self, choices: list[Part], usage: Part | None = None) -> Part:
         """The whole object around choices."""
@@ -98,8 +111,8 @@ class ChatFormat(Format):
         return {**self._named(token.token, token.logprob or 0.0), "top_logprobs": top}
 
     def _named(self, token: int, logprob: float) -> Part:
-        text = self._decode(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        content = list(token_bytes(self._tokenizer, token))
+        return {"token": self._name(token), "logprob": logprob, "bytes": content}
 
 
 class TextFormat(Format):
@@ -108,6 +121,7 @@ class TextFormat(Format):
     def __init__(self, server: Server, body: Prompt) -> None:
         super().__init__(server, body)
         self._logprobs = body.logprobs is not None
+        self._given: Counter[int] = Counter()  # letters of each answer so far
 
     def choice(self, row: int, answer: Answer) -> Part:
         return self._of(row, answer)
@@ -116,15 +130,15 @@ class TextFormat(Format):
         return self._of(row, delta)
 
     def _of(self, row: int, part: Answer | Delta) -> Part:
-        logprobs = self._listed(part.tokens) if self._logprobs else None
+        logprobs = self._listed(row, part.tokens) if self._logprobs else None
         return {"index": row, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish}
 
-    def _listed(self, tokens: Sequence[TokenLogprob]) -> Part:
+    def _listed(self, row: int, tokens: Sequence[TokenLogprob]) -> Part:
         texts = [self._decode(token.token) for token in tokens]
-        starts = list(accumulate(map(len, texts), initial=0))[:-1]
+        *starts, self._given[row] = accumulate(map(len, texts), initial=self._given[row])
         return {
-            "tokens": texts,
+            "tokens": [self._name(token.token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._decode(i): p for i, p in token.top} for token in tokens],
+            "top_logprobs": [{self._name(i): p for i, p in token.top} for token in tokens],
             "text_offset": starts,
         }

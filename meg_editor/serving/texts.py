@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cache
 
 from meg_editor.lm.protocols import Tokenizer
 
-_BROKEN = "\N{REPLACEMENT CHARACTER}"  # a letter whose last bytes are still to come
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # a letter whose last bytes are still to come
+
+
+def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """The bytes of a token, which may be a part of a letter.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> token_bytes(tokenizer, tokenizer.convert_tokens_to_ids("a"))
+        b'a'
+    """
+    text = tokenizer.decode([token])
+    if BROKEN not in text:
+        return text.encode()
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if named := re.fullmatch("<0x([0-9A-F]{2})>", piece):  # SentencePiece's
+        return bytes.fromhex(named[1])
+    letters = _byte_letters()
+    return bytes(letters[letter] for letter in piece if letter in letters) or text.encode()
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """The letters that stand for bytes in the pieces of GPT-2's tokenizer and its kin."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in shown]
+    letters = {chr(byte): byte for byte in shown}
+    return letters | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 class Detokenizer:
@@ -34,7 +64,7 @@ class Detokenizer:
         self._ids += ids
         before = self._decoded(self._ids[self._start : self._given])
         text = self._decoded(self._ids[self._start :])
-        if text.endswith(_BROKEN) or len(text) < len(before):
+        if text.endswith(BROKEN) or len(text) < len(before):
             return ""
         self._start, self._given = self._given, len(self._ids)
         return text[len(before) :]

@@ -23,7 +23,7 @@ def _case(record: Record) -> EvaluationCase:
     ]
     return EvaluationCase(
         EditRequest(record.text("prompt"), record.text("target_new"), record.text("subject")),
-        truth=record.aliases("ground_truth")[0],
+        truth=next(iter(record.aliases("ground_truth")), None),
         paraphrases=tuple(paraphrases),
         locality=_probes(record, "locality"),
         portability=_probes(record, "portability"),

@@ -34,14 +34,17 @@ class Record:
 
     def texts(self, name: str) -> tuple[str, ...]:
         """All texts of a list, or a text alone; blank ones are left out."""
-        value = self._value(name)
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise self.error(name, "a list of texts", value)
-        return tuple(item.strip() for item in items if item.strip())
+        return tuple(text for text in self._items(name) if text)
+
+    def pairs(self, name: str, other: str) -> list[tuple[str, str]]:
+        """The texts of two lists side by side; pairs with a blank one are left out."""
+        left, right = self._items(name), self._items(other)
+        if len(left) != len(right):
+            raise self.error(other, f"{len(left)} texts as in {name!r}", self.row[other])
+        return [(a, b) for a, b in zip(left, right, strict=True) if a and b]
 
     def aliases(self, name: str) -> tuple[str, ...]:
-        """A text, a list of texts or a list of lists: the different ones, in order."""
+        """A text, a list of texts or a list of lists: the different ones that are not blank."""
         value = self._value(name)
         flat: list[Any] = []
         for item in value if isinstance(value, list) else [value]:
@@ -68,6 +71,14 @@ class Record:
         """The error of a field which is not as expected."""
         shown = f"{type(value).__name__} ({short_repr(value, 40)})"
         return RequestError(f"{self.where}: field {name!r}: expected {expected}, got {shown}")
+
+    def _items(self, name: str) -> list[str]:
+        """The texts of a list, or a text alone, blank ones as ""."""
+        value = self._value(name)
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise self.error(name, "a list of texts", value)
+        return [item.strip() for item in items]
 
     def _value(self, name: str) -> Any:
         if name not in self.row:

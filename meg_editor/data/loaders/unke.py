@@ -15,10 +15,7 @@ def load_unke(path: str | Path) -> Dataset:
 
 
 def _case(record: Record) -> EvaluationCase:
-    questions, answers = record.texts("sub_question"), record.texts("sub_answer")
-    if len(questions) != len(answers):
-        raise record.error("sub_answer", f"{len(questions)} answers", record.row["sub_answer"])
-    details = tuple(Probe(q, (a,)) for q, a in zip(questions, answers, strict=True))
+    details = tuple(Probe(q, (a,)) for q, a in record.pairs("sub_question", "sub_answer"))
     return EvaluationCase(
         EditRequest(record.text("question"), record.text("answer")),
         paraphrases=record.texts("para_question"),
