@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="serve is an extra")
@@ -257,6 +258,7 @@ def test_edits_change_under_load_and_no_answer_is_touched(server, ask, admin, fi
 
 
 def test_health_and_metrics(server, ask):
+    assert httpx.head(f"{server[0]}/health").status_code == 200
     said(ask, FACTS[0].prompt)
     with client(server[0], key=None) as http:
         health = http.get("/health").json()

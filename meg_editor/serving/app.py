@@ -57,7 +57,7 @@ def build_app(server: Server, hosts: list[str] | None = None) -> FastAPI:
     app.include_router(completion_routes(server))
     app.include_router(edit_routes(server))
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])  # load balancers ask either way
     async def health() -> Response:
         alive = server.engine.is_alive()
         engine = server.engine
