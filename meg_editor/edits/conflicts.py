@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from unicodedata import normalize
 
@@ -12,7 +12,7 @@ from meg_editor.config.input_files import short_repr
 from meg_editor.config.unicode_text import canonical_text
 from meg_editor.edits.edit import ID, Edit, edit_id
 from meg_editor.edits.edition import Edition
-from meg_editor.requests.request import EditRequest, RequestError
+from meg_editor.requests.request import EditRequest, RequestError, only_edits
 from meg_editor.routing.routing import RoutedQuery
 
 OnConflict = Literal["refuse", "replace", "keep"]
@@ -121,6 +121,26 @@ def rows_of(texts: Sequence[str], edition: Edition, nearest: Nearest) -> list[in
             raise UnknownEditError(_unknown(text, edition, nearest))
         rows[row] = None
     return list(rows)
+
+
+def by_prompt(
+    requests: Sequence[EditRequest], edition: Edition, nearest: Nearest
+) -> tuple[EditRequest, ...]:
+    """New targets of edits; where an id stands for the prompt, with prompt and subject of its edit.
+
+    Raises:
+        RequestError: an edit gets two targets.
+        UnknownEditError: there is no such edit.
+    """
+    named = []
+    for request in requests:
+        (row,) = rows_of([request.prompt], edition, nearest)
+        edit = edition.edits[row]
+        if request.key != edit.key:
+            subject = request.subject or edit.subject
+            request = replace(request, prompt=edit.prompt, subject=subject)
+        named.append(request)
+    return only_edits(named)
 
 
 def _unknown(text: str, edition: Edition, nearest: Nearest) -> str:

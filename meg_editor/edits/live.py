@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from meg_editor.collection.contexts import fact_contexts
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import Change, History, Kind
-from meg_editor.edits.conflicts import OnConflict, resolve, rows_of
+from meg_editor.edits.conflicts import OnConflict, by_prompt, resolve, rows_of
 from meg_editor.edits.consolidation import Consolidation, consolidated
 from meg_editor.edits.edit import Edit, edits_of, now
 from meg_editor.edits.edition import Edition, Rows
@@ -114,18 +113,8 @@ class LiveEdits:
             UnknownEditError: a prompt is not edited; the message names the nearest ones.
         """
         with self._changing:
-            new = only_edits(map(self._of_edit, only_edits(requests)))
+            new = by_prompt(only_edits(requests), self.edition, self._nearest)
             return self._add(new, "replace", "replace")
-
-    def _of_edit(self, request: EditRequest) -> EditRequest:
-        """With prompt and subject of its edit, where an id stands for them."""
-        (row,) = rows_of([request.prompt], self.edition, self._nearest)
-        edit = self.edition.edits[row]
-        if request.key == edit.key:
-            return request
-        return dataclasses.replace(
-            request, prompt=edit.prompt, subject=request.subject or edit.subject
-        )
 
     def remove(self, prompts_or_ids: str | Sequence[str]) -> Change:
         """Take edits back: the model answers as if it never had them.
