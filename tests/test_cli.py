@@ -429,6 +429,7 @@ def test_a_method_whose_module_is_broken_is_bad_input(run: Command, tmp_path: Pa
         ("ask", "x", "y", "--max-new-tokens", "0"),
         ("ask", "x", "y", "--max-new-tokens", "9" * 5000),
         ("edit", "--edits", "x", "--out", "y", "--seed", "-1"),
+        ("serve", "x", "--port", "70000"),
         ("edit", "--edits", "bad\udcff.json", "--out", "y"),
         ("ask", "x", "What\ud800?"),
         ("edit", "--edits", "x", "--out", "y", "--set=--"),

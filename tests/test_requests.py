@@ -149,6 +149,21 @@ def test_a_prompt_filled_from_its_subject_can_be_a_duplicate() -> None:
     refused([GOOD, {**filled, "target_new": "Nice"}], "request 1", "request 0")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "filled"),
+    [
+        ("In Python, {} is an empty", "Python", "In Python, {} is an empty"),
+        ("The capital of {} is", "it", "The capital of it is"),  # a part of a word is no subject
+        ("main(){} returns", "main(){}", "main(){} returns"),
+    ],
+)
+def test_braces_beside_the_subject_are_the_prompts_own(
+    prompt: str, subject: str, filled: str
+) -> None:
+    row = {"prompt": prompt, "subject": subject, "target_new": "dict"}
+    assert EditRequest.from_mapping(row).prompt == filled
+
+
 def test_one_prompt_with_two_targets_names_both_rows() -> None:
     rows = [{"prompt": "Q?", "target_new": "A"}, GOOD, {**GOOD, "target_new": "Nice"}]
     refused(rows, "request 2", "request 1", "'Nice'", "'Lyon'", GOOD["prompt"])
