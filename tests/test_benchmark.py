@@ -430,7 +430,7 @@ def test_one_trap_asks_something_else_about_the_subject_and_never_another_edit(
         reader = PromptReader(loaded[1], hparams.prompt_template)
         result = questions_of(*loaded, cases, reader, traps=relations)
         traps = [q for q in result if q.kind == "trap:same subject"]
-        assert all(q.answers == (" x",) for q in traps)
+        assert all(q.answers == ("x",) for q in traps)
         return {q.edit: q.prompt for q in traps}
 
     alone = trap_prompts([fact(templates[0], "Ann"), fact(templates[1], "Al")])
