@@ -12,6 +12,7 @@ numbers of edits are meant. VIEW is one of
     forms      right decisions in prompt forms, a row per method that decides
     answers    right answers in prompt forms, a row per method
     abilities  what each method does: RUN/what_methods_do.json, by examples/what_methods_do.py
+    tasks      general ability after edits: RUN/general_ability.json, by examples/general_ability.py
     demo       RUN/demo.json, the report of `meg-editor demo`
 """
 
@@ -227,6 +228,13 @@ def abilities(run: str) -> str:
     )
 
 
+def tasks(run: str) -> str:
+    """Right answers to the tasks of examples/general_ability.py after editing."""
+    content = json.loads((RESULTS / run / "general_ability.json").read_text("utf-8"))
+    rows: dict[str, dict[str, Any]] = content["rows"]
+    return _rows(f"{content['edits']} edits", list(rows["unedited"]), rows)
+
+
 def _rows(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
     lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for name, row in rows.items():
@@ -269,7 +277,7 @@ VIEWS = {
 }
 
 
-OF_OTHER_FILES = {"abilities": abilities, "demo": demo}  # than report.json
+OF_OTHER_FILES = {"abilities": abilities, "tasks": tasks, "demo": demo}  # than report.json
 
 
 def built(marker: str) -> str:
