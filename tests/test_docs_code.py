@@ -119,7 +119,8 @@ def parse_example(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     script = ROOT / words[0]
     if script.is_dir():
         script /= "__main__.py"
-    if "parse_args" not in script.read_text("utf-8"):
+    text = script.read_text("utf-8")
+    if not any(reader in text for reader in ("parse_args", "read_options")):
         assert len(words) == 1, f"{words[0]} takes no options"
         return
     parse_args = argparse.ArgumentParser.parse_args
