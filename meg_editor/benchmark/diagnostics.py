@@ -18,9 +18,9 @@ from meg_editor.evaluation.fluency import ngram_entropy, perplexity
 from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, token_recall, tokens
 from meg_editor.evaluation.metrics import METRICS
 from meg_editor.evaluation.multi_hop import multi_hop_scores
-from meg_editor.lm.answers import GREEDY, batched_answers
+from meg_editor.lm.answers import batched_answers, greedy_options
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import by_length, left_padded, pad_token
+from meg_editor.lm.tokens import by_length, left_padded
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
@@ -100,12 +100,7 @@ def score_histogram(questions: Sequence[Question], scores: Sequence[float]) -> d
 @torch.no_grad()
 def _fluency(model: CausalLM, tokenizer: Tokenizer, cases: Sequence[EvaluationCase]) -> float:
     prompts = [case.request.prompt for case in cases[:_CONTINUED]]
-    options = {
-        **GREEDY,
-        "min_new_tokens": _NEW_TOKENS,
-        "max_new_tokens": _NEW_TOKENS,
-        "pad_token_id": pad_token(tokenizer),
-    }
+    options = greedy_options(tokenizer, _NEW_TOKENS, _NEW_TOKENS)
     entropies = []
     for rows in by_length([len(prompt) for prompt in prompts], 32):
         batch = left_padded(tokenizer, [prompts[row] for row in rows], model.device)

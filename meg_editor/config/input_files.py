@@ -49,6 +49,16 @@ def short_repr(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def type_and_repr(value: Any, limit: int = 80) -> str:
+    """What came instead of what was expected, for errors.
+
+    Example:
+        >>> type_and_repr([1, 2])
+        'list ([1, 2])'
+    """
+    return f"{type(value).__name__} ({short_repr(value, limit)})"
+
+
 def short_names(names: Iterable[Any]) -> str:
     """The first names of a mapping for a message, each shortened.
 

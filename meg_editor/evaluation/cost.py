@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from meg_editor.lm.answers import GREEDY
+from meg_editor.lm.answers import greedy_options
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import left_padded, pad_token
+from meg_editor.lm.tokens import left_padded
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,7 @@ def latency(
     `model` is anything with `generate`; the first `warm_up` prompts are answered twice.
     """
     seconds = []
-    options = {
-        **GREEDY,
-        "min_new_tokens": new_tokens,
-        "max_new_tokens": new_tokens,
-        "pad_token_id": pad_token(tokenizer),
-    }
+    options = greedy_options(tokenizer, new_tokens, new_tokens)
     for prompt in [*prompts[:warm_up], *prompts]:
         batch = left_padded(tokenizer, [prompt], model.device)
         _wait(model.device)

@@ -15,11 +15,10 @@ from meg_editor.runtime.progress import progress_bar
 
 _NONE = """
     bad_words_ids begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id
-    forced_eos_token_id guidance_scale max_time min_new_tokens prompt_lookup_num_tokens
+    forced_eos_token_id guidance_scale max_time prompt_lookup_num_tokens
     sequence_bias stop_strings suppress_tokens
 """.split()  # noqa: SIM905
-# Options of `generate` for the most likely tokens, whatever a generation_config has for them.
-GREEDY: Mapping[str, Any] = MappingProxyType(
+_GREEDY: Mapping[str, Any] = MappingProxyType(
     {
         "do_sample": False,
         "num_beams": 1,
@@ -34,14 +33,28 @@ GREEDY: Mapping[str, Any] = MappingProxyType(
 )
 
 
+def greedy_options(
+    tokenizer: Tokenizer, max_new_tokens: int, min_new_tokens: int | None = None
+) -> dict[str, Any]:
+    """Options of `generate` for the most likely tokens, whatever a generation_config has for them.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> greedy_options(tokenizer, 8)["max_new_tokens"]
+        8
+    """
+    lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+    return {**_GREEDY, **lengths, "pad_token_id": pad_token(tokenizer)}
+
+
 @torch.no_grad()
 def greedy_tokens(
     model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy continuations of B prompts as token ids, EOS included."""
     batch = left_padded(tokenizer, prompts, model.device)
-    options = {**GREEDY, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token(tokenizer)}
-    output = model.generate(**batch, **options)
+    output = model.generate(**batch, **greedy_options(tokenizer, max_new_tokens))
     ends = end_tokens(model, tokenizer)
     answers = []
     for row in output[:, batch["input_ids"].shape[1] :].tolist():

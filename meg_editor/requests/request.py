@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unicodedata import normalize
 
-from meg_editor.config.input_files import short_names, short_repr
+from meg_editor.config.input_files import short_names, short_repr, type_and_repr
 from meg_editor.config.unicode_text import bad_character, canonical_text, has_visible_character
 
 _FIELDS = ("prompt", "target_new", "subject", "rephrases", "locality_prompts")
@@ -158,7 +158,8 @@ def merge_requests(
             row = {name: each for name, each in given.items() if each or name in _FIELDS[:2]}
         if not isinstance(row, Mapping):
             raise RequestError(
-                f"{where}: expected an object with 'prompt' and 'target_new', got {_kind(row)}"
+                f"{where}: expected an object with 'prompt' and 'target_new', "
+                f"got {type_and_repr(row)}"
             )
         request = EditRequest.from_mapping(row, where)
         key = request.key
@@ -224,7 +225,7 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     if value is None:
         raise RequestError(f"{where}: field {name!r} is null: expected text")
     if not isinstance(value, str):
-        raise RequestError(f"{where}: field {name!r} must be text, got {_kind(value)}")
+        raise RequestError(f"{where}: field {name!r} must be text, got {type_and_repr(value)}")
     if not has_visible_character(value):
         hint = ": it has no visible character" if value.strip() else ""
         raise RequestError(f"{where}: field {name!r} is empty{hint}")
@@ -238,9 +239,7 @@ def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
         return ()
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, Sequence):
-        raise RequestError(f"{where}: field {name!r} must be text or a list, got {_kind(value)}")
+        raise RequestError(
+            f"{where}: field {name!r} must be text or a list, got {type_and_repr(value)}"
+        )
     return tuple(_text({name: item}, name, where) for item in items)
-
-
-def _kind(value: Any) -> str:
-    return f"{type(value).__name__} ({short_repr(value)})"

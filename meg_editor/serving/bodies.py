@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from meg_editor.config.input_files import short_repr
+from meg_editor.config.input_files import type_and_repr
 from meg_editor.lm.sampling import Sampling
 
 MAX_ANSWERS = 16  # to one prompt
@@ -85,7 +85,7 @@ def _are_tokens(values: list[Any]) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__} ({short_repr(value, 40)})"
+    return "null" if value is None else type_and_repr(value, 40)
 
 
 Text = Annotated[str, AfterValidator(_whole_letters)]

@@ -106,7 +106,7 @@ def _forms(model: MeGModel, edit: Edit) -> list[tuple[str, str]]:
 
 def _says(answer: str, edit: Edit) -> bool:
     """Whether an answer begins with the target, and no word goes on behind it."""
-    answer, target = (normalize("NFC", t).casefold() for t in (answer, edit.target_new.strip()))
+    answer, target = (normalize("NFC", t).casefold() for t in (answer, edit.target_new))
     if not answer.startswith(target):
         return False
     following = answer[len(target) : len(target) + 1]

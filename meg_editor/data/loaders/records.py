@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from meg_editor.config.input_files import short_names, short_repr
+from meg_editor.config.input_files import short_names, type_and_repr
 from meg_editor.requests.files import read_rows
 from meg_editor.requests.request import RequestError
 
@@ -69,8 +69,8 @@ class Record:
 
     def error(self, name: str, expected: str, value: Any) -> RequestError:
         """The error of a field which is not as expected."""
-        shown = f"{type(value).__name__} ({short_repr(value, 40)})"
-        return RequestError(f"{self.where}: field {name!r}: expected {expected}, got {shown}")
+        came = type_and_repr(value, 40)
+        return RequestError(f"{self.where}: field {name!r}: expected {expected}, got {came}")
 
     def _items(self, name: str) -> list[str]:
         """The texts of a list, or a text alone, blank ones as ""."""
