@@ -38,6 +38,7 @@ from meg_editor.data.splits import Split
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import Question, questions_of
+from meg_editor.evaluation.evaluate import forced_logits
 from meg_editor.evaluation.forced import forced_scores, likelihoods
 from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
 from meg_editor.fitting.apply import apply_meg_to_model
@@ -547,6 +548,27 @@ def test_an_answer_of_the_unedited_model_counts_by_its_own_tokens(loaded: Any) -
     model: Any = Bigram(table)
     scores = forced_scores(model, tokenizer, [case], asked)
     assert scores.token_accuracy == {"specificity": 100.0}
+
+
+def test_a_target_that_is_asked_for_twice_is_run_once(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neighbour's own answer is the old one too, and an edit's target the new one."""
+    edit = EditRequest("The capital of France is", "Lima", "France")
+    asked = [
+        Question(edit.prompt, "Lima", "reliability", 0),
+        Question("The capital of Peru is", "Oslo", "locality:neighbour", 0, ("Paris",)),
+    ]
+    rows: list[int] = []
+
+    def counted(model: Any, examples: Any) -> Any:
+        rows.append(len(examples))
+        return forced_logits(model, examples)
+
+    monkeypatch.setattr("meg_editor.evaluation.forced.forced_logits", counted)
+    scores = forced_scores(*loaded, [EvaluationCase(edit, truth="Paris")], asked)
+    assert scores.compared == 2
+    assert sum(rows) == 4  # two prompts, each with the new and the old answer
 
 
 def test_an_empty_old_answer_is_none(loaded: Any) -> None:

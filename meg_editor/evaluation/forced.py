@@ -8,7 +8,7 @@ likelier than the old one. The end of text is no part of a target here.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -71,23 +71,21 @@ def forced_scores(
     asked = [q for q in questions if q.family in _METRICS]
     reader = reader or PromptReader(tokenizer)
     ends = end_tokens(model, tokenizer)
-    targets = [_target(q, ends) for q in asked]
-    accuracy, _ = likelihoods(model, tokenizer, [q.prompt for q in asked], targets, reader)
-
     both = [q for q in asked if _has_old_answer(q, cases[q.edit])]
-    prompts = [q.prompt for q in both]
-    new, old = (
-        likelihoods(model, tokenizer, prompts, targets, reader)[1]
-        for targets in (
-            [cases[q.edit].request.target_new for q in both],
-            [cases[q.edit].truth or "" for q in both],
-        )
-    )
+    prompts = [question.prompt for question in (*asked, *both, *both)]
+    targets = [
+        *(_target(q, ends) for q in asked),
+        *(cases[q.edit].request.target_new for q in both),
+        *(cases[q.edit].truth or "" for q in both),
+    ]
+    accuracy, log_prob = likelihoods(model, tokenizer, prompts, targets, reader)
+    compared = log_prob[len(asked) :]
+    new, old = compared[: len(both)], compared[len(both) :]
     success = [
         float(b > a if q.family == "locality" else a > b)
         for q, a, b in zip(both, new, old, strict=True)
     ]
-    return ForcedScores(_means(asked, accuracy), _means(both, success), len(both))
+    return ForcedScores(_means(asked, accuracy[: len(asked)]), _means(both, success), len(both))
 
 
 @torch.no_grad()
@@ -109,21 +107,32 @@ def likelihoods(
     routed = model if isinstance(model, RoutedModel) else None
     reader = routed.reader if routed else reader
     wrapped = [reader.wrap(prompt) for prompt in prompts]
-    accuracy, log_prob = [0.0] * len(prompts), [0.0] * len(prompts)
-    for chunk in by_length([len(prompt) for prompt in wrapped], _ROWS):
-        texts = [wrapped[row] for row in chunk]
-        examples = [
-            _example(tokenizer, text, targets[row]) for text, row in zip(texts, chunk, strict=True)
-        ]
-        decided = routed.applied(routed.decide(texts)) if routed else nullcontext()
-        with decided:
-            logits, tokens, rows = forced_logits(model, examples)
+    examples = [
+        _example(tokenizer, text, target) for text, target in zip(wrapped, targets, strict=True)
+    ]
+    pairs = [(text, *example.target) for text, example in zip(wrapped, examples, strict=True)]
+    row_of = {pair: row for row, pair in enumerate(pairs)}  # a pair that occurs again is run once
+    rows = list(row_of.values())
+    accuracy, log_prob = [0.0] * len(pairs), [0.0] * len(pairs)
+    for indices in by_length([len(wrapped[row]) for row in rows], _ROWS):
+        chunk = [rows[index] for index in indices]
+        with _decided(routed, [wrapped[row] for row in chunk]):
+            logits, tokens, places = forced_logits(model, [examples[row] for row in chunk])
         right = (logits.argmax(-1) == tokens).float()
         log_probs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         for values, result in ((right, accuracy), (log_probs, log_prob)):
-            for row, value in zip(chunk, means(values, rows, len(chunk)).tolist(), strict=True):
+            for row, value in zip(chunk, means(values, places, len(chunk)).tolist(), strict=True):
                 result[row] = value
-    return accuracy, log_prob
+    return [accuracy[row_of[pair]] for pair in pairs], [log_prob[row_of[pair]] for pair in pairs]
+
+
+def _decided(routed: RoutedModel | None, prompts: Sequence[str]) -> AbstractContextManager[None]:
+    """Decisions for `prompts` in effect: one for all targets of a prompt."""
+    if routed is None:
+        return nullcontext()
+    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    decision = routed.decide([*row_of])
+    return routed.applied(routed.select_rows(decision, [row_of[prompt] for prompt in prompts]))
 
 
 def _example(tokenizer: Tokenizer, prompt: str, target: str | Sequence[int]) -> Example:
