@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -505,8 +506,13 @@ def test_the_digest_of_the_package_is_of_what_measures(
 
 
 def test_latency_counts_the_tokens_it_asks_for(loaded: tuple[Any, Any], monkeypatch: Any) -> None:
+    """And transformers has no warning for them, as where two shortest lengths are given."""
     model, tokenizer = loaded
     lengths = []
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    monkeypatch.setattr(handler, "emit", said.append)
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
     real = model.generate
 
     def generate(**kwargs: Any) -> Any:
@@ -515,6 +521,7 @@ def test_latency_counts_the_tokens_it_asks_for(loaded: tuple[Any, Any], monkeypa
     monkeypatch.setattr(model, "generate", generate)
     result = latency(model, tokenizer, ["Where was she born?", "He"], new_tokens=6, warm_up=1)
     assert lengths == [6, 6, 6] and result.tokens_per_second > 0
+    assert not said
 
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: Any) -> None:

@@ -44,8 +44,10 @@ def greedy_options(
         >>> greedy_options(tokenizer, 8)["max_new_tokens"]
         8
     """
-    lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-    return {**_GREEDY, **lengths, "pad_token_id": pad_token(tokenizer)}
+    options = {**_GREEDY, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token(tokenizer)}
+    if min_new_tokens is not None:  # transformers warns where both are given
+        del options["min_length"]
+    return {**options, "min_new_tokens": min_new_tokens}
 
 
 @torch.no_grad()
