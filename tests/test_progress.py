@@ -51,8 +51,9 @@ def test_a_short_loop_prints_nothing(clock: Clock) -> None:
 
 
 def test_without_a_length_there_is_no_time_left(clock: Clock) -> None:
-    lines = lines_of(clock, iter(range(8)), 3, "batch")
-    assert lines[0] == "collection: 2 batches in 6 s"
+    for unit, units in (("batch", "batches"), ("epoch", "epochs")):
+        lines = lines_of(clock, iter(range(8)), 3, unit)
+        assert lines[0] == f"collection: 2 {units} in 6 s"
 
 
 def test_updates_by_hand_count_as_many_as_they_say(clock: Clock) -> None:

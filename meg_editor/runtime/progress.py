@@ -150,7 +150,7 @@ class ProgressLines(Generic[Item]):
             self._write(self._line(now - self._start))
 
     def _line(self, elapsed: float) -> str:
-        units = f"{self.unit}es" if self.unit.endswith("ch") else f"{self.unit}s"
+        units = f"{self.unit}es" if self.unit.endswith("tch") else f"{self.unit}s"
         if self.total is None:
             return f"{self.label} {self.done} {units} in {duration(elapsed)}"
         left = elapsed / max(1, self.done) * (self.total - self.done)
