@@ -408,7 +408,7 @@ def test_a_sample_of_the_edits_is_evaluated_while_all_are_applied(
     assert cell.gate_scores and cell.gate
     assert (cell.edits, cell.asked, sum(cell.gate_scores.reliability)) == (8, 3, 3)
     assert cell.reliability.ag == 100 and cell.gate.misrouted == 0
-    assert "8 edits, 3 of them asked, 1 seeds" in markdown([cell])
+    assert "8 edits, 3 of them asked, 1 seed (percent)" in markdown([cell])
     whole = next(c for c in cells[0] if (c.method, c.seed) == ("meg", 0))
     assert whole.asked == 8 and whole.key != cell.key
     many = dataclasses.replace(few, max_asked=99)

@@ -46,7 +46,8 @@ def markdown(cells: Sequence[Cell]) -> str:
         seeds = max(map(len, groups))
         fewest = min(cell.asked or edits for group in groups for cell in group)
         some = f", {fewest} of them asked" if fewest < edits else ""
-        parts.append(f"### {cells[0].data}, {edits} edits{some}, {seeds} seeds (percent)\n")
+        samples = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
+        parts.append(f"### {cells[0].data}, {edits} edits{some}, {samples} (percent)\n")
         parts.append(score_table(rows) + "\n")
         for title, columns in (
             ("Teacher-forced, as lifelong editors report", forced_columns(groups)),
