@@ -21,11 +21,13 @@ are those of the report, which `meg-editor benchmark` writes. Cells:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ from meg_editor.evaluation.metrics import mentions, percent
 from meg_editor.evaluation.report import machine, versions
 from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.chat import in_chat
+from meg_editor.lm.neuron import count_layers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.runtime.text_files import write_json
 
@@ -123,9 +126,8 @@ class Probes:
             row: dict[str, Any] = {"edits": self.right(result, self.cases)}
             row["instruction"] = self.right(result, self.cases, lambda p: p + INSTRUCTION)
             if getattr(self.tokenizer, "chat_template", None):
-                row["chat"] = self.right(
-                    result, self.cases, lambda p: in_chat(self.tokenizer, ("user", p))
-                )
+                chat = partial(in_chat, self.tokenizer)
+                row["chat"] = self.right(result, self.cases, lambda p: chat(("user", p)))
             others = [(case, text) for case in self.cases for text in case.paraphrases]
             row["paraphrases"] = self._right(result, others)
             for name, prompts in self.kept().items():
@@ -134,8 +136,8 @@ class Probes:
                 row[name] = percent(same)
             row["base"] = "written" if snapshot.changed() else "untouched"
             row["threads"] = self._threads(result)
-            stored = result.stored_bytes if isinstance(result, MeGModel) else None
-            stored = added_bytes(result, self.model) if stored is None else stored
+            meg = isinstance(result, MeGModel)
+            stored = result.stored_bytes if meg else added_bytes(result, self.model)
             row["KB per edit"] = stored / len(self.cases) / 1000
             row["undone"] = self._undone(result)
             row |= self._later(method, result)
@@ -185,11 +187,12 @@ class Probes:
 
     def learned(self, method: Method, base: Any) -> str:
         """Facts learned of four by another base; `refused` where it cannot be edited."""
-        cases = self.cases[:FEW]
-        length = len(cases)
+        cases, layers = self.cases[:FEW], getattr(method.hparams, "layers", None)
+        if layers and layers[-1] >= count_layers(base):  # the settings are of a deeper model
+            method = dataclasses.replace(method, hparams=method.hparams.changed(layers=None))
         try:
             result = self._apply(method, base, cases)
-            return f"{self.right(result, cases) * length / 100:.0f} of {length}"
+            return f"{self.right(result, cases) * len(cases) / 100:.0f} of {len(cases)}"
         except (ArithmeticError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             print(f"{method.name}, {type(base).__name__}: {error}", flush=True)
             return "refused"

@@ -12,6 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from meg_editor import MeGHyperParams, load_model
+from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
+from meg_editor.benchmark.methods import Method
+from meg_editor.data.world.facts import load_world
+from meg_editor.data.world.requests import edit_cases
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "what_methods_do.py"
 
@@ -38,6 +42,16 @@ def test_every_method_has_a_row_and_the_base_is_of_this_run(
     assert rows["unedited"]["edits"] == 0 and rows["unedited"]["neighbours"] == 100
     assert load_file(path)["model.norm.weight"].any()
     assert "| retrieval |" in capsys.readouterr().out
+
+
+def test_settings_of_a_deeper_model_edit_the_mixture_at_layers_it_has() -> None:
+    """Else "refused" says something of the settings, not of the method."""
+    example = runpy.run_path(str(SCRIPT))
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    cases = edit_cases(load_world(), 2, seed=0)
+    probes = example["Probes"](model, tokenizer, cases, [], {})
+    deep = Method("scen", apply_scen_to_model, SCENHyperParams(layers=[18]))
+    assert probes.learned(deep, example["mixture"](tokenizer)).endswith(" of 2")
 
 
 def test_a_data_set_without_its_file_says_so(
