@@ -27,7 +27,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ import transformers as tf
 
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.baselines.accumulation import extend, has_memory
+from meg_editor.baselines.core.settings import LayerHyperParams
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark.definition import FittingFacts
 from meg_editor.benchmark.method_spec import MethodSpec
@@ -126,8 +126,9 @@ class Probes:
             row: dict[str, Any] = {"edits": self.right(result, self.cases)}
             row["instruction"] = self.right(result, self.cases, lambda p: p + INSTRUCTION)
             if getattr(self.tokenizer, "chat_template", None):
-                chat = partial(in_chat, self.tokenizer)
-                row["chat"] = self.right(result, self.cases, lambda p: chat(("user", p)))
+                row["chat"] = self.right(
+                    result, self.cases, lambda p: in_chat(self.tokenizer, ("user", p))
+                )
             others = [(case, text) for case in self.cases for text in case.paraphrases]
             row["paraphrases"] = self._right(result, others)
             for name, prompts in self.kept().items():
@@ -187,9 +188,10 @@ class Probes:
 
     def learned(self, method: Method, base: Any) -> str:
         """Facts learned of four by another base; `refused` where it cannot be edited."""
-        cases, layers = self.cases[:FEW], getattr(method.hparams, "layers", None)
+        cases, hparams = self.cases[:FEW], method.hparams
+        layers = hparams.layers if isinstance(hparams, LayerHyperParams) else None
         if layers and layers[-1] >= count_layers(base):  # the settings are of a deeper model
-            method = dataclasses.replace(method, hparams=method.hparams.changed(layers=None))
+            method = dataclasses.replace(method, hparams=hparams.changed(layers=None))
         try:
             result = self._apply(method, base, cases)
             return f"{self.right(result, cases) * len(cases) / 100:.0f} of {len(cases)}"

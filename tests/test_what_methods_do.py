@@ -6,6 +6,8 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +54,19 @@ def test_settings_of_a_deeper_model_edit_the_mixture_at_layers_it_has() -> None:
     probes = example["Probes"](model, tokenizer, cases, [], {})
     deep = Method("scen", apply_scen_to_model, SCENHyperParams(layers=[18]))
     assert probes.learned(deep, example["mixture"](tokenizer)).endswith(" of 2")
+
+
+def test_layers_of_settings_of_others_are_left_as_they_are() -> None:
+    """EasyEdit's have no way to change them: its method says what it lacks."""
+    example = runpy.run_path(str(SCRIPT))
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    probes = example["Probes"](model, tokenizer, edit_cases(load_world(), 2, seed=0), [], {})
+
+    def apply(*_: Any, **__: Any) -> Any:
+        raise ValueError("layer 18 does not exist")
+
+    deep = Method("easyedit:MEMIT", apply, SimpleNamespace(layers=[18]))
+    assert probes.learned(deep, example["mixture"](tokenizer)) == "refused"
 
 
 def test_a_data_set_without_its_file_says_so(

@@ -26,7 +26,6 @@ _GREEDY: Mapping[str, Any] = MappingProxyType(
         "repetition_penalty": 1.0,
         "encoder_repetition_penalty": 1.0,
         "no_repeat_ngram_size": 0,
-        "min_length": 0,
         "return_dict_in_generate": False,
         **dict.fromkeys(_NONE),
     }
@@ -44,10 +43,10 @@ def greedy_options(
         >>> greedy_options(tokenizer, 8)["max_new_tokens"]
         8
     """
-    options = {**_GREEDY, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token(tokenizer)}
-    if min_new_tokens is not None:  # transformers warns where both are given
-        del options["min_length"]
-    return {**options, "min_new_tokens": min_new_tokens}
+    # transformers warns where both shortest lengths are given
+    shortest = {"min_length": 0} if min_new_tokens is None else {"min_new_tokens": min_new_tokens}
+    lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": None, **shortest}
+    return {**_GREEDY, **lengths, "pad_token_id": pad_token(tokenizer)}
 
 
 @torch.no_grad()
