@@ -241,6 +241,29 @@ def test_a_chunk_that_fails_leaves_the_model_as_it_was(loaded: Any, cases: Any) 
     assert calls == [2, 2] and checksums(loaded[0]) == before
 
 
+def test_edits_arrive_in_the_order_of_the_file(loaded: Any, tmp_path: Path) -> None:
+    """As in NAS; all at once they are in the order of the sample."""
+    cases = edit_cases(load_world(), 30, seed=1)
+    file = [case.request.prompt for case in cases]
+    orders: list[list[str]] = []
+
+    def record(model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+        orders[-1] += [request["prompt"] for request in requests]
+        return model, {}
+
+    for chunk in (None, 2):
+        orders.append([])
+        methods = [Method("record", record)]
+        split = Split(tuple(cases), (), ())
+        benchmark = Benchmark(
+            "x", split, methods, (9,), 1, whole_pool=True, timed=1, sequential=chunk
+        )
+        run_benchmark(benchmark, *loaded, tmp_path, report=lambda _: None)
+    sampled, arrived = orders
+    assert set(sampled) == set(arrived) and len(arrived) == 9
+    assert arrived == sorted(arrived, key=file.index) != sampled
+
+
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_chunks_of_nothing_are_refused(loaded: Any, cases: Any, tmp_path: Path, chunk: int) -> None:
     """And not measured as a batch."""

@@ -15,7 +15,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
 from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.data.relations import Relations
-from meg_editor.data.splits import Split, known_texts, tuning_requests
+from meg_editor.data.splits import Split, choose, known_texts, tuning_requests
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
@@ -65,7 +65,8 @@ class Benchmark:
         sample: (edits, seed) -> cases, where these are not chosen from `split.edited`.
         multi_hop: chains of facts; those with all their edits are evaluated.
         forms: prompt forms in which at most 64 of the evaluated edits are asked for too.
-        sequential: edits arrive in chunks of so many, one after another; None: all at once.
+        sequential: edits arrive in chunks of so many, one after another, as the data set orders
+            them; None: all at once.
         natural: ask anew without a limit at the target's length (`evaluation.natural`).
     """
 
@@ -84,6 +85,16 @@ class Benchmark:
     forms: Sequence[PromptForm] = ()
     sequential: int | None = None
     natural: bool = False
+
+    def cases(self, pool: Sequence[EvaluationCase], count: int, seed: int) -> list[EvaluationCase]:
+        """So many edits from `pool`: a sample, one after another in the order of the data set."""
+        if self.sample is not None:
+            return list(self.sample(count, seed))
+        chosen = choose(pool, count, seed)
+        if self.sequential is None:
+            return chosen
+        place = {case.request: index for index, case in enumerate(self.split.edited)}
+        return sorted(chosen, key=lambda case: place[case.request])
 
     @property
     def protocol(self) -> str:

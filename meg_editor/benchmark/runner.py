@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.config.settings import FlatHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
 from meg_editor.data.relations import Relations
-from meg_editor.data.splits import choose
 from meg_editor.evaluation import MAX_NEW_TOKENS, Question, evaluate, questions_of
 from meg_editor.evaluation.cost import added_bytes, latency, peak_memory, reset_peak_memory
 from meg_editor.evaluation.forced import forced_scores
@@ -88,8 +87,8 @@ def run_benchmark(
     cells = []
     for count in benchmark.edits:
         for seed in range(benchmark.seeds):
-            sample = benchmark.sample or partial(choose, pool)
-            run = _EditSet(benchmark, model, tokenizer, list(sample(count, seed)), seed, before)
+            cases = benchmark.cases(pool, count, seed)
+            run = _EditSet(benchmark, model, tokenizer, cases, seed, before)
             for method in benchmark.methods:
                 name = f"{benchmark.data}-{method.name}-{count}-{seed}{benchmark.protocol}.json"
                 path = out / "cells" / name
