@@ -239,7 +239,7 @@ def row(family: Family, model: Any) -> str:
     inside = {type(module).__name__.lower() for module in model.get_submodule(spec.read).modules()}
     kind = "mixture of experts" if any("expert" in name for name in inside) else "FFN"
     neuron = f"{spec.activation}, with bias" if spec.bias else spec.activation
-    passes = "upper blocks" if LayersFrom(model, LAYER).injectable else "whole model"
+    passes = "from its block on" if LayersFrom(model, LAYER).injectable else "whole model"
     where = spec.read.rpartition(".")[2]
     return f"| {family.name} | `{family.config}` | {kind} `{where}` | {neuron} | {passes} |"
 
@@ -255,6 +255,8 @@ what `FFN(x) + act(k·x + b) · v` gives computed by hand. Two facts of one toke
 answered, another prompt keeps its answer; saved and loaded, the answers are the same.
 
 - **neuron beside**: the module whose output the neuron is added to.
+- **activation**: the neuron's. Beside a plain FFN it has that FFN's and a bias; beside a gated FFN or experts it is
+  linear, without one (the paper's A.11.1).
 - **collection runs**: the blocks from the edited one on, or the whole model where more than the
   residual stream leads from block to block. The neurons are the same, it takes longer.
 
