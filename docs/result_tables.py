@@ -158,7 +158,7 @@ def score_rows(chosen: Sequence[Selection], read: Callable[[Cell], float]) -> di
 
 def metrics(chosen: Sequence[Selection]) -> str:
     """The metrics of every method; several selections are named in the rows."""
-    columns = [*score_columns(), Column("s", lambda cell: cell.seconds_of_stages, ",.0f")]
+    columns = [*score_columns(), Column("s", lambda cell: cell.seconds_total, ",.0f")]
     if len(chosen) == 1:
         return table(methods(chosen, bold_ours), columns, chosen[0].title)
     rows = {}
@@ -209,7 +209,7 @@ def growth(chosen: Sequence[Selection]) -> str:
 
     columns = [
         *score_columns(),
-        Column("ms/edit", lambda cell: 1000 * cell.seconds_of_stages / cell.edits, ".0f"),
+        Column("ms/edit", lambda cell: 1000 * cell.seconds_total / cell.edits, ".0f"),
         *map(stage, ("encoder", "collection", "gate", "generator")),
         Column("peak GB", lambda cell: cell.peak_memory / 1e9, ".2f"),
     ]

@@ -255,8 +255,8 @@ what `FFN(x) + act(k·x + b) · v` gives computed by hand. Two facts of one toke
 answered, another prompt keeps its answer; saved and loaded, the answers are the same.
 
 - **neuron beside**: the module whose output the neuron is added to.
-- **activation**: the neuron's. Beside a plain FFN it has that FFN's and a bias; beside a gated FFN or experts it is
-  linear, without one (the paper's A.11.1).
+- **activation**: the neuron's. Beside a plain FFN it has that FFN's and a bias; beside a gated FFN
+  or experts it is linear, without one (the paper's A.11.1).
 - **collection runs**: the blocks from the edited one on, or the whole model where more than the
   residual stream leads from block to block. The neurons are the same, it takes longer.
 

@@ -189,7 +189,7 @@ def test_checksums_see_a_single_bit(tiny_llama: Any) -> None:
 
 def test_methods_are_found_by_name_and_in_files(tmp_path: Path, hparams: MeGHyperParams) -> None:
     paper = MeGHyperParams.preset("paper")
-    assert resolve_method("meg-paper", hparams, paper).hparams is paper
+    assert resolve_method("meg-paper", hparams, paper).hparams == paper
     assert resolve_method("meg-mlp", hparams, paper).hparams.generator == "mlp"
     path = tmp_path / "own.py"
     path.write_text("hparams = 3\ndef apply_to_model(model, *_, **__):\n    return model, {}\n")

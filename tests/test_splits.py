@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -53,6 +54,25 @@ def many(count: int) -> list[EvaluationCase]:
 def texts(cases: tuple[EvaluationCase, ...]) -> set[str]:
     result = {key(text) for c in cases for text in (c.request.prompt, *c.paraphrases)}
     return result | {key(c.request.subject) for c in cases if c.request.subject}
+
+
+def test_no_locality_prompt_stands_on_both_sides_of_a_split() -> None:
+    """CounterFact asks one beside many facts; a fitting stage would know it."""
+    rng = random.Random(1)
+    cases = []
+    for n in range(200):
+        asked = (f"Town {rng.randrange(300)} lies in", f"Town {rng.randrange(300)} is", "Oslo is")
+        one = fact("{} lies in", f"Town {n}", "place", *asked)
+        cases.append(dataclasses.replace(one, paraphrases=(f"Where is Town {n}?",)))
+    split = split_cases(cases)
+    facts = {key(text) for c in split.edited for text in (c.request.prompt, *c.paraphrases)}
+    asked = {key(p.prompt) for c in split.edited for p in c.locality.get("neighbour", ())}
+    fitted = [c for part in parts(split)[1:] for c in part]
+    known = {key(text) for c in fitted for text in c.texts}
+    learned = {key(p.prompt) for c in fitted for p in c.locality.get("neighbour", ())}
+    assert not asked & known and not learned & facts
+    assert len(asked) > 50 and len(learned) > 10 and "oslo is" in learned
+    assert sum(map(len, parts(split))) == 200
 
 
 def parts(split: Split) -> tuple[tuple[EvaluationCase, ...], ...]:

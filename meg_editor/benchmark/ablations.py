@@ -50,7 +50,7 @@ class Entry:
             value, name = cell.score, "score"
         else:
             value, name = cell.metric(self.metric).ag, f"{self.metric}.ag"
-        low, high = cell.intervals[name]
+        low, high = cell.intervals.get(name, (math.nan, math.nan))  # none without such questions
         return value, (high - low) / 2
 
 
@@ -72,6 +72,8 @@ class Finding:
         """Whether our cells agree, as far as their confidence intervals allow to say."""
         (high, one), (low, other) = (e.read(cells, edits) for e in (self.higher, self.lower))
         gap, chance = high - low, math.hypot(one, other)
+        if math.isnan(gap):
+            return "not measured, as these facts have no such questions"
         limit = self.max_gap or 0.0
         if abs(gap - limit) <= chance:
             verdict = "within chance here"

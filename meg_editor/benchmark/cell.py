@@ -71,7 +71,7 @@ class Cell:
         worst_case_generality, locality_by_kind, retained_by_kind, portability_by_kind,
             trapped_by_kind, oracle_generality, gate, milliseconds_per_query: as
             `evaluation.Evaluation`.
-        seconds_total: of `apply`, with stages that were resumed.
+        seconds_total: of `apply`, with those of stages that an earlier run finished.
         peak_memory: bytes.
         latency: "edited" and "unedited" -> of single queries.
         fluency: n-gram entropy in bits.
@@ -153,11 +153,6 @@ class Cell:
         """AG and TF of "reliability", "generality" or "locality"."""
         pair: Pair = getattr(self, name)
         return pair
-
-    @property
-    def seconds_of_stages(self) -> float:
-        """Seconds of all stages when they ran: one that was resumed ran in an earlier run."""
-        return self.seconds_total if self.seconds is None else sum(self.seconds.values())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types: null for NaN; fields with a default are left out where they are None."""

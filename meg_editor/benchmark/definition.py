@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,6 +69,9 @@ class Benchmark:
         sequential: edits arrive in chunks of so many, one after another, as the data set orders
             them; None: all at once.
         natural: ask anew without a limit at the target's length (`evaluation.natural`).
+
+    Raises:
+        ValueError: two methods of one name, whose cells would be taken for each other's.
     """
 
     data: str
@@ -86,12 +90,25 @@ class Benchmark:
     sequential: int | None = None
     natural: bool = False
 
+    def __post_init__(self) -> None:
+        names = Counter(method.name for method in self.methods)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"methods: expected different names, got {twice[0]!r} twice")
+
     def cases(self, pool: Sequence[EvaluationCase], count: int, seed: int) -> list[EvaluationCase]:
-        """So many edits from `pool`: a sample, one after another in the order of the data set."""
-        if self.sample is not None:
-            return list(self.sample(count, seed))
-        chosen = choose(pool, count, seed)
-        if self.sequential is None:
+        """So many edits from `pool`: a sample, one after another in the order of the data set.
+
+        Raises:
+            ValueError: there are fewer, or two edits of one prompt.
+        """
+        chosen = list(self.sample(count, seed)) if self.sample else choose(pool, count, seed)
+        prompts = Counter(case.request.key for case in chosen)
+        if twice := [prompt for prompt, number in prompts.items() if number > 1]:
+            raise ValueError(
+                f"edits: expected different prompts, got {twice[0]!r} twice; "
+                "`without_conflicts` of meg_editor.data.preprocessing takes the first of each"
+            )
+        if self.sequential is None or self.sample:
             return chosen
         place = {case.request: index for index, case in enumerate(self.split.edited)}
         return sorted(chosen, key=lambda case: place[case.request])

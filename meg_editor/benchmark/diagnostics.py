@@ -44,7 +44,7 @@ def diagnose(
 ) -> dict[str, Any]:
     """Entries of a cell beside the metrics; each is there only where it means something.
 
-    `perplexity` is of the unedited model's answers to locality questions, `fluency` the n-gram
+    `perplexity` is of locality questions with the unedited model's answers, `fluency` the n-gram
     entropy in bits of `model` going on after edited prompts, `long_answers` for answers that are
     paragraphs, `multi_hop` for chains of facts, `near_duplicates` and `gate_scores` for a MeGModel.
 
@@ -54,20 +54,18 @@ def diagnose(
         encode: texts -> unit vectors (B, E), for the similarity of long answers.
         reader: as for `evaluate`.
     """
-    entries: dict[str, Any] = {"fluency": _fluency(model, tokenizer, cases)}
-    untouched = [q for q in questions if q.kind.startswith("locality")][:_TEXTS]
+    reader = reader or PromptReader(tokenizer)
+    edited_prompts = [reader.wrap(case.request.prompt) for case in cases[:_CONTINUED]]
+    entries: dict[str, Any] = {"fluency": _fluency(model, tokenizer, edited_prompts)}
+    untouched = [q for q in questions if q.family == "locality"][:_TEXTS]
     if untouched:
-        texts, queries = (
-            [f"{q.prompt} {q.target}" for q in untouched],
-            [q.prompt for q in untouched],
-        )
+        queries = [reader.wrap(question.prompt) for question in untouched]
+        texts = [f"{query} {q.target}" for query, q in zip(queries, untouched, strict=True)]
         entries["perplexity"] = perplexity(model, tokenizer, texts, queries=queries)
     if fmean(len(tokens(case.request.target_new)) for case in cases) >= _LONG:
         entries["long_answers"] = _long_answers(questions, evaluation, encode)
     if chains:
-        entries["multi_hop"] = _multi_hop(
-            model, tokenizer, cases, chains, reader or PromptReader(tokenizer)
-        )
+        entries["multi_hop"] = _multi_hop(model, tokenizer, cases, chains, reader)
     if isinstance(model, MeGModel):
         close = near_duplicates(model.edits, model.anchors)
         entries["near_duplicates"] = {
@@ -88,7 +86,7 @@ def score_histogram(questions: Sequence[Question], scores: Sequence[float]) -> d
         `edges` (bins + 1) and, for each of the metrics' names, counts (bins).
     """
     groups = {
-        metric: [s for q, s in zip(questions, scores, strict=True) if q.kind.startswith(metric)]
+        metric: [s for q, s in zip(questions, scores, strict=True) if q.family == metric]
         for metric in METRICS
     }
     every = [score for group in groups.values() for score in group]
@@ -98,8 +96,7 @@ def score_histogram(questions: Sequence[Question], scores: Sequence[float]) -> d
 
 
 @torch.no_grad()
-def _fluency(model: CausalLM, tokenizer: Tokenizer, cases: Sequence[EvaluationCase]) -> float:
-    prompts = [case.request.prompt for case in cases[:_CONTINUED]]
+def _fluency(model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str]) -> float:
     options = greedy_options(tokenizer, _NEW_TOKENS, _NEW_TOKENS)
     entropies = []
     for rows in by_length([len(prompt) for prompt in prompts], 32):

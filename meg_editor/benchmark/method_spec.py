@@ -80,14 +80,22 @@ class MethodSpec:
         """Comma-separated names, each once; `all` stands for MeG, its variants and all baselines.
 
         Raises:
-            ValueError: one of them is no method.
+            ValueError: one of them is no method, or two would have one row.
         """
         every = [
             one
             for name in names.split(",")
             for one in ((*_ALL, *BASELINES) if name == "all" else (name,))
         ]
-        return [cls.parse(name) for name in dict.fromkeys(every)]
+        specs = [cls.parse(name) for name in dict.fromkeys(every)]
+        rows: dict[str, MethodSpec] = {}
+        for spec in specs:
+            if (other := rows.setdefault(spec.label, spec)) is not spec:
+                raise ValueError(
+                    f"methods: expected one for each row of the table, got {other.name!r} and "
+                    f"{spec.name!r} for {spec.label}: measure them in two runs"
+                )
+        return specs
 
     @property
     def searched(self) -> str | None:
@@ -110,9 +118,11 @@ class MethodSpec:
         Raises:
             ValueError: settings are to be chosen and are not, or a module lacks `apply_to_model`.
         """
+        asked = {"prompt_template": hparams.prompt_template}  # the same for all methods
         if self.kind == "file" and self.baseline:
             method = BASELINES[self.baseline]
-            return Method(self.label, method.apply, method.settings.from_hparams(self.place))
+            read = method.settings.from_hparams(self.place)
+            return Method(self.label, method.apply, read.changed(**asked))
         if self.kind == "module":
             return self._own()
         if self.searched:
@@ -128,7 +138,7 @@ class MethodSpec:
         if self.name == "unedited":
             return Method("unedited", _unedited)
         if self.name == "meg-paper":
-            return Method(self.name, apply_meg_to_model, paper)
+            return Method(self.name, apply_meg_to_model, paper.changed(**asked))
         _, _, generator = self.name.partition("-")
         settings_of_meg = hparams.changed(generator=generator) if generator else hparams
         return Method(self.name, apply_meg_to_model, settings_of_meg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import marshal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import torch
 
 import meg_editor
 from meg_editor.benchmark.weights import WeightSnapshot
+from meg_editor.config.input_files import short_repr
+from meg_editor.config.settings import FlatHyperParams
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 
@@ -76,6 +79,13 @@ def package_digest() -> str:
     return total.hexdigest()[:24]
 
 
+def settings_record(hparams: Any) -> Any:
+    """Settings of a method in JSON types, and no secret."""
+    if isinstance(hparams, FlatHyperParams):
+        return {name: v for name, v in hparams.to_dict().items() if name != "api_key"}
+    return json.loads(json.dumps(hparams, default=str))
+
+
 def applied(
     method: Method,
     model: CausalLM,
@@ -130,7 +140,7 @@ def edited(
 ) -> Iterator[Any]:
     """Within the block, `model` edited by `method`; after it, `model` as it was, bit for bit.
 
-    Weights, modes and hooks are restored however the block ends, also where the method fails.
+    All that `WeightSnapshot` has is restored however the block ends, also where the method fails.
 
     Args:
         snapshot: the weights before, if there is one already; otherwise one is made.
@@ -151,5 +161,6 @@ def edited(
         if changed := snapshot.restore(originals):
             raise RuntimeError(
                 f"{method.name} left {len(changed)} weights of the model changed, such as "
-                f"{changed[0]}: apply must return their old values as its second result"
+                f"{changed[0]}: apply must return their old values, by the names of "
+                f"model.named_parameters(), as its second result, got {short_repr(list(originals))}"
             )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import math
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from meg_editor import __version__
 from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.definition import Benchmark
 from meg_editor.benchmark.diagnostics import diagnose
-from meg_editor.benchmark.methods import Method, edited, package_digest
+from meg_editor.benchmark.methods import Method, edited, package_digest, settings_record
 from meg_editor.benchmark.pool import only_wrong, sampled
 from meg_editor.benchmark.sequential import SequentialError, carried, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
@@ -36,6 +37,7 @@ from meg_editor.evaluation.forms import (
     sampled_facts,
 )
 from meg_editor.evaluation.metrics import METRICS
+from meg_editor.evaluation.multi_hop import chains_of
 from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natural_scores
 from meg_editor.evaluation.report import MethodReport
 from meg_editor.lm.answers import end_tokens
@@ -46,6 +48,8 @@ from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore, digest
 from meg_editor.runtime.text_files import read_json, write_json
+
+_LOG = logging.getLogger(__name__)
 
 
 def run_benchmark(
@@ -60,12 +64,13 @@ def run_benchmark(
     Each cell is kept in `out`/cells as JSON and not run again while all it depends on is the same:
     weights, code and settings of the method, facts and questions, and `package_digest`. The weights
     of `model` are the same again after each cell; a copy of them is held in host memory meanwhile.
+    A method that fails has no cell, and the others are measured.
 
     Args:
-        report: called with a line per cell.
+        report: called with a line per cell, and with why a method has none.
 
     Raises:
-        ValueError: too few facts, or none to ask about, or chunks of none.
+        ValueError: too few facts, or none to ask about, or chunks of none; two edits of a prompt.
         RuntimeError: a method leaves the model changed.
 
     Example:
@@ -84,32 +89,40 @@ def run_benchmark(
         report(f"{benchmark.data}: {len(pool)} facts whose target the model does not give yet")
     model.eval()
     before = _Before(model)
+    samples = [  # all of them now: a number of edits that there are not fails before hours of work
+        (count, seed, benchmark.cases(pool, count, seed))
+        for count in benchmark.edits
+        for seed in range(benchmark.seeds)
+    ]
     cells = []
-    for count in benchmark.edits:
-        for seed in range(benchmark.seeds):
-            cases = benchmark.cases(pool, count, seed)
-            run = _EditSet(benchmark, model, tokenizer, cases, seed, before)
-            for method in benchmark.methods:
-                name = f"{benchmark.data}-{method.name}-{count}-{seed}{benchmark.protocol}.json"
-                path = out / "cells" / name
-                key = run.key(method)
-                stored = read_json(path, "measure it")
-                if stored is None or stored.get("key") != key:
-                    try:
-                        cell = dataclasses.replace(run.measure(method, out), key=key)
-                    except SequentialError as error:
-                        report(f"left out: {error}")
-                        continue
-                    write_json(path, cell.to_dict())
-                else:
-                    cell = Cell.from_dict(stored)
-                score = "-" if math.isnan(cell.score) else f"{cell.score:.1f}"
-                report(
-                    f"{method.name:14} {count:6} edits, seed {seed}: Score {score} "
-                    f"({cell.seconds_total:.0f} s)"
-                )
-                cells.append(cell)
+    for count, seed, cases in samples:
+        run = _EditSet(benchmark, model, tokenizer, cases, seed, before)
+        for method in benchmark.methods:
+            name = f"{benchmark.data}-{method.name}-{count}-{seed}{benchmark.protocol}.json"
+            path = out / "cells" / name
+            key = run.key(method)
+            stored = read_json(path, "measure it")
+            if stored is None or stored.get("key") != key:
+                try:
+                    cell = dataclasses.replace(run.measure(method, out), key=key)
+                except (SequentialError, _MethodError) as error:
+                    report(f"left out: {error}")
+                    _LOG.debug("%s", error, exc_info=True)
+                    continue
+                write_json(path, cell.to_dict())
+            else:
+                cell = Cell.from_dict(stored)
+            score = "-" if math.isnan(cell.score) else f"{cell.score:.1f}"
+            report(
+                f"{method.name:14} {count:6} edits, seed {seed}: Score {score} "
+                f"({cell.seconds_total:.0f} s)"
+            )
+            cells.append(cell)
     return cells
+
+
+class _MethodError(RuntimeError):
+    """A method failed to edit; the cause has why."""
 
 
 class _Before:
@@ -180,8 +193,8 @@ class _EditSet:
 
     @cached_property
     def chains(self) -> list[MultiHopCase]:
-        edited = {case.request.prompt for case in self.cases}
-        return [chain for chain in self.benchmark.multi_hop if edited.issuperset(chain.edits)]
+        """Those of which every edit is made, and which no other edit contradicts."""
+        return chains_of(self.cases, self.benchmark.multi_hop)
 
     @cached_property
     def natural_questions(self) -> list[Question]:
@@ -250,7 +263,14 @@ class _EditSet:
         reset_peak_memory(self.model.device)
         snapshot = self.before.snapshot
         start = time.perf_counter()
-        with edited(method, self.model, self.tokenizer, self.cases, snapshot, **options) as result:
+        with ExitStack() as stack:
+            editing = edited(method, self.model, self.tokenizer, self.cases, snapshot, **options)
+            try:
+                result = stack.enter_context(editing)
+            except SequentialError:
+                raise
+            except Exception as error:  # whatever a method raises
+                raise _MethodError(f"{method.name}: {type(error).__name__}: {error}") from error
             seconds = time.perf_counter() - start
             meg = result if isinstance(result, MeGModel) else None
             evaluation = evaluate(
@@ -264,8 +284,8 @@ class _EditSet:
             stored = meg.stored_bytes if meg else added_bytes(result, self.model)
             report = MethodReport(evaluation, meg.fitted if meg else None, stored)
             prompts = {
-                "edited": [q.prompt for q in questions if q.kind == "reliability"],
-                "unedited": [q.prompt for q in questions if q.kind.startswith("locality")],
+                kind: [self.reader.wrap(q.prompt) for q in questions if q.family == family]
+                for kind, family in (("edited", "reliability"), ("unedited", "locality"))
             }
             entries = {
                 "data": self.benchmark.data,
@@ -276,7 +296,7 @@ class _EditSet:
                 "questions": dict(Counter(question.kind for question in questions)),
                 "max_tokens": self.max_tokens(MAX_NEW_TOKENS),
                 **report.to_dict(),
-                "settings": _settings(hparams),
+                "settings": settings_record(hparams),
                 "seconds_total": seconds + store.seconds_saved,
                 "bytes_per_edit": stored / len(self.cases),
                 "peak_memory": peak_memory(self.model.device),
@@ -307,10 +327,3 @@ class _EditSet:
             if in_forms:
                 entries |= evaluate_forms(result, self.tokenizer, in_forms).to_dict()
             return Cell.from_dict(entries)
-
-
-def _settings(hparams: Any) -> Any:
-    """For the record: plain types, and no secret."""
-    if isinstance(hparams, FlatHyperParams):
-        return {name: v for name, v in hparams.to_dict().items() if name != "api_key"}
-    return json.loads(json.dumps(hparams, default=str))

@@ -7,7 +7,6 @@ meets the few settings that fit a model.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import random
@@ -20,6 +19,7 @@ from typing import Any
 
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import Baseline, Space
+from meg_editor.benchmark.cell import without_nan
 from meg_editor.benchmark.methods import Method, edited, package_digest
 from meg_editor.benchmark.sequential import SequentialError, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
@@ -50,16 +50,29 @@ class Trial:
     seconds: float
     failure: str | None = None
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Trial:
+        """Of JSON, which has null for NaN: a metric that the facts have no questions for."""
+        metrics = [math.nan if metric is None else metric for metric in values["metrics"]]
+        score = values["score"]
+        if score is None and values.get("failure") is None:
+            score = math.nan
+        return cls(**{**values, "metrics": metrics, "score": score})
+
     def __str__(self) -> str:
         result = self.failure if self.score is None else f"Score {self.score:.1f}"
         return f"{result} ({self.seconds:.0f} s) {self.settings}"
 
     @property
     def rank(self) -> float:
-        """The Score with each metric at least 1 %: a Score of 0 says nothing of the other five."""
+        """The Score with each metric at least 1 %: a Score of 0 says nothing of the other five.
+
+        Of the metrics which there are questions for.
+        """
         if self.score is None:
             return -1.0
-        return harmonic_mean([max(1.0, metric) for metric in self.metrics])
+        measured = [metric for metric in self.metrics if not math.isnan(metric)]
+        return harmonic_mean([max(1.0, metric) for metric in measured])
 
 
 class SearchError(ValueError):
@@ -114,7 +127,8 @@ def search(
     """Edit the facts of `material` with `count` settings of the baseline's space, or all.
 
     Trials are stored in `out`/search and not run again while all they depend on is the same:
-    weights, facts with their questions, space, and code (`package_digest`).
+    weights, facts with their questions, what the fitting stages may see, space, and code
+    (`package_digest`).
 
     Raises:
         SequentialError: the baseline cannot take its edits as `material.sequential` says.
@@ -129,6 +143,7 @@ def search(
             sorted(end_tokens(material.model, material.tokenizer)),
             list(material.cases),
             dict(material.common),
+            {name: value for name, value in material.options.items() if name != "store"},
             dict(baseline.fixed),
             first,
             space,
@@ -139,11 +154,12 @@ def search(
         ]
     )
     stored = read_json(path, "search") or {}
-    trials = [Trial(**trial) for trial in stored["trials"]] if stored.get("key") == key else []
+    known = stored["trials"] if stored.get("key") == key else []
+    trials = [Trial.from_dict(trial) for trial in known]
     while (settings := proposal(space, trials, count, first)) is not None:
         hparams = baseline.hparams({**material.common, **settings})
         trials.append(_try(Method(name, baseline.apply, hparams), settings, material))
-        write_json(path, {"key": key, "trials": [dataclasses.asdict(t) for t in trials]})
+        write_json(path, {"key": key, "trials": without_nan(trials)})
         report(f"{name:14} trial {len(trials)} of {count}: {trials[-1]}")
     return trials
 
@@ -154,8 +170,10 @@ def best_of(
     """The settings of the best trial, with those which every method shares.
 
     Raises:
-        SearchError: every trial failed; the message has the reason of the last one.
+        SearchError: there is none, or every trial failed; the message has the reason of the last.
     """
+    if not trials:
+        raise SearchError(f"{name}: expected at least one trial, got none: raise --trials")
     best = max(trials, key=lambda trial: trial.rank)
     if best.score is None:
         raise SearchError(f"{name}: every trial failed, the last with: {trials[-1].failure}")
@@ -172,9 +190,7 @@ def recorded(report: Path, names: Sequence[str]) -> dict[str, list[Trial]]:
     if not isinstance(content, dict) or "searches" not in content:
         raise ValueError(f"--settings-from: expected the report.json of a benchmark, got {report}")
     searches = {name: content["searches"].get(name) for name in names}
-    return {
-        name: [Trial(**trial) for trial in trials] for name, trials in searches.items() if trials
-    }
+    return {name: [*map(Trial.from_dict, trials)] for name, trials in searches.items() if trials}
 
 
 def proposal(

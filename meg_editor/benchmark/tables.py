@@ -239,8 +239,8 @@ def _cost_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
 
     stages = dict.fromkeys(s for group in groups for cell in group for s in cell.seconds or ())
     return [
-        Column("s in all", lambda cell: cell.seconds_of_stages, ".0f"),
-        Column("ms/edit", lambda cell: 1000 * cell.seconds_of_stages / cell.edits, ".0f"),
+        Column("s in all", lambda cell: cell.seconds_total, ".0f"),
+        Column("ms/edit", lambda cell: 1000 * cell.seconds_total / cell.edits, ".0f"),
         *map(stage_column, stages),
         Column("KB/edit", lambda cell: cell.bytes_per_edit and cell.bytes_per_edit / 1024),
         Column("Peak MiB", lambda cell: cell.peak_memory / 2**20, ".0f"),

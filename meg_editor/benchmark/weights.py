@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class WeightSnapshot:
     """A copy of all parameters in host memory, from which a model is restored bit for bit.
 
-    Each module's mode (training or evaluation) is restored too, and hooks that came are removed.
+    So are the modules themselves, where a method put another one in the place of one, their modes
+    (training or evaluation), a `forward` of their own, and their hooks. Buffers are not.
 
     A method that fails half-way has handed nothing back, and which weights it changed is known
     only afterwards: all are copied beforehand. It takes as much host memory as the model takes
@@ -36,8 +39,7 @@ class WeightSnapshot:
             name: (value.detach().to("cpu", copy=True), value.requires_grad)
             for name, value in model.named_parameters()
         }
-        self._modes = {name: module.training for name, module in model.named_modules()}
-        self._hooked = {name: _hooks(module) for name, module in model.named_modules()}
+        self._modules = [(module, _ModuleState.of(module)) for module in model.modules()]
 
     def changed(self) -> list[str]:
         """Names of the parameters which differ by at least one bit."""
@@ -55,9 +57,12 @@ class WeightSnapshot:
         Returns:
             Names of the parameters which `originals` did not restore.
         """
+        for module, state in self._modules:
+            state.restore(module)
         parameters = dict(self._model.named_parameters())
         for name, value in (originals or {}).items():
-            parameters[name].copy_(value)
+            if name in parameters and parameters[name].shape == value.shape:
+                parameters[name].copy_(value)
         left = self.changed()
         for name in left:
             if name in parameters:
@@ -66,11 +71,33 @@ class WeightSnapshot:
             if name in parameters:
                 parameters[name].requires_grad_(requires_grad)
                 parameters[name].grad = None
-        for name, module in self._model.named_modules():
-            module.training = self._modes.get(name, False)
-            for kind, number in _hooks(module) - self._hooked.get(name, set()):
-                del getattr(module, kind)[number]
         return left
+
+
+@dataclass(frozen=True)
+class _ModuleState:
+    """What a method may have changed of a module beside its parameters."""
+
+    children: dict[str, torch.nn.Module | None]
+    training: bool
+    forward: Any  # where it is set on the module itself
+    hooks: set[tuple[str, int]]
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> _ModuleState:
+        own = vars(module).get("forward")
+        return cls(dict(module._modules), module.training, own, _hooks(module))
+
+    def restore(self, module: torch.nn.Module) -> None:
+        module._modules.clear()
+        module._modules.update(self.children)
+        module.training = self.training
+        if vars(module).get("forward") is not self.forward:
+            vars(module).pop("forward", None)
+            if self.forward is not None:
+                vars(module)["forward"] = self.forward
+        for kind, number in _hooks(module) - self.hooks:
+            del getattr(module, kind)[number]
 
 
 @torch.no_grad()

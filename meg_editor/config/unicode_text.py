@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
+# Scripts which put no blanks between words, as ranges of a character class.
+UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 # Code points that leave nothing to see: Default_Ignorable_Code_Point (UAX 44) and the interlinear
 # annotations. Nearly all of category Cf; its number signs of Arabic and Kaithi are visible.
 _IGNORABLE = (

@@ -72,6 +72,12 @@ class EvaluationCase:
                     f"{name}: expected {{kind: (Probe(...), ...)}}, got {short_repr(kinds)}"
                 )
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The edited prompt, its paraphrases and the locality prompts."""
+        probes = (probe.prompt for kind in self.locality.values() for probe in kind)
+        return (self.request.prompt, *self.paraphrases, *probes)
+
     @classmethod
     def from_request(cls, request: EditRequest) -> EvaluationCase:
         """The request, evaluated by its own rephrases and locality prompts."""

@@ -49,24 +49,34 @@ def without_false_locality(
         relations: phrasings of the data set; default: those of `cases`.
     """
     edited = edited_keys(cases, relations or Relations(cases))
-    return [_local(case, edited) for case in cases]
+    return [without_probes(case, edited) for case in cases]
 
 
-def edited_keys(cases: Cases, relations: Relations) -> set[str]:
-    """The keys of all texts which ask for an edit of `cases`."""
+def edited_keys(cases: Cases, relations: Relations | None = None) -> set[str]:
+    """The keys of all texts which ask for an edit of `cases`.
+
+    Args:
+        relations: phrasings in which they ask for it too.
+    """
     return {
         key(text)
         for case in cases
-        for text in (case.request.prompt, *case.paraphrases, *relations.same(case))
+        for text in (
+            case.request.prompt,
+            *case.paraphrases,
+            *(relations.same(case) if relations else ()),
+        )
     }
 
 
-def _local(case: EvaluationCase, edited: Collection[str]) -> EvaluationCase:
+def without_probes(case: EvaluationCase, keys: Collection[str]) -> EvaluationCase:
+    """`case` without the locality prompts whose `key` is one of `keys`."""
     locality = {
-        kind: tuple(probe for probe in probes if key(probe.prompt) not in edited)
+        kind: tuple(probe for probe in probes if key(probe.prompt) not in keys)
         for kind, probes in case.locality.items()
     }
-    return dataclasses.replace(case, locality={k: p for k, p in locality.items() if p})
+    left = {kind: probes for kind, probes in locality.items() if probes}
+    return case if left == case.locality else dataclasses.replace(case, locality=left)
 
 
 def key(text: str) -> str:

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.groups import groups
-from meg_editor.data.preprocessing import key, subject_key, without_false_locality
+from meg_editor.data.preprocessing import (
+    edited_keys,
+    key,
+    subject_key,
+    without_false_locality,
+    without_probes,
+)
 from meg_editor.data.relations import Relations
 from meg_editor.requests.request import EditRequest
 
@@ -39,7 +45,9 @@ def split_cases(
     """A fixed split of `cases`: no calibration fact is edited under any seed.
 
     Facts which share a subject or a text stay together. The digest of such a group decides where
-    it goes, so that neither the order of a file nor the number of edits matters.
+    it goes, so that neither the order of a file nor the number of edits matters. CounterFact asks
+    the same locality question beside many facts: those for editing lose what the others know, and
+    the others lose what asks for a fact that may be edited.
 
     Args:
         training: other facts to tune and calibrate on (ZsRE has a training file); all of `cases`
@@ -55,7 +63,7 @@ def split_cases(
         parts: dict[str, list[EvaluationCase]] = {"edited": [], "pseudo": [], "calibration": []}
         for case, group in zip(cases, _groups(cases), strict=True):
             parts[_part(group)].append(case)
-        return Split(*(tuple(parts[name]) for name in ("edited", "pseudo", "calibration")))
+        return _apart(parts["edited"], parts["pseudo"], parts["calibration"])
     together = [*cases, *training]
     names = _groups(together)
     taken = set(names[: len(cases)])
@@ -66,7 +74,7 @@ def split_cases(
             share = 100 - 100 * _PSEUDO // (_PSEUDO + _CALIBRATION)
             where = calibration if _percent(group) < share else pseudo
             where.append(case)
-    return Split(tuple(cases), tuple(pseudo), tuple(calibration))
+    return _apart(cases, pseudo, calibration)
 
 
 def choose(cases: Sequence[EvaluationCase], count: int, seed: int) -> list[EvaluationCase]:
@@ -143,6 +151,18 @@ def known_texts(cases: Iterable[EvaluationCase]) -> list[str]:
         for probe in (probe for probes in case.locality.values() for probe in probes):
             texts[" ".join([probe.prompt, *probe.answers[:1]])] = None
     return list(texts)
+
+
+def _apart(
+    edited: Sequence[EvaluationCase],
+    pseudo: Sequence[EvaluationCase],
+    calibration: Sequence[EvaluationCase],
+) -> Split:
+    """The split without locality prompts that stand on both sides of it."""
+    facts = edited_keys(edited)
+    fitted = [[without_probes(case, facts) for case in part] for part in (pseudo, calibration)]
+    known = {key(text) for part in fitted for case in part for text in case.texts}
+    return Split(tuple(without_probes(case, known) for case in edited), *map(tuple, fitted))
 
 
 def _groups(cases: Sequence[EvaluationCase]) -> list[str]:

@@ -202,19 +202,19 @@ def _count(
     matrix: list[int], chunk: Sequence[Question], is_edit: list[bool], nearest: list[int]
 ) -> None:
     for question, yes, index in zip(chunk, is_edit, nearest, strict=True):
-        if question.kind.startswith(("portability", "trap")):
+        if question.family not in METRICS:
             continue  # neither the edit itself nor something else
-        about_edit = not question.kind.startswith("locality")
+        about_edit = question.family != "locality"
         matrix[(0 if yes else 3) if about_edit else (1 if yes else 2)] += 1
         matrix[4] += about_edit and yes and index != question.edit
 
 
 def _summarise(questions: Sequence[Question], answers: Answers) -> Evaluation:
     kinds = sorted({question.kind for question in questions})
-    of = {
-        kind: [row for row, question in enumerate(questions) if question.kind.startswith(kind)]
-        for kind in (*METRICS, *kinds)
-    }
+    of: dict[str, list[int]] = {metric: [] for metric in METRICS}
+    for row, question in enumerate(questions):
+        for name in {question.family, question.kind}:
+            of.setdefault(name, []).append(row)
 
     def pair(kind: str) -> Pair:
         right = [answers.right[row] for row in of[kind]]

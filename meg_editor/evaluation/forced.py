@@ -36,7 +36,8 @@ class ForcedScores:
     Attributes:
         token_accuracy: share of the target's tokens that are ranked first under teacher forcing,
             mean over tokens, then prompts, then facts. The target of Specificity is the data set's
-            answer, or where it has none the unedited model's.
+            answer, or where it has none the unedited model's. Questions that the edit's target
+            answers anyway (CounterFact's attribute prompts) are left out.
         success: facts whose new answer is likelier than the old one (mean log-probability per
             token), for Specificity whose old answer is likelier than the new one; on neighbours
             with the old answer. Empty where the data set has no old answers.
@@ -68,7 +69,7 @@ def forced_scores(
         >>> forced_scores(model, tok, [EvaluationCase(edit, truth="Paris")], asked)
         ForcedScores(token_accuracy={'efficacy': 0.0}, success={'efficacy': 0.0}, compared=1)
     """
-    asked = [q for q in questions if q.family in _METRICS]
+    asked = [q for q in questions if q.family in _METRICS and not _bleeds(q, cases[q.edit])]
     reader = reader or PromptReader(tokenizer)
     ends = end_tokens(model, tokenizer)
     both = [q for q in asked if _has_old_answer(q, cases[q.edit])]
@@ -146,6 +147,12 @@ def _target(question: Question, ends: Collection[int]) -> str | list[int]:
     if question.family == "locality" and question.answers:
         return question.answers[0]
     return [token for token in question.tokens if token not in ends] or question.target
+
+
+def _bleeds(question: Question, case: EvaluationCase) -> bool:
+    """A model that says the target everywhere would be right there."""
+    answers = question.answers if question.family == "locality" else ()
+    return bool(matches(case.request.target_new, answers))
 
 
 def _has_old_answer(question: Question, case: EvaluationCase) -> bool:

@@ -9,21 +9,24 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
+from meg_editor.config.unicode_text import UNSPACED
+from meg_editor.evaluation.metrics import normalise
+
 
 def tokens(text: str) -> list[str]:
-    """Words and numbers in lower case, as ROUGE counts them.
+    """Words and numbers in lower case, as ROUGE counts them; of scripts without blanks characters.
 
     Example:
         >>> tokens("Born in 1912, in Lima.")
         ['born', 'in', '1912', 'in', 'lima']
     """
-    return re.findall(r"[^\W_]+", text.casefold())
+    return re.findall(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+", text.casefold())
 
 
 def token_recall(answer: str, target: str) -> float:
     """|answer ∩ target| / |target| over words, each as often as it occurs; in [0, 1].
 
-    1 for an empty target.
+    Of a target without words, such as "€": 1 if it stands in the answer.
 
     Example:
         >>> token_recall("She was born in Lima.", "in Lima, Peru")
@@ -31,7 +34,7 @@ def token_recall(answer: str, target: str) -> float:
     """
     expected = Counter(tokens(target))
     if not expected:
-        return 1.0
+        return float(normalise(target) in normalise(answer))
     return (expected & Counter(tokens(answer))).total() / expected.total()
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
+from meg_editor.config.unicode_text import UNSPACED
+
 METRICS = ("reliability", "generality", "locality")
+_LETTER = rf"[^\W{UNSPACED}]"
 
 
 def normalise(answer: str) -> str:
-    """The answer without outer blanks and a final full stop: the matching rule of every method.
+    """The answer without outer blanks and a final full stop, its accents composed (NFC): the
+    matching rule of every method.
 
     Example:
         >>> normalise(" New  York. ")
         'New York'
     """
-    return " ".join(answer.split()).removesuffix(".").rstrip()
+    return " ".join(unicodedata.normalize("NFC", answer).split()).removesuffix(".").rstrip()
 
 
 def exact(answers: Sequence[str], targets: Sequence[str]) -> list[float]:
@@ -48,12 +54,15 @@ def matches(answer: str, accepted: Sequence[str]) -> float:
 def mentions(answer: str, target: str) -> float:
     """1.0 if `target` stands in `answer` as whole words, in upper or lower case, else 0.0.
 
+    In scripts without blanks between words it may stand anywhere.
+
     Example:
         >>> mentions("The capital is Lima, of course", "lima."), mentions("Limassol", "Lima")
         (1.0, 0.0)
     """
     words = re.escape(normalise(target).casefold())
-    return float(bool(re.search(rf"(?<!\w){words}(?!\w)", normalise(answer).casefold())))
+    found = re.search(rf"(?<!{_LETTER}){words}(?!{_LETTER})", normalise(answer).casefold())
+    return float(found is not None)
 
 
 def token_accuracy(
@@ -140,12 +149,14 @@ def intervals(
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of percentages; 0 if any is 0.
+    """Harmonic mean of percentages; 0 if any is 0, NaN if any is NaN.
 
     Example:
         >>> harmonic_mean([100.0, 50.0])
         66.66666666666667
     """
+    if any(math.isnan(value) for value in values):
+        return math.nan
     if any(value <= 0 for value in values):
         return 0.0
     return len(values) / sum(1 / value for value in values)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from meg_editor.data.cases import MultiHopCase
+from meg_editor.data.cases import EvaluationCase, MultiHopCase, Probe
+from meg_editor.data.preprocessing import key
 from meg_editor.evaluation.metrics import matches, percent
 
 # B bare questions -> B answers.
@@ -25,6 +26,31 @@ class MultiHopScores:
     edit_wise: float
     instance_wise: float
     multi_hop: float
+
+
+def chains_of(
+    cases: Sequence[EvaluationCase], chains: Sequence[MultiHopCase]
+) -> list[MultiHopCase]:
+    """The chains of which every edit is among `cases`, and no hop is edited to something else.
+
+    An edit of one chain may be a hop of another, whose right answers it changes.
+    """
+    targets = {
+        key(text): case.request.target_new
+        for case in cases
+        for text in (*case.paraphrases, case.request.prompt)
+    }
+    edited = {case.request.prompt for case in cases}
+
+    def stands(hop: Probe) -> bool:
+        target = targets.get(key(hop.prompt))
+        return target is None or bool(matches(target, hop.answers))
+
+    return [
+        chain
+        for chain in chains
+        if edited.issuperset(chain.edits) and all(map(stands, (*chain.hops, *chain.steps)))
+    ]
 
 
 def multi_hop_scores(

@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from meg_editor.config.unicode_text import UNSPACED
 from meg_editor.lm.tokens import right_padded
 
-# Scripts which put no spaces between words are compared character by character.
-_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")  # of such scripts a character
 
 
 def words(text: str) -> frozenset[str]:

@@ -1,0 +1,140 @@
+"""What an edit costs each method: seconds, operations, memory and bytes, at its success.
+
+    python examples/cost.py --settings-from examples/results/reference/world/report.json
+    python examples/cost.py --model smollm2 --data counterfact --path counterfact.json --edits 32 \\
+        --settings-from report.json --methods meg,horen,ft
+
+All methods in one run, one after another. Each edits a quarter of --edits facts twice and --edits
+facts once, others every time; then a quarter again with its operations counted. Columns:
+
+- edits, paraphrases: right answers in percent after --edits edits (the target as whole words)
+- once s: what the first run takes longer than the second: covariances, hypernetworks, a verifier
+- s/edit: of a quarter, and of all, without that
+- GFLOP/edit: multiplications and additions of matrix products, forward and backward
+- of floor: how many times as long as this machine takes for one matrix product with as many
+- peak MB: memory of the process (of the GPU) beyond that of the model alone
+- KB/edit: what is stored beside the model; methods that write into weights store whole matrices
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from what_methods_do import TOKENS, cases_of, markdown, methods_of, read_options, write_rows
+
+from meg_editor import load_model
+from meg_editor.benchmark.methods import Method, edited
+from meg_editor.benchmark.weights import WeightSnapshot
+from meg_editor.data.cases import EvaluationCase
+from meg_editor.evaluation.cost import added_bytes, peak_memory, reset_peak_memory
+from meg_editor.evaluation.metrics import mentions, percent
+from meg_editor.lm.answers import batched_answers
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.runtime.artifacts import ArtifactStore
+
+
+class Meter:
+    """Edits one model by one method after another.
+
+    Args:
+        options: keywords of every method: what its fitting stages may see.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, options: dict[str, Any]) -> None:
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.snapshot = WeightSnapshot(model)
+        self.idle = self._peak()
+
+    def row(self, method: Method, cases: Sequence[EvaluationCase], edits: int) -> dict[str, Any]:
+        """All columns of a method.
+
+        Args:
+            cases: at least 1.75 times as many as `edits`.
+        """
+        few = edits // 4
+        first, second, third = (cases[n * few : (n + 1) * few] for n in range(3))
+        many = cases[3 * few : 3 * few + edits]
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["MEG_EDITOR_CACHE"] = folder  # nothing of an earlier run is taken up
+            run = partial(self._run, method, ArtifactStore(Path(folder)))
+            cold, warm = run(first)["seconds"], run(second)["seconds"]
+            found = run(many)
+            with FlopCounterMode(display=False) as counter:
+                run(third, ask=False)
+        operations = counter.get_total_flops() / few
+        return {
+            "edits": found["edits"],
+            "paraphrases": found["paraphrases"],
+            "once s": cold - warm,
+            f"s/edit, {few}": warm / few,
+            f"s/edit, {edits}": found["seconds"] / edits,
+            "GFLOP/edit": operations / 1e9,
+            "of floor": found["seconds"] / edits / (operations / self.rate()),
+            "peak MB": max(0, found["peak"] - self.idle) / 1e6,
+            "KB/edit": found["bytes"] / edits / 1000,
+        }
+
+    def _run(
+        self,
+        method: Method,
+        store: ArtifactStore,
+        cases: Sequence[EvaluationCase],
+        ask: bool = True,
+    ) -> dict[str, float]:
+        """One way of editing: its seconds, and what became of it."""
+        options = {**self.options, "store": store, "seed": 0}
+        reset_peak_memory(self.model.device)
+        start = time.perf_counter()
+        with edited(method, self.model, self.tokenizer, cases, self.snapshot, **options) as result:
+            row = {"seconds": time.perf_counter() - start, "peak": self._peak()}
+            if ask:
+                others = [(text, case) for case in cases for text in case.paraphrases]
+                row["edits"] = self._right(result, [(c.request.prompt, c) for c in cases])
+                row["paraphrases"] = self._right(result, others)
+            meg = isinstance(result, MeGModel)
+            row["bytes"] = result.stored_bytes if meg else added_bytes(result, self.model)
+        return row
+
+    def _peak(self) -> int:
+        return peak_memory(self.model.device)
+
+    def _right(self, model: Any, asked: Sequence[tuple[str, EvaluationCase]]) -> float:
+        answers = batched_answers(model, self.tokenizer, [prompt for prompt, _ in asked], TOKENS)
+        pairs = zip(answers, asked, strict=True)
+        return percent([mentions(answer, case.request.target_new) for answer, (_, case) in pairs])
+
+    def rate(self, size: int = 1024) -> float:
+        """Operations per second of a product of matrices in float32, the best of five."""
+        matrix = torch.ones(size, size, device=self.model.device)
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            float((matrix @ matrix)[0, 0])  # waits for a GPU
+            seconds.append(time.perf_counter() - start)
+        return 2 * size**3 / min(seconds)
+
+
+def main() -> None:
+    """Run and print."""
+    options, hparams = read_options("cost", __doc__)
+    model, tokenizer = load_model(hparams)
+    cases, facts = cases_of(options, model, tokenizer, options.edits // 4 * 3 + options.edits)
+    meter = Meter(model, tokenizer, vars(facts))
+    rows: dict[str, dict[str, Any]] = {}
+    for method in methods_of(options, hparams):
+        rows[method.name] = meter.row(method, cases, options.edits)
+        print(method.name, rows[method.name], flush=True)
+        write_rows("cost", options, rows)
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
