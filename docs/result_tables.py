@@ -13,6 +13,7 @@ numbers of edits are meant. VIEW is one of
     answers    right answers in prompt forms, a row per method
     abilities  what each method does: RUN/what_methods_do.json, by examples/what_methods_do.py
     tasks      general ability after edits: RUN/general_ability.json, by examples/general_ability.py
+    cost       seconds, operations and memory of an edit: RUN/cost.json, by examples/cost.py
     demo       RUN/demo.json, the report of `meg-editor demo`
 """
 
@@ -235,6 +236,13 @@ def tasks(run: str) -> str:
     return _rows(f"{content['edits']} edits", list(rows["unedited"]), rows)
 
 
+def cost(run: str) -> str:
+    """What an edit costs each method."""
+    content = json.loads((RESULTS / run / "cost.json").read_text("utf-8"))
+    rows: dict[str, dict[str, Any]] = content["rows"]
+    return _rows(f"{content['edits']} edits", list(next(iter(rows.values()))), rows)
+
+
 def _rows(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
     lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for name, row in rows.items():
@@ -244,7 +252,9 @@ def _rows(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -
 
 
 def _plain(cell: str | float) -> str:
-    return f"{cell:.1f}".removesuffix(".0") if isinstance(cell, float) else cell
+    if not isinstance(cell, float):
+        return cell
+    return f"{cell:.2g}" if 0 < abs(cell) < 1 else f"{cell:,.1f}".removesuffix(".0")
 
 
 def demo(run: str) -> str:
@@ -277,7 +287,8 @@ VIEWS = {
 }
 
 
-OF_OTHER_FILES = {"abilities": abilities, "tasks": tasks, "demo": demo}  # than report.json
+# Of other files than report.json.
+OF_OTHER_FILES = {"abilities": abilities, "tasks": tasks, "cost": cost, "demo": demo}
 
 
 def built(marker: str) -> str:

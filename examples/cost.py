@@ -11,7 +11,7 @@ facts once, others every time; then a quarter again with its operations counted.
 - once s: what the first run takes longer than the second: covariances, hypernetworks, a verifier
 - s/edit: of a quarter, and of all, without that
 - GFLOP/edit: multiplications and additions of matrix products, forward and backward
-- of floor: how many times as long as this machine takes for one matrix product with as many
+- of floor: how many times as long as this machine takes for so many in large matrix products
 - peak MB: memory of the process (of the GPU) beyond that of the model alone
 - KB/edit: what is stored beside the model; methods that write into weights store whole matrices
 """
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,8 +63,10 @@ class Meter:
         few = edits // 4
         first, second, third = (cases[n * few : (n + 1) * few] for n in range(3))
         many = cases[3 * few : 3 * few + edits]
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["MEG_EDITOR_CACHE"] = folder  # nothing of an earlier run is taken up
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            patch.dict(os.environ, MEG_EDITOR_CACHE=folder),  # nothing of an earlier run is there
+        ):
             run = partial(self._run, method, ArtifactStore(Path(folder)))
             cold, warm = run(first)["seconds"], run(second)["seconds"]
             found = run(many)
