@@ -16,7 +16,7 @@ from meg_editor.collection.optimizer import Rows, optimise, row_losses
 from meg_editor.collection.units import natural_units
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.lm.answers import batched_answers
+from meg_editor.lm.answers import batched_answers, decoded, end_tokens
 from meg_editor.lm.context import that_fit
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronSpec
@@ -125,6 +125,8 @@ def collect(
         >>> collect(model, tokenizer, spec, facts, hparams).success.tolist()
         [True]
     """
+    if not requests:
+        return Collection.empty(spec)
     runtime = runtime or RuntimeConfig()
     reader = PromptReader(tokenizer, hparams.prompt_template)
     contexts = fact_contexts(
@@ -143,7 +145,7 @@ def collect(
     copies = [working]
     if working.dtype != model.dtype:
         copies.append(working_copy(model, bfloat16=False))
-    if hparams.collection_optimizer == "scaled" and requests:
+    if hparams.collection_optimizer == "scaled":
         units = natural_units(working, spec, [rows[0] for rows in examples])
     else:
         units = torch.ones(spec.size)
@@ -152,6 +154,9 @@ def collect(
     success = torch.zeros(len(requests), dtype=torch.bool)
     steps = torch.zeros(len(requests), dtype=torch.long)
     longest = max(len(row.target) for rows in examples for row in rows)
+    said = _said_when_converged(
+        model, tokenizer, requests, [list(rows[0].target) for rows in examples]
+    )
     prompts = [reader.wrap(request.prompt) for request in requests]
     unlearned = list(range(len(requests)))
     any_finite = False
@@ -180,8 +185,7 @@ def collect(
                 steps[attempted] += descent.steps
             finite = descent.neurons.isfinite().all(1)
             any_finite = any_finite or bool(finite.any())
-            # The answer of a converged fact is the target: it need not be asked.
-            learned = descent.converged & finite
+            learned = descent.converged & finite & said[attempted]  # these need not be asked
             unconverged = (finite & ~learned).nonzero().flatten().tolist()
             facts = [unlearned[row] for row in unconverged]
             answers = answers_with(
@@ -199,12 +203,39 @@ def collect(
             unlearned = [fact for fact in unlearned if not success[fact]]
             if not unlearned:
                 break
-    if requests and not any_finite:
+    if not any_finite:
         raise FloatingPointError(
             "collection: no neuron has a finite loss; lower collection_lr "
             f"({hparams.collection_lr})"
         )
+    neurons = spec.in_half_range(neurons)
+    success &= neurons.half().isfinite().all(1)
     return Collection(neurons, success, steps)
+
+
+def _said_when_converged(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    requests: Sequence[EditRequest],
+    targets: Sequence[list[int]],
+) -> Tensor:
+    """(N,) bool: whether the greedy answer is the target once its tokens are the greedy ones.
+
+    Not where an end of text stands inside them, or they read otherwise. Without any end of text a
+    target cannot end; there it is enough that the answer begins so.
+    """
+    ends = end_tokens(model, tokenizer)
+    if not ends:
+        return torch.ones(len(requests), dtype=torch.bool)
+    bodies = [tokens[:-1] if tokens[-1] in ends else tokens for tokens in targets]
+    texts = decoded(tokenizer, bodies)
+    rows = zip(requests, targets, bodies, texts, strict=True)
+    return torch.tensor(
+        [
+            len(body) < len(tokens) and ends.isdisjoint(body) and text == request.target_new
+            for request, tokens, body, text in rows
+        ]
+    )
 
 
 def _rows_at_once(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def optimise(
     Args:
         rows_at_once: rows of a forward pass.
         starts: initial neuron (P,) of all facts, or (M, P) of each.
-        facts: M facts, each as examples in the same number of contexts.
+        facts: M facts, each as examples in its contexts.
         lr: learning rate.
         max_steps: SGD steps of a fact.
         hparams: optimizer, schedule and loss threshold.
@@ -94,7 +95,7 @@ def optimise(
     steps = torch.zeros(len(facts), dtype=torch.long)
     # Longest first, so that running out of memory shows at once.
     pending = sorted(range(len(facts)), key=lambda fact: max(map(len, facts[fact])))
-    slots = max(1, _PASSES * rows_at_once // len(facts[0])) if facts else 0
+    slots = max(1, _PASSES * rows_at_once // max(map(len, facts))) if facts else 0
     # Steps between checks for converged facts, each of which waits for the GPU.
     check_every = 1 if model.device.type == "cpu" else 5
     batch = ContinuousBatch(model, hook, starts, rows_at_once, hparams, units)
@@ -183,18 +184,20 @@ class ContinuousBatch:
         self.neurons = self.starts.reshape(-1, self.starts.shape[-1])[:0]
         self.steps = torch.zeros(0, dtype=torch.long, device=model.device)
         self.converged = torch.zeros(0, dtype=torch.bool, device=model.device)
-        self._examples: list[list[Example]] = []  # (A, contexts)
-        self._streams: list[list[Tensor]] = []  # (A, contexts) of (T, D)
+        self._examples: list[list[Example]] = []  # (A, contexts of a fact)
+        self._streams: list[list[Tensor]] = []  # the same, of (T, D)
+        self._contexts = torch.zeros(0, dtype=torch.long, device=model.device)  # (A,)
         self._passes: list[Rows] = []
 
     def admit(self, facts: dict[int, Sequence[Example]]) -> None:
         """Give slots to facts (index -> examples), at their initial neurons."""
         flat = [example for examples in facts.values() for example in examples]
         streams = self.layers.residual_streams(flat, self.rows_at_once)
-        contexts, count = len(flat) // len(facts), len(facts)
+        count = len(facts)
         self.facts += facts
         self._examples += [list(examples) for examples in facts.values()]
-        self._streams += [streams[i : i + contexts] for i in range(0, len(flat), contexts)]
+        ends = accumulate(map(len, facts.values()), initial=0)
+        self._streams += [streams[start:end] for start, end in pairwise(ends)]
         starts = self.starts[list(facts)] if self.starts.dim() > 1 else self.starts
         self.neurons = torch.cat([self.neurons, starts.expand(count, -1)])
         self.steps = torch.cat([self.steps, self.steps.new_zeros(count)])
@@ -235,17 +238,19 @@ class ContinuousBatch:
         self._losses()
 
     def _losses(self, gradient: Tensor | None = None) -> Tensor:
-        """Loss (A,) of each fact; sets `converged`, and adds to its `gradient` (A, P)."""
-        contexts = len(self._examples[0])
+        """Loss (A,) of each fact, the mean over its contexts; sets `converged`, and adds to its
+        `gradient` (A, P).
+        """
         loss, wrong = (torch.zeros(len(self.facts), device=self.units.device) for _ in range(2))
         for rows in self._passes:
             neurons = self.neurons.detach().requires_grad_(gradient is not None)
             losses, misses = row_losses(
                 self.model, self.hook, self.layers, rows, neurons * self.units
             )
+            losses = losses / self._contexts[rows.owner]
             if gradient is not None:
-                gradient += torch.autograd.grad(losses.sum() / contexts, neurons)[0]
-            loss.index_add_(0, rows.owner, losses.detach() / contexts)
+                gradient += torch.autograd.grad(losses.sum(), neurons)[0]
+            loss.index_add_(0, rows.owner, losses.detach())
             wrong.index_add_(0, rows.owner, misses)
         self.converged = (wrong == 0) & (loss < self.hparams.collection_loss_threshold)
         return loss
@@ -256,6 +261,7 @@ class ContinuousBatch:
         examples = [example for rows in self._examples for example in rows]
         streams = [stream for rows in self._streams for stream in rows]
         device = self.units.device
+        self._contexts = torch.tensor([*map(len, self._examples)], device=device)
         self._passes = [
             Rows(
                 Batch.of([examples[row] for row in chunk], device),

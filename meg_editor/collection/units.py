@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from meg_editor.lm.ffn import decoder_blocks
-from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron import NeuronSpec, usable_layers
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.protocols import CausalLM
@@ -60,7 +60,10 @@ def natural_units(model: CausalLM, spec: NeuronSpec, examples: Sequence[Example]
 
     read = input_of(model.get_submodule(spec.read))
     blocks = decoder_blocks(model)[1]
-    below = min(spec.layer, len(blocks) - 2)  # the output of the last block is nobody's input
+    # The output of the last block is nobody's input.
+    below = max(
+        (n for n in usable_layers(model) if n <= min(spec.layer, len(blocks) - 2)), default=-1
+    )
     if below < 0:
         stream, gain = rms(input_of(blocks[spec.layer])), 1.0
     else:

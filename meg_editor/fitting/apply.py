@@ -41,10 +41,11 @@ def apply_meg_to_model(
 
     In a model that is edited already the new facts join the old ones in one new wrapper around
     the same base; where a prompt was edited before, the new target replaces the old one. This
-    costs their own collection and nothing else, if the settings are those of the earlier edits:
-    encoder and gate stay, the new neurons are stored (`MeGModel.add`). Of each
-    request only `prompt`, `target_new` and `subject` are used: `rephrase_prompt`, `locality` and
-    `portability` are for evaluation, and are never fitted on.
+    costs their own collection and nothing else, if the settings are those of the earlier edits and
+    no facts to tune or calibrate on are given: encoder and gate stay, the new neurons are stored
+    (`MeGModel.add`, with the run-time choices of the model). Otherwise all is fitted again but the
+    neurons which were learned. Of each request only `prompt`, `target_new` and `subject` are used:
+    `rephrase_prompt`, `locality` and `portability` are for evaluation, and are never fitted on.
 
     Args:
         copy: leave the base model alone even for the hook, by editing a copy of it.
@@ -83,7 +84,8 @@ def apply_meg_to_model(
     earlier: dict[EditRequest, Tensor] = {}
     base = model
     if isinstance(model, MeGModel):
-        if encoder is None and _goes_on(model, hparams):
+        given = (pseudo, calibration, encoder)
+        if all(part is None for part in given) and _goes_on(model, hparams):
             edited = copying.deepcopy(model) if copy else model.fork()
             edited.add(new, on_conflict="keep")
             return edited, {}
@@ -94,7 +96,9 @@ def apply_meg_to_model(
             # A model from disk has no collected neurons: those of its generator are as good.
             neurons = model.generated_neurons() if model.collected is None else model.collected
             known: dict[EditRequest, Tensor] = dict(zip(model.edits, neurons, strict=True))
-            earlier = {edit: known[edit] for edit in retained}
+            failed = set(model.fitted.not_collected) if model.fitted else set()
+            failed.update(prompt for change in model.history() for prompt in change.not_learned)
+            earlier = {edit: known[edit] for edit in retained if edit.prompt not in failed}
     if copy:
         base = copying.deepcopy(base)
     edited, _ = fit(

@@ -74,10 +74,15 @@ class LearnedGenerator(WeightGenerator):
         processes: Processes | None = None,
     ) -> list[float]:
         h = self.hparams
+        if h.generator_zero_augmentation == 0 or irrelevant is None or not len(irrelevant):
+            irrelevant, zeros = None, neurons[:0]
+        else:
+            zeros = neurons.new_zeros(self._extra(len(neurons)), self.size)
         if h.generator_scale is None:
             # All neurons start at one point: their mean need not be learned.
-            self.mean.copy_(neurons.mean(0))
-            spread = neurons.std(0, correction=0)
+            learned = torch.cat([neurons, zeros])
+            self.mean.copy_(learned.mean(0))
+            spread = learned.std(0, correction=0)
             self.scale.copy_(spread.clamp_min(0.05 * float(spread.mean()) + 1e-12))
         targets = self.scaling.forward(neurons)
         zero = self.scaling.forward(torch.zeros_like(neurons[:1]))
@@ -93,8 +98,8 @@ class LearnedGenerator(WeightGenerator):
             count = min(_BATCH, len(neurons))
             rows = torch.randperm(len(neurons), **options)[:count]
             z, w = conditions[rows], targets[rows]
-            if irrelevant is not None and len(irrelevant):
-                extra = max(1, round(count * h.generator_zero_augmentation))
+            if irrelevant is not None:
+                extra = self._extra(count)
                 others = torch.randint(len(irrelevant), (extra,), **options)
                 z = torch.cat([z, irrelevant[others]])
                 w = torch.cat([w, zero.expand(extra, -1)])
@@ -109,8 +114,6 @@ class LearnedGenerator(WeightGenerator):
             rows = rows if share else slice(0, 1)  # more processes than rows
             return share * self.loss(z[rows], w[rows], *(values[rows] for values in drawn))
 
-        if h.generator_zero_augmentation == 0:
-            irrelevant = None
         probe = slice(0, 64)  # enough for early stopping; sampling is its main cost
         steps = max(
             h.generator_steps,
@@ -125,7 +128,7 @@ class LearnedGenerator(WeightGenerator):
         if not (left := error()) < _TOLERANCE:  # NaN too
             losses = self._train(steps, loss, error, seed, processes)
             left = error()
-        if h.generator_scale is None:
+        if h.generator_scale is None and irrelevant is None:  # zero would not stay zero
             self.stretch.copy_(self._shrinkage(conditions, targets).reciprocal())
         if processes.is_main and left > _POOR:
             _LOG.warning(
@@ -135,6 +138,10 @@ class LearnedGenerator(WeightGenerator):
                 *(left, _POOR),
             )
         return losses
+
+    def _extra(self, count: int) -> int:
+        """Zero neurons of other queries in a batch of so many facts (A.3)."""
+        return max(1, round(count * self.hparams.generator_zero_augmentation))
 
     def _shrinkage(self, conditions: Tensor, targets: Tensor) -> Tensor:
         """Regression slope of generated over target neurons, a scalar.

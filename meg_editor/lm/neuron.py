@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
@@ -143,6 +144,23 @@ class NeuronSpec:
         """`from_model` with the layer and module template of the hyper-parameters."""
         layer = middle_layer(model) if hparams.layer is None else hparams.layer
         return cls.from_model(model, layer, module_template=hparams.mlp_module_tmp)
+
+    def in_half_range(self, neurons: Tensor) -> Tensor:
+        """Neurons (N, P) of the same function, whose values float16 holds (below 2¹⁶) if they can.
+
+        A linear neuron (k·x) v is that of 2ⁿk and 2⁻ⁿv too, bit for bit. Values are in the units of
+        the residual stream, which is above 2¹⁵ in some models.
+
+        Example:
+            >>> spec = NeuronSpec(0, "mlp", "mlp", hidden_size=1, activation="linear", bias=False)
+            >>> spec.in_half_range(torch.tensor([[0.5, 131072.0], [0.5, 3.0]])).tolist()
+            [[2.0, 32768.0], [0.5, 3.0]]
+        """
+        if self.activation != "linear" or self.bias:
+            return neurons
+        k, _, v = self.split(neurons)
+        power = (v.abs().amax(-1, keepdim=True) / 2**15).log2().ceil().clamp_min(0)
+        return torch.cat([k * 2**power, v / 2**power], -1)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as plain JSON types."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Literal
 
 # "A:", "Answer:", "Output:" on a line of its own, or before a question ("Q: ..."); lists, headings.
 _CUE = re.compile(r"^\s*(?:[A-Z][a-z]{0,11}\s*[:>]|[-*>#]+|\d{1,2}[.)])\s*")
@@ -20,14 +21,17 @@ _FIRST, _LAST = 3, 6  # sentences of a long text which may be the question: of i
 _LONGEST = 4000  # characters at either end of a text which are looked at
 
 
-def canonical(text: str) -> str:
+def canonical(text: str, form: Literal["NFC", "NFKC"] = "NFKC") -> str:
     """`text` without what does not decide: width, quotes around it, blanks, doubled marks.
+
+    Args:
+        form: NFC keeps width, and with it what is small or raised: 10⁵ is not 105.
 
     Example:
         >>> canonical('  "Who  wrote Emma??" ')
         'Who wrote Emma?'
     """
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize(form, text)
     text = " ".join(text.split())
     inner = text.lstrip(_ENDS)
     opened = text[: len(text) - len(inner)]

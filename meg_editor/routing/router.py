@@ -204,11 +204,11 @@ class Router:
         places = {
             (row, edit): place for row, found in enumerate(retrieved) for edit, _, place in found
         }
-        texts = [canonical(prompt.text) for prompt in prompts]
+        texts = [canonical(prompt.text, "NFC") for prompt in prompts]
         least = float(self.gate.threshold)
         # An edited prompt itself needs no verification; who is not named needs none either.
         sure = {
-            (row, edit): float(texts[row] == canonical(self.edits[edit].prompt))
+            (row, edit): float(texts[row] == canonical(self.edits[edit].prompt, "NFC"))
             for row, edit in places
         }
         said = [words(prompt.text) for prompt in prompts]

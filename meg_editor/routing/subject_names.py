@@ -15,6 +15,7 @@ from meg_editor.config.unicode_text import UNSPACED
 from meg_editor.lm.tokens import right_padded
 
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")  # of such scripts a character
+_LETTERS = "\u3099\u309a"  # voiced kana: パ is another letter than ハ
 
 
 def words(text: str) -> frozenset[str]:
@@ -29,7 +30,8 @@ def words(text: str) -> frozenset[str]:
 
 def words_in_order(text: str) -> list[str]:
     """The same with their order and repetitions."""
-    bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    apart = unicodedata.normalize("NFKD", text)
+    bare = "".join(c for c in apart if c in _LETTERS or not unicodedata.combining(c))
     return _WORD.findall(unicodedata.normalize("NFC", bare).casefold())
 
 
