@@ -17,7 +17,8 @@ def run(options: argparse.Namespace) -> None:
     """Print each answer, how it was routed, and with --base the unedited answer."""
     if options.question is not None and not options.question.strip():
         raise ValueError("the question is empty")
-    model = MeGModel.from_pretrained(options.folder, device=resolve_device(options.device))
+    device = resolve_device(options.device)
+    model = MeGModel.from_pretrained(options.folder, base=options.model, device=device)
     if options.question is not None:
         _answer(model, options.question, options)
         return

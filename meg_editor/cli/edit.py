@@ -17,6 +17,7 @@ def run(options: argparse.Namespace) -> None:
 
     from meg_editor.fitting.pipeline import fit
     from meg_editor.lm.loading import load_model
+    from meg_editor.model.changes_folder import count_changes
     from meg_editor.model.saving import check_destination
     from meg_editor.requests.files import read_requests
     from meg_editor.runtime.artifacts import ArtifactStore
@@ -29,6 +30,13 @@ def run(options: argparse.Namespace) -> None:
         for path in (options.pseudo, options.calibration)
     )
     out = check_destination(options.out)
+    if changes := count_changes(out):
+        raise ValueError(
+            f"--out {options.out}: its edits were changed {changes} times since they were fitted, "
+            f"which would be lost: `meg-editor add {options.out} --edits {options.edits}` adds to "
+            "them; or name another folder, or delete this one"
+        )
+    has_base = (out / "base" / "config.json").is_file()
     _LOG.info(
         "%d facts from %s; loading %s", len(merged.requests), options.edits, hparams.model_name
     )
@@ -49,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     if not processes.is_main:
         return
     _LOG.info("seconds by stage: %s", report.seconds)
-    edited.save_pretrained(out, save_base=options.save_base)
+    edited.save_pretrained(out, save_base=options.save_base or has_base)
     store.clear()  # they were kept for a command that is interrupted
     resumed = f" (resumed: {', '.join(report.resumed)})" if report.resumed else ""
     print(f"{report.edits} facts in {sum(report.seconds.values()):.1f} s{resumed} -> {options.out}")

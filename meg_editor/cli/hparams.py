@@ -30,6 +30,10 @@ def read_hparams(options: argparse.Namespace) -> MeGHyperParams:
         ValueError: --model is a folder of saved edits; --set without a value.
         FileNotFoundError: no file at --hparams.
     """
+    if options.hparams and options.preset != "default":
+        raise HParamsError(
+            f"--hparams has all settings, and --preset {options.preset} too: give one of them"
+        )
     return _merged(options, options.hparams, options.preset, options.set)
 
 
@@ -148,7 +152,6 @@ def check_not_saved_edits(model: str | None) -> None:
     except (ValueError, KeyError, TypeError, OSError, RecursionError):
         base = "its base model"
     raise ValueError(
-        f"--model {folder} is a folder of saved edits, not a model, and saved edits cannot be "
-        f"added to yet: edit {base} again, with the facts of {folder / 'edits.jsonl'} and the new "
-        "ones in one file"
+        f"--model {folder} is a folder of saved edits, not a model: "
+        f"`meg-editor add {folder} --edits FILE` adds to them, `--model {base}` begins anew"
     )

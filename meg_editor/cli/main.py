@@ -18,6 +18,7 @@ from types import FrameType
 from meg_editor.cli.parser import build_parser, one_line
 
 _LOG = logging.getLogger(__name__)
+_RESUMABLE = ("benchmark", "demo", "edit", "prepare", "tables")
 _BAD_INPUT = (ValueError, OSError, FloatingPointError)
 # How torch, C++ and Linux say it, beside MemoryError.
 _NO_MEMORY = re.compile(
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        print("\ninterrupted; finished stages are kept, the same command resumes", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,6 +64,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         command = import_module(f"meg_editor.cli.{getattr(options, 'module', options.command)}")
         with _stopping_in_order():
             command.run(options)
+    except KeyboardInterrupt:
+        kept = "; finished stages are kept, the same command resumes"
+        print(f"\ninterrupted{kept if options.command in _RESUMABLE else ''}", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         raise
     except Exception as error:

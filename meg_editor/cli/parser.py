@@ -140,6 +140,7 @@ def _ask(commands: Commands) -> None:
     ask.add_argument("folder", type=Path, help="what `meg-editor edit --out` wrote")
     ask.add_argument("question", nargs="?", help="without one: a prompt, line by line")
     ask.add_argument("--base", action="store_true", help="show the unedited answer beside it")
+    ask.add_argument("--model", help="the base model, where it is not where it was")
     ask.add_argument(
         "--explain",
         action="store_true",

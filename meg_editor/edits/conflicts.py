@@ -79,6 +79,8 @@ def resolve(
     result, conflicts, again = Resolved(), [], set()
     for request in requests:
         row = found.get(request)
+        if row is not None and request.key == edition.edits[row].key and not request.subject:
+            request = replace(request, subject=edition.edits[row].subject)
         if row is None:
             result.new.append(request)
         elif _same_target(request, edition.edits[row]):
@@ -98,8 +100,14 @@ def resolve(
             "changed: on_conflict='replace' takes the new ones, 'keep' keeps both where the "
             "prompts differ"
         )
-    # An edit which is asked for once more stays, though another request is in conflict with it.
-    result.outdated = [row for row in dict.fromkeys(result.outdated) if row not in again]
+    # An edit which is asked for once more stays, though another request is in conflict with it;
+    # where that one has its prompt, what asks for it in other words becomes an edit of its own.
+    rows = {edition.row_of_key.get(request.key) for request in result.new}
+    gone = {edition.edits[row].id for row in rows if row is not None}
+    result.new += [request for request, edit in result.merged if edit in gone]
+    result.merged = [(request, edit) for request, edit in result.merged if edit not in gone]
+    stays = again - rows
+    result.outdated = [row for row in dict.fromkeys(result.outdated) if row not in stays]
     return result
 
 
@@ -126,20 +134,24 @@ def rows_of(texts: Sequence[str], edition: Edition, nearest: Nearest) -> list[in
 def by_prompt(
     requests: Sequence[EditRequest], edition: Edition, nearest: Nearest
 ) -> tuple[EditRequest, ...]:
-    """New targets of edits; where an id stands for the prompt, with prompt and subject of its edit.
+    """New targets of edits, with the prompt and, where none is given, the subject of each.
 
     Raises:
-        RequestError: an edit gets two targets.
+        RequestError: an edit gets two targets, or another subject with the target it has.
         UnknownEditError: there is no such edit.
     """
     named = []
     for request in requests:
         (row,) = rows_of([request.prompt], edition, nearest)
         edit = edition.edits[row]
-        if request.key != edit.key:
-            subject = request.subject or edit.subject
-            request = replace(request, prompt=edit.prompt, subject=subject)
-        named.append(request)
+        subject = request.subject or edit.subject
+        if _same_target(request, edit) and subject != edit.subject:
+            raise RequestError(
+                f"{edit.id} {short_repr(edit.prompt)} has this target already: to give it another "
+                "subject, remove it and add it again"
+            )
+        prompt = request.prompt if request.key == edit.key else edit.prompt
+        named.append(replace(request, prompt=prompt, subject=subject))
     return only_edits(named)
 
 

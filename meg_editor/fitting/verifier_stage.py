@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import HParamsError
 from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
 from meg_editor.fitting.context import FitContext
@@ -41,7 +43,8 @@ class VerifierStage(Stage):
         facts: those it learns; none where the user gave no facts.
 
     Raises:
-        HParamsError: `gate_threshold` is no probability.
+        HParamsError: a `gate_threshold` that the gate cannot have, or `routing` that needs a
+            verifier where none decides.
     """
 
     name = "verifier"
@@ -61,12 +64,18 @@ class VerifierStage(Stage):
                 len(own),
             )
         elif self.shipped and own and not self.reusable:
-            _LOG.info("pseudo: the verifier learns nothing, since verifier_steps is 0")
-        if self.shipped and not 0 <= (self.threshold or 0) <= 1:
-            raise HParamsError(
-                "gate_threshold: expected a probability from 0 to 1, since a verifier decides, got "
-                f"{self.threshold:g}; of a similarity or an entropy, set `gate` too"
+            _LOG.warning(
+                "pseudo: the verifier learns nothing from %d facts, since verifier_steps is 0; "
+                "raise it (200 in other models)",
+                len(own),
             )
+        if self.shipped and not context.calibration.standard and len(context.calibration):
+            _LOG.warning(
+                "calibration: %d facts are not used, since a verifier decides, whose threshold is "
+                "shipped with it; with rephrases and locality prompts it learns from `pseudo`",
+                len(context.calibration),
+            )
+        _check_gate(context.hparams, decided=self.shipped is not None)
 
     def inputs(self) -> list[Any]:
         adapter = self.shipped.adapter if self.shipped else {}
@@ -92,6 +101,32 @@ class VerifierStage(Stage):
         if self.threshold is not None:
             adapter["threshold"] = torch.tensor(self.threshold)
         return Verifier(self.encoder, adapter)
+
+
+def _check_gate(hparams: MeGHyperParams, *, decided: bool) -> None:
+    """Before anything is fitted; `decided`: by a verifier.
+
+    Raises:
+        HParamsError: a threshold that nothing or everything reaches, or routing by a verifier that
+            there is not.
+    """
+    if decided:
+        what, low, high = "a probability from 0 to 1, since a verifier decides", 0.0, 1.0
+    elif hparams.gate == "familiarity":
+        what, low, high = "an entropy of at least 0 nats", 0.0, math.inf
+    else:
+        what, low, high = "a similarity from -1 to 1", -1.0, 1.0
+    if hparams.gate_threshold is not None and not low <= hparams.gate_threshold <= high:
+        raise HParamsError(
+            f"gate_threshold: expected {what}, got {hparams.gate_threshold:g}; another gate has "
+            "another range: set `gate` too"
+        )
+    if hparams.routing == "decoding" and not decided:
+        raise HParamsError(
+            "routing: decoding needs a verifier: set gate to verified, and encoder_name to one "
+            f"that a verifier is shipped for (all-MiniLM-L6-v2), got gate {hparams.gate!r} and "
+            f"{hparams.encoder_name!r}; or set routing to prompt"
+        )
 
 
 def learnable(facts: Sequence[EditRequest]) -> list[EditRequest]:

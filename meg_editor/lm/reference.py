@@ -147,8 +147,9 @@ class ModelReference:
         except Exception as error:  # transformers, safetensors and tokenizers have many kinds
             raise OSError(
                 f"cannot load the base model {source!r} (revision "
-                f"{options.get('revision', 'not given')}): {error}. Pass the model itself, or "
-                "where it is now: from_pretrained(folder, base=...)"
+                f"{options.get('revision', 'not given')}): {error}. Say where it is now, "
+                "or pass the model itself: from_pretrained(folder, base=...); in the shell --base, "
+                "of `ask` --model"
             ) from error
         if copied:  # saved again without a copy, it is loaded by its original name
             model.name_or_path = model.config.name_or_path = self.name
@@ -170,7 +171,8 @@ class ModelReference:
                 raise WrongModelError(
                     f"expected the base model {self.name or '(without a name)'} which the edits "
                     f"were made for, got {given}: values of {name} are {theirs or 'absent'}, "
-                    f"expected {ours or 'absent'}; pass the right model as base="
+                    f"expected {ours or 'absent'}; pass the right model (base=; in the shell "
+                    "--base, of `ask` --model)"
                 )
 
 

@@ -37,6 +37,16 @@ def read_changes(home: Path, version: Path, checksum: str) -> tuple[list[Line], 
     return read_log(version / HISTORY, HISTORY), read_log(changes, checksum)
 
 
+def count_changes(folder: Path) -> int:
+    """How many changes a folder has since its edits were fitted; 0 where it has none to read."""
+    try:
+        checksum = str(read_config(folder).get(CHECKSUM))
+        earlier, later = read_changes(folder, folder, checksum)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return len(earlier) + len(later)
+
+
 def remove_outdated(folder: Path) -> None:
     """Remove the changes to versions of `folder` which are not in force any more."""
     with reading(folder / CONFIG):

@@ -94,8 +94,9 @@ class WhileDecoding:
             return
         if model.verifier is None:
             raise ValueError(
-                "routing: decoding needs a verifier, and none is shipped for the encoder "
-                f"{model.hparams.encoder_name!r}; use all-MiniLM-L6-v2, or routing: prompt"
+                "routing: decoding needs a verifier, which this model lacks: fit it with gate "
+                "verified and an encoder that one is shipped for (all-MiniLM-L6-v2), or set "
+                "routing to prompt"
             )
         in_force = model._in_force
         if not in_force.edition.edits:

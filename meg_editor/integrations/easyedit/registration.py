@@ -26,6 +26,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -43,6 +44,7 @@ from meg_editor.model.meg_model import MeGModel
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import ArtifactStore
 
+_LOG = logging.getLogger(__name__)
 NAME = "MeG"
 _MARK = "_meg_editor_replaced"
 
@@ -245,6 +247,13 @@ def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
         sequential = kwargs.pop("sequential_edit", False)
         kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
         call = inspect.signature(original).bind(self, prompts, target_new, *args, **kwargs)
+        size = self.hparams.batch_size
+        if len(prompts) > size and not sequential:
+            _LOG.warning(
+                "batch_edit: the returned model has the last %d of %d edits, since each batch of "
+                "%d begins with the unedited model; raise batch_size, or give sequential_edit=True",
+                *((len(prompts) - 1) % size + 1, len(prompts), size),
+            )
         before, metrics, edited, weights = self.model, [], self.model, {}
         try:
             for start in range(0, len(prompts), self.hparams.batch_size):
@@ -252,7 +261,7 @@ def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
                 chunk = {name: _cut(value, rows) for name, value in call.arguments.items()}
                 options = chunk.pop("kwargs", {})
                 chunk_metrics, edited, weights = original(**chunk, **options)
-                metrics += chunk_metrics
+                metrics += [_numbered(row, start) for row in chunk_metrics]
                 if sequential:
                     self.model = edited
         except BaseException:
@@ -261,6 +270,12 @@ def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
         return metrics, edited, weights
 
     return batch_edit
+
+
+def _numbered(row: Any, start: int) -> Any:
+    """The metrics of a request with its number among all, not in its batch."""
+    known = isinstance(row, dict) and isinstance(row.get("case_id"), int)
+    return row | {"case_id": row["case_id"] + start} if known else row
 
 
 def _cut(value: Any, rows: slice) -> Any:
