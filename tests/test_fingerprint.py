@@ -63,3 +63,42 @@ def test_every_value_counts() -> None:
             assert not same_model(ours, fingerprint(model))
             model.weight[row, column] = before
     assert same_model(ours, fingerprint(model))
+
+
+def test_an_order_counts() -> None:
+    """Two rows of the embeddings that changed places were the same model to every cache."""
+    model = nn.Linear(6, 5)
+    ours = fingerprint(model)
+    for dim, places in ((0, [0, 2, 1, 3, 4]), (1, [0, 1, 2, 4, 3, 5]), (0, [4, 3, 2, 1, 0])):
+        other = nn.Linear(6, 5)
+        with torch.no_grad():
+            other.weight.copy_(model.weight.index_select(dim, torch.tensor(places)))
+            other.bias.copy_(model.bias)
+        theirs = fingerprint(other)
+        assert theirs["weight"][4] == ours["weight"][4] and not same_model(ours, theirs)
+    with torch.no_grad():
+        model.bias[[1, 2]] = model.bias[[2, 1]].clone()
+    assert not same_model(ours, fingerprint(model))
+
+
+def test_sums_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randint(-100, 100, (7, 3), dtype=torch.int8)
+    expected = [
+        sum(int(v) for v in weight.flatten()),
+        sum((r + 1) * int(weight[r, c]) for r in range(7) for c in range(3)),
+        sum((c + 1) * int(weight[r, c]) for r in range(7) for c in range(3)),
+    ]
+    model = nn.ParameterDict({"w": nn.Parameter(weight, requires_grad=False)})
+    for at_once in (2**24, 7, 2):  # parts of whole rows
+        monkeypatch.setattr("meg_editor.lm.fingerprint._AT_ONCE", at_once)
+        assert fingerprint(model)["w"][4:] == expected
+
+
+def test_fingerprints_of_older_folders_are_known() -> None:
+    model = nn.Linear(6, 5)
+    now = fingerprint(model)
+    older = {name: values[:5] for name, values in now.items()}
+    assert same_model(older, now) and same_model(older, now, exact=False)
+    older["weight"][4] += 1
+    assert not same_model(older, now)
+    assert not same_model({name: [] for name in now}, now)

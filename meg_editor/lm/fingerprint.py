@@ -18,19 +18,21 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
-    """Parameter name -> four of its values and the sum of the bits of all, read as integers.
+    """Parameter name -> four of its values, and three sums of the bits of all, read as integers:
+    as they are, and weighted by row and by column.
 
-    Any change of any value changes it: a merged LoRA, a MEMIT edit, one row of the embeddings. It
-    is the same on every device and processor, offloaded or not. Of quantised weights it is that of
-    their payloads: packed integers, in torchao also scales and zero points, each by its own name.
+    Any change of any value changes it: a merged LoRA, a MEMIT edit, one row of the embeddings, and
+    two rows or columns that change places. It is the same on every device and processor, offloaded
+    or not. Of quantised weights it is that of their payloads: packed integers, in torchao also
+    scales and zero points, each by its own name.
 
     Example:
         >>> model = nn.ParameterDict({"weight": torch.zeros(2, 3)})
         >>> fingerprint(model)
-        {'weight': [0.0, 0.0, 0.0, 0.0, 0]}
+        {'weight': [0.0, 0.0, 0.0, 0.0, 0, 0, 0]}
         >>> model["weight"].data[1, 2] = 1e-9
-        >>> fingerprint(model)["weight"][-1]
-        814313567
+        >>> fingerprint(model)["weight"][4:]
+        [814313567, 1628627134, 2442940701]
     """
     sample = {}
     for name, parameter in present_parameters(model, [n for n, _ in model.named_parameters()]):
@@ -40,14 +42,25 @@ def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
 
 
 def _sample(tensor: Tensor) -> list[float]:
-    """Four values of a tensor, and the sum of the bits of all."""
+    """Four values of a tensor, and the sums of the bits of all."""
     flat = tensor.flatten()
     # In integers: as float32, the last place of GPT-2's embeddings is one too far.
     places = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
-    integers = _INTEGERS[flat.element_size()]
-    parts = (part.contiguous().view(integers) for part in flat.split(_AT_ONCE))
-    total = sum(int(part.sum(dtype=torch.int64)) for part in parts)
-    return [*flat[places].double().tolist(), total]
+    width = max(1, tensor.shape[-1]) if tensor.dim() > 1 else 1
+    by_row, row = flat.new_zeros((), dtype=torch.int64), 1
+    by_column = flat.new_zeros(width, dtype=torch.int64)
+    for part in flat.split(max(1, _AT_ONCE // width) * width):
+        bits = part.contiguous().view(_INTEGERS[flat.element_size()]).view(-1, width)
+        by_row += _weighted(bits.sum(1, dtype=torch.int64), row)
+        by_column += bits.sum(0, dtype=torch.int64)
+        row += len(bits)
+    sums = (by_column.sum(), by_row, _weighted(by_column, 1))
+    return [*flat[places].double().tolist(), *map(int, sums)]
+
+
+def _weighted(sums: Tensor, first: int) -> Tensor:
+    """Σ n·s_n, n from `first` on, modulo 2⁶⁴: it sees an order."""
+    return (sums * torch.arange(first, first + len(sums), device=sums.device)).sum()
 
 
 def payloads(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -85,7 +98,7 @@ def present_parameters(
 def same_model(
     ours: dict[str, list[float]], theirs: dict[str, list[float]], *, exact: bool = True
 ) -> bool:
-    """Whether two fingerprints are of the same weights.
+    """Whether two fingerprints are of the same weights; older ones lack the weighted sums.
 
     Args:
         exact: False for weights of another precision: equal up to rounding to bfloat16.
@@ -93,9 +106,14 @@ def same_model(
     if ours.keys() != theirs.keys():
         return False
     if exact:
-        return all(ours[name] == theirs[name] for name in ours)
+        pairs = [(ours[name], theirs[name]) for name in ours]
+        lengths = [min(len(one), len(other)) for one, other in pairs]
+        return all(
+            number > _VALUES and one[:number] == other[:number]
+            for number, (one, other) in zip(lengths, pairs, strict=True)
+        )
     return all(
-        len(ours[name]) == len(theirs[name])
+        min(len(ours[name]), len(theirs[name])) > _VALUES
         and torch.allclose(
             # Rounding errors of a sum do not cancel to the precision of a value.
             torch.tensor(ours[name][:_VALUES]),
