@@ -11,6 +11,7 @@ from torch import Tensor
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.fitting.collection_stage import COLLECTION_SETTINGS
 from meg_editor.fitting.pipeline import fit
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, only_edits
@@ -19,6 +20,7 @@ from meg_editor.runtime.artifacts import ArtifactStore
 
 # A neuron serves in the place it was collected for; facts are collected anew for another.
 _PLACE = ("layers", "mlp_module_tmp", "prompt_template")
+_COLLECTION = tuple(name for name in COLLECTION_SETTINGS if name != "seed")
 
 
 def apply_meg_to_model(
@@ -44,8 +46,9 @@ def apply_meg_to_model(
     costs their own collection and nothing else, if the settings are those of the earlier edits and
     no facts to tune or calibrate on are given: encoder and gate stay, the new neurons are stored
     (`MeGModel.add`, with the run-time choices of the model). Otherwise all is fitted again but the
-    neurons which were learned. Of each request only `prompt`, `target_new` and `subject` are used:
-    `rephrase_prompt`, `locality` and `portability` are for evaluation, and are never fitted on.
+    neurons; those that were not learned too, if `collection_*` settings changed. Of each request
+    only `prompt`, `target_new` and `subject` are used: `rephrase_prompt`, `locality` and
+    `portability` are for evaluation, and are never fitted on.
 
     Args:
         copy: leave the base model alone even for the hook, by editing a copy of it.
@@ -81,6 +84,7 @@ def apply_meg_to_model(
         hparams = _named(hparams, name)
     new = only_edits(requests)
     retained: list[EditRequest] = []
+    unlearned: list[str] = []
     earlier: dict[EditRequest, Tensor] = {}
     base = model
     if isinstance(model, MeGModel):
@@ -98,10 +102,13 @@ def apply_meg_to_model(
             known: dict[EditRequest, Tensor] = dict(zip(model.edits, neurons, strict=True))
             failed = set(model.fitted.not_collected) if model.fitted else set()
             failed.update(prompt for change in model.history() for prompt in change.not_learned)
+            if all(getattr(model.hparams, name) == getattr(hparams, name) for name in _COLLECTION):
+                unlearned = [edit.prompt for edit in retained if edit.prompt in failed]
+                failed = set()  # they would fail again
             earlier = {edit: known[edit] for edit in retained if edit.prompt not in failed}
     if copy:
         base = copying.deepcopy(base)
-    edited, _ = fit(
+    edited, report = fit(
         base,
         tok,
         [*retained, *new],
@@ -113,6 +120,7 @@ def apply_meg_to_model(
         store=store,
         runtime=runtime,
     )
+    report.not_collected[:0] = unlearned
     return edited, {}
 
 
