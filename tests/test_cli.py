@@ -484,7 +484,8 @@ def test_saved_edits_are_no_model_to_edit(
 ) -> None:
     assert edit(facts)[0] == 0
     given = ("edit", "--edits", facts, "--out", tmp_path / "more", "--model", tmp_path / "out")
-    words = ("saved edits, not a model", str(models / "llm"), str(tmp_path / "out/edits.jsonl"))
+    add = f"`meg-editor add {tmp_path / 'out'} --edits FILE`"  # edits.jsonl lacks later changes
+    words = ("saved edits, not a model", str(models / "llm"), add)
     refused(run(*given), *words)
     assert not (tmp_path / "more").exists()
 
