@@ -112,7 +112,10 @@ def test_neurons_of_the_same_base_are_merged_as_they_are(
     moved = [*PROMPTS[1:4], *PROMPTS[8:10]]
     ours, theirs = model.neurons(model.route(moved)), other.neurons(other.route(moved))
     assert ours is not None and theirs is not None
-    assert torch.equal(ours, theirs.half().float())
+    if generator == "bank":
+        assert torch.equal(ours, theirs)
+    else:  # generated in another batch, and so rounded otherwise: one step of float16 at most
+        torch.testing.assert_close(ours, theirs, rtol=2**-10, atol=1e-6)
     model.undo()
     assert len(model.edits) == 4
 

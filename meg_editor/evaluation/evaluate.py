@@ -74,7 +74,7 @@ def evaluate(
         >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
         >>> edit = EditRequest("The capital of France is", "Lima", "France")
         >>> print(evaluate(model, tok, [EvaluationCase(edit, paraphrases=("France, capital:",))]))
-        Evaluation(Rel 0.0/50.0, Gen 0.0/50.0, Loc nan/nan, Score 0.0; AG/TF, percent)
+        Evaluation(Rel 0.0/50.0, Gen 0.0/50.0, Loc nan/nan, Score nan; AG/TF, percent)
     """
     edited = model if isinstance(model, MeGModel) else None
     routed = model if isinstance(model, RoutedModel) else None
