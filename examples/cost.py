@@ -29,15 +29,20 @@ from unittest.mock import patch
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from what_methods_do import TOKENS, cases_of, markdown, methods_of, read_options, write_rows
+from what_methods_do import (
+    cases_of,
+    markdown,
+    methods_of,
+    read_options,
+    right_answers,
+    write_rows,
+)
 
 from meg_editor import load_model
 from meg_editor.benchmark.methods import Method, edited
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.evaluation.cost import added_bytes, peak_memory, reset_peak_memory
-from meg_editor.evaluation.metrics import mentions, percent
-from meg_editor.lm.answers import batched_answers
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.runtime.artifacts import ArtifactStore
 
@@ -99,20 +104,16 @@ class Meter:
         with edited(method, self.model, self.tokenizer, cases, self.snapshot, **options) as result:
             row = {"seconds": time.perf_counter() - start, "peak": self._peak()}
             if ask:
-                others = [(text, case) for case in cases for text in case.paraphrases]
-                row["edits"] = self._right(result, [(c.request.prompt, c) for c in cases])
-                row["paraphrases"] = self._right(result, others)
+                asked = [(case, case.request.prompt) for case in cases]
+                others = [(case, text) for case in cases for text in case.paraphrases]
+                row["edits"] = right_answers(result, self.tokenizer, asked)
+                row["paraphrases"] = right_answers(result, self.tokenizer, others)
             meg = isinstance(result, MeGModel)
             row["bytes"] = result.stored_bytes if meg else added_bytes(result, self.model)
         return row
 
     def _peak(self) -> int:
         return peak_memory(self.model.device)
-
-    def _right(self, model: Any, asked: Sequence[tuple[str, EvaluationCase]]) -> float:
-        answers = batched_answers(model, self.tokenizer, [prompt for prompt, _ in asked], TOKENS)
-        pairs = zip(answers, asked, strict=True)
-        return percent([mentions(answer, case.request.target_new) for answer, (_, case) in pairs])
 
     def rate(self, size: int = 1024) -> float:
         """Operations per second of a product of matrices in float32, the best of five."""

@@ -26,13 +26,19 @@ import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel
-from what_methods_do import TOKENS, cases_of, markdown, methods_of, read_options, write_rows
+from what_methods_do import (
+    cases_of,
+    markdown,
+    methods_of,
+    read_options,
+    right_answers,
+    write_rows,
+)
 
 from meg_editor import load_model
 from meg_editor.benchmark.methods import edited
-from meg_editor.evaluation.metrics import mentions, percent
+from meg_editor.evaluation.metrics import percent
 from meg_editor.integrations.lm_eval import MeGLM
-from meg_editor.lm.answers import batched_answers
 from meg_editor.model.meg_model import MeGModel
 
 CAPITALS = """Austria Vienna, Canada Ottawa, Chile Santiago, China Beijing, Cuba Havana, Denmark
@@ -179,11 +185,11 @@ def main() -> None:
                 if not isinstance(result, MeGModel | PreTrainedModel):
                     print(f"left out: {method.name} would route by the endings too", flush=True)
                     continue
-                texts = batched_answers(result, tokenizer, [e.prompt for e in requests], TOKENS)
-                answered = [mentions(t, e.target_new) for t, e in zip(texts, requests, strict=True)]
+                edits = [(case, case.request.prompt) for case in cases]
+                answered = right_answers(result, tokenizer, edits)
                 right, after = harness.measure(result)
             other = [a != b for a, b in zip(before, after, strict=True)]
-            rows[method.name] = {"edits": percent(answered), **right, "changed": percent(other)}
+            rows[method.name] = {"edits": answered, **right, "changed": percent(other)}
             print(method.name, rows[method.name], flush=True)
             write_rows("general_ability", options, rows)
     print(markdown(rows))

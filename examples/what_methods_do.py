@@ -107,16 +107,8 @@ class Probes:
         self, model: Any, cases: Sequence[EvaluationCase], form: Callable[[str], str] = str
     ) -> float:
         """Edits which are answered with their target, in percent."""
-        return self._right(model, [(case, form(case.request.prompt)) for case in cases])
-
-    def _right(self, model: Any, asked: Sequence[tuple[EvaluationCase, str]]) -> float:
-        answers = self.answers(model, [prompt for _, prompt in asked])
-        return percent(
-            [
-                mentions(answer, case.request.target_new)
-                for answer, (case, _) in zip(answers, asked, strict=True)
-            ]
-        )
+        asked = [(case, form(case.request.prompt)) for case in cases]
+        return right_answers(model, self.tokenizer, asked)
 
     def row(self, method: Method) -> dict[str, Any]:
         """All columns of a method; the model is as before afterwards."""
@@ -130,7 +122,7 @@ class Probes:
                     result, self.cases, lambda p: in_chat(self.tokenizer, ("user", p))
                 )
             others = [(case, text) for case in self.cases for text in case.paraphrases]
-            row["paraphrases"] = self._right(result, others)
+            row["paraphrases"] = right_answers(result, self.tokenizer, others)
             for name, prompts in self.kept().items():
                 answers = self.answers(result, prompts)
                 same = [a == b for a, b in zip(answers, self.before[name], strict=True)]
@@ -198,6 +190,13 @@ class Probes:
         except (ArithmeticError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             print(f"{method.name}, {type(base).__name__}: {error}", flush=True)
             return "refused"
+
+
+def right_answers(model: Any, tokenizer: Any, asked: Sequence[tuple[EvaluationCase, str]]) -> float:
+    """Prompts that are answered with the target of their case, in percent."""
+    answers = batched_answers(model, tokenizer, [prompt for _, prompt in asked], TOKENS)
+    pairs = zip(answers, asked, strict=True)
+    return percent([mentions(answer, case.request.target_new) for answer, (case, _) in pairs])
 
 
 def mixture(tokenizer: Any) -> Any:

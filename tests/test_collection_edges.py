@@ -16,7 +16,6 @@ from meg_editor import EditRequest, MeGHyperParams, fit, load_model
 from meg_editor.collection.collect import Collection, collect, shared_start
 from meg_editor.collection.optimizer import optimise
 from meg_editor.collection.units import natural_units
-from meg_editor.config.hparams import MeGHyperParams as HyperParams
 from meg_editor.fitting import apply as applying
 from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.generators.mlp import MLPGenerator
@@ -43,7 +42,9 @@ def test_facts_with_different_numbers_of_contexts_find_what_they_find_alone(
     tiny_llama: Any, tiny_tokenizer: Any
 ) -> None:
     spec = NeuronSpec.from_model(tiny_llama, 1)
-    settings = HyperParams(layers=[1], collection_optimizer="sgd", collection_loss_threshold=0.05)
+    settings = MeGHyperParams(
+        layers=[1], collection_optimizer="sgd", collection_loss_threshold=0.05
+    )
     prompts = ["The capital is", "Now: the capital is", "In short, the capital is", "So it is"]
     facts = [
         [encode_example(tiny_tokenizer, prompt, target) for prompt in prompts[:count]]
@@ -191,7 +192,7 @@ def test_voiced_kana_are_letters_of_their_own() -> None:
 def test_zero_neurons_of_other_queries_stay_zero(count: int) -> None:
     """Table 15's augmentation: a stretch about the mean made full-size neurons of them."""
     torch.manual_seed(0)
-    settings = HyperParams(
+    settings = MeGHyperParams(
         generator="mlp",
         generator_anchored=False,
         generator_width=64,
