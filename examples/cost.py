@@ -13,7 +13,8 @@ facts once, others every time; then a quarter again with its operations counted.
 - GFLOP/edit: multiplications and additions of matrix products, forward and backward
 - of floor: how many times as long as this machine takes for so many in large matrix products
 - peak MB: memory of the process (of the GPU) beyond that of the model alone
-- KB/edit: what is stored beside the model; methods that write into weights store whole matrices
+- KB/edit: what is stored beside the model, without a text encoder and MeG's verifier, which are
+  there once; methods that write into weights store whole matrices
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ from meg_editor import load_model
 from meg_editor.benchmark.methods import Method, edited
 from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.data.cases import EvaluationCase
-from meg_editor.evaluation.cost import added_bytes, peak_memory, reset_peak_memory
-from meg_editor.model.meg_model import MeGModel
+from meg_editor.evaluation.cost import peak_memory, reset_peak_memory, stored_bytes
 from meg_editor.runtime.artifacts import ArtifactStore
 
 
@@ -108,8 +108,7 @@ class Meter:
                 others = [(case, text) for case in cases for text in case.paraphrases]
                 row["edits"] = right_answers(result, self.tokenizer, asked)
                 row["paraphrases"] = right_answers(result, self.tokenizer, others)
-            meg = isinstance(result, MeGModel)
-            row["bytes"] = result.stored_bytes if meg else added_bytes(result, self.model)
+            row["bytes"] = stored_bytes(result, self.model)
         return row
 
     def _peak(self) -> int:

@@ -50,13 +50,12 @@ from meg_editor.data.splits import choose, split_cases
 from meg_editor.data.trap_questions import negated
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases, reference_split
-from meg_editor.evaluation.cost import added_bytes
+from meg_editor.evaluation.cost import stored_bytes
 from meg_editor.evaluation.metrics import mentions, percent
 from meg_editor.evaluation.report import machine, versions
 from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.chat import in_chat
 from meg_editor.lm.neuron import count_layers
-from meg_editor.model.meg_model import MeGModel
 from meg_editor.runtime.text_files import write_json
 
 TOKENS, THREADS, FEW = 12, 4, 4
@@ -129,9 +128,7 @@ class Probes:
                 row[name] = percent(same)
             row["base"] = "written" if snapshot.changed() else "untouched"
             row["threads"] = self._threads(result)
-            meg = isinstance(result, MeGModel)
-            stored = result.stored_bytes if meg else added_bytes(result, self.model)
-            row["KB per edit"] = stored / len(self.cases) / 1000
+            row["KB per edit"] = stored_bytes(result, self.model) / len(self.cases) / 1000
             row["undone"] = self._undone(result)
             row |= self._later(method, result)
             return row

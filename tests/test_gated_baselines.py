@@ -31,7 +31,7 @@ from meg_editor.benchmark.weights import checksums
 from meg_editor.config.settings import HParamsError
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
-from meg_editor.evaluation.cost import added_bytes
+from meg_editor.evaluation.cost import stored_bytes
 from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.tokens import Batch, encode_example, left_padded, target_logits
 from meg_editor.requests.request import EditRequest, RequestError
@@ -79,7 +79,7 @@ def test_a_clone_shares_weights_and_no_modules(tiny_llama: Any) -> None:
     pairs = zip(tiny_llama.parameters(), clone.parameters(), strict=True)
     assert all(a is b for a, b in pairs)
     assert not set(map(id, tiny_llama.modules())) & set(map(id, clone.modules()))
-    assert added_bytes(clone, tiny_llama) == 0
+    assert stored_bytes(clone, tiny_llama) == 0
 
 
 def test_memory_adds_the_nearest_residual_if_it_is_near_enough() -> None:
@@ -103,7 +103,7 @@ def test_neuraldb_says_the_targets(reference: Reference) -> None:
     memory = edited.model.layers[1].mlp.down_proj
     assert memory.keys.shape == (8, model.config.intermediate_size)
     stored = 4 * len(edits) * (model.config.intermediate_size + model.config.hidden_size)
-    assert added_bytes(edited, model) == stored
+    assert stored_bytes(edited, model) == stored
 
 
 def test_neuraldb_leaves_tokens_alone_which_are_far_from_every_key(

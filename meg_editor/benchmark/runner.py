@@ -27,7 +27,7 @@ from meg_editor.config.settings import FlatHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
 from meg_editor.data.relations import Relations
 from meg_editor.evaluation import MAX_NEW_TOKENS, Question, evaluate, questions_of
-from meg_editor.evaluation.cost import added_bytes, latency, peak_memory, reset_peak_memory
+from meg_editor.evaluation.cost import latency, peak_memory, reset_peak_memory, stored_bytes
 from meg_editor.evaluation.forced import forced_scores
 from meg_editor.evaluation.forms import (
     FormPrompt,
@@ -281,7 +281,7 @@ class _EditSet:
                 oracle=meg.collected if meg else None,
                 reader=self.reader,
             )
-            stored = meg.stored_bytes if meg else added_bytes(result, self.model)
+            stored = stored_bytes(result, self.model)
             report = MethodReport(evaluation, meg.fitted if meg else None, stored)
             prompts = {
                 kind: [self.reader.wrap(q.prompt) for q in questions if q.family == family]

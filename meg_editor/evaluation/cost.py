@@ -17,6 +17,7 @@ from torch import nn
 from meg_editor.lm.answers import greedy_options
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import left_padded
+from meg_editor.model.meg_model import MeGModel
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,13 @@ class Latency:
     tokens_per_second: float
 
 
-def added_bytes(edited: nn.Module, base: CausalLM) -> int:
-    """Bytes of an edited model which are not the base model's, nor a text encoder's."""
+def stored_bytes(edited: nn.Module | MeGModel, base: CausalLM) -> int:
+    """Bytes which the edits take beside the base model: no text encoder, nor MeG's verifier.
+
+    Both are there once, however many edits there are.
+    """
+    if isinstance(edited, MeGModel):
+        return edited.stored_bytes
     buffers = (buffer for module in base.modules() for buffer in module.buffers(recurse=False))
     known = {tensor.data_ptr() for tensor in [*base.parameters(), *buffers]}
     added = {
