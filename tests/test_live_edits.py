@@ -127,6 +127,25 @@ def test_an_id_stands_for_its_prompt_in_replace(tiny: MeGModel) -> None:
         tiny.replace(both)
 
 
+def test_an_edit_names_itself_and_nothing_else_does(tiny: MeGModel) -> None:
+    """An Edit, or a number of steps as text, was an AttributeError or a TypeError."""
+    first, second = tiny.edits[:2]
+    outdated = EditRequest(first.prompt, "Another", first.subject)
+    with pytest.raises(UnknownEditError, match="no edit has the id"):
+        tiny.remove(outdated)
+    for bad in (7, [first, 7], None, {first: 7}.values()):
+        with pytest.raises(RequestError, match="expected an edit, its id or prompt, got"):
+            tiny.remove(bad)
+    change = tiny.remove([first, second.id])
+    assert [edit.id for edit in change.removed.edits] == [first.id, second.id]
+    for steps in ("1", None, 1.0, 0):
+        with pytest.raises(RequestError, match=f"expected 1 to 1 steps, got {steps!r}"):
+            tiny.undo(steps)
+    tiny.undo()
+    tiny.remove(first)
+    assert first not in tiny.edits
+
+
 def test_a_removed_edit_leaves_no_trace(tiny: MeGModel) -> None:
     """Index, names, neurons and answers are those of a model that never had it."""
     never = copy.deepcopy(tiny)

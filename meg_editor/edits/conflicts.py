@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from unicodedata import normalize
 
-from meg_editor.config.input_files import short_repr
+from meg_editor.config.input_files import short_repr, type_and_repr
 from meg_editor.config.unicode_text import canonical_text
 from meg_editor.edits.edit import ID, Edit, edit_id
 from meg_editor.edits.edition import Edition
@@ -111,17 +111,21 @@ def resolve(
     return result
 
 
-def rows_of(texts: Sequence[str], edition: Edition, nearest: Nearest) -> list[int]:
-    """Rows of the edits with these ids or prompts, each once.
+def rows_of(named: Sequence[str | EditRequest], edition: Edition, nearest: Nearest) -> list[int]:
+    """Rows of edits, or of those with these ids or prompts, each once.
 
     Args:
         nearest: text -> rows of the edits that resemble it.
 
     Raises:
+        RequestError: something is neither a text nor an edit.
         UnknownEditError: there is no such edit.
     """
     rows: dict[int, None] = {}
-    for text in texts:
+    for each in named:
+        text = edit_id(each) if isinstance(each, EditRequest) else each
+        if not isinstance(text, str):
+            raise RequestError(f"expected an edit, its id or prompt, got {type_and_repr(text)}")
         row = edition.row_of_id.get(text.strip())
         if row is None:
             row = edition.row_of_key.get(canonical_text(text.strip()))

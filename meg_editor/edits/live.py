@@ -116,15 +116,16 @@ class LiveEdits:
             new = by_prompt(only_edits(requests), self.edition, self._nearest)
             return self._add(new, "replace", "replace")
 
-    def remove(self, prompts_or_ids: str | Sequence[str]) -> Change:
-        """Take edits back: the model answers as if it never had them.
+    def remove(self, edits: str | EditRequest | Iterable[str | EditRequest]) -> Change:
+        """Take edits back, named by prompt or id: the model answers as if it never had them.
 
         Raises:
+            RequestError: something else than edits.
             UnknownEditError: there is no such edit; nothing was changed.
         """
-        texts = [prompts_or_ids] if isinstance(prompts_or_ids, str) else list(prompts_or_ids)
+        named = edits if isinstance(edits, Iterable) and not isinstance(edits, str) else [edits]
         with self._changing:
-            return self._change("remove", rows_of(texts, self.edition, self._nearest))
+            return self._change("remove", rows_of(list(named), self.edition, self._nearest))
 
     def undo(self, steps: int = 1) -> list[Change]:
         """Take back the last changes; returns these, the last one first.
@@ -134,9 +135,9 @@ class LiveEdits:
         """
         with self._changing:
             undoable = self._history.undoable
-            if not 1 <= steps <= len(undoable):
+            if not isinstance(steps, int) or not 1 <= steps <= len(undoable):
                 raise RequestError(
-                    f"undo: expected 1 to {len(undoable)} steps, got {steps}"
+                    f"undo: expected 1 to {len(undoable)} steps, got {steps!r}"
                     if undoable
                     else "undo: no change to take back since the model was fitted, consolidated or "
                     "compacted"
