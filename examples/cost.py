@@ -7,11 +7,13 @@
 All methods in one run, one after another. Each edits a quarter of --edits facts twice and --edits
 facts once, others every time; then a quarter again with its operations counted. Columns:
 
-- edits, paraphrases: right answers in percent after --edits edits (the target as whole words)
+- edits, paraphrases: right answers in percent after --edits edits (the target as whole words);
+  no paraphrases where the data set has none of these facts
 - once s: what the first run takes longer than the second: covariances, hypernetworks, a verifier
 - s/edit: of a quarter, and of all, without that
 - GFLOP/edit: multiplications and additions of matrix products, forward and backward
-- of floor: how many times as long as this machine takes for so many in large matrix products
+- of floor: how many times as long as this machine takes for so many in large matrix products of
+  float32; less than 1 is possible where a method computes in bfloat16
 - peak MB: memory of the process (of the GPU) beyond that of the model alone
 - KB/edit: what is stored beside the model, without a text encoder and MeG's verifier, which are
   there once; methods that write into weights store whole matrices
@@ -79,8 +81,7 @@ class Meter:
                 run(third, ask=False)
         operations = counter.get_total_flops() / few
         return {
-            "edits": found["edits"],
-            "paraphrases": found["paraphrases"],
+            **{name: found[name] for name in ("edits", "paraphrases") if name in found},
             "once s": cold - warm,
             f"s/edit, {few}": warm / few,
             f"s/edit, {edits}": found["seconds"] / edits,
@@ -107,7 +108,8 @@ class Meter:
                 asked = [(case, case.request.prompt) for case in cases]
                 others = [(case, text) for case in cases for text in case.paraphrases]
                 row["edits"] = right_answers(result, self.tokenizer, asked)
-                row["paraphrases"] = right_answers(result, self.tokenizer, others)
+                if others:
+                    row["paraphrases"] = right_answers(result, self.tokenizer, others)
             row["bytes"] = stored_bytes(result, self.model)
         return row
 

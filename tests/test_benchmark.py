@@ -318,7 +318,7 @@ def test_a_rerun_measures_nothing_again(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("meg_editor.benchmark.runner.edited", never)
+    monkeypatch.setattr("meg_editor.benchmark.measure.edited", never)
     again = dataclasses.replace(benchmark)
     assert run_benchmark(again, *loaded, cells[1], report=lambda _: None) == cells[0]
     other = dataclasses.replace(again, edits=(7,))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meg_editor import EditRequest, MeGHyperParams, __version__, load_model
+from meg_editor import EditRequest, MeGHyperParams, load_model
 from meg_editor.baselines import AlphaEditHyperParams, MEMITHyperParams, NeuralDBHyperParams
 from meg_editor.baselines.alphaedit import apply_alphaedit_to_model
 from meg_editor.baselines.core.contexts import context_prefixes
@@ -25,8 +25,7 @@ from meg_editor.baselines.neuraldb import KeyValueMemory
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.baselines.retrieval import RetrievalHyperParams
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
-from meg_editor.benchmark import Benchmark, Method, diagnostics, edited, run_benchmark, runner
-from meg_editor.benchmark.methods import package_digest
+from meg_editor.benchmark import Benchmark, Method, diagnostics, edit_set, edited, run_benchmark
 from meg_editor.benchmark.metric_meta import metric_meta
 from meg_editor.benchmark.report import report_text
 from meg_editor.benchmark.search import SearchMaterial, search
@@ -34,6 +33,7 @@ from meg_editor.benchmark.sequential import SequentialError, carried, sequential
 from meg_editor.benchmark.weights import WeightSnapshot, checksums
 from meg_editor.cli.parser import build_parser
 from meg_editor.data.cases import EvaluationCase, MultiHopCase, Probe
+from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.data.splits import Split
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
@@ -323,23 +323,27 @@ def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
     assert carried(Method("easyedit:ALPHAEDIT", wrapping, AlphaEditHyperParams())).endswith("anew")
 
 
-def test_a_protocol_adds_to_the_key_of_a_cell(
-    loaded: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Beside what every cell depends on, the whole package among it."""
-    seen: list[Any] = []
-    monkeypatch.setattr(runner, "digest", lambda parts: seen.append(parts) or str(len(seen)))
+def test_every_protocol_and_setting_gives_a_cell_a_key_of_its_own(loaded: Any, cases: Any) -> None:
     unedited = Method("unedited", lambda model, *_, **__: (model, {}))
+    other = dataclasses.replace(unedited, hparams={"lr": 1})
     plain = Benchmark("reference", Split(tuple(cases), (), ()), [unedited], (5,), 1)
-    strict = [{}, {"sequential": 1}, {"sequential": 2}, {"natural": True}]
-    for flags in strict:
+    before = edit_set.Before(loaded[0])
+
+    def key(method: Method = unedited, edits: Any = cases, seed: int = 0, **flags: Any) -> str:
         benchmark = dataclasses.replace(plain, **flags)
-        before = runner._Before(loaded[0])
-        runner._EditSet(benchmark, *loaded, list(cases), 0, before).key(unedited)
-    name, options = str(loaded[0].name_or_path), {"pseudo": [], "calibration": [], "texts": []}
-    assert seen[0][:5] == [name, __version__, 0, options, [cases, []]]
-    assert seen[0][5:8] == [None, unedited.code, package_digest()] and len(seen[0]) == 9
-    assert [parts[9:] for parts in seen[1:]] == [["-sequential-1"], ["-sequential-2"], ["-natural"]]
+        return edit_set.EditSet(benchmark, *loaded, list(edits), seed, before).key(method)
+
+    keys = [
+        key(),
+        key(other),
+        key(edits=cases[1:]),
+        key(seed=1),
+        *(key(**flags) for flags in ({"sequential": 1}, {"sequential": 2}, {"natural": True})),
+        key(max_asked=2),
+        key(hparams=dataclasses.replace(plain.hparams, prompt_template="Q: {}")),
+        key(forms=[PromptForm("word", "suffix", "edit", "{q} In a word.")]),
+    ]
+    assert len(set(keys)) == len(keys) and key() == keys[0]
 
 
 def test_a_cell_knows_where_answers_end_if_not_where_the_models_config_says(
@@ -350,9 +354,9 @@ def test_a_cell_knows_where_answers_end_if_not_where_the_models_config_says(
     model, tokenizer = loaded
     other = copy.deepcopy(tokenizer)
     other.eos_token = tokenizer.convert_ids_to_tokens(9)
-    before = runner._Before(model)
+    before = edit_set.Before(model)
     sets = [
-        runner._EditSet(benchmark, model, each, list(cases), 0, before)
+        edit_set.EditSet(benchmark, model, each, list(cases), 0, before)
         for each in (tokenizer, copy.deepcopy(tokenizer), other)
     ]
     first, same, elsewhere = (run.key(unedited) for run in sets)
@@ -413,7 +417,7 @@ def test_only_what_is_judged_is_asked_without_a_limit(
         asked.append((len(prompts), limit))
         return natural_answers(model, tok, prompts, reader, limit)
 
-    monkeypatch.setattr(runner, "natural_answers", record)
+    monkeypatch.setattr(edit_set, "natural_answers", record)
     unedited = Method("unedited", lambda model, *_, **__: (model, {}))
     split = Split(tuple(cases), (), ())
     benchmark = Benchmark("reference", split, [unedited], (5,), 1, natural=True, timed=1)
@@ -426,8 +430,8 @@ def test_only_what_is_judged_is_asked_without_a_limit(
     assert sum(numbers.values()) > judged and asked == [(judged, NATURAL_TOKENS)] * 2
     # A longer target has to fit.
     edit = EditRequest("The capital of France is", "Lima" + 59 * " Lima", "France")
-    before = runner._Before(loaded[0])
-    long = runner._EditSet(benchmark, *loaded, [EvaluationCase(edit)], 0, before)
+    before = edit_set.Before(loaded[0])
+    long = edit_set.EditSet(benchmark, *loaded, [EvaluationCase(edit)], 0, before)
     long.natural_answers(loaded[0])
     assert asked[-1] == (1, 61)
     long_cell = dataclasses.replace(cell, max_tokens=61)
