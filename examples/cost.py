@@ -59,7 +59,6 @@ class Meter:
     def __init__(self, model: Any, tokenizer: Any, options: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self.snapshot = WeightSnapshot(model)
-        self.idle = self._peak()
 
     def row(self, method: Method, cases: Sequence[EvaluationCase], edits: int) -> dict[str, Any]:
         """All columns of a method.
@@ -87,7 +86,7 @@ class Meter:
             f"s/edit, {edits}": found["seconds"] / edits,
             "GFLOP/edit": operations / 1e9,
             "of floor": found["seconds"] / edits / (operations / self.rate()),
-            "peak MB": max(0, found["peak"] - self.idle) / 1e6,
+            "peak MB": found["peak"] / 1e6,
             "KB/edit": found["bytes"] / edits / 1000,
         }
 
@@ -101,9 +100,13 @@ class Meter:
         """One way of editing: its seconds, and what became of it."""
         options = {**self.options, "store": store, "seed": 0}
         reset_peak_memory(self.model.device)
+        idle = peak_memory(self.model.device)
         start = time.perf_counter()
         with edited(method, self.model, self.tokenizer, cases, self.snapshot, **options) as result:
-            row = {"seconds": time.perf_counter() - start, "peak": self._peak()}
+            row = {
+                "seconds": time.perf_counter() - start,
+                "peak": peak_memory(self.model.device) - idle,
+            }
             if ask:
                 asked = [(case, case.request.prompt) for case in cases]
                 others = [(case, text) for case in cases for text in case.paraphrases]
@@ -112,9 +115,6 @@ class Meter:
                     row["paraphrases"] = right_answers(result, self.tokenizer, others)
             row["bytes"] = stored_bytes(result, self.model)
         return row
-
-    def _peak(self) -> int:
-        return peak_memory(self.model.device)
 
     def rate(self, size: int = 1024) -> float:
         """Operations per second of a product of matrices in float32, the best of five."""

@@ -489,6 +489,13 @@ def test_the_peak_of_memory_is_of_what_ran_since_its_reset() -> None:
     assert big / 4 < after - before < big * 3 / 4
     reset_peak_memory("cpu")
     assert peak_memory("cpu") < after - big / 4
+    # Small blocks stay with the process when they are freed, under one that is in use.
+    torch.ones(2**20)  # freed: blocks of its size are no mappings of their own from now on
+    blocks = [torch.ones(2**18) for _ in range(128)]
+    last = torch.ones(2**18)
+    del blocks
+    reset_peak_memory("cpu")
+    assert peak_memory("cpu") < before + last.nbytes + big / 4
 
 
 def test_the_digest_of_the_package_is_of_what_measures(

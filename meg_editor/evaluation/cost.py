@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 import time
@@ -88,7 +90,10 @@ def peak_memory(device: torch.device | str) -> int:
 
 
 def reset_peak_memory(device: torch.device | str) -> None:
-    """Restart the measurement of `peak_memory`."""
+    """Restart the measurement of `peak_memory`, after giving back what is not used any more."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone can, and else has the peak of before
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
