@@ -15,6 +15,7 @@ numbers of edits are meant. VIEW is one of
     tasks      general ability after edits: RUN/general_ability.json, by examples/general_ability.py
     cost       seconds, operations and memory of an edit: RUN/cost.json, by examples/cost.py
     demo       RUN/demo.json, the report of `meg-editor demo`
+    published  RUN.json, what a paper prints of another model, each with its source
 """
 
 from __future__ import annotations
@@ -243,6 +244,17 @@ def cost(run: str) -> str:
     return _rows(f"{content['edits']} edits", list(next(iter(rows.values()))), rows)
 
 
+def published(run: str) -> str:
+    """What a paper prints, with where it does."""
+    content = json.loads((RESULTS / f"{run}.json").read_text("utf-8"))
+    lines = [
+        f"| {content['title']} | {' | '.join(content['columns'])} |",
+        f"|---|{'--:|' * len(content['columns'])}",
+        *(f"| {name} | {' | '.join(row)} |" for name, row in content["rows"].items()),
+    ]
+    return "\n".join([*lines, "", f"Source: {content['source']}."])
+
+
 def _rows(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
     lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for name, row in rows.items():
@@ -288,7 +300,13 @@ VIEWS = {
 
 
 # Of other files than report.json.
-OF_OTHER_FILES = {"abilities": abilities, "tasks": tasks, "cost": cost, "demo": demo}
+OF_OTHER_FILES = {
+    "abilities": abilities,
+    "tasks": tasks,
+    "cost": cost,
+    "demo": demo,
+    "published": published,
+}
 
 
 def built(marker: str) -> str:
