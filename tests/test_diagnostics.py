@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import random
@@ -73,6 +74,19 @@ def test_perplexity_is_that_of_each_text_alone(tiny_llama: Any, tiny_tokenizer: 
         result = perplexity(tiny_llama, tiny_tokenizer, texts, rows)
         assert result == pytest.approx(expected, rel=1e-4)
     assert math.isnan(perplexity(tiny_llama, tiny_tokenizer, []))
+
+
+def test_the_perplexity_of_a_destroyed_model_is_infinite(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    """It was an OverflowError, which ended the benchmark of all methods."""
+    destroyed = copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        destroyed.lm_head.weight *= 1e4
+    assert perplexity(destroyed, tiny_tokenizer, PROMPTS) == math.inf
+    with torch.no_grad():
+        destroyed.lm_head.weight *= math.nan
+    assert math.isnan(perplexity(destroyed, tiny_tokenizer, PROMPTS))
 
 
 def test_perplexity_of_a_model_which_routes_is_that_of_its_queries(make_meg_model: Any) -> None:

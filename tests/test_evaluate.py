@@ -15,6 +15,7 @@ from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import Evaluation, Question, evaluate, questions_of
+from meg_editor.evaluation.forced import forced_scores
 from meg_editor.evaluation.metrics import Pair
 from meg_editor.lm.answers import batched_answers, greedy_answers, greedy_tokens
 from meg_editor.lm.tokens import encode_example, max_target_length
@@ -44,6 +45,63 @@ def assert_each_alone(
     for question, (text, share) in zip(questions, answers, strict=True):
         alone, accuracy = ask(question)
         assert text == alone and share == pytest.approx(accuracy)
+
+
+def test_a_question_the_unedited_model_is_silent_on_is_asked(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    """It was left out of Locality: a method that begins to speak there was never found out."""
+    reader = PromptReader(tiny_tokenizer)
+    prompts = [f"{prompt} {other}" for prompt in PROMPTS for other in OTHERS]
+    said = batched_answers(tiny_llama, tiny_tokenizer, prompts, 12)
+    silent = [prompt for prompt, text in zip(prompts, said, strict=True) if not text]
+    assert silent
+    probes = tuple(Probe(prompt, ("42",)) for prompt in silent)
+    edit = EditRequest("The capital of Atlantis is", "Lima", "Atlantis")
+    case = EvaluationCase(edit, locality={"neighbour": probes, "bare": (Probe(silent[0]),)})
+    questions = questions_of(tiny_llama, tiny_tokenizer, [case], reader)
+    local = [question for question in questions if question.family == "locality"]
+    assert [q.target for q in local] == [""] * (len(silent) + 1)
+    before = evaluate(tiny_llama, tiny_tokenizer, [case], questions=questions)
+    assert before.scores.locality == Pair(100, 100)
+    # The data set knows their answers, and for "bare" nobody does.
+    known = forced_scores(tiny_llama, tiny_tokenizer, [case], questions[:-1]).token_accuracy
+    assert forced_scores(tiny_llama, tiny_tokenizer, [case], questions).token_accuracy == known
+    assert "specificity" in known
+    speaks = copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        speaks.lm_head.weight[tiny_tokenizer.eos_token_id] *= -1
+    after = evaluate(speaks, tiny_tokenizer, [case], questions=questions)
+    assert after.scores.locality == Pair(0, 0)
+
+
+def test_an_unedited_model_has_all_of_its_locality_in_bfloat16(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    """Its answers were compared with those of other batches, whose padding was another."""
+    model = copy.deepcopy(tiny_llama).to(torch.bfloat16)
+    cases = [
+        EvaluationCase(
+            EditRequest(prompt, "Lima"),
+            paraphrases=(f"Tell me please, and be quick about it: {prompt}",),
+            locality={"neighbour": tuple(Probe(f"{prompt} {other}") for other in OTHERS)},
+        )
+        for prompt in PROMPTS
+    ]
+    assert evaluate(model, tiny_tokenizer, cases).scores.locality == Pair(100, 100)
+
+
+def test_only_an_end_of_text_stands_for_a_missing_full_stop(tiny_tokenizer: Any) -> None:
+    """A line break, a blank and any special token did too."""
+    but_full_stop, tokenizer = evaluate.__globals__["_but_full_stop"], tiny_tokenizer
+    lima, dot, line, blank = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" Lima", ".", "\n", " ")
+    )
+    end = tokenizer.eos_token_id
+    for last, alike in ((line, False), (blank, False), ([tokenizer.bos_token_id], False)):
+        assert (but_full_stop(tokenizer, {end}, lima + last, lima + dot) == lima + dot) is alike
+    assert but_full_stop(tokenizer, {end}, [*lima, end], lima + dot) == lima + dot
+    assert but_full_stop(tokenizer, {end}, lima + dot, [*lima, end]) == [*lima, end]
 
 
 def test_only_what_is_not_said_of_itself_is_forced(monkeypatch: Any) -> None:

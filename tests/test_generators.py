@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -464,6 +465,17 @@ def test_a_compiled_dit_generates_the_same_and_stores_the_same() -> None:
         assert torch.equal(compiled.generate(conditions), plain.generate(conditions))
     assert isinstance(compiled, DiTGenerator) and compiled._compiled is not None
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+@learned
+def test_a_generator_that_needs_no_training_keeps_no_graph(kind: str) -> None:
+    """The stretch was computed with gradients: the generator could not be copied."""
+    neurons = torch.ones(3, P)
+    generator = build(kind)
+    assert generator.fit(pairs()[0][:3], neurons, seed=0) == []
+    assert not any(value.requires_grad for value in (*generator.parameters(), generator.stretch))
+    copied = copy.deepcopy(generator)
+    assert torch.equal(copied.generate(pairs()[0]), generator.generate(pairs()[0]))
 
 
 def test_a_generator_which_learned_too_little_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -85,3 +85,10 @@ def test_the_interval_of_the_score_is_that_of_the_harmonic_mean() -> None:
     expected = np.quantile(100 * 2 / (1 + 1 / means), (0.025, 0.975))
     assert result["sure"] == (100.0, 100.0)
     assert result["score"] == pytest.approx(tuple(expected), abs=0.6)
+
+
+def test_a_resample_without_a_question_has_no_value() -> None:
+    """It counted as 0 %: two of 64 facts, both right, had an interval from 0 to 100."""
+    everywhere = [(fact, 1.0) for fact in range(64)]
+    found = intervals({"reliability": everywhere, "locality": everywhere[:2]})
+    assert found == dict.fromkeys(("reliability", "locality", "score"), (100.0, 100.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from functools import cache
@@ -359,6 +360,15 @@ def test_gradient_reaches_only_the_neurons(family):
 
 
 # --- the hook ---------------------------------------------------------------------------------
+
+
+def test_an_activation_with_parameters_is_where_the_layer_is():
+    """xIELU has some: on a GPU the neuron was computed with those of the CPU, and failed."""
+    model = copy.deepcopy(tiny("gpt2")).to("meta")
+    spec = dataclasses.replace(spec_of("gpt2"), activation="xielu")
+    with NeuronHook(model, spec) as hook:
+        parameters = list(hook._activation.parameters())
+    assert parameters and all(each.is_meta and not each.requires_grad for each in parameters)
 
 
 def test_attached_nests_and_restores():

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from meg_editor.benchmark.definition import FittingFacts
 from meg_editor.data.cases import EvaluationCase, Probe
 from meg_editor.data.groups import groups
 from meg_editor.data.preprocessing import (
@@ -259,3 +260,20 @@ def test_tuning_requests_ask_for_no_fact_which_may_be_pretended_to_be_edited() -
     assert set(result["Bo spoke"]) == {"Bo was born in", "Bo died in"}
     alone = {r.prompt: r.locality_prompts for r in tuning_requests(rows[:1], 9, 0, Relations(rows))}
     assert set(alone["Al was born in"]) == {"Al died in", "Al spoke", "Al talked"}
+
+
+def test_what_is_added_to_fitting_facts_is_no_question_that_is_asked() -> None:
+    """Prompts of other relations were added after the split had been cleared of such questions."""
+    asked = "Zoe works as"
+    pool = [
+        fact("{} works as", "Ada", "job"),
+        fact("{} works as", "Eve", "job"),
+        fact("{} lives in", "Zoe", "home", "Eve lives in"),
+        fact("{} lives in", "Ida", "home", "Eve lives in"),
+    ]
+    edited = fact("{} works as", "Bob", "job", asked)
+    split = Split((edited,), tuple(pool), tuple(pool))
+    facts = FittingFacts.of(split)
+    for part in (facts.pseudo, facts.calibration):
+        added = {prompt for request in part for prompt in request.locality_prompts}
+        assert "Ida works as" in added and asked not in added

@@ -14,6 +14,7 @@ from torch import Tensor
 from meg_editor.benchmark.methods import Method
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase, MultiHopCase
+from meg_editor.data.preprocessing import locality_keys
 from meg_editor.data.prompt_forms import PromptForm
 from meg_editor.data.relations import Relations
 from meg_editor.data.splits import Split, choose, known_texts, tuning_requests
@@ -40,10 +41,11 @@ class FittingFacts:
     def of(cls, split: Split, pseudo: int = 2000, calibration: int = 400) -> FittingFacts:
         """Up to so many facts of the two sets of `split` which are never edited."""
         phrasings = Relations([*split.pseudo, *split.calibration])
+        asked = locality_keys(split.edited)
         return cls(
             # Encoders need many examples of other questions; a threshold is not about these alone.
-            tuning_requests(split.pseudo, pseudo, 0, phrasings, others=16),
-            tuning_requests(split.calibration, calibration, 0, phrasings),
+            tuning_requests(split.pseudo, pseudo, 0, phrasings, others=16, unless=asked),
+            tuning_requests(split.calibration, calibration, 0, phrasings, unless=asked),
             known_texts(split.pseudo),
         )
 

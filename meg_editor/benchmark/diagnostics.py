@@ -57,7 +57,7 @@ def diagnose(
     reader = reader or PromptReader(tokenizer)
     edited_prompts = [reader.wrap(case.request.prompt) for case in cases[:_CONTINUED]]
     entries: dict[str, Any] = {"fluency": _fluency(model, tokenizer, edited_prompts)}
-    untouched = [q for q in questions if q.family == "locality"][:_TEXTS]
+    untouched = [q for q in questions if q.family == "locality" and q.target][:_TEXTS]
     if untouched:
         queries = [reader.wrap(question.prompt) for question in untouched]
         texts = [f"{query} {q.target}" for query, q in zip(queries, untouched, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.relations import Relations
@@ -77,6 +77,12 @@ def without_probes(case: EvaluationCase, keys: Collection[str]) -> EvaluationCas
     }
     left = {kind: probes for kind, probes in locality.items() if probes}
     return case if left == case.locality else dataclasses.replace(case, locality=left)
+
+
+def locality_keys(cases: Iterable[EvaluationCase]) -> set[str]:
+    """`key` of every locality prompt."""
+    probes = (probe for case in cases for kind in case.locality.values() for probe in kind)
+    return {key(probe.prompt) for probe in probes}
 
 
 def key(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from meg_editor.data.cases import EvaluationCase, Probe
@@ -101,6 +101,7 @@ def tuning_requests(
     seed: int,
     relations: Relations | None = None,
     others: int = 4,
+    unless: Collection[str] = (),
 ) -> list[EditRequest]:
     """Up to `count` facts with their paraphrases and locality prompts, for a fitting stage.
 
@@ -111,6 +112,7 @@ def tuning_requests(
     Args:
         relations: the phrasings; default: those of `cases`.
         others: maximum number of added prompts per fact.
+        unless: `preprocessing.key` of what is no locality prompt, such as questions asked later.
     """
     relations, rng = relations or Relations(cases), random.Random(seed)
     usable = [case for case in cases if case.paraphrases]
@@ -131,7 +133,7 @@ def tuning_requests(
             rephrases=case.paraphrases,
             locality_prompts=tuple(p.prompt for ps in case.locality.values() for p in ps),
         )
-        for case in without_false_locality(extended, relations)
+        for case in (without_probes(c, unless) for c in without_false_locality(extended, relations))
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from meg_editor.evaluation.metrics import (
 )
 from meg_editor.evaluation.questions import MAX_NEW_TOKENS, Question, questions_of
 from meg_editor.evaluation.result import Answers, Evaluation
-from meg_editor.lm.answers import batched_answers, decoded, greedy_tokens
+from meg_editor.lm.answers import batched_answers, decoded, end_tokens, greedy_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import (
     Batch,
@@ -83,13 +83,12 @@ def evaluate(
         base = routed.base if routed else model
         questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)
     length = max_target_length(tokenizer, [case.request for case in cases], max_new_tokens)
-    chunks = list(by_length([len(question.prompt) for question in questions], _ROWS))
+    wrapped = [reader.wrap(question.prompt) for question in questions]
     answers = Answers([""] * len(questions), [0.0] * len(questions), [0.0] * len(questions))
     matrix, seconds = [0, 0, 0, 0, 0], 0.0
     scores = [0.0] * len(questions)
-    for rows in progress_bar(chunks, "evaluation", "batch"):
-        chunk = [questions[row] for row in rows]
-        prompts = [reader.wrap(question.prompt) for question in chunk]
+    for rows in progress_bar(_batches(questions, wrapped), "evaluation", "batch"):
+        chunk, prompts = [questions[row] for row in rows], [wrapped[row] for row in rows]
         start = time.perf_counter()
         decision = None
         if edited:
@@ -110,6 +109,20 @@ def evaluate(
         if oracle is not None:
             evaluation.oracle_generality = _oracle(edited, tokenizer, questions, oracle, length)
     return evaluation
+
+
+def _batches(questions: Sequence[Question], prompts: Sequence[str]) -> list[list[int]]:
+    """Rows of questions that are asked at once.
+
+    Those that the unedited model answered stay in its batches: in half precision an answer may
+    depend on the padding.
+    """
+    batches = []
+    for generated in (False, True):
+        rows = [row for row, question in enumerate(questions) if bool(question.tokens) == generated]
+        chunks = by_length([len(prompts[row]) for row in rows], _ROWS)
+        batches += [[rows[index] for index in chunk] for chunk in chunks]
+    return batches
 
 
 def _attached(
@@ -152,7 +165,8 @@ def _answer(
             forced[row] = tokens
     texts = decoded(tokenizer, generated)
     right = exact(texts, [question.target for question in chunk])
-    alike = [_but_full_stop(tokenizer, *pair) for pair in zip(forced, targets, strict=True)]
+    ends = end_tokens(model, tokenizer)
+    alike = [_but_full_stop(tokenizer, ends, *pair) for pair in zip(forced, targets, strict=True)]
     accuracy = token_accuracy(alike, targets)
     for row, text, match, share in zip(rows, texts, right, accuracy, strict=True):
         answers.texts[row], answers.right[row], answers.token_accuracy[row] = text, match, share
@@ -188,13 +202,14 @@ def _forced(model: CausalLM, examples: Sequence[Example]) -> list[list[int]]:
     return best
 
 
-def _but_full_stop(tokenizer: Tokenizer, predicted: list[int], target: list[int]) -> list[int]:
+def _but_full_stop(
+    tokenizer: Tokenizer, ends: Collection[int], predicted: list[int], target: list[int]
+) -> list[int]:
     """`predicted` with the last token of `target` if the two differ in a full stop alone."""
-    ours, theirs = (
-        tokenizer.decode(tokens[-1:], skip_special_tokens=True).strip()
-        for tokens in (predicted, target)
-    )
-    alike = ours != theirs and normalise(ours) == normalise(theirs)
+    pair = (predicted[-1], target[-1])
+    ours, theirs = ("" if token in ends else tokenizer.decode([token]).strip() for token in pair)
+    said = all(token in ends or text for token, text in zip(pair, (ours, theirs), strict=True))
+    alike = said and ours != theirs and normalise(ours) == normalise(theirs)
     return [*predicted[:-1], target[-1]] if alike else predicted
 
 

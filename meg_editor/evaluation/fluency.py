@@ -15,6 +15,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, by_length
 from meg_editor.model.routed_model import RoutedModel
 
+_MAX_LOSS = 700.0  # nats per token; exp of more is no float
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # ROME's and EasyEdit's
 
 
@@ -46,7 +47,8 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood per token over all `texts`, the first tokens given.
 
-    `model` is anything which maps `input_ids` to `.logits`. NaN if there is no second token.
+    `model` is anything which maps `input_ids` to `.logits`. NaN if there is no second token, or of
+    NaN logits; infinite if it is too large for a float.
 
     Args:
         queries: what a model which routes decides by, as a text with its answer is no query;
@@ -71,4 +73,6 @@ def perplexity(
             logits = model(input_ids=batch.ids, use_cache=False).logits.float().flatten(0, 1)
         loss += float(F.cross_entropy(logits, batch.labels.flatten(), reduction="sum"))
         count += sum(len(examples[index].target) for index in chunk)
-    return math.exp(loss / count) if count else float("nan")
+    if not count:
+        return math.nan
+    return math.inf if loss / count > _MAX_LOSS else math.exp(loss / count)

@@ -37,7 +37,8 @@ class ForcedScores:
         token_accuracy: share of the target's tokens that are ranked first under teacher forcing,
             mean over tokens, then prompts, then facts. The target of Specificity is the data set's
             answer, or where it has none the unedited model's. Questions that the edit's target
-            answers anyway (CounterFact's attribute prompts) are left out.
+            answers anyway (CounterFact's attribute prompts) are left out, and those which neither
+            the data set nor the unedited model answers.
         success: facts whose new answer is likelier than the old one (mean log-probability per
             token), for Specificity whose old answer is likelier than the new one; on neighbours
             with the old answer. Empty where the data set has no old answers.
@@ -69,9 +70,15 @@ def forced_scores(
         >>> forced_scores(model, tok, [EvaluationCase(edit, truth="Paris")], asked)
         ForcedScores(token_accuracy={'efficacy': 0.0}, success={'efficacy': 0.0}, compared=1)
     """
-    asked = [q for q in questions if q.family in _METRICS and not _bleeds(q, cases[q.edit])]
     reader = reader or PromptReader(tokenizer)
     ends = end_tokens(model, tokenizer)
+    asked = [
+        question
+        for question in questions
+        if question.family in _METRICS
+        and not _bleeds(question, cases[question.edit])
+        and _target(question, ends)
+    ]
     both = [q for q in asked if _has_old_answer(q, cases[q.edit])]
     prompts = [question.prompt for question in (*asked, *both, *both)]
     targets = [

@@ -137,13 +137,14 @@ def intervals(
         for fact, value in pairs:
             sums[column[fact]] += value
             counts[column[fact]] += 1
-        samples[name] = 100 * (weights @ sums) / np.maximum(weights @ counts, 1)
+        with np.errstate(invalid="ignore"):  # a draw without a question has no value: 0 / 0
+            samples[name] = 100 * (weights @ sums) / (weights @ counts)
     if len(samples) == len(metrics):
         values = np.stack(list(samples.values()))
         with np.errstate(divide="ignore"):
             samples["score"] = len(values) / (1 / values).sum(0)
     return {
-        name: tuple(float(q) for q in np.quantile(values, quantiles))  # type: ignore[misc]
+        name: tuple(float(q) for q in np.nanquantile(values, quantiles))  # type: ignore[misc]
         for name, values in samples.items()
     }
 

@@ -23,7 +23,7 @@ class Question:
     """A query put to a model, and its target.
 
     Attributes:
-        target: the answer for AG and TF; for Locality that of the unedited model.
+        target: the answer for AG and TF; for Locality that of the unedited model, which may be "".
         kind: "reliability", "generality", "locality:…", "portability:…" or "trap:…", with their
             kinds.
         edit: the index of the case it belongs to.
@@ -95,7 +95,6 @@ def questions_of(
     questions += [
         Question(probe.prompt, answer, kind, index, probe.answers, tuple(tokens))
         for (probe, kind, index), answer, tokens in zip(local, answers, generated, strict=True)
-        if answer  # an empty answer cannot be teacher-forced
     ]
     return questions
 

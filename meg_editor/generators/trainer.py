@@ -128,6 +128,7 @@ class LearnedGenerator(WeightGenerator):
         if not (left := error()) < _TOLERANCE:  # NaN too
             losses = self._train(steps, loss, error, seed, processes)
             left = error()
+        self.eval().requires_grad_(False)
         if h.generator_scale is None and irrelevant is None:  # zero would not stay zero
             self.stretch.copy_(self._shrinkage(conditions, targets).reciprocal())
         if processes.is_main and left > _POOR:
@@ -143,6 +144,7 @@ class LearnedGenerator(WeightGenerator):
         """Zero neurons of other queries in a batch of so many facts (A.3)."""
         return max(1, round(count * self.hparams.generator_zero_augmentation))
 
+    @torch.no_grad()
     def _shrinkage(self, conditions: Tensor, targets: Tensor) -> Tensor:
         """Regression slope of generated over target neurons, a scalar.
 

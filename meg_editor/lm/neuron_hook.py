@@ -87,12 +87,14 @@ class NeuronHook:
 
     def __init__(self, model: CausalLM, spec: NeuronSpec) -> None:
         self.spec = spec
-        self._activation = ACT2FN[spec.activation]
         modules = dict(model.named_modules())
         if absent := {spec.read, spec.write} - set(modules):
             raise ValueError(
                 f"{type(model).__name__} has no module {' or '.join(map(repr, absent))}"
             )
+        activation = ACT2FN[spec.activation]  # xIELU has parameters
+        device = next(modules[spec.write].parameters()).device
+        self._activation = activation.to(device).requires_grad_(False)
         block = modules[spec.read.rpartition(".")[0]]
         before = {"with_kwargs": True}
         self._handles = [

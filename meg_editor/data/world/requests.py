@@ -69,8 +69,9 @@ def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:
     Real and made-up facts; each target is another answer of the same relation.
     Paraphrases are the TEST phrasings. Locality prompts ask about facts that are not edited, in
     EDIT phrasings: the same relation of another subject, another relation of the same subject,
-    and common knowledge. An edited birthplace implies another country of birth: that is a
-    Portability question, in the TEST phrasings, and never a Locality question.
+    and common knowledge; none of them is a fact of the fitting stages. An edited birthplace
+    implies another country of birth: that is a Portability question, in the TEST phrasings, and
+    never a Locality question.
 
     Raises:
         ValueError: more edits than the world has facts for.
@@ -87,7 +88,8 @@ def edit_cases(world: World, count: int, seed: int) -> list[EvaluationCase]:
     common = world.in_split("common")
     cases = []
     for fact in chosen:
-        neighbours = [f for f in world.by_relation[fact.relation] if f not in edited]
+        peers = world.by_relation[fact.relation]
+        neighbours = [f for f in peers if f.split == "edit" and f not in edited]
         siblings = [f for f in world.by_subject[fact.subject] if f not in edited]
         locality = {
             "same_relation": _asked(world, neighbours, rng),
