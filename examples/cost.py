@@ -81,7 +81,7 @@ class Meter:
         operations = counter.get_total_flops() / few
         return {
             **{name: found[name] for name in ("edits", "paraphrases") if name in found},
-            "once s": cold - warm,
+            "once s": max(0.0, cold - warm),
             f"s/edit, {few}": warm / few,
             f"s/edit, {edits}": found["seconds"] / edits,
             "GFLOP/edit": operations / 1e9,

@@ -107,6 +107,22 @@ def test_all_neurons_of_a_trained_generator_can_be_stored_ones(
     assert torch.equal(neurons(loaded, [PROMPTS[8]]), neurons(model, [PROMPTS[8]]))
 
 
+@pytest.mark.parametrize("kind", ["dit", "mlp"])
+def test_what_is_left_of_a_trained_generator_is_saved(
+    make_meg_model: Callable[..., MeGModel], tmp_path: Path, kind: str
+) -> None:
+    """Its stored neurons, none, had the shape (0, 0), which saving refused from then on."""
+    model = make_meg_model(kind)
+    model.remove(PROMPTS[0])
+    model.compact()
+    for asked in (PROMPTS[1:6], [*PROMPTS[1:6], PROMPTS[8]]):
+        model.save_pretrained(tmp_path / "edits")
+        loaded = MeGModel.from_pretrained(tmp_path / "edits", base=model.base)
+        assert [edit.prompt for edit in loaded.edits] == asked
+        assert torch.equal(neurons(loaded, asked), neurons(model, asked))
+        model.add(facts(8))
+
+
 # -------------------------------------------------------------------------- consolidation
 
 

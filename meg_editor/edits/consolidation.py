@@ -78,7 +78,7 @@ def consolidated(
     parts = chunks(count, _CHUNK)
     neurons = torch.cat([edition.neurons(rows) for rows in parts])
     generator = GENERATORS["dit"].build(hparams, anchors.shape[1], size, count).to(anchors.device)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         generator.fit(anchors, neurons, seed=hparams.seed)
     lost: list[int] = []
     for rows in parts:

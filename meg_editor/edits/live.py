@@ -6,6 +6,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -123,9 +124,11 @@ class LiveEdits:
             RequestError: something else than edits.
             UnknownEditError: there is no such edit; nothing was changed.
         """
-        named = edits if isinstance(edits, Iterable) and not isinstance(edits, str) else [edits]
+        given: Any = edits
+        several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+        named = list(given) if several else [given]
         with self._changing:
-            return self._change("remove", rows_of(list(named), self.edition, self._nearest))
+            return self._change("remove", rows_of(named, self.edition, self._nearest))
 
     def undo(self, steps: int = 1) -> list[Change]:
         """Take back the last changes; returns these, the last one first.
@@ -133,16 +136,16 @@ class LiveEdits:
         Raises:
             RequestError: there are not so many; nothing was changed.
         """
-        with self._changing:
+        with self.transaction():
             undoable = self._history.undoable
-            if not isinstance(steps, int) or not 1 <= steps <= len(undoable):
+            if not isinstance(steps, Integral) or not 1 <= steps <= len(undoable):
                 raise RequestError(
                     f"undo: expected 1 to {len(undoable)} steps, got {steps!r}"
                     if undoable
                     else "undo: no change to take back since the model was fitted, consolidated or "
                     "compacted"
                 )
-            taken = undoable[-steps:][::-1]
+            taken = undoable[-int(steps) :][::-1]
             for change in taken:
                 row_of = self.edition.row_of_id
                 gone = [row_of[edit.id] for edit in change.added.edits]
@@ -231,6 +234,7 @@ class LiveEdits:
                 not_learned=not_learned,
             )
 
+    @torch.inference_mode(False)
     @torch.enable_grad()
     def _collected(
         self, edits: Sequence[Edit], known: Mapping[EditRequest, Rows]

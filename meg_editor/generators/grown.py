@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
 
 from meg_editor.generators.bank import NeuronBank
 from meg_editor.generators.base import WeightGenerator
+from meg_editor.generators.trainer import LearnedGenerator
 from meg_editor.runtime.tensors import joined, taken
 
 
@@ -89,7 +90,8 @@ def grown(
         trained, former, slot = generator.trained, generator.neurons, generator.slot
     else:
         device = anchors.device
-        trained, former = generator, torch.zeros(0, 0, dtype=torch.half, device=device)
+        size = cast(LearnedGenerator, generator).size  # a change without new edits has none
+        trained, former = generator, torch.zeros(0, size, dtype=torch.half, device=device)
         slot = torch.full((count,), -1, device=device)
     slot = taken(slot, retained).long()
     used = slot >= 0

@@ -81,10 +81,20 @@ def end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int]:
 
 def decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
     """Texts of B answers in tokens, stripped; inside they are as the tokens have them."""
-    # Some tokenizers would tidy blanks up, and what is code with it.
-    verbatim = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     # One by one: `batch_decode` gives one text for no rows.
-    return [tokenizer.decode(row, **verbatim).strip() for row in rows]
+    return [verbatim(tokenizer, row).strip() for row in rows]
+
+
+def verbatim(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """Text of tokens without special ones: some tokenizers would tidy blanks up, and code with it.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> verbatim(tokenizer, tokenizer("Paris", add_special_tokens=False)["input_ids"])
+        'Paris'
+    """
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def greedy_answers(

@@ -60,6 +60,7 @@ class _Rider:
     neuron: Tensor | None
     chooser: Chooser | None
     logprobs: list[TokenLogprob]
+    answers: int  # which are not finished
 
 
 class PagedManager(ContinuousBatchingManager):
@@ -109,6 +110,10 @@ class PagedManager(ContinuousBatchingManager):
         starter.start()
         starter.join()
 
+    def stop(self, *arguments: Any, keep_for_next_session: bool = False, **options: Any) -> None:
+        """`stop` of transformers; never kept for a next session: the model would answer with it."""
+        super().stop(*arguments, **options)
+
     @property
     def shares_model(self) -> bool:
         """Whether the model can be used by others meanwhile: its attention is not a paged one."""
@@ -135,22 +140,28 @@ class PagedManager(ContinuousBatchingManager):
                 request_id = f"req_{self._request_counter}"
                 self._request_counter += 1
         if neuron is not None or chooser is not None:
-            self._riders[request_id] = _Rider(neuron, chooser, [])
-        return super().add_request(input_ids, request_id, *arguments, **options)
+            self._riders[request_id] = _Rider(neuron, chooser, [], self.num_return_sequences)
+        taken = super().add_request(input_ids, request_id, *arguments, **options)
+        if taken is None:
+            self._riders.pop(request_id, None)
+        return taken
 
     def cancel_request(self, request_id: str) -> None:
         """Cancel a request; it gives nothing more."""
         super().cancel_request(request_id)
-        self._forget(request_id)
+        self._riders.pop(request_id, None)
         with self.output_router._lock:
             self.output_router.result_handlers.pop(request_id, None)
 
     def _rider(self, request_id: str) -> _Rider | None:
         return self._riders.get(request_id.partition(_CHILD)[0])
 
-    def _forget(self, request_id: str) -> None:
-        if self.num_return_sequences == 1:  # else other answers to the prompt may still come
-            self._riders.pop(request_id, None)
+    def _finished(self, request_id: str) -> None:
+        """The last answer to a prompt takes its rider away."""
+        if rider := self._rider(request_id):
+            rider.answers -= 1
+            if not rider.answers:
+                self._riders.pop(request_id.partition(_CHILD)[0], None)
 
     # ------------------------------------------------------------------ a step
 
@@ -245,4 +256,4 @@ class _Deliveries(OutputRouter):
         super().deliver_batch(outputs)
         for output in outputs:
             if output.is_finished():
-                self._manager._forget(output.request_id)
+                self._manager._finished(output.request_id)

@@ -39,7 +39,7 @@ def working_copy(model: Any, bfloat16: bool | None = None) -> Any:
     if not on_cpu and not half:
         return model
     # Tensors are shared: only modules and configs are copied.
-    copied: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    copied: Any = copy.deepcopy(model, without_engine(model, {id(t): t for t in tensors}))
     if half:
         shared = {id(p): nn.Parameter(_halved(p), requires_grad=False) for p in tensors}
         for module in copied.modules():
@@ -49,6 +49,15 @@ def working_copy(model: Any, bfloat16: bool | None = None) -> Any:
     if on_cpu and hasattr(copied, "set_attn_implementation"):
         copied.set_attn_implementation("eager")
     return copied.eval()
+
+
+def without_engine(model: Any, memo: dict[int, Any]) -> dict[int, Any]:
+    """`memo` for a deep copy of the model without its engine, whose threads cannot be copied.
+
+    transformers stores it there after `generate_batch(..., persistent_manager=True)`.
+    """
+    engine = getattr(model, "_cached_continuous_batching_manager", None)
+    return memo if engine is None else {**memo, id(engine): None}
 
 
 def _is_copyable(model: nn.Module) -> bool:

@@ -169,17 +169,28 @@ class _Unknown:
 
 
 class _RowMethod:
-    """A method of a cache which selects rows, and selects those of the routing too."""
+    """A method of a cache which selects rows, and selects those of the routing too.
+
+    The cache has this, so this must not have the cache: it would stay until a garbage collection.
+    """
 
     def __init__(self, cache: Any, name: str) -> None:
-        self.cache, self.name = cache, name
+        self._cache, self._name = weakref.ref(cache), name
 
     def __call__(self, rows: Tensor, *arguments: Any, **options: Any) -> Any:
-        result = getattr(type(self.cache), self.name)(self.cache, rows, *arguments, **options)
-        routing = getattr(self.cache, _NAME, None)
+        cache = self._cache()
+        result = getattr(type(cache), self._name)(cache, rows, *arguments, **options)
+        routing = getattr(cache, _NAME, None)
         if isinstance(routing, CacheRouting):
-            setattr(self.cache, _NAME, routing.select_rows(torch.as_tensor(rows).tolist()))
+            setattr(cache, _NAME, routing.select_rows(torch.as_tensor(rows).tolist()))
         return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _RowMethod:
+        cache = self._cache()
+        return _RowMethod(memo.get(id(cache), cache), self._name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _RowMethod, (self._cache(), self._name)
 
 
 def cache_of(output: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
+from meg_editor.lm.working_copy import without_engine
 from meg_editor.model.appending import Saved
 from meg_editor.model.batching import ContinuousBatching
 from meg_editor.model.fit_report import FitReport
@@ -205,7 +206,17 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
             f"generator {self.hparams.generator})"
         )
 
+    def __copy__(self) -> MeGModel:
+        return self.fork()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "a MeGModel is not pickled: save_pretrained writes its edits to a folder, which "
+            "MeGModel.from_pretrained reads"
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> MeGModel:
+        memo |= without_engine(self.base, {})
         copied = memo[id(self)] = type(self).__new__(type(self))
         apart = ("hook", "_capture", "_changing", "_in_force", "_while_decoding")
         with self._changing:
@@ -254,7 +265,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         """
         edition = self.edition
         parts = [edition.neurons(part).cpu() for part in chunks(len(edition.edits), rows)]
-        return torch.cat(parts)
+        return torch.cat([torch.zeros(0, self.spec.size), *parts])
 
     def _apply(self, fn: Any, recurse: bool = True) -> MeGModel:
         """Moves everything, and casts the base alone: a rounded threshold decides otherwise."""

@@ -19,6 +19,7 @@ from meg_editor.lm.neuron import NeuronSpec, middle_layer
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import WrongModelError
 from meg_editor.model.listing import saved_edits
+from meg_editor.model.loading import local_folder
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.runtime.tensors import chunks
 
@@ -56,6 +57,7 @@ class Reattached:
 
 def merge(model: MeGModel, folder: str | Path, on_conflict: OnConflict) -> Change:
     """Add the edits of another saved folder; see `MeGModel.merge`."""
+    folder = local_folder(folder)
     try:
         other = type(model).from_pretrained(folder, base=model.base, tokenizer=model.tokenizer)
     except WrongModelError:  # edits of another base: their neurons do not serve here

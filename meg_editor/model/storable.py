@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelHubMixin
 
+from meg_editor.config.input_files import short_repr
 from meg_editor.edits.change import Change
 from meg_editor.edits.conflicts import OnConflict
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -53,9 +54,16 @@ class StorableEdits(ModelHubMixin):
         return reattach(cast("MeGModel", self), base, tokenizer)
 
     def export(self, path: str | Path) -> None:
-        """Write the edits to a file of JSON lines, which every `--edits` reads."""
+        """Write the edits to a file of JSON lines, which every `--edits` reads.
+
+        Raises:
+            ValueError: the name does not end in .jsonl, by which the file is known.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".jsonl" and not path.is_dir():
+            raise ValueError(f"expected a name that ends in .jsonl, got {short_repr(path.name)}")
         lines = [edit.listed for edit in cast("MeGModel", self).edits]
-        with replacing(Path(path)) as file:
+        with replacing(path) as file:
             file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in lines)
 
     def save_pretrained(

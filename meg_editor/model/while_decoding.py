@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.edits.edition import Edition
+from meg_editor.lm.answers import verbatim
 from meg_editor.lm.ffn import decoder_of
 from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.neuron_hook import eager
@@ -114,7 +115,7 @@ class WhileDecoding:
             partial(self._propose, in_force.edition),
             partial(self._confirm, in_force.edition),
             EditedAnswers(model, in_force),
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            partial(verbatim, tokenizer),
             in_force.edition.edits,
             partial(self._target_length, in_force.edition),
             self._ends(options),

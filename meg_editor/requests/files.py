@@ -77,7 +77,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         >>> [location for location, fields in read_rows(path)]
         ['facts.jsonl, line 1']
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     known, shown = ", ".join(_FORMATS), shown_path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{shown} is a directory: expected a file of edits ({known})")

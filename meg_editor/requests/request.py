@@ -103,14 +103,12 @@ class EditRequest:
         # Braces beside the subject are the prompt's own: "In Python, {} is an empty".
         if subject is not None and prompt.count("{}") == 1 and not _names(prompt, subject):
             prompt = prompt.replace("{}", subject)
-        rephrases = row.get("rephrases")
-        if rephrases in (None, "", []):
-            rephrases = row.get("rephrase_prompt")
+        rephrases = _texts(row.get("rephrases"), "rephrases", where)
         return cls(
             prompt=prompt,
             target_new=_text(row, "target_new", where),
             subject=subject,
-            rephrases=_texts(rephrases, "rephrases", where),
+            rephrases=rephrases or _texts(row.get("rephrase_prompt"), "rephrases", where),
             locality_prompts=_texts(row.get("locality_prompts"), "locality_prompts", where),
         )
 
@@ -192,6 +190,8 @@ def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditReq
         >>> only_edits([{"prompt": "p", "target_new": "t", "rephrase_prompt": "q"}])[0].rephrases
         ()
     """
+    if not isinstance(rows, Iterable):
+        raise RequestError(f"expected a list of edits, got {type_and_repr(rows)}")
     fields = ("prompt", "target_new", "subject")
     return merge_requests(
         {field: row[field] for field in fields if row.get(field) is not None}
@@ -235,7 +235,9 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
-    if value is None or value == "":
+    if hasattr(value, "tolist"):  # a column of lists which pandas read is one of arrays
+        value = value.tolist()
+    if value is None or (isinstance(value, str) and not value):
         return ()
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, Sequence):

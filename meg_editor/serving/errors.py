@@ -74,6 +74,8 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, OtherWriterError):
         message = "the folder was changed by another program: nothing was done; restart the server"
         return ApiError(409, message, code="other_writer")
+    if isinstance(error, RequestError | FloatingPointError):
+        return ApiError(400, str(error))
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return ApiError(503, "out of memory: send less at once", code="out_of_memory")
     if isinstance(error, OSError):
@@ -81,8 +83,6 @@ def api_error(error: BaseException) -> ApiError:
         if error.errno in _FULL:
             return ApiError(507, "the disk is full: nothing was changed", code="disk_full")
         return ApiError(503, "the folder cannot be written: nothing was changed", code="not_saved")
-    if isinstance(error, RequestError | FloatingPointError):
-        return ApiError(400, str(error))
     _LOG.error("unforeseen", exc_info=error)
     return ApiError(500, "an error which nobody foresaw; the server's log says which")
 

@@ -58,7 +58,7 @@ class Format:
         }
 
     def _decode(self, token: int) -> str:
-        return self._tokenizer.decode([token])
+        return self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
 
     def _name(self, token: int) -> str:
         """Its text, or its bytes where it is a part of a letter."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -106,16 +107,22 @@ class RoutingQueue:
         return self._waiting.qsize()
 
     def histogram(self) -> dict[str, object]:
-        """Scores of the latest prompts in bins over [0, 1], and the threshold."""
-        latest = list(self.latest)
+        """Scores of the latest prompts in bins, and the threshold.
+
+        Over [0, 1]; from the lowest to the highest where some are below 0, as minus an entropy.
+        """
+        latest = [(score, yes) for score, yes in self.latest if math.isfinite(score)]
+        low = min([0.0, *(score for score, _ in latest)])
+        high = max(score for score, _ in latest) if low < 0 else 1.0
+        width = (high - low or 1.0) / _BINS
         model = self._model
         judge = model.verifier.threshold if model.verifier else model.gate.threshold
         bins: list[dict[str, float | int]] = [
-            {"from": n / _BINS, "to": (n + 1) / _BINS, "edited": 0, "left_alone": 0}
+            {"from": low + n * width, "to": low + (n + 1) * width, "edited": 0, "left_alone": 0}
             for n in range(_BINS)
         ]
         for score, is_edit in latest:
-            place = min(_BINS - 1, max(0, int(score * _BINS)))
+            place = min(_BINS - 1, int((score - low) / width))
             bins[place]["edited" if is_edit else "left_alone"] += 1
         return {
             "object": "histogram",

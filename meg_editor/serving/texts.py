@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
+from meg_editor.lm.answers import verbatim
 from meg_editor.lm.protocols import Tokenizer
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # a letter whose last bytes are still to come
@@ -62,22 +63,20 @@ class Detokenizer:
     def push(self, ids: Sequence[int]) -> str:
         """The text that these tokens add, once its last letter is whole."""
         self._ids += ids
-        before = self._decoded(self._ids[self._start : self._given])
-        text = self._decoded(self._ids[self._start :])
+        before = verbatim(self._tokenizer, self._ids[self._start : self._given])
+        text = verbatim(self._tokenizer, self._ids[self._start :])
         if text.endswith(BROKEN) or len(text) < len(before):
             return ""
-        self._start, self._given = self._given, len(self._ids)
+        if len(text) > len(before):  # else a special token: the blank behind it is not the first
+            self._start, self._given = self._given, len(self._ids)
         return text[len(before) :]
 
     def rest(self) -> str:
         """What was held back, at the end of the answer: half a letter is shown as such."""
-        before = self._decoded(self._ids[self._start : self._given])
-        text = self._decoded(self._ids[self._start :])
+        before = verbatim(self._tokenizer, self._ids[self._start : self._given])
+        text = verbatim(self._tokenizer, self._ids[self._start :])
         self._start = self._given = len(self._ids)
         return text[len(before) :]
-
-    def _decoded(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class Stops:

@@ -96,7 +96,8 @@ class FamiliarityGate(Gate):
         labels = torch.randint(self.classes, (len(edited),), generator=generator).to(edited.device)
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         self.train()
-        with seeded(seed, edited.device), torch.enable_grad():  # dropout
+        training = torch.inference_mode(False), torch.enable_grad()
+        with seeded(seed, edited.device), training[0], training[1]:  # dropout
             for epoch in progress_bar(range(self.epochs), "gate", "epoch"):
                 order = torch.randperm(len(edited), generator=generator).to(edited.device)
                 total = 0.0
