@@ -12,8 +12,8 @@ facts once, others every time; then a quarter again with its operations counted.
 - once s: what the first run takes longer than the second: covariances, hypernetworks, a verifier
 - s/edit: of a quarter, and of all, without that
 - GFLOP/edit: multiplications and additions of matrix products, forward and backward
-- of floor: how many times as long as this machine takes for so many in large matrix products of
-  float32; less than 1 is possible where a method computes in bfloat16
+- of floor: how many times as long a quarter takes as so many in large matrix products of float32;
+  less than 1 is possible where a method computes in bfloat16
 - peak MB: memory of the process (of the GPU) beyond that of the model alone
 - KB/edit: what is stored beside the model, without a text encoder and MeG's verifier, which are
   there once; methods that write into weights store whole matrices
@@ -85,7 +85,7 @@ class Meter:
             f"s/edit, {few}": warm / few,
             f"s/edit, {edits}": found["seconds"] / edits,
             "GFLOP/edit": operations / 1e9,
-            "of floor": found["seconds"] / edits / (operations / self.rate()),
+            "of floor": warm / few / (operations / self.rate()),
             "peak MB": found["peak"] / 1e6,
             "KB/edit": found["bytes"] / edits / 1000,
         }
