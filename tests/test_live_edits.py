@@ -267,7 +267,7 @@ def test_a_fact_is_not_lost_to_a_contradiction_in_its_own_batch(
 
 def test_unknown_edits_are_refused_with_the_nearest_ones(edited: MeGModel) -> None:
     before = state(edited)
-    near = FACTS[0].prompt.replace("What is the", "Tell me the")
+    near = f"{FACTS[0].prompt} now"
     with pytest.raises(UnknownEditError, match=f"the nearest: {edit_id(FACTS[0])}"):
         edited.remove([FACTS[1].prompt, near])
     with pytest.raises(UnknownEditError, match=edit_id(FACTS[0])):
