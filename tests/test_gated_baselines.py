@@ -63,7 +63,7 @@ def reference() -> Iterator[Reference]:
     """The trained reference model, which can be edited, and eight facts."""
     model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
     before = checksums(model)
-    yield model, tokenizer, [case.request for case in edit_cases(load_world(), 8, seed=1)]
+    yield model, tokenizer, [case.request for case in edit_cases(load_world(), 8, seed=3)]
     assert checksums(model) == before
 
 

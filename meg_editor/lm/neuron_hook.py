@@ -92,9 +92,9 @@ class NeuronHook:
             raise ValueError(
                 f"{type(model).__name__} has no module {' or '.join(map(repr, absent))}"
             )
-        activation = ACT2FN[spec.activation]  # xIELU has parameters
-        device = next(modules[spec.write].parameters()).device
-        self._activation = activation.to(device).requires_grad_(False)
+        self._activation = ACT2FN[spec.activation].requires_grad_(False)
+        if (weight := next(modules[spec.write].parameters(), None)) is not None:
+            self._activation.to(weight.device)  # xIELU has parameters
         block = modules[spec.read.rpartition(".")[0]]
         before = {"with_kwargs": True}
         self._handles = [
