@@ -512,8 +512,8 @@ def hparams(**changes: Any) -> MeGHyperParams:
 
 
 @functools.cache
-def cases() -> list[EvaluationCase]:
-    return edit_cases(load_world(), 128, 0)
+def cases(seed: int = 0) -> list[EvaluationCase]:
+    return edit_cases(load_world(), 128, seed)
 
 
 def fields(chosen: Sequence[EvaluationCase]) -> dict[str, list[Any]]:
@@ -619,8 +619,8 @@ def batch(registered: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> S
     with pytest.MonkeyPatch.context() as patch, spied_routes() as routes:
         patch.chdir(folder)
         editor = registered.BaseEditor.from_hparams(settings)
-        local = neighbours(editor.model, editor.tok, cases())
-        inputs = fields(cases())
+        local = neighbours(editor.model, editor.tok, cases(1))
+        inputs = fields(cases(1))
         metrics, model, weights = editor.batch_edit(
             **copy.deepcopy(inputs), locality_inputs=copy.deepcopy(local), verbose=False
         )
@@ -647,7 +647,7 @@ def test_a_batch_is_edited_and_evaluated(batch: SimpleNamespace) -> None:
     same = [ours == theirs for ours, theirs in zip(before, after, strict=True)]
     assert np.mean(same) >= 0.97
     assert all(len(rows) == 1 and rows[0] for rows in before)
-    for row, case in zip(batch.metrics, cases(), strict=True):
+    for row, case in zip(batch.metrics, cases(1), strict=True):
         assert row["requested_rewrite"]["prompt"] == case.request.prompt
 
 
@@ -698,7 +698,7 @@ def test_easyedits_accuracies_are_ours(
     count = 48  # the first edits
     few = [
         dataclasses.replace(case, paraphrases=case.paraphrases[:1], locality={}, portability={})
-        for case in cases()[:count]
+        for case in cases(1)[:count]
     ]
     metrics, tok = batch.metrics[:count], batch.editor.tok
     model = batch.model if phase == "post" else batch.editor.model

@@ -92,7 +92,7 @@ def verbatim(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
         >>> from meg_editor import MeGHyperParams, load_model
         >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
         >>> verbatim(tokenizer, tokenizer("Paris", add_special_tokens=False)["input_ids"])
-        'Paris'
+        ' Paris'
     """
     return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
