@@ -247,20 +247,21 @@ def cost(run: str) -> str:
 def published(run: str) -> str:
     """What a paper prints, with where it does."""
     content = json.loads((RESULTS / f"{run}.json").read_text("utf-8"))
-    lines = [
-        f"| {content['title']} | {' | '.join(content['columns'])} |",
-        f"|---|{'--:|' * len(content['columns'])}",
-        *(f"| {name} | {' | '.join(row)} |" for name, row in content["rows"].items()),
-    ]
-    return "\n".join([*lines, "", f"Source: {content['source']}."])
+    text = _lines(content["title"], content["columns"], content["rows"])
+    return f"{text}\n\nSource: {content['source']}."
 
 
 def _rows(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
+    texts = {
+        bold_ours(name): [_plain(row.get(column, "-")) for column in columns]
+        for name, row in rows.items()
+    }
+    return _lines(title, columns, texts)
+
+
+def _lines(title: str, columns: Sequence[str], rows: dict[str, list[str]]) -> str:
     lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
-    for name, row in rows.items():
-        texts = (_plain(row.get(column, "-")) for column in columns)
-        lines.append(f"| {bold_ours(name)} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items())])
 
 
 def _plain(cell: str | float) -> str:
@@ -274,17 +275,13 @@ def demo(run: str) -> str:
     content = json.loads((RESULTS / run / "demo.json").read_text("utf-8"))
     pairs = {"Rel": "reliability", "Gen": "generality", "Loc": "locality"}
     titles = [f"{short} {way}" for short in pairs for way in ("AG", "TF")]
-    lines = [
-        f"| Method | {' | '.join(titles)} | **Score** | Oracle gen | KB/edit |",
-        f"|---|{9 * '--:|'}",
-    ]
+    rows = {}
     for name, entry in content["methods"].items():
         six = [entry[metric][way] for metric in pairs.values() for way in ("ag", "tf")]
         size = entry.get("bytes_per_edit")
         numbers = (*six, entry["score"], entry["oracle_generality"], size and size / 1024)
-        texts = ("-" if number is None else f"{number:.1f}" for number in numbers)
-        lines.append(f"| {bold_ours(name)} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+        rows[bold_ours(name)] = ["-" if number is None else f"{number:.1f}" for number in numbers]
+    return _lines("Method", [*titles, "**Score**", "Oracle gen", "KB/edit"], rows)
 
 
 VIEWS = {

@@ -26,6 +26,7 @@ from meg_editor.baselines.registry import BASELINES
 from meg_editor.baselines.retrieval import RetrievalHyperParams
 from meg_editor.baselines.ultraedit import UltraEditHyperParams, apply_ultraedit_to_model
 from meg_editor.benchmark import Benchmark, Method, diagnostics, edit_set, edited, run_benchmark
+from meg_editor.benchmark.methods import package_digest
 from meg_editor.benchmark.metric_meta import metric_meta
 from meg_editor.benchmark.report import report_text
 from meg_editor.benchmark.search import SearchMaterial, search
@@ -45,7 +46,7 @@ from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.integrations.easyedit import methods
 from meg_editor.lm.answers import greedy_answers
 from meg_editor.requests.prompts import PromptReader
-from meg_editor.runtime.artifacts import ArtifactStore
+from meg_editor.runtime.artifacts import ArtifactStore, digest
 
 ENCODER = "meg_editor:bert-reference"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -323,7 +324,12 @@ def test_a_method_that_cannot_is_left_out_and_no_batch_is_measured_instead(
     assert carried(Method("easyedit:ALPHAEDIT", wrapping, AlphaEditHyperParams())).endswith("anew")
 
 
-def test_every_protocol_and_setting_gives_a_cell_a_key_of_its_own(loaded: Any, cases: Any) -> None:
+def test_every_protocol_and_setting_gives_a_cell_a_key_of_its_own(
+    loaded: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what every cell depends on, the whole package among it."""
+    seen: list[Any] = []
+    monkeypatch.setattr(edit_set, "digest", lambda parts: seen.append(parts) or digest(parts))
     unedited = Method("unedited", lambda model, *_, **__: (model, {}))
     other = dataclasses.replace(unedited, hparams={"lr": 1})
     plain = Benchmark("reference", Split(tuple(cases), (), ()), [unedited], (5,), 1)
@@ -344,6 +350,10 @@ def test_every_protocol_and_setting_gives_a_cell_a_key_of_its_own(loaded: Any, c
         key(forms=[PromptForm("word", "suffix", "edit", "{q} In a word.")]),
     ]
     assert len(set(keys)) == len(keys) and key() == keys[0]
+    name, options = str(loaded[0].name_or_path), {"pseudo": [], "calibration": [], "texts": []}
+    for part in (name, 0, options, None, unedited.code, package_digest(), before.fingerprint):
+        assert part in seen[0]
+    assert [parts[9] for parts in seen[4:7]] == ["-sequential-1", "-sequential-2", "-natural"]
 
 
 def test_a_cell_knows_where_answers_end_if_not_where_the_models_config_says(

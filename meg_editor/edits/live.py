@@ -31,6 +31,7 @@ from meg_editor.requests.request import EditRequest, RequestError, only_edits
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.routing import RoutedQuery, Routing
+from meg_editor.runtime.gradients import gradients
 
 
 class LiveEdits:
@@ -234,8 +235,7 @@ class LiveEdits:
                 not_learned=not_learned,
             )
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
+    @gradients()
     def _collected(
         self, edits: Sequence[Edit], known: Mapping[EditRequest, Rows]
     ) -> tuple[Rows, tuple[str, ...]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.routing.gates.base import Gate
+from meg_editor.runtime.gradients import gradients
 from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.randomness import seeded
 
@@ -96,8 +97,7 @@ class FamiliarityGate(Gate):
         labels = torch.randint(self.classes, (len(edited),), generator=generator).to(edited.device)
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         self.train()
-        training = torch.inference_mode(False), torch.enable_grad()
-        with seeded(seed, edited.device), training[0], training[1]:  # dropout
+        with seeded(seed, edited.device), gradients():  # dropout
             for epoch in progress_bar(range(self.epochs), "gate", "epoch"):
                 order = torch.randperm(len(edited), generator=generator).to(edited.device)
                 total = 0.0
