@@ -246,15 +246,15 @@ def test_layers_which_a_method_cannot_use_are_left_out(tiny_tokenizer: Any) -> N
         hparams["pmet"].layers_of(model)
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_method_runs_without_a_file_on_any_model(
-    name: str, grad: bool, tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder
+    name: str, mode: Any, tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder
 ) -> None:
     facts = [EditRequest(PROMPTS[0], "tea", "Atlantis"), EditRequest(PROMPTS[1], "ore", "Borduria")]
     pseudo = [EditRequest(text, "x", None, (f"Say: {text}",), OTHERS[:1]) for text in PROMPTS[8:12]]
     quick = {"max_iters": 1, "num_seq": 1, "n_epochs": 1, "rank": 4, "n_edits": 2}
-    with torch.set_grad_enabled(grad):
+    with mode():
         edited, before = BASELINES[name].apply(
             tiny_llama,
             tiny_tokenizer,

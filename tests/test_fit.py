@@ -324,6 +324,17 @@ def test_a_report_prints_short(run: Any) -> None:
     assert "4 edits in" in repr(report) and "1 repeated rows" in repr(report)
 
 
+@pytest.mark.parametrize("gate", ["similarity", "familiarity", "verified"])
+def test_fit_whatever_defaults_torch_has(run: Any, gate: str) -> None:
+    try:
+        torch.set_default_device("meta")
+        with torch.inference_mode():
+            model, report = run(hparams=SETTINGS.changed(gate=gate, verifier_steps=2))
+    finally:
+        torch.set_default_device(None)
+    assert report.edits == 4 and len(model.answer(PROMPTS[:2])) == 2
+
+
 # ----------------------------------------------------------------------- generator: auto
 
 

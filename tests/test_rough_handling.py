@@ -117,6 +117,27 @@ def test_edits_are_learned_in_inference_mode(edited: MeGModel) -> None:
     assert len(edited.edits) == 7
 
 
+def test_edits_are_learned_whatever_device_tensors_are_made_on(edited: MeGModel) -> None:
+    """torch.set_default_device("cuda"), as in many scripts: what names no device stays here."""
+    try:
+        torch.set_default_device("meta")
+        edited.add([NEW])
+    finally:
+        torch.set_default_device(None)
+    assert len(edited.edits) == 7 and len(edited.answer(NEW["prompt"])) == 1
+
+
+def test_another_default_dtype_is_refused(edited: MeGModel) -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with pytest.raises(ValueError, match="expected torch's default dtype to be float32, got"):
+            edited.add([NEW])
+        assert len(edited.answer(PROMPTS[:2])) == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(edited.edits) == 6
+
+
 def test_a_number_of_steps_may_be_numpys(edited: MeGModel) -> None:
     edited.remove(PROMPTS[0])
     assert len(edited.undo(np.int64(1))) == 1 and len(edited.edits) == 6

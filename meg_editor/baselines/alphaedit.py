@@ -17,6 +17,7 @@ from meg_editor.lm.ffn import block_name
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 @dataclass
@@ -32,6 +33,7 @@ class AlphaEditHyperParams(CovarianceHyperParams):
     L2: float = setting(10, "Weight of the identity in the solve.", ge=0)
 
 
+@torch_defaults()
 def apply_alphaedit_to_model(
     model: CausalLM,
     tok: Tokenizer,

@@ -27,6 +27,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, encode_example, means, target_logits
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.progress import progress_bar
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 @dataclass
@@ -66,6 +67,7 @@ class FTHyperParams(WriteHyperParams, FittingHyperParams):
         return values
 
 
+@torch_defaults()
 def apply_ft_to_model(
     model: CausalLM,
     tok: Tokenizer,
@@ -97,7 +99,6 @@ def apply_ft_to_model(
     return edit_weights(model, requests, compute, copy, return_orig_weights)
 
 
-@torch.enable_grad()
 def _tune(
     model: CausalLM, tok: Tokenizer, edits: Sequence[EditRequest], hparams: FTHyperParams
 ) -> Updates:

@@ -32,6 +32,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, encode_example, left_padded
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import only_edits
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 @dataclass
@@ -196,6 +197,7 @@ def mean_of_last(states: Tensor, ends: Tensor, lengths: Tensor, share: float) ->
     return torch.einsum("bt,btk->bk", weights, states)
 
 
+@torch_defaults()
 def apply_horen_to_model(
     model: CausalLM,
     tok: Tokenizer,

@@ -25,6 +25,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore, Tensors
 from meg_editor.runtime.progress import progress_bar
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 @dataclass
@@ -55,6 +56,7 @@ class MALMENHyperParams(HyperNetworkHyperParams):
     max_iters: int = setting(500, "Steps of training.", ge=0, lt=10**7)
 
 
+@torch_defaults()
 def apply_malmen_to_model(
     model: CausalLM,
     tok: Tokenizer,

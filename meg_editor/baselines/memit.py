@@ -17,6 +17,7 @@ from meg_editor.lm.ffn import block_name
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 @dataclass
@@ -29,6 +30,7 @@ class MEMITHyperParams(CovarianceHyperParams):
     )
 
 
+@torch_defaults()
 def apply_memit_to_model(
     model: CausalLM,
     tok: Tokenizer,

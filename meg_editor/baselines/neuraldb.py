@@ -21,6 +21,7 @@ from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import only_edits
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 @dataclass
@@ -61,6 +62,7 @@ class KeyValueMemory(nn.Module):
         return output + added.to(output)
 
 
+@torch_defaults()
 def apply_neuraldb_to_model(
     model: CausalLM,
     tok: Tokenizer,

@@ -18,6 +18,7 @@ from meg_editor.lm.ffn import attention_name
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 @dataclass
@@ -51,6 +52,7 @@ class PMETHyperParams(CovarianceHyperParams):
         return {**rest, "rewrite_module_tmp": templates[0]} if templates else rest
 
 
+@torch_defaults()
 def apply_pmet_to_model(
     model: CausalLM,
     tok: Tokenizer,

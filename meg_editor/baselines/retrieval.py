@@ -27,6 +27,7 @@ from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.formats import token_segments
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.routing.encoder import TextEncoder
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 CONTEXT = (
     "Context: {prompt} {target}.\nAnswer with the context.\n"
@@ -205,6 +206,7 @@ def _at(states: Tensor, places: Tensor) -> Tensor:
     return states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
 
+@torch_defaults()
 def apply_retrieval_to_model(
     model: CausalLM,
     tok: Tokenizer,

@@ -27,6 +27,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore, Tensors
 from meg_editor.runtime.progress import progress_bar
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 @dataclass
@@ -55,6 +56,7 @@ class RLEditHyperParams(HyperNetworkHyperParams):
     reg_coef: float = setting(1e-4, "Weight of the squared norm of the shifts.", ge=0)
 
 
+@torch_defaults()
 def apply_rledit_to_model(
     model: CausalLM,
     tok: Tokenizer,

@@ -32,6 +32,7 @@ from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import EditRequest, only_edits
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 _NEGATIVES = 512  # states of other queries in one step
 
@@ -129,7 +130,7 @@ class SCENModel(RoutedModel):
         return self.hook.attached(decision)
 
 
-@torch.enable_grad()
+@torch_defaults()
 def apply_scen_to_model(
     model: CausalLM,
     tok: Tokenizer,

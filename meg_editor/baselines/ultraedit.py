@@ -26,6 +26,7 @@ from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
 from meg_editor.config.settings import setting
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 Statistics = dict[tuple[int, int], TokenStatistics]
 
@@ -40,6 +41,7 @@ class UltraEditHyperParams(TokenGradientHyperParams):
     lr: float = setting(1e-6, "Scale η of the update.", ge=0)
 
 
+@torch_defaults()
 def apply_ultraedit_to_model(
     model: CausalLM,
     tok: Tokenizer,

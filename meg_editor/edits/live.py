@@ -31,7 +31,7 @@ from meg_editor.requests.request import EditRequest, RequestError, only_edits
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.routing import RoutedQuery, Routing
-from meg_editor.runtime.gradients import gradients
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 class LiveEdits:
@@ -210,6 +210,7 @@ class LiveEdits:
 
     # ---------------------------------------------------------------- one change
 
+    @torch_defaults()
     def _add(
         self,
         requests: Sequence[EditRequest],
@@ -235,7 +236,6 @@ class LiveEdits:
                 not_learned=not_learned,
             )
 
-    @gradients()
     def _collected(
         self, edits: Sequence[Edit], known: Mapping[EditRequest, Rows]
     ) -> tuple[Rows, tuple[str, ...]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from meg_editor.collection.checks import already_correct, check_lengths
@@ -28,9 +27,10 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.router import build_index
 from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.processes import Processes
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
-@torch.enable_grad()
+@torch_defaults()
 def fit(
     model: CausalLM,
     tokenizer: Tokenizer,

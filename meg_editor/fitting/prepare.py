@@ -22,6 +22,7 @@ from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import Artifact
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 # Share of facts without a subject: a score without a name is another one.
 _NAMELESS = {0.0: "facts with a subject", 1.0: "facts without one"}
@@ -59,7 +60,7 @@ class Prepared:
         return f"{self.name:8} {self.what}{seconds}{earlier} -> {self.path}"
 
 
-@torch.enable_grad()
+@torch_defaults()
 def prepare(
     model: CausalLM,
     tokenizer: Tokenizer,

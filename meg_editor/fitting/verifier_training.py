@@ -17,6 +17,7 @@ from meg_editor.routing.verifier import DOWN, TYPES, UP, PairReader, Verifier, l
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.randomness import seeded
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 _WARM_UP = 0.05  # of the steps; the rate falls over the last 60 %
 LIMITS = {  # of a new verifier
@@ -74,7 +75,7 @@ def train_verifier(
     """
     rng = random.Random(seed)
     device = next(encoder.model.parameters()).device
-    with seeded(seed, device), torch.enable_grad():
+    with seeded(seed, device), torch_defaults():
         reader = PairReader.of(encoder)
         if start is None:
             model: Any = copy.deepcopy(encoder.model).requires_grad_(False)

@@ -18,6 +18,7 @@ from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.processes import Processes
 from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.randomness import seeded
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 256  # facts in a training step
@@ -190,7 +191,7 @@ class LearnedGenerator(WeightGenerator):
         losses: list[Tensor] = []
         checks = {1, 25, 50, 100, *range(200, steps, 200)}
         self.train().requires_grad_(True)
-        with seeded(seed, network[0].device), torch.enable_grad():  # dropout
+        with seeded(seed, network[0].device), torch_defaults():  # dropout
             for step in progress_bar(range(steps), "generator"):
                 progress = step / steps
                 rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress))

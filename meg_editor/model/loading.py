@@ -58,6 +58,7 @@ from meg_editor.routing.pooling import check_pooling
 from meg_editor.routing.verifier import Verifier
 from meg_editor.runtime.files import resolved
 from meg_editor.runtime.hub import hub_problem
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 _REPOSITORY = re.compile(r"[\w-]+/[\w.-]+")
 
@@ -86,6 +87,7 @@ def local_folder(name: str | Path, **options: Any) -> Path:
 
 
 @one_load()
+@torch_defaults()
 def from_pretrained(
     folder: str | Path,
     *,

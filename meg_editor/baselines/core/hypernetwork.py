@@ -160,7 +160,6 @@ class HyperNetwork(nn.Module):
             shifts[name] = Shift(equation.solve(right), equation)
         return shifts
 
-    @torch.enable_grad()
     def backpropagate(
         self,
         at_tokens: dict[str, TokenGradients],

@@ -148,7 +148,7 @@ def meta_gradients(
         before = [_log_probabilities(model, part) for _, part in locality]
     sums = {name: torch.zeros_like(update) for name, update in updates.items()}
     losses: tuple[list[float], list[float]] = ([], [])
-    with restored(model, list(updates)) as weights, torch.enable_grad():
+    with restored(model, list(updates)) as weights:
         for name, weight in weights.items():
             add(weight, updates[name])
             weight.requires_grad_(True)

@@ -71,7 +71,6 @@ class TargetValues:
         return self.before[name] + self.shift[name]
 
 
-@torch.enable_grad()
 def optimise_values(
     model: CausalLM,
     facts: Sequence[FactTokens],

@@ -131,7 +131,7 @@ def token_gradients(
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
         batch = Batch.of(chunk, model.device)
-        with torch.enable_grad(), _probed(model, modules) as (inputs, probes):
+        with _probed(model, modules) as (inputs, probes):
             loss = mean_cross_entropy(model, batch)
             gradients = torch.autograd.grad(loss, [probes[name] for name in modules])
         if token == "ans":

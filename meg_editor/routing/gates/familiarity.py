@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.routing.gates.base import Gate
-from meg_editor.runtime.gradients import gradients
 from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.randomness import seeded
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 
 class FamiliarityGate(Gate):
@@ -97,7 +97,7 @@ class FamiliarityGate(Gate):
         labels = torch.randint(self.classes, (len(edited),), generator=generator).to(edited.device)
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         self.train()
-        with seeded(seed, edited.device), gradients():  # dropout
+        with seeded(seed, edited.device), torch_defaults():  # dropout
             for epoch in progress_bar(range(self.epochs), "gate", "epoch"):
                 order = torch.randperm(len(edited), generator=generator).to(edited.device)
                 total = 0.0
