@@ -40,7 +40,14 @@ from meg_editor.benchmark.tables import (
 )
 
 RESULTS = Path(__file__).resolve().parents[1] / "examples" / "results"
-NAMES = {"counterfact": "CounterFact", "zsre": "ZsRE", "mquake": "MQuAKE", "unke": "UnKE"}
+NAMES = {
+    "counterfact": "CounterFact",
+    "zsre": "ZsRE",
+    "mquake": "MQuAKE",
+    "unke": "UnKE",
+    "knowedit": "KnowEdit",
+    "wikibigedit": "WikiBigEdit",
+}
 
 
 @dataclass(frozen=True)
