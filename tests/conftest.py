@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import gc
 import os
 import shutil
 import tempfile
@@ -34,6 +35,7 @@ from meg_editor.routing.router import build_index
 os.environ["MEG_EDITOR_CACHE"] = tempfile.mkdtemp(prefix="meg-editor-tests-")
 atexit.register(shutil.rmtree, os.environ["MEG_EDITOR_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # at these sizes several threads only wait for each other
+gc.freeze()  # what is imported is no garbage: transformers collects often, in all there is
 
 _PLACES = ("Atlantis", "Borduria", "Cimmeria", "Dinotopia", "Erewhon", "Freedonia", "Genovia")
 _ASKED = ("The capital of {} is", "The language of {} is", "The river of {} is")

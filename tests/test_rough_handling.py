@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import OTHERS, PROMPTS
 from transformers import DynamicCache, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from meg_editor.edits import live
 from meg_editor.edits.edition import Edition
@@ -42,9 +43,12 @@ def test_an_engine_is_never_left_on_the_base(edited: MeGModel) -> None:
     """transformers stored ours there: the unedited model answered with the edits from then on."""
     ids = [edited.tokenizer(text)["input_ids"] for text in (PROMPTS[0], OTHERS[0])]
     config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0)
+    few = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=64)  # else most of the memory
 
     def answers(model: Any, **options: Any) -> list[list[int]]:
-        given = model.generate_batch(ids, generation_config=config, **options)
+        given = model.generate_batch(
+            ids, generation_config=config, continuous_batching_config=few, **options
+        )
         return [answer.generated_tokens for answer in given.values()]
 
     before, changed = answers(edited.base), answers(edited)
