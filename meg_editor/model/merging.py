@@ -22,6 +22,7 @@ from meg_editor.model.listing import saved_edits
 from meg_editor.model.loading import local_folder
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.runtime.tensors import chunks
+from meg_editor.runtime.torch_defaults import torch_defaults
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
@@ -71,6 +72,7 @@ def merge(model: MeGModel, folder: str | Path, on_conflict: OnConflict) -> Chang
     return model._add(requests, on_conflict, "merge", known)
 
 
+@torch_defaults()
 def reattach(
     model: MeGModel, base: CausalLM, tokenizer: Tokenizer | None
 ) -> tuple[MeGModel, Reattached]:
