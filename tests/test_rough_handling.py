@@ -213,11 +213,11 @@ def test_no_finished_request_leaves_its_neuron(edited: MeGModel) -> None:
         max_new_tokens=2, do_sample=True, num_return_sequences=2, pad_token_id=0, eos_token_id=-1
     )
     manager = edited.init_continuous_batching(config)
+    for text in PROMPTS[:3]:
+        manager.add_request(edited.tokenizer(text)["input_ids"])
+    assert len(manager._riders) == 3  # before the first can be over
     manager.start()
     try:
-        for text in PROMPTS[:3]:
-            manager.add_request(edited.tokenizer(text)["input_ids"])
-        assert len(manager._riders) == 3
         for _ in range(6):
             assert manager.get_result(timeout=60) is not None
     finally:

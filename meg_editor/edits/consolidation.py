@@ -15,7 +15,6 @@ from meg_editor.generators import GENERATORS
 from meg_editor.generators.auto import dit_bytes
 from meg_editor.generators.grown import GrownGenerator
 from meg_editor.runtime.tensors import chunks
-from meg_editor.runtime.torch_defaults import torch_defaults
 
 _CHUNK = 1024  # edits whose neurons are generated at once
 
@@ -79,8 +78,7 @@ def consolidated(
     parts = chunks(count, _CHUNK)
     neurons = torch.cat([edition.neurons(rows) for rows in parts])
     generator = GENERATORS["dit"].build(hparams, anchors.shape[1], size, count).to(anchors.device)
-    with torch_defaults():
-        generator.fit(anchors, neurons, seed=hparams.seed)
+    generator.fit(anchors, neurons, seed=hparams.seed)
     lost: list[int] = []
     for rows in parts:
         right = dict(zip(rows, check(generator.generate(anchors[list(rows)]), rows), strict=True))

@@ -186,6 +186,7 @@ class LiveEdits:
                     self._saved = None
                 raise
 
+    @torch_defaults()
     def consolidate(self) -> Consolidation:
         """Train the weight generator on all neurons; where it answers alike, copies go.
 
