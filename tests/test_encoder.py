@@ -8,12 +8,15 @@ import logging
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import OTHERS, PROMPTS
 from transformers import BertConfig, BertForPreTraining, BertModel
 
+from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.fitting.encoder_stage import load_encoder
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder, _infonce, load_network, tune_encoder
@@ -194,3 +197,17 @@ def test_poolings_are_loops_over_the_tokens(side: str) -> None:
             torch.testing.assert_close(pool(states, mask, mode)[row], embedding)
         both = torch.cat([expected["cls"], expected["mean"]])
         torch.testing.assert_close(pool(states, mask, "cls+mean")[row], both)
+
+
+@pytest.mark.parametrize("name", ["", "someone/else", "meg_editor:llama-reference"])
+def test_the_reference_encoder_beside_another_model_is_said(
+    tiny_llama: Any, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """An empty name: a model built in memory, which is what `model_name` says."""
+    model = copy.copy(tiny_llama)
+    model.config = copy.deepcopy(tiny_llama.config)
+    model.config.name_or_path = name
+    load_encoder(MeGHyperParams.preset("default"), model)
+    warned = [record.getMessage() for record in caplog.records if "encoder_name" in record.msg]
+    assert len(warned) == (name == "someone/else")
+    assert all("someone/else" in text and "MeGHyperParams(" in text for text in warned)

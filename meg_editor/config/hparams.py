@@ -281,6 +281,9 @@ class MeGHyperParams(BaseEditorFields):
     def preset(cls, name: str, **changes: Any) -> MeGHyperParams:
         """A shipped preset: "default", our choice, or "paper", the method as published.
 
+        Both are those of the reference model, of its size and with its text encoder. For another
+        model, `MeGHyperParams(model_name=...)` chooses what follows from it.
+
         Raises:
             HParamsError: no preset of that name; the message lists those there are.
         """

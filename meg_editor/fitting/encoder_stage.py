@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.context import FitContext, config_key
 from meg_editor.fitting.stage import Stage
 from meg_editor.lm.fingerprint import fingerprint
+from meg_editor.lm.protocols import CausalLM
+from meg_editor.lm.reference import portable_model_name, resolve_model_name
+from meg_editor.lm.sources import OURS
 from meg_editor.routing.encoder import TextEncoder, tune_encoder
 from meg_editor.runtime.artifacts import Artifact, Tensors
+
+_LOG = logging.getLogger(__name__)
 
 
 class EncoderStage(Stage):
@@ -64,3 +71,28 @@ class EncoderStage(Stage):
         if artifact.tensors:
             self.encoder.load_state_dict(artifact.tensors)
         return self.encoder
+
+
+def load_encoder(hparams: MeGHyperParams, model: CausalLM) -> TextEncoder:
+    """The text encoder of `encoder_name`; warns of the reference encoder beside another model.
+
+    Raises:
+        OSError: there is none of that name, or it cannot be loaded.
+        ValueError: a "meg_editor:…" name that is not one of ours.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
+        >>> load_encoder(hparams, load_model(hparams)[0]).dimension
+        256
+    """
+    name = portable_model_name(model.config.name_or_path or hparams.model_name)
+    if hparams.encoder_name.startswith(OURS) and not name.startswith(OURS):
+        _LOG.warning(
+            "encoder_name: %s knows the sentences of the reference world, and the model is %s: its "
+            "edits will be missed in other words. The presets are those of the reference model; "
+            "MeGHyperParams(model_name=...) is for all others",
+            hparams.encoder_name,
+            name,
+        )
+    return TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))

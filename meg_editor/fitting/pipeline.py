@@ -13,13 +13,12 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.checks import check_model
 from meg_editor.fitting.collection_stage import CollectionStage
 from meg_editor.fitting.context import FitContext
-from meg_editor.fitting.encoder_stage import EncoderStage
+from meg_editor.fitting.encoder_stage import EncoderStage, load_encoder
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.generator_stage import GeneratorStage
 from meg_editor.fitting.verifier_stage import VerifierStage
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.reference import resolve_model_name
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, merge_requests
@@ -88,7 +87,7 @@ def fit(
         edits = list(merged.requests)
         check_lengths(model, tokenizer, edits, hparams)
         if encoder is None:  # a missing one shows before the LLM answers anything
-            encoder = TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))
+            encoder = load_encoder(hparams, model)
         context = FitContext.of(
             model, tokenizer, edits, hparams, pseudo, calibration, runtime, store, processes
         )

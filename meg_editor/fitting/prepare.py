@@ -12,13 +12,12 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.checks import check_model
 from meg_editor.fitting.context import FitContext
-from meg_editor.fitting.encoder_stage import EncoderStage
+from meg_editor.fitting.encoder_stage import EncoderStage, load_encoder
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.stage import Stage
 from meg_editor.fitting.verifier_stage import VerifierStage
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.reference import resolve_model_name
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import Artifact
@@ -101,7 +100,7 @@ def prepare(
     with eager(model):
         context = FitContext.of(model, tokenizer, [], hparams, pseudo, calibration, runtime)
         if encoder is None:
-            encoder = TextEncoder.from_pretrained(resolve_model_name(hparams.encoder_name))
+            encoder = load_encoder(hparams, model)
         return list(_prepared(context, encoder))
 
 
