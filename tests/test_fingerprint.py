@@ -102,3 +102,21 @@ def test_fingerprints_of_older_folders_are_known() -> None:
     older["weight"][4] += 1
     assert not same_model(older, now)
     assert not same_model({name: [] for name in now}, now)
+
+
+def test_stored_buffers_count() -> None:
+    """GPTQ and AWQ keep packed weights in buffers; those which no state dict holds are computed."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Module())
+    model[1].register_buffer("qweight", torch.arange(6, dtype=torch.int32).view(2, 3))
+    model[1].register_buffer("scales", torch.ones(3, dtype=torch.float16))
+    model[1].register_buffer("empty", torch.ones(0))
+    model[1].register_buffer("computed", torch.ones(3), persistent=False)
+    ours = fingerprint(model)
+    assert set(ours) == {"0.weight", "0.bias", "buffer:1.qweight", "buffer:1.scales"}
+    model[1].computed += 1
+    assert same_model(ours, fingerprint(model))
+    model[1].qweight[1, 2] += 1
+    theirs = fingerprint(model)
+    assert not same_model(ours, theirs) and not same_model(theirs, ours)
+    older = {name: values for name, values in ours.items() if not name.startswith("buffer:")}
+    assert same_model(older, theirs) and same_model(theirs, older, exact=False)

@@ -1,4 +1,4 @@
-"""Fingerprints of model weights: a sample of every parameter."""
+"""Fingerprints of model weights: a sample of every parameter and stored buffer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from meg_editor.lm.protocols import CausalLM
 
 _VALUES = 4  # kept as they are
 _AT_ONCE = 2**24  # values
+_BUFFER = "buffer:"  # before its name
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
     """Parameter name -> four of its values, and three sums of the bits of all, read as integers:
     as they are, and weighted by row and by column.
+
+    Buffers which a state dict holds count too, as "buffer:" and their name: GPTQ and AWQ keep their
+    weights in them.
 
     Any change of any value changes it: a merged LoRA, a MEMIT edit, one row of the embeddings, and
     two rows or columns that change places. It is the same on every device and processor, offloaded
@@ -38,7 +42,20 @@ def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
     for name, parameter in present_parameters(model, [n for n, _ in model.named_parameters()]):
         for part, payload in payloads(name, parameter):
             sample[part] = _sample(payload)
+    for name, buffer in _stored_buffers(model):
+        sample[_BUFFER + name] = _sample(buffer)
     return sample
+
+
+def _stored_buffers(model: CausalLM | nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Pairs (name, buffer) of those which a state dict holds and which are not empty."""
+    for prefix, module in model.named_modules():
+        own = [n for n, b in module.named_buffers(recurse=False) if b.numel()]
+        stored = [n for n in own if n not in module._non_persistent_buffers_set]
+        if stored:
+            with align_module_device(module):
+                for name in stored:
+                    yield f"{prefix}.{name}".lstrip("."), module.get_buffer(name).detach()
 
 
 def _sample(tensor: Tensor) -> list[float]:
@@ -98,11 +115,12 @@ def present_parameters(
 def same_model(
     ours: dict[str, list[float]], theirs: dict[str, list[float]], *, exact: bool = True
 ) -> bool:
-    """Whether two fingerprints are of the same weights; older ones lack the weighted sums.
+    """Whether two fingerprints are of the same weights; older ones lack sums and buffers.
 
     Args:
         exact: False for weights of another precision: equal up to rounding to bfloat16.
     """
+    ours, theirs = in_common(ours, theirs)
     if ours.keys() != theirs.keys():
         return False
     if exact:
@@ -123,3 +141,16 @@ def same_model(
         )
         for name in ours
     )
+
+
+def in_common(
+    ours: dict[str, list[float]], theirs: dict[str, list[float]]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Both without buffers, if one of them has none: it may be older than their fingerprints."""
+    if all(any(name.startswith(_BUFFER) for name in one) for one in (ours, theirs)):
+        return ours, theirs
+    return _without_buffers(ours), _without_buffers(theirs)
+
+
+def _without_buffers(sample: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: values for name, values in sample.items() if not name.startswith(_BUFFER)}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from meg_editor.lm.fingerprint import fingerprint, same_model
+from meg_editor.lm.fingerprint import fingerprint, in_common, same_model
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.sources import OURS, load_options, local_source, portable_source
@@ -162,7 +162,7 @@ class ModelReference:
         Raises:
             WrongModelError: it has others; the message names the first parameter that differs.
         """
-        expected, actual = self.fingerprint, fingerprint(model)
+        expected, actual = in_common(self.fingerprint, fingerprint(model))
         exact = self.dtype == _dtype_name(model)
         for name in sorted({*expected, *actual}):
             ours, theirs = expected.get(name, []), actual.get(name, [])
