@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meg_editor.cli.main import main
+from meg_editor.edits import live
 from meg_editor.requests.files import read_requests
 
 FRANCE = {"prompt": "The capital of France is", "target_new": "Lima", "subject": "France"}
@@ -64,6 +67,40 @@ def test_edits_come_and_go(
     assert main(["compact", *on_cpu]) == 0
     assert not list((folder / "changes").glob("*/log.jsonl"))
     assert len(listed(folder, capsys)) == 3
+
+
+def test_a_conflict_is_resolved_by_an_option(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message named Python's argument."""
+    edits = facts(tmp_path / "d.json", {**FRANCE, "target_new": "Bonn"})
+    assert main(["add", str(folder), "--device", "cpu", "--edits", edits]) == 2
+    err = capsys.readouterr().err
+    assert ": --on-conflict replace takes the new ones, --on-conflict keep keeps both" in err
+    assert "on_conflict" not in err
+
+
+def test_what_is_not_learned_is_named_with_the_way_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    collect = live.collect
+
+    def failing(*arguments: Any) -> Any:
+        found = collect(*arguments)
+        return dataclasses.replace(found, success=found.success & False)
+
+    monkeypatch.setattr(live, "collect", failing)
+    on_cpu = [str(folder), "--device", "cpu"]
+    chile = {"prompt": "The capital of Chile is", "target_new": "Oslo", "subject": "Chile"}
+    capsys.readouterr()
+    assert main(["add", *on_cpu, "--edits", facts(tmp_path / "e.json", chile)]) == 0
+    out = capsys.readouterr().out
+    (row,) = [row for row in listed(folder, capsys) if row["prompt"] == chile["prompt"]]
+    assert f"not learned, in force all the same: {row['id']} '{chile['prompt']}'" in out
+    assert f"`meg-editor remove {folder} PROMPT_OR_ID…` takes them out" in out
+    capsys.readouterr()
+    assert main(["undo", *on_cpu]) == 0
+    assert "in force all the same" not in capsys.readouterr().out
 
 
 def test_a_list_is_a_file_of_edits_and_folders_merge(

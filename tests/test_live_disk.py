@@ -86,6 +86,32 @@ def test_what_is_taken_back_after_it_was_saved_is_not_saved(model: MeGModel, fol
     assert listed(folder) == ids(model)
 
 
+def test_what_is_taken_back_does_not_cost_the_stored_base(model: MeGModel, folder: Path) -> None:
+    """The save within was forgotten, and with it that the folder has the base."""
+    model.save_pretrained(folder, save_base=True)
+    before = listed(folder)
+    with suppress(KeyError), model.transaction():
+        model.remove(PROMPTS[0])
+        model.save_pretrained(folder)
+        raise KeyError
+    assert len(listed(folder)) == len(before) - 1
+    model.save_pretrained(folder)
+    assert listed(folder) == before and (folder / "base" / "config.json").is_file()
+
+
+def test_another_writer_is_seen_after_a_change_taken_back(model: MeGModel, folder: Path) -> None:
+    with suppress(KeyError), model.transaction():
+        model.remove(PROMPTS[0])
+        model.save_pretrained(folder)
+        raise KeyError
+    other = load(model, folder)
+    other.remove(PROMPTS[1])
+    other.save_pretrained(folder)
+    with pytest.raises(OtherWriterError):
+        model.save_pretrained(folder)
+    assert listed(folder) == ids(other)
+
+
 @pytest.mark.parametrize("late", ["compact", "change"])
 def test_no_change_is_lost_while_a_whole_version_is_written(
     model: MeGModel, folder: Path, monkeypatch: pytest.MonkeyPatch, late: str

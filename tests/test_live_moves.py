@@ -231,6 +231,14 @@ def test_a_trained_generator_moves_along(
     assert moved.answer(PROMPTS[1:6], 4) == model.answer(PROMPTS[1:6], 4)
 
 
+def test_a_base_is_a_model(fitted: MeGModel) -> None:
+    for bad in (None, "smollm2"):
+        with pytest.raises(TypeError, match="base: expected a causal LM of transformers.*, got"):
+            fitted.reattach(bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected an unedited model, got a MeGModel: .*\.base"):
+        fitted.reattach(fitted.fork())
+
+
 def test_edits_found_by_hidden_states_stay(make: Callable[..., MeGModel]) -> None:
     model = make()  # gate_state_weight=0.5
     with pytest.raises(ValueError, match="hidden states of their base"):

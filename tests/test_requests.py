@@ -57,6 +57,18 @@ def test_null_is_called_null(field: str) -> None:
         merge_requests([GOOD, {**GOOD, field: None}])
 
 
+def test_a_subject_is_a_name() -> None:
+    """10 MB of it came into force; prompt and target are limited by the model's context."""
+    for length in (1001, 10_000_000):
+        refused([GOOD, {**GOOD, "subject": "b" * length}], "request 1", f"got {length:,}; shorten")
+    assert merge_requests([{**GOOD, "subject": "b" * 1000}]).duplicates == 0
+
+
+@pytest.mark.parametrize("rows", [GOOD, EditRequest(**GOOD), "text", None, 7])
+def test_what_is_no_list_is_refused_as_such(rows: Any) -> None:
+    refused(rows, "expected a list of edits, got")
+
+
 @pytest.mark.parametrize("field", ["subject", "rephrases", "locality_prompts"])
 @pytest.mark.parametrize("value", [7, [1, 2], ["fine", None], [" "], {"a": 1}, [["nested"]]])
 def test_optional_fields_are_checked_too(field: str, value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meg_editor.requests.spans import canonical, closing_spans, excerpt, spans_of
+from meg_editor.requests.spans import canonical, closing_spans, excerpt, spans_of, surface
 from meg_editor.requests.turns import flush
 
 Q = "Which instrument does Ada play?"
@@ -105,3 +105,37 @@ def test_a_long_row_of_marks_takes_no_time(text: str) -> None:
     """Each took minutes: the work grew with the square of the length."""
     assert flush(f"a{text}b\nc").endswith("b\nc")
     assert canonical(f"a{text}b").endswith("b")
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Ｗｈｏ　ｗｒｏｔｅ　Ｅｍｍａ？", "Who wrote Emma?"),
+        ("𝐖𝐡𝐨 wrote Emma?", "Who wrote Emma?"),
+        ("Who\u200b wrote\u00a0Em\u00adma?", "Who wrote Emma?"),
+        ("  Who\twrote  Emma?!?!", "Who wrote Emma?"),
+        ("**Who wrote Emma?**", "Who wrote Emma?"),
+        ("(_Who wrote Emma?_)", "Who wrote Emma?"),
+        ("¿Quién?", "Quién?"),
+        ("A line\r\n and  another", "A line\nand another"),
+        ("10⁵ is not 10⁶", "10⁵ is not 10⁶"),
+        ('Translate "Who wrote Emma?"', 'Translate "Who wrote Emma?"'),
+        ('"A" and "B"', '"A" and "B"'),
+        ("[INST] who [/INST]", "[INST] who [/INST]"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("What is C#", "What is C#"),
+        ("***", "***"),
+        ("", ""),
+    ],
+)
+def test_a_surface_is_typed_plainly(text: str, plain: str) -> None:
+    assert surface(text) == plain
+    assert surface(plain) == plain
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 100_000, "**" * 50_000 + "x", "*" * 50_000 + "x" + "*" * 50_000]
+)
+def test_a_surface_takes_one_pass(text: str) -> None:
+    """As a regular expression it took minutes: here a test would not end."""
+    assert len(surface(text)) <= len(text)

@@ -22,7 +22,7 @@ from meg_editor.collection.collect import collect
 from meg_editor.fitting.pipeline import fit
 from meg_editor.lm.answers import decoded, greedy_answers, greedy_tokens
 from meg_editor.lm.neuron import NeuronSpec
-from meg_editor.lm.prompt_tokens import ending_tokens, prompt_tokens
+from meg_editor.lm.prompt_tokens import prompt_tokens, tokens_around
 from meg_editor.lm.tokens import encode_example, left_padded
 from meg_editor.model.cache_routing import prompt_texts
 from meg_editor.requests.prompts import PromptReader
@@ -132,10 +132,32 @@ def test_an_edited_model_answers_the_same(
     assert edited.answer(queries[:2], 1) == ["river", "language"]
     batch = other(PROMPTS[0], return_tensors="pt")
     tokens = edited.generate(**batch, max_new_tokens=1)
-    if ending_tokens(other):  # the model goes on behind it; the question is known all the same
+    if tokens_around(other)[1]:  # the model goes on behind it; the question is known all the same
         assert prompt_texts(other, batch["input_ids"], None) == [PROMPTS[0]]
     else:
         assert other.decode(tokens[0, -1:]).strip() == "river"
+
+
+@pytest.mark.parametrize("front", ["</s>", "</s> <s>"], ids=["one token", "two, BOS behind"])
+def test_what_stands_in_front_of_every_text_is_no_question(
+    front: str, tiny_tokenizer: Any, tiny_llama: Any, tiny_encoder: TextEncoder
+) -> None:
+    """GLM begins texts with [gMASK]<sop> and BioGPT with </s>: `generate` was routed to no edit."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    specials = [(token, tokenizer.convert_tokens_to_ids(token)) for token in front.split()]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{front} $A", special_tokens=specials
+    )
+    assert tokens_around(tokenizer) == ([number for _, number in specials], [])
+    settings = SETTINGS.changed(layers=[1])
+    tuning: dict[str, Any] = {"pseudo": TUNING, "calibration": TUNING, "encoder": tiny_encoder}
+    edited, _ = fit(tiny_llama, tokenizer, FACTS, settings, **tuning)
+    for batch in (PROMPTS[:2], [PROMPTS[1], PROMPTS[0]]):
+        inputs = tokenizer(batch, return_tensors="pt", padding=True)
+        assert prompt_texts(tokenizer, inputs["input_ids"], inputs["attention_mask"]) == batch
+    inputs = tokenizer(PROMPTS[0], return_tensors="pt")
+    tokens = edited.generate(**inputs, max_new_tokens=1)
+    assert tokenizer.decode(tokens[0, -1:]).strip() == "river"
 
 
 def test_without_an_end_of_text_the_generation_config_has_one(

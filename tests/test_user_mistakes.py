@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from meg_editor import EditRequest, MeGHyperParams, MeGModel, fit, load_model
 from meg_editor.cli.main import main
@@ -72,6 +73,76 @@ def test_another_subject_of_the_same_edit_is_not_dropped_in_silence(edited: MeGM
         edited.replace([{**FRANCE, "subject": "capital of France"}])
     edited.replace([FRANCE])  # nothing new: in force already
     assert len(edited.edits) == 3
+
+
+# ---------------------------------------------------------------- prompts
+
+
+@pytest.mark.parametrize(
+    ("queries", "kind", "message"),
+    [
+        (None, TypeError, r"text or a list of texts, got NoneType \(None\)"),
+        ([None], TypeError, r"list of texts, got NoneType \(None\) at 0"),
+        (["a", 5], TypeError, r"list of texts, got int \(5\) at 1; token ids go to generate"),
+        (b"a", TypeError, r"got bytes \(b'a'\)"),
+        ({"role": "user", "content": "a"}, TypeError, "got dict .* a chat as its chat template"),
+        (["a", "b\ud800"], ValueError, r"surrogate pair, U\+D800 at character 2 of 'b\\ud800'; to"),
+    ],
+)
+def test_queries_that_are_no_texts_are_named_wherever_they_come_in(
+    edited: MeGModel, queries: Any, kind: type[Exception], message: str
+) -> None:
+    def routed() -> None:
+        with edited.routed(queries):
+            raise AssertionError("too late")
+
+    for call in (lambda: edited.answer(queries), lambda: edited.route(queries), routed):
+        with pytest.raises(kind, match=f"queries: expected .*{message}"):
+            call()
+
+
+def test_the_advice_on_half_a_surrogate_pair_mends_it(edited: MeGModel) -> None:
+    halves = "a\ud83d\ude00"  # of one letter, as JSON without joining gives them
+    with pytest.raises(ValueError, match="surrogate") as caught:
+        edited.route(halves)
+    advice = str(caught.value).partition("to mend the text: ")[2]
+    assert eval(advice, {"text": halves}) == "a\N{GRINNING FACE}"
+    assert eval(advice, {"text": "a\ud83d"}) == "a\N{REPLACEMENT CHARACTER}"
+
+
+def test_what_is_no_tensor_of_token_ids_is_named(edited: MeGModel, loaded: tuple[Any, Any]) -> None:
+    batch = loaded[1](FRANCE["prompt"], return_tensors="pt")
+    ids = batch["input_ids"]
+    for given, kind, message in (
+        (FRANCE["prompt"], TypeError, r"got str \('The capital.*for texts: answer\(texts\)"),
+        (ids.tolist(), TypeError, r"got list \(\[\["),
+        (batch, TypeError, r"got a BatchEncoding; .*generate\(\*\*batch\)"),
+        (ids[0], ValueError, r"shape \(\d+,\); for one prompt: ids.unsqueeze\(0\)"),
+        (ids[:, :0], ValueError, r"T of at least 1, got \(1, 0\)"),
+        (torch.zeros(1, 3), ValueError, r"got torch.float32; embeddings go to inputs_embeds"),
+    ):
+        for call in (edited.generate, edited):
+            with pytest.raises(kind, match=rf"input_ids: expected .*\(B, T\).*{message}"):
+                call(given)
+
+
+def test_an_edited_assistant_is_refused_and_its_base_is_not(
+    edited: MeGModel, loaded: tuple[Any, Any]
+) -> None:
+    batch = loaded[1](FRANCE["prompt"], return_tensors="pt")
+    options = {**batch, "max_new_tokens": 4, "do_sample": False}
+    with pytest.raises(ValueError, match=r"expected an unedited model, got a MeGModel: .*\.base"):
+        edited.generate(**options, assistant_model=edited)
+    answers = edited.generate(**options, assistant_model=edited.base)
+    assert answers.tolist() == edited.generate(**options).tolist()
+
+
+def test_a_single_edit_is_not_taken_for_a_list(edited: MeGModel, loaded: tuple[Any, Any]) -> None:
+    """The names of its fields were taken for edits."""
+    for single in (FRANCE, EditRequest(**FRANCE)):
+        for change in (edited.add, edited.replace, lambda one: fit(*loaded, one, edited.hparams)):
+            with pytest.raises(RequestError, match="got a single one, .*: put it in a list"):
+                change(single)  # type: ignore[operator]
 
 
 # ---------------------------------------------------------------- settings
@@ -149,6 +220,19 @@ def test_a_fit_does_not_overwrite_live_changes_nor_the_stored_base(
     status, _, err = run(capsys, *words)
     assert status == 2 and "changed 1 times since they were fitted" in err
     assert len(MeGModel.from_pretrained(folder).edits) == 2
+
+
+def test_a_folder_that_routes_while_decoding_is_not_served(
+    edited: MeGModel, tmp_path: Path, capsys: Any
+) -> None:
+    """It was told to set something which `serve` has no option for."""
+    edited.hparams = edited.hparams.changed(routing="decoding")
+    edited.save_pretrained(tmp_path / "my edits")
+    status, _, err = run(capsys, "serve", str(tmp_path / "my edits"), "--port", "0")
+    place = f"'{tmp_path}/my edits'"
+    assert status == 2 and f"`meg-editor ask {place}` answers so" in err
+    for words in (f"meg-editor edits {place} --json", "--out OTHER --set routing=prompt"):
+        assert words in err
 
 
 def test_a_moved_base_is_named_to_ask(

@@ -23,7 +23,7 @@ from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.index import QueryIndex
-from meg_editor.routing.named import is_named
+from meg_editor.routing.named import is_another, is_named
 from meg_editor.routing.pooling import pool
 from meg_editor.routing.router import Router
 from meg_editor.routing.subject_names import words
@@ -241,6 +241,10 @@ def test_a_turn_may_go_back_to_an_earlier_one(tiny_encoder: TextEncoder) -> None
     assert routing.nearest.tolist()[0] == 0 and routing.nearest.tolist()[2] == 1
     assert routing[0].question == "The capital of Atlantis is"
     assert routing[0].candidates[0].verified == pytest.approx(0.9)
+    # Each is compared with the limit of its reading, and says which that is.
+    assert (routing[0].read_with, routing[0].threshold) == ("dialogue", verifier.dialogue)
+    assert (routing[1].read_with, routing[1].threshold) == ("turn", verifier.threshold)
+    assert routing[-5] == routing[0]
     read = [prompt for prompt, _ in verifier.seen]
     assert dialogue.replace("Have a guess.", "Thanks!") in read
     assert not any(EDITS[1].prompt in text or "xxx" in text for text in read)
@@ -269,6 +273,14 @@ def test_a_system_text_may_ask_for_something_else(tiny_encoder: TextEncoder) -> 
     assert routing.is_edit.tolist() == [False, True, False, False, True]
     assert routing.score.tolist() == pytest.approx([0.1, 1.0, 0.1, 0.1, 1.0])
     assert routing[0].candidates[0].verified == pytest.approx(0.1)
+    assert [routed.read_with for routed in routing] == [
+        "system",
+        "turn",
+        "system",
+        "system",
+        "turn",
+    ]
+    assert [routed.threshold for routed in routing] == [0.3, 0.5, 0.3, 0.3, 0.5]
     read = [prompt for prompt, _ in verifier.seen]
     assert f"{system}\n\n{dialogue}" in read
     assert max(map(len, read)) < 700  # a long one is read in part
@@ -340,6 +352,29 @@ def test_another_subject_is_not_verified(tiny_encoder: TextEncoder) -> None:
 )
 def test_who_is_named(subject: str | None, prompt: str, text: str, named: bool) -> None:
     assert is_named(EditRequest(prompt, "x", subject), words(text)) is named
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "text", "another"),
+    [
+        ("Virginia", "The capital of Virginia is", "What is the capital of West Virginia?", True),
+        ("Virginia", "The capital of Virginia is", "the capital of west virginia", True),
+        (None, "The capital of Sudan is", "Which city is the capital of South Sudan?", True),
+        ("South Korea", "The capital of South Korea is", "The capital of North Korea is", True),
+        ("South Korea", "The capital of South Korea is", "What is South Korea's capital?", False),
+        ("Mexico", "The capital of Mexico is", "What is the capital of New Mexico?", True),
+        ("Apple", "The CEO of Apple is", "Who is the new Apple CEO?", False),
+        ("Ireland", "The capital of Ireland is", "Is Northern Ireland in Ireland?", False),
+        ("Ireland", "The capital of Ireland is", "Who governs Northern Ireland?", True),
+        ("C++", "Who invented C++?", "Who invented C++?", False),
+        ("東京", "東京の人口は", "東京の人口は", False),
+        ("", "x", "y", False),
+    ],
+)
+def test_the_end_of_another_name_names_nothing(
+    subject: str | None, prompt: str, text: str, another: bool
+) -> None:
+    assert is_another(EditRequest(prompt, "x", subject), text) == another
 
 
 def test_a_digit_in_another_script_is_a_digit() -> None:

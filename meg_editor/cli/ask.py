@@ -10,7 +10,13 @@ from meg_editor.lm.loading import resolve_device
 from meg_editor.model.explanation import Explanation
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import ANSWER_TOKENS
-from meg_editor.routing.routing import RoutedQuery
+from meg_editor.routing.routing import ReadWith, RoutedQuery
+
+_READ: dict[ReadWith, str] = {
+    "turn": "",
+    "dialogue": ", with the turns before",
+    "system": ", with the system text",
+}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -68,7 +74,7 @@ def explained(why: Explanation, gate: str) -> list[str]:
             f"{candidate.similarity:.3f}{verified}"
         )
     judge = "the verifier" if why.verified else f"the {gate} gate"
-    lines.append(f"decided by {judge}: {_compared(why.routed)}")
+    lines.append(f"decided by {judge}{_READ[why.routed.read_with]}: {_compared(why.routed)}")
     return lines
 
 

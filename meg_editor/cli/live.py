@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import shlex
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meg_editor.model.meg_model import MeGModel
 
 
 def run(options: argparse.Namespace) -> None:
@@ -20,6 +24,7 @@ def run(options: argparse.Namespace) -> None:
 
         requests = read_requests(options.edits).requests
 
+    from meg_editor.edits.conflicts import ConflictError
     from meg_editor.lm.loading import resolve_device
     from meg_editor.model.meg_model import MeGModel
 
@@ -34,19 +39,28 @@ def run(options: argparse.Namespace) -> None:
         "consolidate": model.consolidate,
         "compact": model.compact,
     }
-    done = changes[options.command]()
+    try:
+        done = changes[options.command]()
+    except ConflictError as error:
+        raise ConflictError(error.found, "--on-conflict {}") from None
     model.save_pretrained(options.folder)
     for change in done if isinstance(done, list) else [done] if done else []:
-        _print(change)
+        _print(change, model, options.folder)
     print(f"{len(model.edits)} edits -> {options.folder}")
 
 
-def _print(change: Any) -> None:
+def _print(change: Any, model: MeGModel, folder: Path) -> None:
     print(change)
     for request, by in getattr(change, "merged", ()):
         print(f"  in force already, as {by}: {request.prompt!r}")
-    for prompt in getattr(change, "not_learned", ()):
-        print(f"  not learned: {prompt!r}", file=sys.stderr)
+    prompts = set(getattr(change, "not_learned", ()))
+    added = change.added.edits if prompts else ()
+    failed = [e for e in added if e.prompt in prompts and e in model.edits]  # no undone ones
+    for edit in failed:
+        print(f"  not learned, in force all the same: {edit.id} {edit.prompt!r}")
+    if failed:
+        place = shlex.quote(str(folder))
+        print(f"  `meg-editor remove {place} PROMPT_OR_ID…` takes them out")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -36,7 +37,6 @@ def run(options: argparse.Namespace) -> None:
     keys = Keys(admin or secrets.token_urlsafe(16), api)
 
     from meg_editor.lm.loading import resolve_device
-    from meg_editor.model.batching import check_routing
     from meg_editor.model.meg_model import MeGModel
     from meg_editor.serving.app import build_app
     from meg_editor.serving.check import check_batching
@@ -45,7 +45,14 @@ def run(options: argparse.Namespace) -> None:
     listening = _listening(options.host, options.port)
     device = resolve_device(options.device)
     model = MeGModel.from_pretrained(options.folder, base=options.base, device=device)
-    check_routing(model)
+    if model.hparams.routing == "decoding":
+        folder = shlex.quote(str(options.folder))
+        raise ValueError(
+            f"serve routes prompts, not what is written, and {folder} was edited with "
+            f"routing=decoding: `meg-editor ask {folder}` answers so; or edit anew to serve: "
+            f"`meg-editor edits {folder} --json > facts.jsonl`, then `meg-editor edit --edits "
+            "facts.jsonl --out OTHER --set routing=prompt`"
+        )
     check_batching(model)
     limits = Limits(
         answers=options.max_answers,

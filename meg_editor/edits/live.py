@@ -6,6 +6,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -28,9 +29,11 @@ from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.tokens import encode_example, max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest, RequestError, only_edits
+from meg_editor.requests.spans import surface
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.hidden_states import HiddenStateReader
-from meg_editor.routing.routing import RoutedQuery, Routing
+from meg_editor.routing.routing import Routing
+from meg_editor.routing.verifier import Verifier
 from meg_editor.runtime.torch_defaults import torch_defaults
 
 
@@ -48,6 +51,7 @@ class LiveEdits:
     encoder: TextEncoder
     states: HiddenStateReader
     reader: PromptReader
+    verifier: Verifier | None
     _tokenizer: Any
     _history: History
     _saved: Any
@@ -148,8 +152,7 @@ class LiveEdits:
                 )
             taken = undoable[-int(steps) :][::-1]
             for change in taken:
-                row_of = self.edition.row_of_id
-                gone = [row_of[edit.id] for edit in change.added.edits]
+                gone = [self.edition.row_of_id[edit.id] for edit in change.added.edits]
                 self._change("undo", gone, change.removed, undoes=change.number)
             return taken
 
@@ -182,8 +185,8 @@ class LiveEdits:
                     self._put_in_force(edition)
                 self.hparams, self._history = hparams, history
                 history.changes[:] = changes
-                if self._saved is not saved:  # what was saved meanwhile has what is taken back
-                    self._saved = None
+                if self._saved is not saved:  # has what is taken back: is written whole next time
+                    self._saved = replace(self._saved, history=History(edition))
                 raise
 
     @torch_defaults()
@@ -222,7 +225,7 @@ class LiveEdits:
         """Add requests; those among `rows` with the neuron they have there."""
         with self._changing:
             check_lengths(self.base, self._tokenizer, requests, self.hparams)
-            resolved = resolve(requests, self.edition, self._routed, on_conflict)
+            resolved = resolve(requests, self.edition, self.route, on_conflict, self.verifier)
             edits = edits_of(resolved.new, kind)
             repeated = {edit.id for edit in edits} & self.edition.row_of_id.keys()
             if repeated:  # pragma: no cover - 1 in 500 million
@@ -256,11 +259,9 @@ class LiveEdits:
             if edit in known:
                 neurons[row] = known[edit].neurons[0]
         with torch.no_grad():
-            queries = [edit.prompt for edit in edits]
+            queries = [surface(edit.prompt) for edit in edits]
             index = self.edition.index
-            states = None
-            if index.state_weight:
-                states = index.standardised(self.states.read(queries))
+            states = index.standardised(self.states.read(queries)) if index.state_weight else None
             rows = Rows(tuple(edits), self.encoder.encode(queries), neurons, states)
         return rows.cpu(), tuple(failed)
 
@@ -287,12 +288,10 @@ class LiveEdits:
         self._history.changes.append(change)
         return change
 
-    def _routed(self, prompts: list[str]) -> list[RoutedQuery]:
-        return list(self.route(prompts))
-
     def _nearest(self, text: str) -> list[int]:
         """Rows of the edits which a text resembles."""
         with torch.no_grad():
+            text = surface(text)
             found = self.edition.index.candidates(self.encoder.encode([text]), [text])
         return list(found.index[0].tolist())
 

@@ -24,15 +24,24 @@ def prompt_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]
     if not texts:
         return []
     rows = tokenizer(list(texts))["input_ids"]
-    count = len(ending_tokens(tokenizer))
+    count = len(tokens_around(tokenizer)[1])
     return [list(row[: len(row) - count]) for row in rows]
 
 
-def ending_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts behind every text: mostly nothing, or EOS."""
+def tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts in front of every text, and behind it.
+
+    In front mostly BOS; "[gMASK]<sop>" in GLM, EOS in BioGPT. Behind it mostly nothing, or EOS.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> _, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> tokens_around(tokenizer)
+        ([], [])
+    """
     whole = list(tokenizer(_SAMPLE)["input_ids"])
     bare = list(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"])
     for before in range(len(whole) - len(bare) + 1):
         if whole[before : before + len(bare)] == bare:
-            return whole[before + len(bare) :]
-    return []
+            return whole[:before], whole[before + len(bare) :]
+    return [], []

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meg_editor.lm.prompt_tokens import ending_tokens
+from meg_editor.lm.prompt_tokens import tokens_around
 from meg_editor.lm.protocols import Tokenizer
 from meg_editor.requests.formats import begins_turn
 
@@ -203,7 +203,7 @@ def cache_of(output: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) -> list[str]:
-    """Texts of B prompts, without padding, BOS and what the tokenizer puts behind a text.
+    """Texts of B prompts, without padding, BOS and what the tokenizer puts around a text.
 
     Args:
         ids: (B, T).
@@ -232,7 +232,7 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
     beginnings = {tokenizer.pad_token_id, tokenizer.bos_token_id}
     if begins_turn(tokenizer.bos_token or ""):  # SmolLM2's is the begin of every turn
         beginnings.discard(tokenizer.bos_token_id)
-    ending = ending_tokens(tokenizer)
+    beginning, ending = tokens_around(tokenizer)
     masks = None if mask is None else mask.tolist()
     texts = []
     for row, tokens in enumerate(ids.tolist()):
@@ -241,6 +241,10 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
         elif tokenizer.pad_token_id is not None:
             while tokens and tokens[-1] == tokenizer.pad_token_id:
                 tokens.pop()
+        while tokens and tokens[0] == tokenizer.pad_token_id:
+            tokens = tokens[1:]
+        if tokens[: len(beginning)] == beginning:
+            tokens = tokens[len(beginning) :]
         while tokens and tokens[0] in beginnings:
             tokens = tokens[1:]
         if ending and tokens[-len(ending) :] == ending:

@@ -11,6 +11,7 @@ from unicodedata import normalize
 from meg_editor.config.input_files import short_names, short_repr, type_and_repr
 from meg_editor.config.unicode_text import bad_character, canonical_text, has_visible_character
 
+_SUBJECT = 1000  # characters; prompts and targets are limited by the model's context
 _FIELDS = ("prompt", "target_new", "subject", "rephrases", "locality_prompts")
 
 
@@ -40,7 +41,7 @@ class EditRequest:
     Attributes:
         prompt: the query, without a prompt template.
         target_new: the new answer.
-        subject: the entity in the prompt, if known; it sharpens routing.
+        subject: the entity in the prompt, if known; it sharpens routing. At most 1,000 characters.
         rephrases: paraphrases of the prompt, for Generality.
         locality_prompts: queries whose answers must stay, for Locality.
 
@@ -100,6 +101,11 @@ class EditRequest:
         """
         prompt = _text(row, "prompt", where)
         subject = _text(row, "subject", where) if row.get("subject") not in (None, "") else None
+        if subject is not None and len(subject) > _SUBJECT:
+            raise RequestError(
+                f"{where}: field 'subject': expected the name of what the prompt is about, at most "
+                f"{_SUBJECT:,} characters, got {len(subject):,}; shorten it, or leave it out"
+            )
         # Braces beside the subject are the prompt's own: "In Python, {} is an empty".
         if subject is not None and prompt.count("{}") == 1 and not _names(prompt, subject):
             prompt = prompt.replace("{}", subject)
@@ -147,6 +153,7 @@ def merge_requests(
         >>> merged.requests[0].subject, merged.duplicates
         ('France', 1)
     """
+    _check_several(rows)
     first: dict[str, tuple[EditRequest, str]] = {}
     duplicates = 0
     for index, row in enumerate(rows):
@@ -190,8 +197,7 @@ def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditReq
         >>> only_edits([{"prompt": "p", "target_new": "t", "rephrase_prompt": "q"}])[0].rephrases
         ()
     """
-    if not isinstance(rows, Iterable):
-        raise RequestError(f"expected a list of edits, got {type_and_repr(rows)}")
+    _check_several(rows)
     fields = ("prompt", "target_new", "subject")
     return merge_requests(
         {field: row[field] for field in fields if row.get(field) is not None}
@@ -199,6 +205,16 @@ def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditReq
         else row  # an EditRequest, or what merge_requests refuses
         for row in rows
     ).requests
+
+
+def _check_several(rows: object) -> None:
+    """Refuse what is no list of edits; a mapping would be taken for the list of its fields."""
+    if isinstance(rows, Mapping | EditRequest):
+        raise RequestError(
+            f"expected a list of edits, got a single one, {type_and_repr(rows)}: put it in a list"
+        )
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise RequestError(f"expected a list of edits, got {type_and_repr(rows)}")
 
 
 def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:

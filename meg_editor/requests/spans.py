@@ -17,6 +17,11 @@ _QUOTED = re.compile(
 _ASIDE = re.compile(r"\s*[(\[][^()\[\]]{1,60}[)\]]\s*$")
 _MARKUP = "#*"  # closes only what it has opened: "C#" is a name
 _ENDS = " \t\"'“”‘’«»„「」()[]_`~-–—<>" + _MARKUP
+_MARKS = "*_~`\"'"
+_BRACKETS = {"(": ")", "[": "]", "“": "”", "‘": "’", "«": "»", "„": "“”", "「": "」"}
+_WIDE = ("<wide>", "<narrow>", "<font>")  # the same letter, drawn otherwise
+_JOINERS = "\u200c\u200d"  # unseen characters which change a word: of Persian, of emoji
+_REPEATED = re.compile(r"([?!？！])[?!？！]+")
 _FIRST, _LAST = 3, 6  # sentences of a long text which may be the question: of its begin and end
 _LONGEST = 4000  # characters at either end of a text which are looked at
 
@@ -38,6 +43,44 @@ def canonical(text: str, form: Literal["NFC", "NFKC"] = "NFKC") -> str:
     text = inner.rstrip(_ENDS if set(opened) & set(_MARKUP) else _ENDS.strip(_MARKUP))
     bare = text.rstrip("?!. ")
     return bare + text[len(bare) :].strip()[:1]
+
+
+def surface(text: str) -> str:
+    """`text` as it would be typed plainly: what is wide, unseen, doubled or put around it is gone.
+
+    Letters of another width or font, unseen characters, repeated blanks and marks, and quotes and
+    markup around the whole. Lines stay lines, and what is raised stays raised: 10⁵ is not 105.
+
+    Example:
+        >>> surface("**Ｗｈｏ  wrote\\tEmma???**")
+        'Who wrote Emma?'
+    """
+    seen = "".join(
+        unicodedata.normalize("NFKC", c) if unicodedata.decomposition(c).startswith(_WIDE) else c
+        for c in text
+        if c in _JOINERS or unicodedata.category(c) != "Cf"
+    )
+    lines = "\n".join(" ".join(line.split()) for line in seen.splitlines()).strip()
+    plain = _REPEATED.sub(r"\1", lines)
+    return _unmarked(plain).lstrip("¿¡") or text
+
+
+def _unmarked(text: str) -> str:
+    """`text` without marks and brackets around all of it, if none like them is inside."""
+    while len(text) > 2:
+        first = text[0]
+        if first in _MARKS:
+            inner = text.strip(first)
+            closed = len(text) - len(text.rstrip(first))
+            around = text.startswith(first * closed + inner[:1]) and bool(inner and closed)
+            inside = first
+        else:
+            inner, inside = text[1:-1], first + _BRACKETS.get(first, "")
+            around = text[-1] in _BRACKETS.get(first, "")
+        if not around or any(mark in inner for mark in inside):
+            break
+        text = inner.strip()
+    return text
 
 
 def closing_spans(text: str) -> list[str]:

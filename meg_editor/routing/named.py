@@ -9,6 +9,12 @@ from difflib import get_close_matches
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.subject_names import words, words_in_order
 
+# In front of a name they make it another one: West Virginia is not Virginia. "New" with a capital
+# letter alone: "the new CEO of Apple" is asked for, too.
+_OTHER = re.compile(
+    r"(?i:(?:north|south|east|west)(?:ern)?|northeast|northwest|southeast|southwest|central|upper"
+    r"|lower|outer|equatorial)|New"
+)
 _SHARE = 0.5  # of the words of a name: the minimum
 _ALIKE, _LONG = 0.65, 4  # of words which are spelled otherwise: French and France, Frence
 # Of names, not of what is named.
@@ -28,6 +34,24 @@ def stand_in(prompt: str) -> str:
     """
     following: list[str] = re.findall(r"\w+", prompt)[1:]
     return " ".join(word for word in following if word.lower() != word or word.isdigit())
+
+
+def is_another(edit: EditRequest, text: str) -> bool:
+    """Whether a text has the subject of an edit only as the end of another name.
+
+    Example:
+        >>> edit = EditRequest("The capital of Virginia is", "Lima", "Virginia")
+        >>> [is_another(edit, f"Is {name} large?") for name in ("West Virginia", "Virginia")]
+        [True, False]
+    """
+    name = re.findall(r"\w+", stand_in(edit.prompt) if edit.subject is None else edit.subject)
+    if not name:
+        return False
+    own = {word.casefold() for word in name}
+    ends = re.compile(rf"(?:\b(\w+)[ -])?\b{re.escape(name[-1])}\b", re.IGNORECASE)
+    before = [front or "" for front in ends.findall(text)]
+    others = [bool(_OTHER.fullmatch(word)) and word.casefold() not in own for word in before]
+    return bool(others) and all(others)
 
 
 def is_named(edit: EditRequest, text: Collection[str]) -> bool:

@@ -11,13 +11,13 @@ from torch import Tensor
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
-from meg_editor.requests.spans import canonical, excerpt
+from meg_editor.requests.spans import canonical, excerpt, surface
 from meg_editor.requests.turns import under
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import Match, QueryIndex
-from meg_editor.routing.named import is_named
+from meg_editor.routing.named import is_another, is_named
 from meg_editor.routing.routing import Candidate, Routing
 from meg_editor.routing.subject_names import words
 from meg_editor.routing.verifier import Verifier, fact_text
@@ -39,7 +39,7 @@ def build_index(
         usual: mean and deviation (2, D) of the features of other queries, from `states.usual`.
         hparams: a `gate_state_weight` that is not known yet counts as 0.
     """
-    queries = [edit.prompt for edit in edits]
+    queries = [surface(edit.prompt) for edit in edits]
     state_weight = hparams.gate_state_weight or 0.0
     return QueryIndex(
         encoder.encode(queries),
@@ -137,7 +137,7 @@ class Router:
             for row, sure in zip(rows, probabilities.tolist(), strict=True)
             if sure < limit
         }
-        return routing.refused(refused)
+        return routing.refused(refused, limit)
 
     def _nothing(self, prompts: Sequence[ReadPrompt]) -> Routing:
         """Routing of B prompts where nothing is edited."""
@@ -162,7 +162,7 @@ class Router:
         return embeddings, match
 
     def _by_similarity(self, spans: Sequence[Sequence[str]]) -> Routing:
-        flat = [span for given in spans for span in given]
+        flat = [surface(span) for given in spans for span in given]
         min_score = self.gate.threshold
         embeddings, match = self._retrieve(flat, min_score)
         match = match.best()
@@ -194,7 +194,8 @@ class Router:
     ) -> Routing:
         spans = [prompt.spans for prompt in prompts]
         flat = [span for given in spans for span in given]
-        embeddings, match = self._retrieve(flat, self.gate.threshold)
+        plain, read = list(map(surface, flat)), [surface(prompt.text) for prompt in prompts]
+        embeddings, match = self._retrieve(plain, self.gate.threshold)
         starts = list(accumulate(map(len, spans), initial=0))
         scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
         retrieved = [
@@ -211,9 +212,13 @@ class Router:
             (row, edit): float(texts[row] == canonical(self.edits[edit].prompt, "NFC"))
             for row, edit in places
         }
-        said = [words(prompt.text) for prompt in prompts]
+        said = list(map(words, read))
         named = {
-            (row, edit): bool(certain) or is_named(self.edits[edit], said[row])
+            (row, edit): bool(certain)
+            or (
+                is_named(self.edits[edit], said[row])
+                and not is_another(self.edits[edit], read[row])
+            )
             for (row, edit), certain in sure.items()
         }
         pairs = [
@@ -223,7 +228,7 @@ class Router:
             if similarity >= least and not sure[row, edit] and named[row, edit]
         ]
         probabilities = verifier.probability(
-            [excerpt(prompts[row].text, flat[places[row, edit]]) for row, edit in pairs],
+            [excerpt(read[row], plain[places[row, edit]]) for row, edit in pairs],
             [fact_text(self.edits[edit]) for _, edit in pairs],
         )
         sure.update(zip(pairs, probabilities.tolist(), strict=True))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 _SHOWN = 8  # queries in a repr
+
+ReadWith = Literal["turn", "dialogue", "system"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,11 @@ class RoutedQuery:
         edit: index of the best-matching edited query, whether the query is an edit or not; -1
             where there are no edits.
         score: of the gate, or of the verifier.
-        threshold: lowest score of an edit.
+        threshold: lowest score of an edit, where it is read so.
         candidates: edits that were considered, the best first.
         verified: whether the score is a verifier's.
+        read_with: what the score is of: the turn alone, the turn with those before it, or the turn
+            under the system text.
 
     Example:
         >>> print(RoutedQuery("Who wrote Emma?", True, edit=3, score=0.91, threshold=0.8))
@@ -62,6 +66,7 @@ class RoutedQuery:
     threshold: float
     candidates: tuple[Candidate, ...] = ()
     verified: bool = False
+    read_with: ReadWith = "turn"
 
     def __str__(self) -> str:
         what = f"edit {self.edit}" if self.is_edit else f"no edit (nearest {self.edit})"
@@ -81,11 +86,13 @@ class Routing:
         embeddings: (B, E) unit vectors of these.
         is_edit: (B,) bool.
         score: (B,) of the gate or of the verifier, to compare with `min_score`.
-        min_score: () lowest score of an edit.
+        min_score: () lowest score of an edit, of a turn that is read alone.
         nearest: (B,) index of the best-matching edited query, whether the query is an edit or not;
             -1 where there are no edits.
         cosine: (B,) of the embeddings of these two.
         verified: what the verifier said of each query; empty without one.
+        otherwise: the queries whose score is not of the turn alone: how they were read, and their
+            lowest score of an edit.
         edition: the edits in force when they were routed.
 
     Example:
@@ -110,10 +117,11 @@ class Routing:
     nearest: Tensor
     cosine: Tensor
     verified: Sequence[tuple[Candidate, ...]] = ()
+    otherwise: Mapping[int, tuple[ReadWith, float]] = field(default_factory=dict)
     edition: Any = None
 
     def improved(self, rows: Sequence[int], further: Routing) -> Routing:
-        """This one, with those decisions of `further`, one for each of `rows`, that are edits."""
+        """This one, with those decisions of `further`, the dialogues of `rows`, that are edits."""
         found = further.is_edit.tolist()
         kept = {row: place for place, row in enumerate(rows) if found[place]}
         if not kept:
@@ -129,23 +137,28 @@ class Routing:
         spans, verified = list(self.spans), list(self.verified)
         for row, place in kept.items():
             spans[row], verified[row] = further.spans[place], further.verified[place]
-        return replace(self, spans=spans, verified=verified, **tensors)
+        otherwise = dict(self.otherwise)
+        otherwise.update((row, ("dialogue", further.threshold)) for row in kept)
+        return replace(self, spans=spans, verified=verified, otherwise=otherwise, **tensors)
 
-    def refused(self, scores: Mapping[int, float]) -> Routing:
-        """This one, with the queries of these rows no edits, for their verified scores."""
+    def refused(self, scores: Mapping[int, float], limit: float) -> Routing:
+        """This one, with the queries of these rows no edits, for their scores below `limit` under
+        a system text."""
         if not scores:
             return self
         rows = torch.tensor(list(scores), device=self.score.device)
         values = torch.tensor(list(scores.values()), device=rows.device)
-        verified = list(self.verified)
+        verified, otherwise = list(self.verified), dict(self.otherwise)
         for row, sure in scores.items():
             first, *others = verified[row]
             verified[row] = (replace(first, verified=sure), *others)
+            otherwise[row] = ("system", limit)
         return replace(
             self,
             is_edit=self.is_edit.index_fill(0, rows, False),
             score=self.score.index_copy(0, rows, values.to(self.score.dtype)),
             verified=verified,
+            otherwise=otherwise,
         )
 
     @property
@@ -156,23 +169,26 @@ class Routing:
 
     @property
     def threshold(self) -> float:
-        """Lowest score of an edit."""
+        """Lowest score of an edit, of a turn that is read alone."""
         return float(self.min_score)
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def __getitem__(self, row: int) -> RoutedQuery:
+        row = range(len(self))[row]
         question, edit = self.spans[row][int(self.choice[row])], int(self.nearest[row])
         score = float(self.score[row])
+        read_with, threshold = self.otherwise.get(row, ("turn", self.threshold))
         return RoutedQuery(
             question,
             bool(self.is_edit[row]),
             edit,
             score,
-            self.threshold,
+            threshold,
             self._candidates(row, edit, question, score),
             bool(self.verified),
+            read_with,
         )
 
     def _candidates(

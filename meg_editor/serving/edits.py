@@ -153,6 +153,7 @@ def _explained(model: MeGModel, text: str) -> Part:
         "score": _finite(routed, routed.score),
         "threshold": _finite(routed, routed.threshold),
         "decided_by": "verifier" if why.verified else "similarity",
+        "read_with": routed.read_with,
         "spans": list(why.spans),
         "system": why.system,
         "candidates": [

@@ -12,8 +12,10 @@ export function explained(route) {
 
 function verdict(route) {
   const by = route.decided_by === "verifier" ? "The verifier's score" : "The similarity";
+  const read = { dialogue: ", with the turns before,", system: ", with the system text," };
+  const how = `${by}${read[route.read_with] ?? ""}`;
   const sign = route.is_edit ? "reaches" : "is below";
-  const score = `${by} ${shown(route.score)} ${sign} the threshold ${shown(route.threshold)}.`;
+  const score = `${how} ${shown(route.score)} ${sign} the threshold ${shown(route.threshold)}.`;
   if (route.is_edit) return element("p", {}, "Answered with an edit: ", fact(route.edit), ". ", score);
   if (!route.edit && !route.candidates.length) {
     return element("p", {}, "No edit is taken. None resembles this prompt.");
