@@ -178,6 +178,36 @@ def test_a_refused_word_is_not_verified_again() -> None:
     assert len(judges.verified) == 2
 
 
+def test_a_growing_word_is_verified_once() -> None:
+    routing = router(judges := Judges("never"))
+    routing.decode = lambda ids: "".join(" is" if token == 6 else WORDS[token] for token in ids)
+    for text in ([8], [8, 9], [8, 9, 13]):  # "Its", "Itscapital", "ItscapitalFrance"
+        step(routing, [*PROMPT, *text])
+    assert len(judges.verified) == 1
+    step(routing, [*PROMPT, 8, 9, 13, 6])
+    assert len(judges.verified) == 2
+
+
+def test_what_is_refused_of_a_candidate_is_asked_again_of_the_text() -> None:
+    """Prompt-lookup decoding calls the router with candidates, to see what is ruled out."""
+    text = [*PROMPT, 8, 9, 6]
+    routing = router(Judges("never"))
+    for candidate in (5, 6):
+        assert not step(routing, [*text, candidate]).any()
+    routing.confirm = Judges().confirm
+    assert step(routing, text).argmax() == 10
+
+
+def test_candidates_that_are_dropped_leave_the_edit_in_effect() -> None:
+    routing = router(judges := Judges())
+    text = [*PROMPT, 8, 9, 6]
+    for candidates in ([], [7], [7, 5], [7, 5, 5]):  # checked together; "big." would end it
+        step(routing, [*text, *candidates])
+    routing.propose = lambda *_: pytest.fail("it is in effect already")
+    assert step(routing, [*text, 5]).argmax() == 10
+    assert judges.said[-1] == [5]
+
+
 def test_beams_take_their_edit_with_them() -> None:
     routing = router(Judges())
     asks, other = [*PROMPT, 8, 9, 6], [*PROMPT, 5, 6, 5]
@@ -293,6 +323,21 @@ def test_an_edit_is_proposed_where_the_model_is_about_to_give_its_old_answer(
     assert [p.edit for p in propose(reference.edition, old, [(0,)])[0]] == [0]
     assert propose(reference.edition, other, [(0,)]) == [[]]
     assert proposals(reference, "The currency of France is the") == [[]]
+
+
+def test_prompt_lookup_gives_the_answers_of_greedy_decoding(reference: MeGModel) -> None:
+    """Tokens of the prompt are tried by made-up scores, which is no reason to refuse an edit."""
+    for prompt, target in (
+        ("Japan is nice. The capital city of", "Oslo"),
+        ("Japan lies in the north. The capital of", "Oslo"),
+        ("France is old. The city", "Lima"),
+    ):
+        batch = reference._tokenizer(prompt, return_tensors="pt")
+        options = {**batch, "max_new_tokens": 12, "do_sample": False}
+        greedy = reference.generate(**options)
+        assert target in reference._tokenizer.decode(greedy[0])
+        for assisted in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": reference.base}):
+            assert reference.generate(**options, **assisted).tolist() == greedy.tolist()
 
 
 def test_what_was_read_goes_with_its_edit(reference: MeGModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from meg_editor.lm import paged
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.requests.request import EditRequest
+from meg_editor.serving import completions
 from meg_editor.serving.app import build_app
 from meg_editor.serving.bodies import Chat, NewEdits, Prompt
 from meg_editor.serving.check import check_batching
@@ -91,23 +93,34 @@ BAD = [
     (CHAT, {}, "messages"),
     (CHAT, {"messages": HELLO, "temperature": 3}, "temperature"),
     (CHAT, {"messages": HELLO, "temperature": "hot"}, "temperature"),
-    (CHAT, {"messages": HELLO, "top_p": 0}, "top_p"),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content"),
+    (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+    (CHAT, {"messages": [*HELLO, {"role": "user", "content": " "}]}, "messages.1.content"),
+    (CHAT, {"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
+    (CHAT, {"messages": HELLO, "top_p": -1}, "top_p"),
+    (CHAT, {"messages": HELLO, "top_p": 2}, "top_p"),
     (CHAT, {"messages": HELLO, "n": 0}, "n"),
     (CHAT, {"messages": HELLO, "n": 100}, "n"),
     (CHAT, {"messages": HELLO, "max_tokens": 0}, "max_tokens"),
     (CHAT, {"messages": HELLO, "stop": ["a"] * 20}, "stop"),
     (CHAT, {"messages": HELLO, "top_logprobs": 50, "logprobs": True}, "top_logprobs"),
-    (CHAT, {"messages": HELLO, "tools": [{"type": "function"}]}, None),
-    (CHAT, {"messages": HELLO, "presence_penalty": 1}, None),
-    (CHAT, {"messages": HELLO, "response_format": {"type": "json_object"}}, None),
+    (CHAT, {"messages": HELLO, "top_logprobs": 3}, "top_logprobs"),
+    (CHAT, {"messages": HELLO, "top_logprobs": 3, "logprobs": False}, "top_logprobs"),
+    (CHAT, {"messages": HELLO, "tools": [{"type": "function"}]}, "tools"),
+    (CHAT, {"messages": HELLO, "presence_penalty": 1}, "presence_penalty"),
+    (CHAT, {"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+    (CHAT, {"messages": HELLO, "modalities": ["text", "audio"]}, "modalities"),
+    (CHAT, {"messages": HELLO, "web_search_options": {}}, "web_search_options"),
+    (CHAT, {"messages": HELLO, "prediction": {"type": "content", "content": "A"}}, "prediction"),
     (TEXT, {"prompt": ""}, "prompt"),
     (TEXT, {"prompt": []}, "prompt"),
     (TEXT, {"prompt": [[]]}, "prompt"),
     (TEXT, {"prompt": [10**6]}, "prompt"),
     (TEXT, {"prompt": [-1]}, "prompt"),
     (TEXT, {"prompt": {"a": 1}}, "prompt"),
-    (TEXT, {"prompt": "Hello", "echo": True}, None),
-    (TEXT, {"prompt": "Hello", "top_k": 5}, None),
+    (TEXT, {"prompt": "Hello", "echo": True}, "echo"),
+    (TEXT, {"prompt": "Hello", "top_k": 5}, "top_k"),
+    (TEXT, {"prompt": "Hello", "best_of": 2}, "best_of"),
     (EDITS, {"prompt": "A", "target_new": "B", "rephrases": ["C"]}, "edits.0.rephrases"),
     (EDITS, {"edits": []}, "edits"),
     (EDITS, {"edits": [{"prompt": "A"}]}, "edits.0.target_new"),
@@ -135,6 +148,28 @@ def test_bad_fields_are_named_and_change_nothing(served):
     assert answer(http, PROMPTS[0]) == text
 
 
+NEUTRAL = [
+    {"modalities": ["text"], "web_search_options": None, "prediction": None, "tools": []},
+    {"messages": [*HELLO, {"role": "assistant", "content": None}, {"role": "assistant"}, *HELLO]},
+    {"logprobs": None, "top_logprobs": None},
+    {"logprobs": True, "top_logprobs": 0},
+]
+
+
+def test_what_asks_for_nothing_else_is_taken(served):
+    http, _ = served
+    for options in NEUTRAL:
+        found = http.post(CHAT, json={"messages": HELLO, "max_tokens": 2, **options})
+        assert found.status_code == 200, found.text
+
+
+def test_a_top_p_of_zero_is_the_most_likely_token(served):
+    http, _ = served
+    greedy = answer(http, PROMPTS[0], temperature=0)
+    for options in ({}, {"temperature": 2, "seed": 1}):
+        assert answer(http, PROMPTS[0], top_p=0, **options) == greedy
+
+
 @pytest.mark.parametrize("body", ["{", '{"messages": NaN', "[1, 2]", "null", '"x"', ""])
 def test_what_is_no_json_object_is_refused(served, body):
     http, _ = served
@@ -157,9 +192,20 @@ def test_unknown_models_paths_methods_and_edits(served):
     http, _ = served
     said = error(http.post(CHAT, json={"model": "gpt-4", "messages": HELLO}), 404)
     assert said["code"] == "model_not_found" and said["param"] == "model"
-    error(http.get("/v1/nothing"), 404)
+    for path in ("/v1/nothing", "/v1/responses", "/v1/embeddings"):
+        message = error(http.post(path, json={}), 404)["message"]
+        assert repr(path) in message and f"POST {CHAT}; POST {TEXT}" in message
+        assert "GET, POST /v1/edits" in message and "GET, HEAD /health" in message
+        assert "page.js" not in message
     error(http.get("/../../etc/passwd"), 404)
-    error(http.get(CHAT), 405)
+    for call, path, allowed in (
+        (http.get, CHAT, "POST"),
+        (http.put, EDITS, "GET, POST"),
+        (http.post, "/page.js", "GET"),
+    ):
+        refused = call(path)
+        assert error(refused, 405)["message"].startswith(f"expected {allowed} at {path!r}, got ")
+        assert refused.headers["Allow"] == allowed
     for path in (f"{EDITS}/ffffffffffff", f"{EDITS}/ffffffffffff/check"):
         assert error(http.get(path), 404)["code"] == "not_found"
     assert error(http.delete(f"{EDITS}/..%2f.."), 404)
@@ -248,17 +294,23 @@ def test_too_many_at_once_and_too_often(make_meg_model, tmp_path):
         assert last["code"] == "rate_limit_exceeded" and "8" in last["message"]
 
 
+def asked_by(http: Any, body: dict[str, Any]) -> socket.socket:
+    """A connection over which an answer is asked for, and not yet read."""
+    content = json.dumps(body)
+    raw = socket.create_connection((http.base_url.host, http.base_url.port))
+    request = (
+        f"POST {TEXT} HTTP/1.1\r\nHost: a\r\nAuthorization: {ADMIN['Authorization']}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n{content}"
+    )
+    raw.sendall(request.encode())
+    return raw
+
+
 def test_a_client_that_goes_away_in_mid_stream(served):
     http, server = served
     expected = answer(http, PROMPTS[0])
-    body = json.dumps({"prompt": OTHERS[0], "max_tokens": 100, "stream": True})
-    request = (
-        f"POST {TEXT} HTTP/1.1\r\nHost: a\r\nAuthorization: {ADMIN['Authorization']}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    )
     for _ in range(5):
-        raw = socket.create_connection((http.base_url.host, http.base_url.port))
-        raw.sendall(request.encode())
+        raw = asked_by(http, {"prompt": OTHERS[0], "max_tokens": 100, "stream": True})
         raw.recv(300)  # the first tokens
         raw.close()
     assert answer(http, PROMPTS[0]) == expected
@@ -267,6 +319,27 @@ def test_a_client_that_goes_away_in_mid_stream(served):
     soon(lambda: not len(manager._riders) and not manager.output_router.result_handlers)
     soon(lambda: not manager.batch_processor.scheduler.active_requests)  # no token for nobody
     assert manager.output_router.output_queue.empty()
+
+
+def test_a_client_that_goes_before_a_whole_answer_leaves_no_traceback(served, monkeypatch, caplog):
+    """What is cancelled was never looked at, which asyncio logs when it is collected."""
+    monkeypatch.setattr(completions, "_LOOK", 0.01)
+    http, server = served
+    forward = server.model.base.forward
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(0.02)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(server.model.base, "forward", slow)
+    for _ in range(3):
+        raw = asked_by(http, {"prompt": OTHERS[0], "max_tokens": 100, "n": 2})
+        soon(lambda: server.engine.running == 2)
+        raw.close()
+        soon(lambda: server.engine.running == server.answers == 0)
+    assert answer(http, PROMPTS[0]) is not None  # the last task is over
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_a_disk_that_is_full_leaves_the_edits_as_they_were(served, monkeypatch):

@@ -1,17 +1,17 @@
 """Routing while the answer is written: a text that gets to an edited fact goes on with the edit.
 
 A prompt is routed before its first token. "Tell me about France" asks for no fact, and its answer
-may state one: "… Its capital is". An edit is proposed where its subject is named in the question
-or in the text so far, and the LLM is about to give an answer of its kind: the scores of the next
-token say so. The verifier then reads the sentence that names the subject, and the one that is
-being written. If it agrees, the next tokens are those of the LLM with the edit's neuron, until the
-sentence ends.
+may state one: "… Its capital is". An edit is proposed where its subject is named in the question or
+in the text so far, and the scores of the next token say that an answer of its kind comes. The
+verifier then reads the sentence that names the subject, and the one that is being written. If it
+agrees, the LLM goes on with the edit's neuron until the sentence ends.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections import ChainMap, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ _WINDOW = 8  # last tokens of a text in which names are looked for
 _READ = 4000  # characters at the end of a text in which subjects are looked for
 _LONGEST = 200  # characters of a sentence for the verifier
 _BEYOND = 8  # tokens an edit stays in effect beyond the length of its target
+_CALLS = 256  # in which assisted decoding tries and checks its candidates
 _SLOT = 8  # characters behind a subject by which its place is known again
 _OTHER_NAME = (
     r"(?:The )?(?!(?:The|This|That|These|Those|There|Here|It|Its|He|His|She|Her|They|Their)\b)"
@@ -59,12 +60,14 @@ class _Text:
         named: edits which these name.
         in_effect: the edit in effect.
         stated: edits which the sentence has stated.
+        refused: what the verifier read, up to its last word, and the edit that it refused.
     """
 
     words: frozenset[int]
     named: tuple[int, ...]
     in_effect: _InEffect | None = None
     stated: frozenset[int] = frozenset()
+    refused: frozenset[tuple[str, int]] = frozenset()
 
     def after(self) -> _Text:
         """With no edit in effect any more."""
@@ -89,13 +92,12 @@ class SubjectWords(Protocol):
 class DecodingRouter(LogitsProcessor):
     """Logits of the next token under the edit that the text so far is about to state.
 
-    It keeps what is known of the texts of the last step, so that beams may be reordered, and
-    leaves the KV cache of the generation alone: the neuron acts in passes of its own.
+    It keeps what is known of the last step's texts, as beams may be reordered, and of a single row
+    that of earlier calls, as assisted decoding drops candidates. The KV cache is left alone.
 
     Args:
         prompts: (B, T) token ids.
-        questions: what each prompt asks, with a line break at its end where the answer is a turn
-            of its own.
+        questions: what each prompt asks; a line break at its end where the answer is a turn.
         edited: rows of prompts which ask for an edit themselves: these are left alone.
         subjects: finds the edits that a text names.
         propose: (scores (R, V) of the next token, edits named by each of R texts) -> for each the
@@ -143,11 +145,12 @@ class DecodingRouter(LogitsProcessor):
         self.logits, self.decode = logits, decode
         self.edits, self.target_length, self.ends = edits, target_length, frozenset(ends)
         self._words = [subjects.words(question) for question in questions]
-        # (prompt, tokens written) -> what is known of the text, of the last step.
-        self._texts: dict[tuple[int, tuple[int, ...]], _Text] = {}
-        self._refused: set[tuple[str, int]] = set()
+        # (prompt, tokens written) -> what is known of the text, of each call, the last one first.
+        self._texts: deque[dict[tuple[int, tuple[int, ...]], _Text]] = deque(maxlen=_CALLS)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if len(scores) == 1 and (scores == 1).all():  # prompt lookup asks so what is ruled out
+            return scores
         written = [tuple(row) for row in input_ids[:, self.length :].tolist()]
         each = max(1, len(written) // self.count)  # beams, or several answers to a prompt
         texts = {
@@ -159,15 +162,19 @@ class DecodingRouter(LogitsProcessor):
         for row, begun in self._begun(waiting, texts, written, each, scores).items():
             texts[row] = replace(texts[row], in_effect=begun)
         scores = self._edited_scores(scores, texts, written)
-        self._texts = {(row // each, written[row]): text for row, text in texts.items()}
+        if len(written) > 1:  # no assisted decoding
+            self._texts.clear()
+        self._texts.appendleft({(row // each, written[row]): text for row, text in texts.items()})
         return scores
 
     def _read(self, prompt: int, tokens: tuple[int, ...]) -> _Text:
         """What is known of a text: what was known without its last token, and what that adds."""
-        before = self._texts.get((prompt, tokens[:-1]))
+        known = ChainMap(*self._texts)
+        again, before = known.get((prompt, tokens)), known.get((prompt, tokens[:-1]))
+        refused = again.refused if again else frozenset()
         if before is None:
             words = self._words[prompt] | self.subjects.words(self.decode(list(tokens)))
-            return _Text(words, self.subjects.named(words) if words else ())
+            return _Text(words, self.subjects.named(words) if words else (), refused=refused)
         end = self.decode(list(tokens[-_WINDOW:]))
         words = before.words | self.subjects.words(end)
         if words != before.words:
@@ -176,7 +183,7 @@ class DecodingRouter(LogitsProcessor):
             before = before.after()
         if before.stated and _SENTENCE_END.match(end[-1:]):
             before = replace(before, stated=frozenset())
-        return before
+        return replace(before, refused=before.refused | refused)
 
     def _goes_on(self, found: _InEffect, tokens: tuple[int, ...]) -> bool:
         """Whether an edit stays in effect: it is not said yet."""
@@ -193,7 +200,7 @@ class DecodingRouter(LogitsProcessor):
         each: int,
         scores: Tensor,
     ) -> dict[int, _InEffect]:
-        """Rows whose text is about to state an edit."""
+        """Rows whose text is about to state an edit; what is refused is noted in `texts`."""
         if not rows:
             return {}
         pairs: list[tuple[int, Proposal, str]] = []
@@ -206,7 +213,7 @@ class DecodingRouter(LogitsProcessor):
                 read = about(text, self.subjects.name(proposal.edit))
                 if read is None or proposal.edit in texts[row].stated:
                     continue
-                if (_to_last_word(read), proposal.edit) not in self._refused:
+                if (_to_last_word(read), proposal.edit) not in texts[row].refused:
                     pairs.append((row, proposal, read))
         if not pairs:
             return {}
@@ -216,7 +223,8 @@ class DecodingRouter(LogitsProcessor):
             if yes:
                 begun.setdefault(row, _InEffect(proposal.edit, len(written[row])))
             else:
-                self._refused.add((_to_last_word(read), proposal.edit))
+                refused = texts[row].refused | {(_to_last_word(read), proposal.edit)}
+                texts[row] = replace(texts[row], refused=refused)
         return begun
 
     def _edited_scores(

@@ -32,6 +32,7 @@ from meg_editor.model.batching import ContinuousBatching
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.in_force import InForce
 from meg_editor.model.pipelines import silence_pipelines
+from meg_editor.model.queries import query_texts
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.model.storable import StorableEdits
 from meg_editor.model.while_decoding import WhileDecoding
@@ -241,7 +242,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
 
         Independent of a surrounding `routed` block.
         """
-        texts = [queries] if isinstance(queries, str) else list(queries)
+        texts = query_texts(queries)
         in_force = self._in_force
         routing = in_force.router.route([self.reader.read(text) for text in texts])
         return replace(routing, edition=in_force)

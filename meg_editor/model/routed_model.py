@@ -16,6 +16,7 @@ from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.cache_routing import CacheRouting, cache_of, prompt_texts
+from meg_editor.model.queries import check_ids, query_texts
 from meg_editor.requests.prompts import PromptReader
 
 ANSWER_TOKENS = 32  # longest answer by default
@@ -119,7 +120,7 @@ class RoutedModel(nn.Module, ABC):
 
         Their inputs must have B rows, or the same number of consecutive rows for each query.
         """
-        decision = self.decide([queries] if isinstance(queries, str) else queries)
+        decision = self.decide(query_texts(queries))
         with self.with_decision(decision):
             yield decision
 
@@ -136,7 +137,7 @@ class RoutedModel(nn.Module, ABC):
         Args:
             max_new_tokens: of an answer; default: 32, more where an edited answer is longer.
         """
-        texts = [queries] if isinstance(queries, str) else list(queries)
+        texts = query_texts(queries)
         if not texts:
             return []
         prompts = [self.reader.wrap(text) for text in texts]
@@ -153,12 +154,19 @@ class RoutedModel(nn.Module, ABC):
         """`generate` of transformers, with all its arguments; the prompt is the query.
 
         Raises:
+            TypeError: something else than a tensor came as token ids.
             ValueError: there are no token ids to read the query from (inputs_embeds only) and no
-                surrounding `routed` block.
+                surrounding `routed` block; or an edited model is to be the assistant.
         """
         if inputs is not None:
             kwargs["inputs"] = inputs
         ids = kwargs.get("input_ids", inputs)
+        check_ids(ids, kwargs.get("inputs_embeds") is not None)
+        if isinstance(assistant := kwargs.get("assistant_model"), RoutedModel):
+            raise ValueError(
+                f"assistant_model: expected an unedited model, got a {type(assistant).__name__}: "
+                "pass its .base; it only proposes tokens, and the answers are those of this model"
+            )
         mask = kwargs.get("attention_mask")
         routed: _Routed | None = value_of(self)
         if routed is None:
@@ -187,8 +195,10 @@ class RoutedModel(nn.Module, ABC):
             input_ids: (B, T).
 
         Raises:
+            TypeError: something else than a tensor came as token ids.
             ValueError: another model filled the cache, so that its query is not known.
         """
+        check_ids(input_ids, kwargs.get("inputs_embeds") is not None)
         kwargs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         mask, past = attention_mask, kwargs.get("past_key_values")
         routed: _Routed | None = value_of(self)

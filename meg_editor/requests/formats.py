@@ -38,10 +38,11 @@ _LABELS = re.compile(
 )
 # What stands around a system text in front of the turns.
 _FRONT = re.compile(
-    r"^\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[gMASK\]|<sop>"
-    rf"|\[SYSTEM_PROMPT\]|\#* *(?i:{_SYSTEM_NAMES})(?:[:：]|\n))\s*|\[/SYSTEM_PROMPT\].*",
-    re.DOTALL,
+    r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[gMASK\]|<sop>"
+    r"|<BOS_TOKEN>|<\|START_OF_TURN_TOKEN\|>"
+    rf"|\[SYSTEM_PROMPT\]|\#* *(?i:{_SYSTEM_NAMES})(?:[:：]|\n))\s*)+"
 )
+_FRONT_END = "[/SYSTEM_PROMPT]"
 _END = re.compile(
     r"<\|im_end\|>|<\|eot_id\|>|<\|eot\|>|<end_of_turn>|<\|end_of_text\|>|<\|endoftext\|>"
     r"|<\|end\|>|<\|return\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>|</s>"
@@ -99,10 +100,9 @@ def front(text: str) -> str:
         >>> front("<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT]")
         'Be brief.'
     """
-    text = before_end(text)
-    while (shorter := _FRONT.sub("", text)) != text:
-        text = shorter
-    return text.strip()
+    text = before_end(text).partition(_FRONT_END)[0]
+    opening = _FRONT.match(text)
+    return text[opening.end() if opening else 0 :].strip()
 
 
 def before_end(text: str) -> str:

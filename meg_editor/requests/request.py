@@ -211,7 +211,8 @@ def _check_several(rows: object) -> None:
     """Refuse what is no list of edits; a mapping would be taken for the list of its fields."""
     if isinstance(rows, Mapping | EditRequest):
         raise RequestError(
-            f"expected a list of edits, got a single one, {type_and_repr(rows)}: put it in a list"
+            "request 0: expected an object, got str, a field of a single edit; expected a list of "
+            f"edits, got {type_and_repr(rows)}: put it in a list"
         )
     if isinstance(rows, str) or not isinstance(rows, Iterable):
         raise RequestError(f"expected a list of edits, got {type_and_repr(rows)}")

@@ -53,9 +53,9 @@ def build_app(server: Server, hosts: list[str] | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    add_handlers(app)
-    app.include_router(completion_routes(server))
-    app.include_router(edit_routes(server))
+    routers = [completion_routes(server), edit_routes(server)]
+    for router in routers:
+        app.include_router(router)
 
     @app.api_route("/health", methods=["GET", "HEAD"])  # load balancers ask either way
     async def health() -> Response:
@@ -78,7 +78,10 @@ def build_app(server: Server, hosts: list[str] | None = None) -> FastAPI:
 
     for name, content in _page().items():
         for path in (f"/{name}", "/") if name == "index.html" else (f"/{name}",):
-            app.add_api_route(path, _file(name, content), methods=["GET"])
+            served = _file(name, content)
+            app.add_api_route(path, served, methods=["GET"], include_in_schema=False)
+    routes = [route for router in (*routers, app.router) for route in router.routes]
+    add_handlers(app, routes)
     app.add_middleware(SizeLimit, max_bytes=server.limits.body)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)

@@ -10,9 +10,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from meg_editor.config.input_files import type_and_repr
 from meg_editor.lm.sampling import Sampling
@@ -30,6 +33,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "logit_bias": (None, {}),
     "min_p": (None, 0),
+    "modalities": (None, ["text"]),
+    "prediction": (None,),
     "presence_penalty": (None, 0),
     "repetition_penalty": (None, 1),
     "response_format": (None, {"type": "text"}),
@@ -38,6 +43,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
     "top_k": (None, 0, -1),
+    "web_search_options": (None,),
 }
 
 
@@ -88,6 +94,13 @@ def _kind(value: Any) -> str:
     return "null" if value is None else type_and_repr(value, 40)
 
 
+def _wrong(field: str, message: str, value: Any) -> ValidationError:
+    """The error of a field which is checked beside others; a ValueError would name none."""
+    error = PydanticCustomError("value_error", "{message}", {"message": message})
+    details = InitErrorDetails(type=error, loc=(field,), input=value)
+    return ValidationError.from_exception_data(field, [details])
+
+
 Text = Annotated[str, AfterValidator(_whole_letters)]
 Stop = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=16)]
 
@@ -107,7 +120,7 @@ class _Generation(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] = 1
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int | None = None
     stop: Stop = Field(default_factory=list)
     stream: bool = False
@@ -127,13 +140,18 @@ class _Generation(BaseModel):
     def _nothing_unserved(self) -> _Generation:
         for name, value in (self.model_extra or {}).items():
             if name in _NEUTRAL and value not in _NEUTRAL[name]:
-                raise ValueError(f"{name} is not served: leave it out")
+                message = f"not served, got {_kind(value)}: leave it out"
+                raise _wrong(name, message, value)
         return self
 
     def sampling(self, number: int, logprobs: int | None) -> Sampling:
-        """Of the answer with this number; without a temperature, top_p or seed it is greedy."""
+        """Of the answer with this number.
+
+        Without a temperature, top_p or seed it is greedy, and with a top_p of 0.
+        """
         sampled = self.top_p is not None or self.seed is not None
         temperature = (1.0 if sampled else 0.0) if self.temperature is None else self.temperature
+        temperature = 0.0 if self.top_p == 0 else temperature
         seed = None if self.seed is None else (self.seed + number) % 2**63
         return Sampling(temperature, self.top_p or 1.0, seed, logprobs)
 
@@ -144,7 +162,17 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text | None, BeforeValidator(_joined)] = None
+    content: Annotated[Text | None, BeforeValidator(_joined)] = Field(None, validate_default=True)
+
+    @field_validator("content")
+    @classmethod
+    def _asks(cls, content: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("role") == "user" and not (content or "").strip():
+            got = "null" if content is None else "no text"
+            raise ValueError(
+                f"expected what the user says, got {got}: fill it in, or leave the message out"
+            )
+        return content
 
     @property
     def turn(self) -> dict[str, str]:
@@ -164,6 +192,13 @@ class Chat(_Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _logprobs_first(self) -> Chat:
+        if self.top_logprobs and not self.logprobs:
+            message = f"expected logprobs true beside it, got {_kind(self.logprobs)}"
+            raise _wrong("top_logprobs", message, self.top_logprobs)
+        return self
 
     @property
     def limit(self) -> int | None:

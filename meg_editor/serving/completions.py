@@ -164,6 +164,8 @@ async def _while_there(client: Request, answers: Sequence[Any]) -> list[Answer]:
     finally:
         for task in (*tasks, leaving):
             task.cancel()
+        # Whatever they raise now is nobody's; asyncio logs what no one has looked at.
+        await asyncio.gather(*tasks, whole, leaving, return_exceptions=True)
 
 
 async def _whole(server: Server, request: GenerationRequest) -> Answer:

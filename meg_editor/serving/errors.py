@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
+from meg_editor.config.input_files import short_repr
 from meg_editor.edits.conflicts import ConflictError, UnknownEditError
 from meg_editor.model.appending import OtherWriterError
 from meg_editor.requests.request import RequestError
@@ -87,8 +90,12 @@ def api_error(error: BaseException) -> ApiError:
     return ApiError(500, "an error which nobody foresaw; the server's log says which")
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Have `app` answer every error in OpenAI's shape."""
+def add_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Have `app` answer every error in OpenAI's shape.
+
+    Args:
+        routes: what is served; those in its schema are named to who asks for another path.
+    """
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -103,7 +110,9 @@ def add_handlers(app: FastAPI) -> None:
         return ApiError(400, text, param=where or None).response
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code in (404, 405):
+            return _nowhere(request, routes).response
         headers = dict(error.headers) if error.headers else None
         message = str(error.detail)
         if message == "There was an error parsing the body":  # FastAPI's
@@ -117,3 +126,20 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def known(_: Request, error: ApiError) -> JSONResponse:
         return error.response
+
+
+def _nowhere(request: Request, routes: Sequence[BaseRoute]) -> ApiError:
+    """The answer to a path or a method which no route serves."""
+    found = [route for route in routes if isinstance(route, Route)]
+    here = [route for route in found if route.matches(request.scope)[0] is not Match.NONE]
+    path = short_repr(request.scope["path"])
+    if here:
+        allowed = ", ".join(sorted({method for route in here for method in route.methods or ()}))
+        message = f"expected {allowed} at {path}, got {request.method}"
+        return ApiError(405, message, code="method_not_supported", headers={"Allow": allowed})
+    served: dict[str, set[str]] = {}
+    for route in found:
+        if route.include_in_schema:
+            served.setdefault(route.path_format, set()).update(route.methods or ())
+    names = "; ".join(f"{', '.join(sorted(methods))} {name}" for name, methods in served.items())
+    return ApiError(404, f"expected a path which is served, got {path}; served are {names}")
