@@ -141,7 +141,7 @@ def test_a_single_edit_is_not_taken_for_a_list(edited: MeGModel, loaded: tuple[A
     """The names of its fields were taken for edits."""
     for single in (FRANCE, EditRequest(**FRANCE)):
         for change in (edited.add, edited.replace, lambda one: fit(*loaded, one, edited.hparams)):
-            with pytest.raises(RequestError, match="a single edit, .*: put it in a list"):
+            with pytest.raises(RequestError, match="a single edit; .*: put it in a list"):
                 change(single)  # type: ignore[operator]
 
 

@@ -27,7 +27,6 @@ _WINDOW = 8  # last tokens of a text in which names are looked for
 _READ = 4000  # characters at the end of a text in which subjects are looked for
 _LONGEST = 200  # characters of a sentence for the verifier
 _BEYOND = 8  # tokens an edit stays in effect beyond the length of its target
-_CALLS = 256  # in which assisted decoding tries and checks its candidates
 _SLOT = 8  # characters behind a subject by which its place is known again
 _OTHER_NAME = (
     r"(?:The )?(?!(?:The|This|That|These|Those|There|Here|It|Its|He|His|She|Her|They|Their)\b)"
@@ -145,8 +144,8 @@ class DecodingRouter(LogitsProcessor):
         self.logits, self.decode = logits, decode
         self.edits, self.target_length, self.ends = edits, target_length, frozenset(ends)
         self._words = [subjects.words(question) for question in questions]
-        # (prompt, tokens written) -> what is known of the text, of each call, the last one first.
-        self._texts: deque[dict[tuple[int, tuple[int, ...]], _Text]] = deque(maxlen=_CALLS)
+        # (prompt, tokens written) -> what is known of the text, of many calls, the last one first.
+        self._texts: deque[dict[tuple[int, tuple[int, ...]], _Text]] = deque(maxlen=256)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         if len(scores) == 1 and (scores == 1).all():  # prompt lookup asks so what is ruled out
