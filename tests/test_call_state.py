@@ -264,6 +264,26 @@ def test_a_prefix_cache_is_made_once_and_copied(model: MeGModel) -> None:
         )
         tokens = decode(model, output)
         assert tokens == again[0, whole.shape[1] :].tolist()
+        # The question alone behind it, with the mask of both.
+        behind, copied = whole[:, prefix.shape[1] :], copy.deepcopy(cache)
+        tail = model.generate(
+            behind,
+            attention_mask=torch.ones_like(whole),
+            past_key_values=copied,
+            pad_token_id=0,
+            **FREE,
+        )
+        assert tokens == tail[0, behind.shape[1] :].tolist()
+        count = len(tokens) + 1
+        longer: dict[str, Any] = {
+            **FREE,
+            "max_new_tokens": count,
+            "min_new_tokens": count,
+            "pad_token_id": 0,
+        }
+        step = model(input_ids=tail[:, -1:], past_key_values=copied).logits[0, -1].argmax()
+        longer["past_key_values"] = copy.deepcopy(cache)
+        assert step == model.generate(input_ids=whole, **longer)[0, -1]
         # As the base with the same neuron from the question on.
         neurons = model.decide([question])
         with model.applied(None):
@@ -271,6 +291,17 @@ def test_a_prefix_cache_is_made_once_and_copied(model: MeGModel) -> None:
         with model.applied(neurons):
             output = model.base(input_ids=whole[:, prefix.shape[1] :], past_key_values=base_cache)
             assert decode(model.base, output) == tokens
+
+
+def test_arguments_by_their_place(model: MeGModel) -> None:
+    ids = ids_of(model, EDITED)
+    options = copy.deepcopy(model.base.generation_config)
+    options.update(pad_token_id=0, **FREE)
+    assert model.generate(ids, options)[0, ids.shape[1] :].tolist() == generated(
+        model, EDITED, **FREE
+    )
+    with pytest.raises(TypeError, match="positional"):
+        model.generate(ids, options, *range(30))
 
 
 @pytest.mark.parametrize("text", [EDITED, OTHER])

@@ -86,6 +86,12 @@ class CacheRouting:
         several = ids is not None and ids.shape[1] > 1 and all(p is not None for p in pieces)
         return replace(before, pieces=pieces, masks=(*before.masks, mask), asks_anew=several)
 
+    def ended(self, ids: Tensor) -> CacheRouting:
+        """This one with `ids` (B, t) as its last tokens: the last input and what was written."""
+        owner: Any = self.owner()
+        last = self.start(owner, None, ids, self.masks[-1])
+        return replace(self, pieces=(*self.pieces[:-1], ids), masks=(*self.masks[:-1], *last.masks))
+
     @property
     def ids(self) -> Tensor | None:
         """Ids (B, T) of all tokens including the next input; None if some were embeddings."""

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -150,14 +151,20 @@ class RoutedModel(nn.Module, ABC):
         return ANSWER_TOKENS
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """`generate` of transformers, with all its arguments; the prompt is the query.
+
+        With a filled `past_key_values` it is the whole prompt, or what follows the tokens in the
+        cache: then the attention mask is of all of them.
 
         Raises:
             TypeError: something else than a tensor came as token ids.
             ValueError: there are no token ids to read the query from (inputs_embeds only) and no
                 surrounding `routed` block; or an edited model is to be the assistant.
         """
+        if args:  # by their place, such as a generation config
+            kwargs |= signature(self.base.generate).bind_partial(None, *args).arguments
+            kwargs.pop("inputs")
         if inputs is not None:
             kwargs["inputs"] = inputs
         ids = kwargs.get("input_ids", inputs)
@@ -167,17 +174,23 @@ class RoutedModel(nn.Module, ABC):
                 f"assistant_model: expected an unedited model, got a {type(assistant).__name__}: "
                 "pass its .base; it only proposes tokens, and the answers are those of this model"
             )
-        mask = kwargs.get("attention_mask")
+        mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         routed: _Routed | None = value_of(self)
+        earlier, filled = None, 0
+        if ids is not None and isinstance(mask, Tensor) and mask.shape[1] > ids.shape[1]:
+            earlier = CacheRouting.continued(self, past, ids, mask, named=routed is not None)
+            filled = past.get_seq_length() if past is not None and earlier else 0
         if routed is None:
-            routed = _Routed(self._decide_for(ids, mask))
+            asked = (earlier.ids, earlier.mask) if earlier else (ids, mask)
+            routed = _Routed(self._decide_for(*asked))
         with self._apply_decision(routed.decision):
             output = self._generate(routed.decision, **kwargs)
         cache = cache_of(output, kwargs)
         if cache is not None and ids is not None:
             sequences = output if isinstance(output, Tensor) else output.sequences
-            held = sequences[:, : cache.get_seq_length()]
-            CacheRouting.start(self, routed.decision, held, mask).tie(cache)
+            held = sequences[:, : cache.get_seq_length() - filled]
+            start = CacheRouting.start(self, routed.decision, held, mask)
+            (earlier.ended(held).decided(routed.decision) if earlier else start).tie(cache)
         return output
 
     def forward(
