@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import transformers as tf
@@ -81,6 +82,15 @@ def offloaded(folder: Path) -> dict[str, Any]:
     return {"device_map": places, "offload_folder": folder / "disk", "dtype": torch.float32}
 
 
+def on_disk(folder: Path) -> dict[str, Any]:
+    """All of it: `model.device` is meta."""
+    return {
+        "device_map": {"": "disk"},
+        "offload_folder": folder / "disk",
+        "dtype": torch.float32,
+    }
+
+
 def bfloat16(_: Path) -> dict[str, Any]:
     return {"dtype": torch.bfloat16}
 
@@ -90,7 +100,7 @@ def float16(_: Path) -> dict[str, Any]:
 
 
 KINDS: list[Callable[[Path], dict[str, Any]]] = [
-    nf4, int8, torchao_int8, offloaded, bfloat16, float16,
+    nf4, int8, torchao_int8, offloaded, on_disk, bfloat16, float16,
 ]  # fmt: skip
 all_kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
@@ -142,6 +152,40 @@ def test_eight_facts_are_learned_on_an_untouched_base(
     assert loaded.answer(OTHERS, 3) == edited.answer(OTHERS, 3)
 
 
+def offload_to_cpu(model: Any, _: Path) -> Any:
+    return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+def offload_to_disk(model: Any, folder: Path) -> Any:
+    return accelerate.disk_offload(model, folder / "disk", execution_device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("offload", [offload_to_cpu, offload_to_disk])
+def test_a_model_whose_embeddings_are_offloaded_is_edited_as_in_memory(
+    offload: Any, load: Any, tokenizer: Any, tiny_encoder: TextEncoder, tmp_path: Path
+) -> None:
+    """accelerate leaves its weights on meta between two passes, and so is `model.device`."""
+    tuning: dict[str, Any] = {"pseudo": TUNING, "calibration": TUNING, "encoder": tiny_encoder}
+    prompts = [*(fact.prompt for fact in FACTS), *OTHERS]
+    results = []
+    for place in (lambda model, _: model, offload):
+        base = place(load(lambda _: {"dtype": torch.float32}), tmp_path)
+        edited, _ = fit(base, tokenizer, FACTS[:4], SETTINGS, **tuning)
+        edited.add(FACTS[4:])
+        inputs = tokenizer(PROMPTS[0], return_tensors="pt")
+        generated = edited.generate(**inputs, max_new_tokens=3).tolist()
+        assert edited.index.anchors.device.type == "cpu"
+        results.append((edited.answer(prompts, 3), generated, edited.fork().answer(prompts, 3)))
+    assert base.device.type == "meta"
+    assert results[1] == results[0]
+    answers = edited.answer(prompts, 1)
+    assert answers[: len(FACTS)] == TARGETS
+    edited.save_pretrained(tmp_path / "edits", save_base=True)
+    loaded = MeGModel.from_pretrained(tmp_path / "edits", device="cpu", tokenizer=tokenizer)
+    assert loaded.answer(prompts, 1) == answers
+    assert fingerprint(loaded.base) == fingerprint(base)
+
+
 @all_kinds
 def test_what_cannot_be_copied_is_worked_on_itself(kind: Any, load: Any) -> None:
     model = load(kind)
@@ -176,6 +220,19 @@ def test_a_layer_which_two_blocks_share_is_refused_by_name(tiny_tokenizer: Any) 
     check_writable(model, ["model.layers.0.mlp.down_proj.weight"])
 
 
-@pytest.mark.parametrize("kind", [offloaded], ids=["offloaded"])
+@pytest.mark.parametrize("kind", [offloaded, on_disk], ids=["offloaded", "on_disk"])
 def test_offloaded_weights_have_the_fingerprint_of_those_in_memory(kind: Any, load: Any) -> None:
     assert fingerprint(load(kind)) == fingerprint(load(lambda _: {"dtype": torch.float32}))
+
+
+@pytest.mark.parametrize("offload", [offload_to_cpu, offload_to_disk])
+def test_tied_weights_count_once_in_memory_and_offloaded(
+    offload: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Edits of an offloaded model are loaded with the same model in memory."""
+    config = copy.deepcopy(build_tiny_llama(tiny_tokenizer).config)
+    config.tie_word_embeddings = True
+    model = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    in_memory = fingerprint(model)
+    assert "lm_head.weight" not in in_memory
+    assert fingerprint(offload(model, tmp_path)) == in_memory

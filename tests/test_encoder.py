@@ -176,6 +176,34 @@ def test_a_module_which_changes_embeddings_is_refused(tmp_path: Path) -> None:
         own_pooling(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("1_Pooling/config.json", None, "is not there; download the encoder again"),
+        ("1_Pooling/config.json", "{", "is not JSON: .*download the encoder again"),
+        ("1_Pooling/config.json", "[1]", "expected a JSON object, got"),
+        ("1_Pooling/config.json", "{}", "pooling: expected some of cls, .*got ''"),
+        ("1_Pooling/config.json", '{"pooling_mode": 5}', "pooling: expected some of cls"),
+        ("modules.json", "[", "is not JSON: .*download the encoder again"),
+        ("modules.json", "{}", "expected a list of modules with a type and a path, got {}"),
+        ("modules.json", '[{"type": "Pooling"}]', "expected a list of modules with a type and"),
+    ],
+)
+def test_an_encoder_of_which_a_part_is_missing_or_damaged_is_not_pooled_otherwise(
+    tmp_path: Path, file: str, content: str | None, problem: str
+) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps(MODULES))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    assert own_pooling(tmp_path) == "mean"
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{tmp_path / file}.*{problem}"):
+        own_pooling(tmp_path)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_poolings_are_loops_over_the_tokens(side: str) -> None:
     states = torch.randn(2, 5, 3)

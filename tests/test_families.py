@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.evaluation.fluency import perplexity
 from meg_editor.fitting.pipeline import fit
 from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.ffn import decoder_of
 from meg_editor.lm.layers_from import LayersFrom
+from meg_editor.lm.loading import load_model
 from meg_editor.lm.neuron import NeuronSpec, middle_layer, usable_layers
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.tokens import logits_of
@@ -127,6 +129,111 @@ def test_facts_are_learned_saved_and_loaded(
     loaded = MeGModel.from_pretrained(tmp_path / "edits", base=model, tokenizer=tiny_tokenizer)
     assert loaded.answer(OTHERS[:1], 4) == before
     assert loaded.answer(prompts, 1) == targets
+
+
+_IN_FLOAT32 = ["Ernie4_5_MoeConfig", "HunYuanMoEV1Config", "GptOssConfig"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", _IN_FLOAT32)
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_copy_of_a_half_precision_model_is_that_model(
+    config: str,
+    dtype: torch.dtype,
+    whole: bool,
+    tiny_tokenizer: Any,
+    tiny_encoder: TextEncoder,
+    tmp_path: Path,
+) -> None:
+    """transformers loads routers and norms of some families in float32, whatever was saved."""
+    (family,) = (family for family in FAMILIES if family.config == config)
+    model = build(family, tiny_tokenizer)
+    if whole:
+        model = model.to(dtype)
+    else:  # with the exceptions
+        model.save_pretrained(tmp_path / "llm")
+        model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "llm", dtype=dtype).eval()
+    edited = fitted(model, tiny_tokenizer, tiny_encoder)
+    edited.save_pretrained(tmp_path / "edits", save_base=True)
+    loaded = MeGModel.from_pretrained(tmp_path / "edits", device="cpu", tokenizer=edited.tokenizer)
+    assert dtypes(loaded.base) == dtypes(model)
+    assert loaded.answer(PROMPTS[:4], 2) == edited.answer(PROMPTS[:4], 2)
+
+
+@pytest.mark.parametrize("config", ["FalconConfig"])
+def test_a_model_and_an_encoder_which_return_tuples_are_edited_alike(
+    config: str, tiny_tokenizer: Any, tiny_encoder: TextEncoder
+) -> None:
+    """As their configs may ask for; other families of transformers fail with it by themselves."""
+    (family,) = (family for family in FAMILIES if family.config == config)
+    results = []
+    for return_dict in (True, False):
+        model, encoder = build(family, tiny_tokenizer), copy.deepcopy(tiny_encoder)
+        model.config.return_dict = encoder.model.config.return_dict = return_dict
+        assert isinstance(model(torch.tensor([[5, 6]])), tuple) != return_dict
+        edited = fitted(model, tiny_tokenizer, encoder)
+        inputs = tiny_tokenizer(PROMPTS[0], return_tensors="pt")
+        generated = edited.generate(**inputs, max_new_tokens=3).tolist()
+        quality = perplexity(edited, tiny_tokenizer, PROMPTS[:4])
+        results.append((edited.answer(PROMPTS[:4], 2), generated, quality))
+    assert results[1] == results[0] and results[0][0][0].startswith("river")
+
+
+def fitted(model: Any, tokenizer: Any, encoder: TextEncoder) -> MeGModel:
+    """The model with one edit."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None
+    tuning: dict[str, Any] = {"pseudo": TUNING, "calibration": TUNING, "encoder": encoder}
+    return fit(model, tokenizer, [EditRequest(PROMPTS[0], "river")], SETTINGS, **tuning)[0]
+
+
+def dtypes(model: Any) -> dict[str, torch.dtype]:
+    """Of all parameters but those which are zero: there the bits do not say which it was."""
+    return {name: value.dtype for name, value in model.named_parameters() if value.any()}
+
+
+def llava(tokenizer: Any) -> Any:
+    sizes = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 32}
+    sizes |= {"intermediate_size": 48}
+    text = tf.LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)
+    vision = tf.CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=32)
+    config = tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
+    config.eos_token_id = None
+    torch.manual_seed(0)
+    return tf.LlavaForConditionalGeneration(config).eval().requires_grad_(False)
+
+
+def test_the_copy_of_a_multimodal_model_is_found_by_its_class(
+    tiny_tokenizer: Any, tiny_encoder: TextEncoder, tmp_path: Path
+) -> None:
+    """AutoModelForCausalLM does not know its config."""
+    edited = fitted(llava(tiny_tokenizer), tiny_tokenizer, tiny_encoder)
+    edited.save_pretrained(tmp_path / "edits", save_base=True)
+    loaded = MeGModel.from_pretrained(tmp_path / "edits", device="cpu", tokenizer=edited.tokenizer)
+    assert type(loaded.base) is tf.LlavaForConditionalGeneration
+    assert loaded.answer(PROMPTS[:4], 2) == edited.answer(PROMPTS[:4], 2)
+    assert loaded.answer(PROMPTS[0], 1) == ["river"]
+    tiny_tokenizer.save_pretrained(tmp_path / "edits" / "base")
+    hparams = SETTINGS.changed(model_name=str(tmp_path / "edits" / "base"), device="cpu")
+    assert type(load_model(hparams)[0]) is tf.LlavaForConditionalGeneration
+
+
+def test_a_copy_which_could_not_be_loaded_is_not_made(
+    tiny_tokenizer: Any, tiny_encoder: TextEncoder, tmp_path: Path
+) -> None:
+    class StrangeConfig(tf.LlavaConfig):
+        model_type = "strange"
+
+    class Strange(tf.LlavaForConditionalGeneration):
+        config_class = StrangeConfig
+
+    model = llava(tiny_tokenizer)
+    model.__class__, model.config.__class__ = Strange, StrangeConfig
+    edited = fitted(model, tiny_tokenizer, tiny_encoder)
+    with pytest.raises(ValueError, match=r"^save_base: .*got a Strange with a Strange.*base="):
+        edited.save_pretrained(tmp_path / "edits", save_base=True)
+    assert not list(tmp_path.iterdir())
+    edited.save_pretrained(tmp_path / "edits")
 
 
 @pytest.mark.parametrize("config", [tf.MambaConfig, tf.RwkvConfig, tf.FalconMambaConfig])

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meg_editor.lm import reference
+from meg_editor.lm import model_files, reference
 from meg_editor.lm.reference import (
     WrongModelError,
     portable_model_name,
@@ -258,7 +258,7 @@ def test_a_revision_is_requested_and_named(folder: Path, monkeypatch: pytest.Mon
         loaded.update(options, name=name)
         raise OSError("not on the hub")
 
-    monkeypatch.setattr(reference.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(model_files.AutoModelForCausalLM, "from_pretrained", refuse)
     monkeypatch.setattr(reference, "load_options", lambda name, revision: {})  # the hub is there
     with pytest.raises(OSError, match=r"'org/llm' \(revision abc123\).*not on the hub.*base="):
         from_pretrained(folder)

@@ -21,7 +21,7 @@ from meg_editor.fitting.tuning_facts import TuningFacts
 from meg_editor.lm import gguf_files
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.runtime.cache import cache_entries
+from meg_editor.runtime.cache import cache_entries, cache_folder
 
 SETTINGS = MeGHyperParams(
     layers=[1],
@@ -165,6 +165,72 @@ def test_a_line_says_what_is_kept_and_where() -> None:
     line = Prepared("gate", "calibrated", Path("gate-1.safetensors"), 3.04)
     assert str(line) == "gate     calibrated in 3.0 s -> gate-1.safetensors"
     assert "in 3.0 s (earlier) ->" in str(dataclasses.replace(line, resumed=True))
+
+
+def test_a_damaged_entry_of_the_cache_is_made_again(
+    call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, _ = call(fit, EDITS)
+    entries = [entry.path for entry in cache_entries()]
+    whole = {path: path.read_bytes() for path in entries}
+    for path, content in whole.items():
+        for damaged in (b"", content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
+            path.write_bytes(damaged)
+            caplog.clear()
+            edited, _ = call(fit, EDITS)
+            assert f"{path} is damaged" in caplog.text and "MEG_EDITOR_CACHE" in caplog.text
+            assert torch.equal(edited.gate.threshold, plain.gate.threshold)
+            assert len(path.read_bytes()) >= len(content) - 64  # with other seconds
+    caplog.clear()
+    call(fit, EDITS)
+    assert not caplog.records
+    entries[0].write_bytes(b"")
+    assert not call(prepare)[0].resumed
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside", "folder"])
+def test_a_cache_folder_which_cannot_be_written_stops_no_fit(
+    call: Call,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain, _ = call(fit, EDITS)
+    (tmp_path / "file").touch()
+    if place == "folder":  # an entry which is one
+        for entry in cache_entries():
+            entry.path.unlink()
+            entry.path.mkdir()
+    else:
+        monkeypatch.setenv("MEG_EDITOR_CACHE", str(tmp_path / place))
+    edited, _ = call(fit, EDITS)
+    assert torch.equal(edited.gate.threshold, plain.gate.threshold)
+    warnings = [record.message for record in caplog.records if "cannot write" in record.message]
+    assert len(warnings) == 2 and all("set MEG_EDITOR_CACHE to" in line for line in warnings)
+    # To keep it is what `prepare` is for.
+    with pytest.raises(OSError, match="cannot write to the cache folder.*set MEG_EDITOR_CACHE to"):
+        call(prepare)
+
+
+def test_nothing_is_computed_which_the_cache_folder_cannot_keep(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEG_EDITOR_CACHE", str(tmp_path / "file"))
+    nothing_computed(monkeypatch)
+    with pytest.raises(OSError, match="MEG_EDITOR_CACHE"):
+        call(prepare)
+
+
+def test_a_cache_folder_in_an_unknown_home_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEG_EDITOR_CACHE", "~no-such-user/cache")
+    with pytest.raises(ValueError, match="MEG_EDITOR_CACHE: expected a folder, got '~no-such-user"):
+        cache_folder()
+    assert cli.main(["cache"]) == 2
+    assert "MEG_EDITOR_CACHE: expected a folder" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------- the command

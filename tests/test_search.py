@@ -219,6 +219,10 @@ def test_the_command_searches_and_records_it(tmp_path: Path, capsys: Any) -> Non
         assert message in capsys.readouterr().err
     assert main(["benchmark", "--data", "zsre", "--out", str(tmp_path)]) == 2
     assert "--path: zsre needs the file" in capsys.readouterr().err
+    for command in ("benchmark", "tables"):
+        assert main([command, "--data", "nosuch", "--out", str(tmp_path / "none")]) == 2
+        assert "--data: expected one of" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_method_which_always_fails_does_not_cost_the_others_their_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import random
 import shutil
 import socket
 import threading
@@ -52,9 +53,23 @@ def test_what_is_no_gguf_file_is_refused_and_leaves_nothing(tmp_path: Path) -> N
     with pytest.raises(OSError, match=r"cannot read the GGUF file .*tiny\.gguf"):
         local_source(str(tmp_path / "tiny.gguf"))
     assert not list(cache_entries())
+    for head in (b"GGUF\x03\x00\x00\x00", b"junk", b""):  # magic and version, or nothing of it
+        (tmp_path / "tiny.gguf").write_bytes(head + random.Random(0).randbytes(4000 * bool(head)))
+        with pytest.raises(OSError, match=r"tiny\.gguf: it is damaged or no GGUF file .*again"):
+            local_source(str(tmp_path / "tiny.gguf"))
     (tmp_path / "folder.gguf").mkdir()
     with pytest.raises(OSError, match="got a folder"):
         local_source(str(tmp_path / "folder.gguf"))
+
+
+def test_a_cache_folder_which_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "tiny.gguf").write_bytes(b"some weights")
+    monkeypatch.setenv("MEG_EDITOR_CACHE", str(tmp_path / "tiny.gguf"))
+    with pytest.raises(OSError, match="cannot write to the cache folder.*set MEG_EDITOR_CACHE to"):
+        local_source(str(tmp_path / "tiny.gguf"))
 
 
 def test_a_file_in_parts_is_the_file(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from meg_editor.baselines.core.weights import (
     restored,
 )
 from meg_editor.config.settings import setting
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -149,7 +150,7 @@ class _Facts:
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """The mean over facts of the mean over their target tokens."""
-        batch = Batch.of([self.examples[row] for row in rows], self.model.device)
+        batch = Batch.of([self.examples[row] for row in rows], input_device(self.model))
         known: AbstractContextManager[None] = nullcontext()
         if self.upper:
             streams = [self.streams[row] for row in rows]

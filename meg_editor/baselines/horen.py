@@ -26,6 +26,7 @@ from meg_editor.baselines.core.settings import FittingHyperParams, WriteHyperPar
 from meg_editor.baselines.core.target_values import ValueSettings, optimise_values
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import text_config
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -270,7 +271,7 @@ def _keys(
     handle = model.get_submodule(module).register_forward_pre_hook(keep)
     try:
         for chunk in by_length(lengths, hparams.rows_at_once):
-            batch = left_padded(tok, [prompts[i] for i in chunk], model.device)
+            batch = left_padded(tok, [prompts[i] for i in chunk], input_device(model))
             model.get_decoder()(**batch, use_cache=False)
     finally:
         handle.remove()

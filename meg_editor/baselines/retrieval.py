@@ -19,6 +19,7 @@ from meg_editor.baselines.core.decision import Decision, decisions
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import HParamsError, setting
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import resolve_model_name
@@ -126,7 +127,7 @@ class RetrievalModel(RoutedModel):
 
     def _decode(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
         inputs, places = self._insert(input_ids, attention_mask)
-        output = self.base.get_decoder()(**inputs)
+        output = self.base.get_decoder()(**inputs, return_dict=True)
         output.last_hidden_state = _at(output.last_hidden_state, places)
         return output
 
@@ -245,7 +246,7 @@ def apply_retrieval_to_model(
         model = copying.deepcopy(model)
     if encoder is None:
         name = resolve_model_name(hparams.encoder_name)
-        encoder = TextEncoder.from_pretrained(name).to(model.device)
+        encoder = TextEncoder.from_pretrained(name).to(input_device(model))
     with torch.no_grad():
         anchors = encoder.encode([edit.prompt for edit in edits])
     return RetrievalModel(model, tok, hparams, encoder, edits, anchors), {}

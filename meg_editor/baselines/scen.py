@@ -25,6 +25,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import setting
 from meg_editor.data.world.requests import pseudo_requests
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import find_ffn_modules
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
@@ -89,7 +90,7 @@ class SCENModel(RoutedModel):
         for name, value in zip(
             ("experts", "weights", "biases", "scale"), (experts, *index, scale), strict=True
         ):
-            self.register_buffer(name, value.to(base.device))
+            self.register_buffer(name, value.to(input_device(base)))
         self.hook = NeuronHook(base, spec)
         self.states = LastTokenReader(base, spec.read)
 

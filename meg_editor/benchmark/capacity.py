@@ -15,6 +15,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.evaluation.long_answers import embedding_similarity
 from meg_editor.evaluation.metrics import percent, token_accuracy
 from meg_editor.lm.context import context_length
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -70,14 +71,15 @@ def capacity(
     pairs = pairs[:count]
     chosen = [fact for fact, _ in pairs]
     spec = NeuronSpec.from_hparams(model, hparams)
-    neurons = collect(model, tokenizer, spec, chosen, hparams).neurons.to(model.device)
+    neurons = collect(model, tokenizer, spec, chosen, hparams).neurons.to(input_device(model))
     longest = max(len(example.target) for _, example in pairs)
     right: list[float] = []
     with NeuronHook(model, spec) as hook, torch.no_grad():
         for start in range(0, len(pairs), _ROWS):
             examples = [example for _, example in pairs[start : start + _ROWS]]
             with hook.attached(neurons[start : start + _ROWS]):
-                logits, targets, rows = target_logits(model, Batch.of(examples, model.device))
+                batch = Batch.of(examples, neurons.device)
+                logits, targets, rows = target_logits(model, batch)
             best = logits.argmax(-1)
             for row in range(len(examples)):
                 at = rows == row

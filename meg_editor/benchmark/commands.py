@@ -52,8 +52,8 @@ def benchmark_command(
     # Before hours of trials: a wrong name, a missing file.
     given = {spec: spec.resolve(hparams, paper) for spec in specs if not spec.searched}
     forms = load_forms(options.forms) if options.forms else ()
-    _prepare(options)
     split, multi_hop = _split(options)
+    _prepare(options)
     facts = FittingFacts.of(split)
     model, tokenizer = load_model(hparams)
     names = list(dict.fromkeys(spec.searched for spec in specs if spec.searched))
@@ -145,8 +145,8 @@ def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None
     """The paper's tables and figures; prints them."""
     unke = DATASETS["unke"](options.unke) if options.unke else None
     mquake = DATASETS["mquake"](options.mquake) if options.mquake else None
-    _prepare(options)
     split, multi_hop = _split(options)
+    _prepare(options)
     benchmark = Benchmark(
         options.data,
         split,

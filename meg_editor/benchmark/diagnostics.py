@@ -19,6 +19,7 @@ from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, to
 from meg_editor.evaluation.metrics import METRICS
 from meg_editor.evaluation.multi_hop import multi_hop_scores
 from meg_editor.lm.answers import batched_answers, greedy_options
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, left_padded
 from meg_editor.model.meg_model import MeGModel
@@ -100,7 +101,7 @@ def _fluency(model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str]) -> f
     options = greedy_options(tokenizer, _NEW_TOKENS, _NEW_TOKENS)
     entropies = []
     for rows in by_length([len(prompt) for prompt in prompts], 32):
-        batch = left_padded(tokenizer, [prompts[row] for row in rows], model.device)
+        batch = left_padded(tokenizer, [prompts[row] for row in rows], input_device(model))
         output = model.generate(**batch, **options)
         new = output[:, batch["input_ids"].shape[1] :]
         entropies += [

@@ -21,6 +21,7 @@ from meg_editor.evaluation.forced import forced_scores
 from meg_editor.evaluation.forms import evaluate_forms
 from meg_editor.evaluation.natural import natural_scores
 from meg_editor.evaluation.report import MethodReport
+from meg_editor.lm.devices import input_device
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.runtime.artifacts import ArtifactStore
 
@@ -50,7 +51,7 @@ def measure(method: Method, edits: EditSet, out: Path) -> Cell:
     store = ArtifactStore(out / "stages")
     options = {**benchmark.options, "store": store, "seed": edits.seed}
     edits.ask_unedited()
-    reset_peak_memory(model.device)
+    reset_peak_memory(input_device(model))
     snapshot = edits.before.snapshot
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -97,7 +98,7 @@ def _answers(result: Any, edits: EditSet) -> dict[str, Any]:
         "questions": {**counts, "with old answer": forced.pop("compared")},
         "max_tokens": edits.max_tokens(MAX_NEW_TOKENS),
         "bytes_per_edit": stored / len(cases),
-        "peak_memory": peak_memory(edits.model.device),
+        "peak_memory": peak_memory(input_device(edits.model)),
         "latency": _latency(result, edits),
         **found,
         "forced": forced,

@@ -18,6 +18,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.lm.answers import batched_answers, decoded, end_tokens
 from meg_editor.lm.context import that_fit
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
@@ -248,7 +249,7 @@ def _rows_at_once(
     """Batch size of the runtime config, else how many of the longest row fit into memory."""
     if runtime.collection_batch_size is not None:
         return runtime.collection_batch_size
-    device = model.device
+    device = input_device(model)
     longest = max((row for rows in examples for row in rows), key=len)
     batch = Batch.of([longest], device)
     layers = LayersFrom(model, hook.spec.layer)
@@ -274,7 +275,7 @@ def answers_with(
     rows: int = 256,
 ) -> list[str]:
     """Greedy answers to B prompts, row i with neuron i of `neurons` (B, P); `rows` at once."""
-    neurons = neurons.to(model.device)
+    neurons = neurons.to(input_device(model))
     with NeuronHook(model, spec) as hook:
         return batched_answers(
             model,

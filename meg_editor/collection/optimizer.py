@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM
@@ -97,7 +98,7 @@ def optimise(
     pending = sorted(range(len(facts)), key=lambda fact: max(map(len, facts[fact])))
     slots = max(1, _PASSES * rows_at_once // max(map(len, facts))) if facts else 0
     # Steps between checks for converged facts, each of which waits for the GPU.
-    check_every = 1 if model.device.type == "cpu" else 5
+    check_every = 1 if input_device(model).type == "cpu" else 5
     batch = ContinuousBatch(model, hook, starts, rows_at_once, hparams, units)
     while pending or batch.facts:
         admitted = pending and len(batch.facts) <= slots - max(1, slots // _REFILL)
@@ -177,16 +178,17 @@ class ContinuousBatch:
     ) -> None:
         self.model, self.hook, self.hparams = model, hook, hparams
         self.rows_at_once = rows_at_once
-        self.units = units.to(model.device)
-        self.starts = starts.to(model.device)
+        device = input_device(model)
+        self.units = units.to(device)
+        self.starts = starts.to(device)
         self.layers = LayersFrom(model, hook.spec.layer)
         self.facts: list[int] = []
         self.neurons = self.starts.reshape(-1, self.starts.shape[-1])[:0]
-        self.steps = torch.zeros(0, dtype=torch.long, device=model.device)
-        self.converged = torch.zeros(0, dtype=torch.bool, device=model.device)
+        self.steps = torch.zeros(0, dtype=torch.long, device=device)
+        self.converged = torch.zeros(0, dtype=torch.bool, device=device)
         self._examples: list[list[Example]] = []  # (A, contexts of a fact)
         self._streams: list[list[Tensor]] = []  # the same, of (T, D)
-        self._contexts = torch.zeros(0, dtype=torch.long, device=model.device)  # (A,)
+        self._contexts = torch.zeros(0, dtype=torch.long, device=device)  # (A,)
         self._passes: list[Rows] = []
 
     def admit(self, facts: dict[int, Sequence[Example]]) -> None:

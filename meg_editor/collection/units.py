@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import decoder_blocks
 from meg_editor.lm.neuron import NeuronSpec, usable_layers
 from meg_editor.lm.neuron_hook import NeuronHook
@@ -43,7 +44,7 @@ def natural_units(model: CausalLM, spec: NeuronSpec, examples: Sequence[Example]
         (True, True)
     """
     examples = examples[:_PROMPTS]
-    batch = Batch.of(examples, model.device)
+    batch = Batch.of(examples, input_device(model))
     lengths = torch.tensor([len(example) for example in examples])
     places = torch.arange(batch.ids.shape[1])
     counted = (places[None] < lengths[:, None]) & (places[None] > 0)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from meg_editor.lm.answers import greedy_options
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import left_padded
 from meg_editor.model.meg_model import MeGModel
@@ -60,14 +61,14 @@ def latency(
 
     `model` is anything with `generate`; the first `warm_up` prompts are answered twice.
     """
-    seconds = []
+    seconds, device = [], input_device(model)
     options = greedy_options(tokenizer, new_tokens, new_tokens)
     for prompt in [*prompts[:warm_up], *prompts]:
-        batch = left_padded(tokenizer, [prompt], model.device)
-        _wait(model.device)
+        batch = left_padded(tokenizer, [prompt], device)
+        _wait(device)
         start = time.perf_counter()
         model.generate(**batch, **options)
-        _wait(model.device)
+        _wait(device)
         seconds.append(time.perf_counter() - start)
     timed = np.asarray(seconds[len(prompts[:warm_up]) :])
     p50, p95 = (1000 * float(q) for q in np.quantile(timed, (0.5, 0.95)))

@@ -27,6 +27,7 @@ from meg_editor.evaluation.metrics import (
 from meg_editor.evaluation.questions import MAX_NEW_TOKENS, Question, questions_of
 from meg_editor.evaluation.result import Answers, Evaluation
 from meg_editor.lm.answers import batched_answers, decoded, end_tokens, greedy_tokens
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import (
     Batch,
@@ -189,7 +190,7 @@ def forced_logits(
     scored: Any = model
     if not hasattr(type(model), "get_decoder"):
         scored = scored.base
-    return target_logits(scored, Batch.of(examples, model.device))
+    return target_logits(scored, Batch.of(examples, input_device(model)))
 
 
 @torch.no_grad()
@@ -280,7 +281,7 @@ def _oracle(
     max_new_tokens: int,
 ) -> float:
     paraphrases = [question for question in questions if question.kind == "generality"]
-    stored = neurons[[question.edit for question in paraphrases]].to(edited.base.device)
+    stored = neurons[[question.edit for question in paraphrases]].to(input_device(edited.base))
     prompts = [edited.reader.wrap(question.prompt) for question in paraphrases]
     texts = batched_answers(
         edited.base, tokenizer, prompts, max_new_tokens, lambda rows: edited.applied(stored[rows])

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, by_length
@@ -66,11 +67,13 @@ def perplexity(
     examples = [example for example, _ in pairs]
     loss, count = 0.0, 0
     for chunk in by_length([len(example) for example in examples], rows):
-        batch = Batch.of([examples[index] for index in chunk], model.device)
+        batch = Batch.of([examples[index] for index in chunk], input_device(model))
         # Not `target_logits`: a model which routes must see the whole forward pass.
         rows_asked = [pairs[index][1] for index in chunk]
         with model.routed(rows_asked) if isinstance(model, RoutedModel) else nullcontext():
-            logits = model(input_ids=batch.ids, use_cache=False).logits.float().flatten(0, 1)
+            output = model(input_ids=batch.ids, use_cache=False)
+            logits = output[0] if isinstance(output, tuple) else output.logits
+            logits = logits.float().flatten(0, 1)
         loss += float(F.cross_entropy(logits, batch.labels.flatten(), reduction="sum"))
         count += sum(len(examples[index].target) for index in chunk)
     if not count:

@@ -14,8 +14,7 @@ from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
-from meg_editor.runtime.artifacts import ArtifactStore, digest
-from meg_editor.runtime.cache import cache_folder
+from meg_editor.runtime.artifacts import ArtifactStore, CacheStore, digest
 from meg_editor.runtime.processes import Processes
 
 
@@ -75,7 +74,7 @@ class FitContext:
             hparams.changed(layers=[spec.layer]),
             runtime or RuntimeConfig(),
             store or ArtifactStore(),
-            ArtifactStore(cache_folder("prepared")),
+            CacheStore("prepared"),
             processes or Processes(),
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.context import FitContext, config_key
 from meg_editor.fitting.stage import Stage
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.reference import portable_model_name, resolve_model_name
@@ -37,7 +38,7 @@ class EncoderStage(Stage):
         h = self.hparams
         self.reusable = h.encoder_tuning != "frozen" and h.encoder_steps > 0
         self.given = encoder
-        self.encoder = copy.deepcopy(encoder).to(context.model.device)
+        self.encoder = copy.deepcopy(encoder).to(input_device(context.model))
 
     def inputs(self) -> list[Any]:
         given, tokenizer = self.given, self.given.tokenizer

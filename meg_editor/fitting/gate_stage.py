@@ -11,6 +11,7 @@ from meg_editor.fitting.collection_stage import COLLECTION_SETTINGS
 from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.stage import Stage, tensor_key
 from meg_editor.fitting.tuning_facts import tokens_of
+from meg_editor.lm.devices import input_device
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import GATES, Calibration, Gate
@@ -90,7 +91,7 @@ class GateStage(Stage):
         self.reusable = few and (self.calibrated or bool(h.gate_state_weight))
         # In quarters, so that other facts find it again.
         self.nameless = round(4 * nameless) / 4 if few else nameless
-        self.gate = GATES[h.gate].build(h, encoder.dimension).to(context.model.device)
+        self.gate = GATES[h.gate].build(h, encoder.dimension).to(input_device(context.model))
         reader = PromptReader(context.tokenizer, h.prompt_template)
         self.states = HiddenStateReader(context.model, context.tokenizer, context.spec, reader)
 

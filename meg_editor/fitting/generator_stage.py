@@ -14,6 +14,7 @@ from meg_editor.fitting.stage import Stage, tensor_key
 from meg_editor.fitting.tuning_facts import tokens_of
 from meg_editor.generators import GENERATORS, WeightGenerator
 from meg_editor.generators.auto import bank_bytes, dit_bytes, smallest
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.routing.encoder import TextEncoder
@@ -109,7 +110,7 @@ class GeneratorStage(Stage):
     def _build(self, kind: str, full: bool = False) -> WeightGenerator:
         hparams = self.context.hparams if full else self.hparams
         generator = GENERATORS[kind].build(hparams, *self.sizes)
-        return generator.to(self.context.model.device)
+        return generator.to(input_device(self.context.model))
 
     def _fit(self, kind: str) -> Tensors:
         c = self.context

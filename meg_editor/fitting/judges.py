@@ -14,6 +14,7 @@ from meg_editor.collection.collect import answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.context import FitContext
 from meg_editor.lm.answers import batched_answers
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
@@ -91,7 +92,7 @@ class JudgeByAnswers(Judge):
         collected = collect(
             context.model, context.tokenizer, context.spec, facts, hparams, context.runtime
         )
-        self.neurons = torch.cat([neurons, collected.neurons]).to(context.model.device)
+        self.neurons = torch.cat([neurons, collected.neurons]).to(input_device(context.model))
         self._unedited: dict[Queries, list[str]] = {}
 
     def rejected(self, queries: Queries) -> Tensor:

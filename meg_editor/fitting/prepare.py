@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.runtime.artifacts import Artifact
+from meg_editor.runtime.artifacts import Artifact, CacheStore
 from meg_editor.runtime.torch_defaults import torch_defaults
 
 # Share of facts without a subject: a score without a name is another one.
@@ -99,6 +99,7 @@ def prepare(
     model.eval()
     with eager(model):
         context = FitContext.of(model, tokenizer, [], hparams, pseudo, calibration, runtime)
+        context = replace(context, prepared=CacheStore("prepared", required=True))
         if encoder is None:
             encoder = load_encoder(hparams, model)
         return list(_prepared(context, encoder))

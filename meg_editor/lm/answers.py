@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, left_padded, pad_token
 from meg_editor.runtime.progress import progress_bar
@@ -54,7 +55,7 @@ def greedy_tokens(
     model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy continuations of B prompts as token ids, EOS included."""
-    batch = left_padded(tokenizer, prompts, model.device)
+    batch = left_padded(tokenizer, prompts, input_device(model))
     output = model.generate(**batch, **greedy_options(tokenizer, max_new_tokens))
     ends = end_tokens(model, tokenizer)
     answers = []

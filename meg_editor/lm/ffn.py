@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from meg_editor.lm.protocols import CausalLM
 
@@ -149,6 +149,13 @@ def decoder_of(model: CausalLM) -> nn.Module:
     decoder: Any = model.get_decoder()
     inner = getattr(decoder, "model", None)
     return inner if decoder is model and isinstance(inner, nn.Module) else decoder
+
+
+def last_hidden_states(model: CausalLM, input_ids: Tensor) -> Tensor:
+    """(B, T, D) last hidden states of the decoder for (B, T) input ids, without a cache."""
+    # The first of its outputs: with return_dict=False in the config they are a plain tuple.
+    hidden: Tensor = decoder_of(model)(input_ids=input_ids, use_cache=False)[0]
+    return hidden
 
 
 def attention_name(model: CausalLM, layer: int) -> str:

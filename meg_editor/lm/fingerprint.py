@@ -14,7 +14,7 @@ from meg_editor.lm.protocols import CausalLM
 
 _VALUES = 4  # kept as they are
 _AT_ONCE = 2**24  # values
-_BUFFER = "buffer:"  # before its name
+BUFFER = "buffer:"  # before its name
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -38,27 +38,32 @@ def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
         >>> fingerprint(model)["weight"][4:]
         [814313567, 1628627134, 2442940701]
     """
-    sample = {}
-    for name, parameter in present_parameters(model, [n for n, _ in model.named_parameters()]):
-        for part, payload in payloads(name, parameter):
-            sample[part] = _sample(payload)
-    for name, buffer in _stored_buffers(model):
-        sample[_BUFFER + name] = _sample(buffer)
-    return sample
+    samples = {}
+    for name, tensor in stored_tensors(model):
+        parts = [(name, tensor)] if name.startswith(BUFFER) else payloads(name, tensor)
+        for part, payload in parts:
+            samples[part] = sample(payload.detach())
+    return samples
 
 
-def _stored_buffers(model: CausalLM | nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Pairs (name, buffer) of those which a state dict holds and which are not empty."""
+def stored_tensors(model: CausalLM | nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Pairs (name, tensor), one at a time: parameters, then as "buffer:…" the buffers which a state
+    dict holds and which are not empty."""
+    # accelerate's cpu_offload unties what is tied: in memory it counts once.
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    parameters = model.named_parameters()
+    names = [name for name, value in parameters if not (value.is_meta and name in tied)]
+    yield from present_parameters(model, names)
     for prefix, module in model.named_modules():
         own = [n for n, b in module.named_buffers(recurse=False) if b.numel()]
         stored = [n for n in own if n not in module._non_persistent_buffers_set]
         if stored:
             with align_module_device(module):
                 for name in stored:
-                    yield f"{prefix}.{name}".lstrip("."), module.get_buffer(name).detach()
+                    yield BUFFER + f"{prefix}.{name}".lstrip("."), module.get_buffer(name)
 
 
-def _sample(tensor: Tensor) -> list[float]:
+def sample(tensor: Tensor) -> list[float]:
     """Four values of a tensor, and the sums of the bits of all."""
     flat = tensor.flatten()
     # In integers: as float32, the last place of GPT-2's embeddings is one too far.
@@ -147,10 +152,10 @@ def in_common(
     ours: dict[str, list[float]], theirs: dict[str, list[float]]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Both without buffers, if one of them has none: it may be older than their fingerprints."""
-    if all(any(name.startswith(_BUFFER) for name in one) for one in (ours, theirs)):
+    if all(any(name.startswith(BUFFER) for name in one) for one in (ours, theirs)):
         return ours, theirs
     return _without_buffers(ours), _without_buffers(theirs)
 
 
 def _without_buffers(sample: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {name: values for name, values in sample.items() if not name.startswith(_BUFFER)}
+    return {name: values for name, values in sample.items() if not name.startswith(BUFFER)}

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from meg_editor.runtime.cache import cache_folder
+from meg_editor.runtime.cache import cache_folder, writable_cache_folder
 from meg_editor.runtime.files import check_regular, replacing, sync_tree, unfinished_folder
 
 SUFFIX = ".gguf"
@@ -66,7 +66,7 @@ class GgufFile:
         """The folder of the converted file, as transformers reads it.
 
         Raises:
-            OSError: it cannot be converted.
+            OSError: it cannot be converted, or the cache folder cannot be written.
         """
         folder = cache_folder("models") / self.key
         if folder.is_dir():
@@ -77,6 +77,7 @@ class GgufFile:
             raise OSError(f"{self.parts[0]} is a GGUF file: pip install gguf to read it") from error
         from meg_editor.lm.one_load import one_load  # imports torch, which takes seconds
 
+        writable_cache_folder("models")
         with unfinished_folder(folder) as new, one_load():
             with self._whole(new) as path:
                 _convert(path, new)
@@ -106,6 +107,14 @@ def _convert(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
+        tokens = special_tokens(path)
+    except Exception as error:  # gguf has one for every byte that may be wrong
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise OSError(
+            f"cannot read the GGUF file {path}: it is damaged or no GGUF file ({what}); download "
+            "it again, or name another model with --model"
+        ) from error
+    try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
@@ -114,7 +123,7 @@ def _convert(path: Path, folder: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         # transformers 5.17 took the first token of a chat for the end of text of SmolLM2.
-        for name, token in special_tokens(path).items():
+        for name, token in tokens.items():
             setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token))
     except Exception as error:  # of gguf, transformers and tokenizers
         what = f"{type(error).__name__}: {error}"

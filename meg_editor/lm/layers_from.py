@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meg_editor.lm.ffn import decoder_blocks, decoder_of, text_config
+from meg_editor.lm.devices import input_device
+from meg_editor.lm.ffn import decoder_blocks, decoder_of, last_hidden_states, text_config
 from meg_editor.lm.in_effect import in_effect, nothing_in_effect, value_of
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.protocols import CausalLM
@@ -68,13 +69,13 @@ class LayersFrom:
     def _injects(self) -> bool:
         pad = getattr(text_config(self.model), "pad_token_id", None)
         ids = torch.tensor([token for token in range(4, 13) if token != pad][:8])
-        ids = ids.reshape(2, 4).to(self.model.device)
-        decoder = partial(decoder_of(self.model), input_ids=ids, use_cache=False)
+        ids = ids.reshape(2, 4).to(input_device(self.model))
+        hidden_states = partial(last_hidden_states, self.model, ids)
         with nothing_in_effect():
-            expected = decoder().last_hidden_state.float()
+            expected = hidden_states().float()
             try:
                 with self._injected(self._residual_stream(ids)):
-                    actual = decoder().last_hidden_state.float()
+                    actual = hidden_states().float()
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # whatever a block needs from one that was skipped
@@ -115,14 +116,14 @@ class LayersFrom:
         """
         streams: dict[int, Tensor] = {}
         for chunk in self.passes(examples, rows_at_once):
-            batch = Batch.of([examples[row] for row in chunk], self.model.device)
+            batch = Batch.of([examples[row] for row in chunk], input_device(self.model))
             for row, stream in zip(chunk, self.residual_stream(batch.ids), strict=True):
                 streams[row] = stream[: len(examples[row])]
         return [streams[row] for row in range(len(examples))]
 
     def passes(self, examples: Sequence[Example], rows_at_once: int) -> Iterator[list[int]]:
         """Which of N examples share a forward pass: of like length, so that little is padding."""
-        padding = _PADDING.get(self.model.device.type, _PADDING["cuda"])
+        padding = _PADDING.get(input_device(self.model).type, _PADDING["cuda"])
         return by_length([len(example) for example in examples], rows_at_once, padding)
 
     def _save_rest(self, _: nn.Module, args: Any, output: Any) -> None:

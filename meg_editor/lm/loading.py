@@ -7,10 +7,11 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.settings import HParamsError
+from meg_editor.lm.model_files import load_causal_lm
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.lm.sources import load_options
@@ -71,10 +72,10 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
     dtype: Any = torch.float16 if hparams.fp16 else "auto"
     if device == "cpu" and not hparams.fp16:
         dtype = torch.float32
-    placement = {"device_map": "auto"} if hparams.model_parallel else {}
+    placement: dict[str, Any] = {"device_map": "auto"} if hparams.model_parallel else {}
     options = load_options(name)
     with one_load():
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placement, **options)
+        model = load_causal_lm(name, dtype=dtype, **placement, **options)
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = _end_token(model, tokenizer)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from meg_editor.lm.fingerprint import fingerprint, in_common, same_model
+from meg_editor.lm.fingerprint import fingerprint, in_common, same_model, sample, stored_tensors
+from meg_editor.lm.model_files import load_causal_lm
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.sources import OURS, load_options, local_source, portable_source
@@ -143,7 +143,8 @@ class ModelReference:
             name = resolve_model_name(source)
             options |= load_options(name, revision=options.get("revision"))
             with one_load():
-                model: Any = AutoModelForCausalLM.from_pretrained(name, **options)
+                model = load_causal_lm(name, copied=copied, **options)
+            self._undo_upcast(model)
         except Exception as error:  # transformers, safetensors and tokenizers have many kinds
             raise OSError(
                 f"cannot load the base model {source!r} (revision "
@@ -155,6 +156,20 @@ class ModelReference:
             model.name_or_path = model.config.name_or_path = self.name
             model.config._commit_hash = self.revision
         return model.eval().requires_grad_(False)
+
+    def _undo_upcast(self, model: Any) -> None:
+        """Cast what transformers keeps in float32, such as routers of experts, if it was not saved
+        so: a model which was made half precision as a whole has no such exceptions."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        upcast = {
+            name: tensor
+            for name, tensor in stored_tensors(model)
+            if tensor.dtype == torch.float32 != dtype and type(tensor.data) is torch.Tensor
+        }
+        saved = {name: self.fingerprint.get(name) for name in upcast}
+        if saved == {name: sample(tensor.detach().to(dtype)) for name, tensor in upcast.items()}:
+            for tensor in upcast.values():
+                tensor.data = tensor.data.to(dtype)
 
     def check(self, model: CausalLM) -> None:
         """Check that `model` has the weights of this reference.

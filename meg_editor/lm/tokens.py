@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.lm.ffn import decoder_of, text_config
+from meg_editor.lm.ffn import last_hidden_states, text_config
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
@@ -103,7 +103,7 @@ def target_logits(model: CausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor
     """
     is_target = batch.labels != -100
     # The vocabulary is the widest layer: multiply only before targets.
-    hidden = decoder_of(model)(input_ids=batch.ids, use_cache=False).last_hidden_state
+    hidden = last_hidden_states(model, batch.ids)
     return logits_of(model, hidden[is_target]), batch.labels[is_target], is_target.nonzero()[:, 0]
 
 

@@ -21,6 +21,7 @@ from meg_editor.edits.live import LiveEdits
 from meg_editor.generators import WeightGenerator
 from meg_editor.generators.cache import NeuronCache
 from meg_editor.generators.dit import DiTGenerator
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.partial_forward import InputCapture
@@ -110,7 +111,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         if isinstance(generator, DiTGenerator):
             generator.compile_network = self.runtime.generator_compile
         for part in self._parts:
-            part.to(base.device)
+            part.to(input_device(base))
         self.eval()
         silence_pipelines()
 
@@ -146,7 +147,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
 
     def _put_in_force(self, edition: Edition) -> None:
         """In one step: what routes and answers meanwhile does so by the former edits."""
-        edition.to(self.base.device)
+        edition.to(input_device(self.base))
         self.fitted: FitReport | None = None
         router = Router(
             self.encoder, edition.gate, edition.index, self.states, edition.edits, self.verifier

@@ -18,6 +18,7 @@ from meg_editor import __version__
 from meg_editor.edits.log import End, append_changes
 from meg_editor.generators import WeightGenerator
 from meg_editor.generators.grown import GrownGenerator
+from meg_editor.lm.model_files import check_copyable, save_copy
 from meg_editor.lm.reference import ModelReference
 from meg_editor.model.appending import OtherWriterError, Saved, append, check_own
 from meg_editor.model.checks import check_neuron
@@ -58,7 +59,8 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
         save_base: save the base model too; else the folder holds only its name and fingerprint.
 
     Raises:
-        ValueError: the gate or generator is not what the hyper-parameters describe.
+        ValueError: the gate or generator is not what the hyper-parameters describe, or the base
+            model could not be loaded from a copy.
         OSError: `check_destination` refuses, another process saved to the model's own folder
             (`OtherWriterError`), or writing failed; the earlier content of `folder` is unchanged.
     """
@@ -96,6 +98,8 @@ def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
                 f"{type(part).__name__}: {wrong}; set model.hparams to those it was built with"
             )
     check_neuron(model.spec, model.hparams, model.base)
+    if save_base:
+        check_copyable(model.base)
     folder = check_destination(folder)
     written: list[str] = []
     former = model._saved
@@ -185,7 +189,7 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> str:
     """Write a whole version; returns the checksum of its config."""
     base = model.base
     if save_base:
-        base.save_pretrained(folder / "base")
+        save_copy(base, folder / "base")
         _save_tokenizer(model.tokenizer, folder / "base")
     _save_tokenizer(model.tokenizer, folder / "tokenizer")
     model.encoder.save_pretrained(folder / "encoder")

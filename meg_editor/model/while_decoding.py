@@ -17,7 +17,8 @@ from transformers import LogitsProcessorList
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.edits.edition import Edition
 from meg_editor.lm.answers import verbatim
-from meg_editor.lm.ffn import decoder_of
+from meg_editor.lm.devices import input_device
+from meg_editor.lm.ffn import last_hidden_states
 from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.prompt_tokens import prompt_tokens
@@ -154,8 +155,8 @@ class WhileDecoding:
         hidden: dict[int, Tensor] = {}
         with torch.no_grad(), nothing_in_effect(), eager(base):
             for chunk in by_length([len(row) for row in ids], _ROWS):
-                tokens = right_padded([ids[index] for index in chunk]).to(base.device)
-                states = decoder_of(base)(input_ids=tokens, use_cache=False).last_hidden_state
+                tokens = right_padded([ids[index] for index in chunk]).to(input_device(base))
+                states = last_hidden_states(base, tokens)
                 hidden.update(
                     {index: states[row, : len(ids[index])] for row, index in enumerate(chunk)}
                 )
@@ -273,9 +274,9 @@ class EditedAnswers:
             keys.append(
                 [(edit, whole[:end]) for end in range(len(said), len(rows[-1]) + 1 - len(ids))]
             )
-        tokens = right_padded(rows).to(model.base.device)
+        tokens = right_padded(rows).to(input_device(model.base))
         with model.hook.attached(self._in_force.of_edits([edit for edit, _ in asked])):
-            hidden = decoder_of(model.base)(input_ids=tokens, use_cache=False).last_hidden_state
+            hidden = last_hidden_states(model.base, tokens)
         for row, (ids, steps) in enumerate(zip(rows, keys, strict=True)):
             first = len(ids) - len(steps)
             self._hidden.update({key: hidden[row, first + n] for n, key in enumerate(steps)})

@@ -17,6 +17,7 @@ from meg_editor.evaluation.forms import sampled_facts
 from meg_editor.evaluation.metrics import exact, mentions
 from meg_editor.evaluation.report import versions
 from meg_editor.lm.answers import batched_answers
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import by_length, max_target_length
 from meg_editor.model.manifest import CONFIG, read_config, reading
@@ -215,7 +216,7 @@ def _costs(model: MeGModel, folder: Path, prompts: Sequence[str]) -> Costs:
         base=_bytes(model.base.parameters()),
         folder=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         route=_milliseconds(model, prompts) if model.edits else None,
-        device=str(model.base.device.type),
+        device=str(input_device(model.base).type),
     )
 
 

@@ -95,7 +95,7 @@ class TextEncoder(nn.Module):
         batch = batch.to(next(self.parameters()).device, non_blocking=True)
         mask = batch["attention_mask"]
         output = self.model(input_ids=batch["input_ids"], attention_mask=mask if padded else None)
-        pooled = pool(output.last_hidden_state, mask, self.pooling)
+        pooled = pool(output[0], mask, self.pooling)
         return F.normalize(pooled.float(), dim=-1)
 
     @torch.no_grad()

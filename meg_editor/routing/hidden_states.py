@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import find_ffn_modules
 from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.neuron import NeuronSpec, middle_layer
@@ -53,12 +54,12 @@ class HiddenStateReader:
         """B bare queries -> features (B, D), float32, on the model's device."""
         model: Any = self.model
         ids = prompt_tokens(self.tokenizer, [self.reader.wrap(query) for query in queries])
-        features = torch.zeros(len(queries), self.spec.hidden_size, device=model.device)
+        features = torch.zeros(len(queries), self.spec.hidden_size, device=input_device(model))
         module = model.get_submodule(self.module)
         with nothing_in_effect(), eager(self.model):
             chunks = list(by_length([len(row) for row in ids], rows))
             for chunk in progress_bar(chunks, "hidden states", "batch"):
-                tokens = right_padded([ids[index] for index in chunk]).to(model.device)
+                tokens = right_padded([ids[index] for index in chunk]).to(input_device(model))
                 entering = capture_input(module, partial(model, input_ids=tokens, use_cache=False))
                 entering = entering.reshape(*tokens.shape, -1)  # OPT flattens rows
                 last = torch.tensor([len(ids[index]) - 1 for index in chunk])

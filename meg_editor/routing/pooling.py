@@ -12,6 +12,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from torch import Tensor
 
+from meg_editor.config.input_files import short_repr
+
 Mode = Callable[[Tensor, Tensor], Tensor]  # (B, T, E) states, (B, T) mask -> (B, E)
 
 
@@ -49,6 +51,7 @@ def _weighted_mean(states: Tensor, mask: Tensor) -> Tensor:
     return _mean(states, mask * torch.arange(1, mask.shape[1] + 1, device=mask.device))
 
 
+_MODULES, _OF_MODULES = "modules.json", ("type", "path")
 # In the order in which sentence-transformers joins several of them.
 MODES: dict[str, Mode] = {
     "cls": _cls,
@@ -104,31 +107,55 @@ def own_pooling(name: str | Path, **options: Any) -> str:
         options: of the hub, such as `local_files_only`.
 
     Raises:
-        ValueError: modules which change the embedding otherwise (Dense), or an unknown pooling.
+        FileNotFoundError: modules.json names a pooling whose config is not there.
+        ValueError: modules which change the embedding otherwise (Dense), an unknown pooling, or a
+            file which says something else than sentence-transformers writes.
     """
-    modules = _read_json(name, "modules.json", options)
-    if modules is None:  # some copies have the pooling alone
+    modules = _read_json(name, _MODULES, options)
+    listed = modules is not None
+    if not listed:  # some copies have the pooling alone
         modules = [{"type": "Pooling", "path": "1_Pooling"}]
+    if not isinstance(modules, list) or not all(map(_is_module, modules)):
+        raise ValueError(
+            f"{Path(name) / _MODULES}: expected a list of modules with a type and a path, got "
+            f"{short_repr(modules)}; download the encoder again"
+        )
     pooling = "cls"
     for module in modules:
         kind = str(module["type"]).rpartition(".")[2]
         if kind == "Pooling":
-            settings = _read_json(name, f"{module['path']}/config.json", options)
-            pooling = "cls" if settings is None else _named_pooling(settings)
+            file = f"{module['path']}/config.json"
+            settings = _read_json(name, file, options)
+            if settings is not None:
+                pooling = _named_pooling(Path(name) / file, settings)
+            elif listed:
+                raise FileNotFoundError(
+                    f"encoder {name}: {_MODULES} names a pooling, but {Path(name) / file} is not "
+                    "there; download the encoder again, all of it"
+                )
         elif kind not in ("Transformer", "Normalize"):
             raise ValueError(
                 f"encoder {name}: its module {kind} is not supported (expected Transformer, "
                 "Pooling and Normalize); choose another encoder_name"
             )
-    return check_pooling(pooling)
+    return pooling
 
 
-def _named_pooling(settings: dict[str, Any]) -> str:
+def _is_module(module: Any) -> bool:
+    return isinstance(module, dict) and all(isinstance(module.get(k), str) for k in _OF_MODULES)
+
+
+def _named_pooling(path: Path, settings: Any) -> str:
     """Older versions have a flag for each mode, newer ones a name or several."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {short_repr(settings)}")
     named = settings.get("pooling_mode")
-    modes = [named] if isinstance(named, str) else list(named or ())
+    modes = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     modes = modes or [mode for key, mode in _KEYS.items() if settings.get(key)]
-    check_pooling("+".join(modes))
+    try:
+        check_pooling("+".join(map(str, modes)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; choose another encoder_name") from error
     return "+".join(sorted(modes, key=list(MODES).index))
 
 
@@ -140,4 +167,9 @@ def _read_json(name: str | Path, file: str, options: dict[str, Any]) -> Any:
             path = Path(hf_hub_download(str(name), file, **options))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
             return None  # no such file, or no hub: the weights are loaded next and say so
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:  # UnicodeDecodeError too
+        raise ValueError(f"{path} is not JSON: {error}; download the encoder again") from error

@@ -165,7 +165,7 @@ class PairReader:
             )
         device = next(model.parameters()).device
         inputs = {name: value.to(device) for name, value in inputs.items()}
-        states = model(**inputs).last_hidden_state
+        states = model(**inputs)[0]
         return pool(states.float(), inputs["attention_mask"], self.pooling)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,9 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from meg_editor import __version__
+from meg_editor.runtime.cache import VARIABLE, cache_folder, not_kept, writable_cache_folder
 from meg_editor.runtime.files import check_regular, replacing, sweep
 
 Tensors = dict[str, Tensor]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,17 @@ class ArtifactStore:
         tensors = {entry: value.cpu().contiguous() for entry, value in tensors.items()}
         artifact = Artifact(tensors, key, time.perf_counter() - start, resumed=False)
         if path := self.path(name, key):
-            _write(path, artifact)
+            self._save(path, artifact)
             self._counted.add(key)
             return artifact
         return self._remember(artifact)
+
+    def _save(self, path: Path, artifact: Artifact) -> None:
+        try:
+            _write(path, artifact)
+        except OSError as error:
+            what = f"cannot store a finished stage at {path}: {error}"
+            raise OSError(error.errno, f"{what}; free space or use another folder") from error
 
     def path(self, name: str, key: str) -> Path | None:
         """The file of the result of a stage, whether it is there or not; None: in memory."""
@@ -126,6 +136,59 @@ class ArtifactStore:
         while sum(map(_bytes, self._memory.values())) > self.max_bytes and len(self._memory) > 1:
             del self._memory[next(iter(self._memory))]
         return artifact
+
+
+class CacheStore(ArtifactStore):
+    """Results of stages in the cache folder: none of them is needed, as each can be made again.
+
+    What is damaged counts as missing, with a warning; what cannot be written is not kept.
+
+    Args:
+        kind: folder inside the cache folder.
+        required: whether to keep the results is what the stages are run for: it is then an error
+            if they cannot be written, before they are computed.
+
+    Example:
+        >>> CacheStore("prepared").run("count", [3], lambda: {"n": torch.arange(3)}).tensors["n"]
+        tensor([0, 1, 2])
+    """
+
+    def __init__(self, kind: str, *, required: bool = False) -> None:
+        super().__init__(cache_folder(kind))
+        self.kind, self.required = kind, required
+
+    def run(self, name: str, inputs: Any, compute: Callable[[], Tensors]) -> Artifact:
+        """See `ArtifactStore.run`.
+
+        Raises:
+            OSError: the result cannot be kept, and that is required.
+        """
+        start = time.perf_counter()
+        if (artifact := self.find(name, inputs)) is not None:
+            return artifact
+        if self.required:
+            writable_cache_folder(self.kind)
+        return self.keep(name, inputs, compute(), start)
+
+    def find(self, name: str, inputs: Any) -> Artifact | None:
+        """Result of an earlier run with equal inputs, or None."""
+        try:
+            return super().find(name, inputs)
+        except NotADirectoryError:  # writing tells
+            return None
+        except (ValueError, OSError) as error:
+            problem = str(error).partition("; delete it")[0]
+            _LOG.warning("the cache folder (%s): %s; it is made again", VARIABLE, problem)
+            return None
+
+    def _save(self, path: Path, artifact: Artifact) -> None:
+        try:
+            _write(path, artifact)
+        except OSError as error:
+            problem = not_kept(error)
+            if self.required:
+                raise problem from error
+            _LOG.warning("%s; the next fit makes %s again", problem.strerror, path.name)
 
 
 def _bytes(artifact: Artifact) -> int:
@@ -168,9 +231,5 @@ def _read(path: Path, key: str) -> Artifact:
 
 def _write(path: Path, artifact: Artifact) -> None:
     metadata = {"seconds": str(artifact.seconds), "sha256": _checksum(artifact.tensors)}
-    try:
-        with replacing(path) as file:
-            file.write(save(artifact.tensors, metadata))
-    except OSError as error:
-        what = f"cannot store a finished stage at {path}: {error}"
-        raise OSError(error.errno, f"{what}; free space or use another folder") from error
+    with replacing(path) as file:
+        file.write(save(artifact.tensors, metadata))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from meg_editor.runtime.files import check_creatable
+
 VARIABLE = "MEG_EDITOR_CACHE"
 
 
@@ -19,10 +21,44 @@ def cache_folder(kind: str = "") -> Path:
     Example:
         >>> cache_folder("models").name
         'models'
+
+    Raises:
+        ValueError: it begins with ~, and there is no such home directory.
     """
-    given = os.environ.get(VARIABLE)
-    root = Path(given).expanduser() if given else Path.home() / ".cache" / "meg_editor"
+    given = os.environ.get(VARIABLE) or "~/.cache/meg_editor"
+    try:
+        root = Path(given).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{VARIABLE}: expected a folder, got {given!r}, a home directory that is not known; "
+            "set it to a full path"
+        ) from error
     return root / kind if kind else root
+
+
+def writable_cache_folder(kind: str) -> Path:
+    """`cache_folder`, made if it is missing.
+
+    Raises:
+        OSError: nothing can be written there.
+
+    Example:
+        >>> writable_cache_folder("models").is_dir()
+        True
+    """
+    folder = cache_folder(kind)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_creatable(folder / "entry")
+    except OSError as error:
+        raise not_kept(error) from error
+    return folder
+
+
+def not_kept(error: OSError) -> OSError:
+    """An error of writing to the cache folder, with what to do."""
+    problem = f"cannot write to the cache folder: {error}"
+    return OSError(error.errno, f"{problem}; set {VARIABLE} to another folder, or free space")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from meg_editor.baselines.core.call_hooks import CallHooks
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.partial_forward import run_until
 from meg_editor.lm.protocols import CausalLM
@@ -63,7 +64,7 @@ def activations_at(
         for chunk in by_length([len(row) for row in rows], rows_at_once):
             ids = pad_sequence([torch.tensor(rows[i]) for i in chunk], batch_first=True)
             ends = torch.tensor([positions[i] for i in chunk])
-            run_until(places.values(), partial(decoder, input_ids=ids.to(model.device)))
+            run_until(places.values(), partial(decoder, input_ids=ids.to(input_device(model))))
     finally:
         for handle in handles:
             handle.remove()
@@ -101,7 +102,7 @@ class LastTokenReader:
             ids = pad_sequence([torch.tensor(rows[i]) for i in chunk], batch_first=True)
             entering: list[Tensor] = []
             with nothing_in_effect(), self._hooks.active(entering), suppress(_Stop):
-                decoder(input_ids=ids.to(self._model.device), use_cache=False)
+                decoder(input_ids=ids.to(input_device(self._model)), use_cache=False)
             at = torch.arange(len(chunk)), torch.tensor([len(rows[i]) - 1 for i in chunk])
             inputs.update(zip(chunk, _rows(entering[0], len(chunk))[at], strict=True))
         return torch.stack([inputs[i] for i in range(len(rows))]).float()

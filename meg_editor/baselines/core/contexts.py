@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import left_padded, pad_token
 from meg_editor.runtime.randomness import seeded
@@ -23,8 +24,8 @@ def context_prefixes(
     if not count:
         return [""]
     starts = [_BEGINNINGS[i % len(_BEGINNINGS)] for i in range(count)]
-    batch = left_padded(tokenizer, starts, model.device)
-    with seeded(seed, model.device):
+    batch = left_padded(tokenizer, starts, input_device(model))
+    with seeded(seed, input_device(model)):
         output = model.generate(
             **batch,
             do_sample=True,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.partial_forward import run_until
 from meg_editor.lm.prompt_tokens import prompt_tokens
@@ -88,7 +89,7 @@ def _sums(
         for chunk in progress_bar(chunks, "covariance", "batch"):
             ids = right_padded([rows[i] for i in chunk], pad)
             real = torch.tensor([[n < len(rows[i]) for n in range(ids.shape[1])] for i in chunk])
-            run_until(places.values(), partial(decoder, input_ids=ids.to(model.device)))
+            run_until(places.values(), partial(decoder, input_ids=ids.to(input_device(model))))
     finally:
         for handle in handles:
             handle.remove()

@@ -22,6 +22,7 @@ from meg_editor.baselines.core.token_gradients import (
     shape_of,
 )
 from meg_editor.config.settings import setting
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM
 
 
@@ -136,7 +137,7 @@ class HyperNetwork(nn.Module):
     ) -> HyperNetwork:
         """For the named linear layers of a model, on its device."""
         shapes = {name: shape_of(model, name) for name in names}
-        return cls(shapes, rank, blocks, lr, rows, seed).to(model.device)
+        return cls(shapes, rank, blocks, lr, rows, seed).to(input_device(model))
 
     def observe(self, at_tokens: dict[str, TokenGradients]) -> None:
         """Take keys and gradients into the statistics by which they are normalised."""

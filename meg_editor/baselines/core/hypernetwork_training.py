@@ -23,6 +23,7 @@ from meg_editor.baselines.core.token_gradients import (
 )
 from meg_editor.baselines.core.weights import Updates, add, oriented, restored
 from meg_editor.data.world.requests import pseudo_requests
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, target_logits
@@ -137,7 +138,7 @@ def meta_gradients(
     def cut(examples: Sequence[Sequence[Example]]) -> list[tuple[float, Batch]]:
         size = hparams.batch_size_once
         return [
-            (factor, Batch.of(rows[i : i + size], model.device))
+            (factor, Batch.of(rows[i : i + size], input_device(model)))
             for factor, rows in zip(factors, examples, strict=True)
             for i in range(0, len(rows), size)
         ]

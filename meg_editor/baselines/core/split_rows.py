@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.protocols import CausalLM
 
@@ -34,7 +35,7 @@ class SplitRows:
                 f"{type(model).__name__}: block {layer} needs more of the blocks below than the "
                 "residual stream, which this method changes; edit with neurons (MeG) or FT"
             )
-        device = model.device
+        device = input_device(model)
         tails = [torch.tensor(row[cut:]) for row, cut in zip(rows, cuts, strict=True)]
         self.ids = pad_sequence(tails, batch_first=True).to(device)
         before = torch.tensor(cuts, device=device).unsqueeze(1)
@@ -62,7 +63,7 @@ class SplitRows:
             change: of the residual stream (B, S, D) that enters block `layer`.
         """
         with self.upper.injected(change(self._stream) if change else self._stream):
-            last: Tensor = self.model.get_decoder()(**self._inputs()).last_hidden_state
+            last: Tensor = self.model.get_decoder()(**self._inputs())[0]
         return last
 
     def select(self, keep: Tensor) -> None:

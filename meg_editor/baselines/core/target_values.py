@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from meg_editor.baselines.core.activations import first
 from meg_editor.baselines.core.fact_tokens import FactTokens
 from meg_editor.baselines.core.split_rows import SplitRows
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import decoder_blocks, text_config
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import by_length, logits_of, means
@@ -106,7 +107,7 @@ def optimise_values(
                 shift[name][rows] = optimiser.best[place].float().cpu()
             probability[rows] = optimiser.probability.cpu()
             bar.update(len(chunk))
-    device = model.device
+    device = input_device(model)
     return TargetValues(
         {name: value.to(device) for name, value in before.items()},
         {name: value.to(device) for name, value in shift.items()},
@@ -133,7 +134,7 @@ class _ValueOptimiser:
         self.places = [model.get_submodule(name) for name in modules]
         self.rows = _Rows(model, layer, facts)
         size = text_config(model).hidden_size
-        self.shift = torch.zeros(len(modules), len(facts), size, device=model.device)
+        self.shift = torch.zeros(len(modules), len(facts), size, device=input_device(model))
         self.before = torch.zeros_like(self.shift)
         self.best = self.shift.clone()
         self.probability = torch.zeros(len(facts))
@@ -248,7 +249,7 @@ class _Rows:
                 cuts.append(one.essence_lookup)
             fact += [index] * (len(rows) - len(fact))
             contexts += [True] * len(pairs) + [False] * (one.essence is not None)
-        device = model.device
+        device = input_device(model)
         self.split = SplitRows(model, layer, rows, cuts)
         self.labels = pad_sequence(labels, batch_first=True, padding_value=-100).to(device)
         self.fact = torch.tensor(fact, device=device)

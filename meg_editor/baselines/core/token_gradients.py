@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from meg_editor.baselines.core.settings import WriteHyperParams
 from meg_editor.baselines.core.weights import check_writable, oriented
 from meg_editor.config.settings import setting
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import find_ffn
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, Example, encode_example, target_logits
@@ -127,18 +128,19 @@ def token_gradients(
             the prompt is the first; `mask` for all tokens, even the last one of the target, at
             which there is no gradient.
     """
+    device = input_device(model)
     parts_of: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
-        batch = Batch.of(chunk, model.device)
+        batch = Batch.of(chunk, device)
         with _probed(model, modules) as (inputs, probes):
             loss = mean_cross_entropy(model, batch)
             gradients = torch.autograd.grad(loss, [probes[name] for name in modules])
         if token == "ans":
             chosen = batch.labels != -100
         else:
-            lengths = torch.tensor([len(example) for example in chunk], device=model.device)
-            chosen = torch.arange(batch.ids.shape[1], device=model.device) < lengths[:, None]
+            lengths = torch.tensor([len(example) for example in chunk], device=device)
+            chosen = torch.arange(batch.ids.shape[1], device=device) < lengths[:, None]
         for name, gradient in zip(modules, gradients, strict=True):
             rows = chosen.flatten().to(gradient.device)
             pair = (tensor.flatten(0, -2)[rows] for tensor in (inputs[name], gradient))
