@@ -153,8 +153,9 @@ def decoder_of(model: CausalLM) -> nn.Module:
 
 def last_hidden_states(model: CausalLM, input_ids: Tensor) -> Tensor:
     """(B, T, D) last hidden states of the decoder for (B, T) input ids, without a cache."""
-    # The first of its outputs: with return_dict=False in the config they are a plain tuple.
-    hidden: Tensor = decoder_of(model)(input_ids=input_ids, use_cache=False)[0]
+    outputs: Any = decoder_of(model)(input_ids=input_ids, use_cache=False)
+    # With return_dict=False in the config they are a plain tuple.
+    hidden: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs.last_hidden_state
     return hidden
 
 
