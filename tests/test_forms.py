@@ -503,7 +503,9 @@ def test_the_commands_take_a_file_of_forms(tmp_path: Path, capsys: Any) -> None:
     assert "leave it out beside --model" in capsys.readouterr().err
 
 
-def test_the_demo_asks_in_forms_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_asks_in_forms_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     real = MeGHyperParams.preset
 
     def quick(name: str, **changes: Any) -> MeGHyperParams:
@@ -523,3 +525,5 @@ def test_the_demo_asks_in_forms_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report["meg-default"]["forms"] == {"plain": 100.0, "bare": 100.0}
     assert report["meg-default"]["forms_answers"] == {"plain": 100.0, "bare": 100.0}
     assert demo.report.methods["meg-default"].forms
+    # A first run warns of nothing.
+    assert not [record for record in caplog.records if record.name.startswith("meg_editor")]

@@ -17,7 +17,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.world.facts import load_world
-from meg_editor.data.world.requests import calibration_requests, edit_cases, pseudo_requests
+from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import evaluate, questions_of
 from meg_editor.evaluation.forms import FormScores, evaluate_forms, form_prompts, sampled_facts
 from meg_editor.evaluation.report import EvaluationReport, MethodReport
@@ -96,7 +96,6 @@ def run_demo(
         f"{edits} facts of the reference model get a new answer (seed {seed}, {model.device}); "
         f"this takes about {_minutes(edits, len(presets))} minutes on two CPU cores.\n"
     )
-    pseudo, calibration = pseudo_requests(world), calibration_requests(world)
     store = ArtifactStore(out / "stages" if out else None)
     report = EvaluationReport(edits, seed, str(model.device))
     questions = questions_of(model, tokenizer, cases, PromptReader(tokenizer))
@@ -118,8 +117,6 @@ def run_demo(
             tokenizer,
             [case.request for case in cases],
             hparams,
-            pseudo=pseudo,
-            calibration=calibration,
             store=store,
         )
         models[name] = edited
