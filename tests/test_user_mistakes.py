@@ -225,7 +225,7 @@ def test_a_fit_does_not_overwrite_live_changes_nor_the_stored_base(
 def test_a_folder_that_routes_while_decoding_is_not_served(
     edited: MeGModel, tmp_path: Path, capsys: Any
 ) -> None:
-    """It was told to set something which `serve` has no option for."""
+    """The message named a setting for which `serve` has no option."""
     edited.hparams = edited.hparams.changed(routing="decoding")
     edited.save_pretrained(tmp_path / "my edits")
     status, _, err = run(capsys, "serve", str(tmp_path / "my edits"), "--port", "0")

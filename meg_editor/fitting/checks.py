@@ -10,7 +10,7 @@ from torch import Tensor
 from meg_editor.lm.fingerprint import payloads, present_parameters
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import pad_token
-from meg_editor.model.routed_model import RoutedModel
+from meg_editor.model.routed_model import check_unedited
 
 
 def check_model(model: CausalLM, tokenizer: Tokenizer) -> None:
@@ -26,15 +26,7 @@ def check_model(model: CausalLM, tokenizer: Tokenizer) -> None:
         >>> model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
         >>> check_model(model, tokenizer)
     """
-    if isinstance(model, RoutedModel):
-        kind = type(model).__name__
-        raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
-    if not all(hasattr(model, name) for name in ("config", "generate", "get_decoder")):
-        inside = ": pass its .module" if hasattr(model, "module") else ""
-        raise TypeError(
-            f"model: expected a causal LM of transformers, such as AutoModelForCausalLM loads, got "
-            f"{type(model).__name__}{inside}"
-        )
+    check_unedited(model)
     if not callable(tokenizer):
         raise TypeError(f"tokenizer: expected one of transformers, got {type(tokenizer).__name__}")
     embeddings: Any = model.get_input_embeddings()

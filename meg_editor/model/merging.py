@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from meg_editor.collection.checks import check_lengths
-from meg_editor.config.input_files import type_and_repr
 from meg_editor.edits.change import Change
 from meg_editor.edits.conflicts import OnConflict
 from meg_editor.edits.edit import Edit
@@ -21,7 +20,7 @@ from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import WrongModelError
 from meg_editor.model.listing import saved_edits
 from meg_editor.model.loading import local_folder
-from meg_editor.model.routed_model import RoutedModel
+from meg_editor.model.routed_model import check_unedited
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.runtime.tensors import chunks
 from meg_editor.runtime.torch_defaults import torch_defaults
@@ -79,13 +78,7 @@ def reattach(
     model: MeGModel, base: CausalLM, tokenizer: Tokenizer | None
 ) -> tuple[MeGModel, Reattached]:
     """The edits on another base; see `MeGModel.reattach`."""
-    if isinstance(base, RoutedModel):
-        raise ValueError(f"expected an unedited model, got a {type(base).__name__}: pass its .base")
-    if not hasattr(base, "generate") or not hasattr(base, "config"):
-        raise TypeError(
-            "base: expected a causal LM of transformers, such as AutoModelForCausalLM loads, got "
-            f"{type_and_repr(base)}"
-        )
+    check_unedited(base, "base")
     if model.index.state_weight:
         raise ValueError(
             "these edits are found by hidden states of their base (gate_state_weight > 0), which "

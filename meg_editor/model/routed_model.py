@@ -189,8 +189,11 @@ class RoutedModel(nn.Module, ABC):
         if cache is not None and ids is not None:
             sequences = output if isinstance(output, Tensor) else output.sequences
             held = sequences[:, : cache.get_seq_length() - filled]
-            start = CacheRouting.start(self, routed.decision, held, mask)
-            (earlier.ended(held).decided(routed.decision) if earlier else start).tie(cache)
+            if earlier:
+                routing = earlier.ended(held).decided(routed.decision)
+            else:
+                routing = CacheRouting.start(self, routed.decision, held, mask)
+            routing.tie(cache)
         return output
 
     def forward(
@@ -244,3 +247,27 @@ class RoutedModel(nn.Module, ABC):
     def _forward(self, **kwargs: Any) -> Any:
         """`forward` of the base model, inside `_apply_decision`."""
         return self.base(**kwargs)
+
+
+def check_unedited(model: Any, name: str = "model") -> None:
+    """Check that what was given as `name` is a causal LM, and not one of ours around it.
+
+    Raises:
+        TypeError: it is no causal LM of transformers.
+        ValueError: it is an edited model.
+
+    Example:
+        >>> check_unedited("gpt2")
+        Traceback (most recent call last):
+        ...
+        TypeError: model: expected a causal LM of transformers, such as ... loads, got str
+    """
+    if isinstance(model, RoutedModel):
+        kind = type(model).__name__
+        raise ValueError(f"expected an unedited model, got a {kind}: pass its .base")
+    if not all(hasattr(model, part) for part in ("config", "generate", "get_decoder")):
+        inside = ": pass its .module" if hasattr(model, "module") else ""
+        raise TypeError(
+            f"{name}: expected a causal LM of transformers, such as AutoModelForCausalLM loads, "
+            f"got {type(model).__name__}{inside}"
+        )
