@@ -246,7 +246,7 @@ def test_hparams_of_another_method_are_refused(apply: Any, tiny_llama: Any) -> N
     class FTHyperParams(SimpleNamespace):
         pass
 
-    with pytest.raises(TypeError, match="expected MeGHyperParams, got FTHyperParams"):
+    with pytest.raises(TypeError, match="hparams: expected MeGHyperParams, got FTHyperParams"):
         apply(FIRST, hparams=FTHyperParams(alg_name="FT"))
 
 

@@ -62,6 +62,43 @@ def run(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder) -> Any:
     return run
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"hparams": "default"}, r"hparams: expected MeGHyperParams, got str \('default'\)"),
+        ({"hparams": None}, "hparams: expected MeGHyperParams, got NoneType"),
+        ({"encoder": "all-MiniLM-L6-v2"}, "encoder: expected a TextEncoder, got str"),
+    ],
+)
+def test_arguments_of_another_type_are_named(run: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        run(**options)
+    with pytest.raises(TypeError, match="hparams: expected MeGHyperParams"):
+        load_model("gpt2")  # type: ignore[arg-type]
+
+
+def test_tuning_facts_may_be_mappings_like_the_edits(run: Any) -> None:
+    rows = [
+        {
+            "prompt": fact.prompt,
+            "target_new": fact.target_new,
+            "rephrases": list(fact.rephrases),
+            "locality_prompts": list(fact.locality_prompts),
+        }
+        for fact in TUNING
+    ]
+    same, _ = run()
+    given, _ = run(pseudo=rows, calibration=iter(rows))
+    for name, value in same.gate.state_dict().items():
+        assert torch.equal(value, given.gate.state_dict()[name])
+    with pytest.raises(RequestError, match="pseudo, fact 1: expected an EditRequest, or an obj"):
+        run(pseudo=[TUNING[0], "France"])
+    with pytest.raises(RequestError, match="calibration, fact 0: field 'target_new' is missing"):
+        run(calibration=[{"prompt": "x"}])
+    with pytest.raises(RequestError, match="pseudo: expected a list of facts, got dict"):
+        run(pseudo=rows[0])
+
+
 def test_fit_gives_a_routed_model_and_tells_what_happened(run: Any, tiny_llama: Any) -> None:
     before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
     model, report = run()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from meg_editor.config.base_editor import BaseEditorFields
 from meg_editor.config.flat_yaml import parse_flat_yaml
-from meg_editor.config.input_files import short_repr
+from meg_editor.config.input_files import short_repr, type_and_repr
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import HParamsError, setting
 
@@ -293,3 +293,20 @@ class MeGHyperParams(BaseEditorFields):
             names = sorted(e.name[:-5] for e in folder.iterdir() if e.name.endswith(".yaml"))
             raise HParamsError(f"no preset {short_repr(name)}; there are {', '.join(names)}")
         return cls.from_dict({**parse_flat_yaml(entry.read_text("utf-8")), **changes})
+
+
+def check_hparams(given: object) -> None:
+    """Refuse what are no settings of MeG.
+
+    Raises:
+        TypeError: a name, a path, or those of another method.
+
+    Example:
+        >>> check_hparams(MeGHyperParams.preset("default"))
+    """
+    if not isinstance(given, MeGHyperParams):
+        raise TypeError(
+            f"hparams: expected MeGHyperParams, got {type_and_repr(given)}; "
+            "MeGHyperParams(model_name=...), MeGHyperParams.preset(name), or "
+            "MeGHyperParams.from_hparams(path)"
+        )

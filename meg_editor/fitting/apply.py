@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.hparams import MeGHyperParams, check_hparams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.collection_stage import COLLECTION_SETTINGS
 from meg_editor.fitting.pipeline import fit
+from meg_editor.fitting.tuning_facts import Facts
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.routing.encoder import TextEncoder
@@ -32,8 +33,8 @@ def apply_meg_to_model(
     return_orig_weights: bool = False,
     keep_original_weight: bool = False,
     *,
-    pseudo: Sequence[EditRequest] | None = None,
-    calibration: Sequence[EditRequest] | None = None,
+    pseudo: Facts | None = None,
+    calibration: Facts | None = None,
     encoder: TextEncoder | None = None,
     store: ArtifactStore | None = None,
     runtime: RuntimeConfig | None = None,
@@ -74,11 +75,7 @@ def apply_meg_to_model(
         >>> edited.answer("The capital of France is"), weights
         (['Lima'], {})
     """
-    if not isinstance(hparams, MeGHyperParams):
-        raise TypeError(
-            f"expected MeGHyperParams, got {type(hparams).__name__}; load them with "
-            "MeGHyperParams.from_hparams(path)"
-        )
+    check_hparams(hparams)
     if not isinstance(hparams.model_name, str):  # EasyEdit's pair of model and tokenizer
         name = str(getattr(model, "name_or_path", "") or "")
         hparams = _named(hparams, name)

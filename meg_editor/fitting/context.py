@@ -9,7 +9,7 @@ from typing import Any
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.fitting.tuning_facts import TuningFacts
+from meg_editor.fitting.tuning_facts import Facts, TuningFacts
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -51,8 +51,8 @@ class FitContext:
         tokenizer: Tokenizer,
         edits: Sequence[EditRequest],
         hparams: MeGHyperParams,
-        pseudo: Sequence[EditRequest] | None = None,
-        calibration: Sequence[EditRequest] | None = None,
+        pseudo: Facts | None = None,
+        calibration: Facts | None = None,
         runtime: RuntimeConfig | None = None,
         store: ArtifactStore | None = None,
         processes: Processes | None = None,
@@ -69,8 +69,8 @@ class FitContext:
             tokenizer,
             spec,
             edits,
-            TuningFacts.of(pseudo).without(edited),
-            TuningFacts.of(calibration).without(edited),
+            TuningFacts.of(pseudo, "pseudo").without(edited),
+            TuningFacts.of(calibration, "calibration").without(edited),
             hparams.changed(layers=[spec.layer]),
             runtime or RuntimeConfig(),
             store or ArtifactStore(),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from meg_editor.collection.checks import already_correct, check_lengths
-from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.hparams import MeGHyperParams, check_hparams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.checks import check_model
 from meg_editor.fitting.collection_stage import CollectionStage
 from meg_editor.fitting.context import FitContext
-from meg_editor.fitting.encoder_stage import EncoderStage, load_encoder
+from meg_editor.fitting.encoder_stage import EncoderStage, encoder_of
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.generator_stage import GeneratorStage
+from meg_editor.fitting.tuning_facts import Facts
 from meg_editor.fitting.verifier_stage import VerifierStage
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -36,8 +37,8 @@ def fit(
     requests: Iterable[EditRequest | Mapping[str, object]],
     hparams: MeGHyperParams,
     *,
-    pseudo: Sequence[EditRequest] | None = None,
-    calibration: Sequence[EditRequest] | None = None,
+    pseudo: Facts | None = None,
+    calibration: Facts | None = None,
     encoder: TextEncoder | None = None,
     earlier: Mapping[EditRequest, Tensor] | None = None,
     store: ArtifactStore | None = None,
@@ -64,8 +65,9 @@ def fit(
         runtime: memory, batch and cache sizes.
 
     Raises:
-        RequestError: bad requests.
-        TypeError: what is given as model or tokenizer is none of transformers.
+        RequestError: bad requests or facts.
+        TypeError: what is given as model or tokenizer is none of transformers, `hparams` are those
+            of another method, or the encoder is no `TextEncoder`.
         ValueError: a model without a decoder FFN, a layer that does not exist, weights that are
             not finite, a prompt longer than the model's context.
         FloatingPointError: a loss that is not finite.
@@ -80,14 +82,14 @@ def fit(
         >>> edited.answer("The capital of France is")
         ['Lima']
     """
+    check_hparams(hparams)
     merged = merge_requests(requests)
     check_model(model, tokenizer)
     model.eval()
     with eager(model):
         edits = list(merged.requests)
         check_lengths(model, tokenizer, edits, hparams)
-        if encoder is None:  # a missing one shows before the LLM answers anything
-            encoder = load_encoder(hparams, model)
+        encoder = encoder_of(encoder, hparams, model)  # a missing one shows at once
         context = FitContext.of(
             model, tokenizer, edits, hparams, pseudo, calibration, runtime, store, processes
         )

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.hparams import MeGHyperParams, check_hparams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.checks import check_model
 from meg_editor.fitting.context import FitContext
-from meg_editor.fitting.encoder_stage import EncoderStage, load_encoder
+from meg_editor.fitting.encoder_stage import EncoderStage, encoder_of
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.stage import Stage
+from meg_editor.fitting.tuning_facts import Facts
 from meg_editor.fitting.verifier_stage import VerifierStage
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import Artifact, CacheStore
 from meg_editor.runtime.torch_defaults import torch_defaults
@@ -65,8 +65,8 @@ def prepare(
     tokenizer: Tokenizer,
     hparams: MeGHyperParams,
     *,
-    pseudo: Sequence[EditRequest] | None = None,
-    calibration: Sequence[EditRequest] | None = None,
+    pseudo: Facts | None = None,
+    calibration: Facts | None = None,
     encoder: TextEncoder | None = None,
     runtime: RuntimeConfig | None = None,
 ) -> list[Prepared]:
@@ -95,14 +95,13 @@ def prepare(
         encoder  nothing to prepare: it is not tuned
         gate     nothing to prepare: the encoder's verifier is shipped
     """
+    check_hparams(hparams)
     check_model(model, tokenizer)
     model.eval()
     with eager(model):
         context = FitContext.of(model, tokenizer, [], hparams, pseudo, calibration, runtime)
         context = replace(context, prepared=CacheStore("prepared", required=True))
-        if encoder is None:
-            encoder = load_encoder(hparams, model)
-        return list(_prepared(context, encoder))
+        return list(_prepared(context, encoder_of(encoder, hparams, model)))
 
 
 def _prepared(context: FitContext, encoder: TextEncoder) -> Iterator[Prepared]:

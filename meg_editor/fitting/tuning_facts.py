@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from functools import cached_property
-from typing import Any, cast, overload
+from typing import Any, TypeAlias, cast, overload
 from weakref import WeakKeyDictionary
 
+from meg_editor.config.input_files import type_and_repr
 from meg_editor.lm.protocols import Tokenizer
-from meg_editor.requests.request import EditRequest
+from meg_editor.requests.request import EditRequest, RequestError
 from meg_editor.runtime.artifacts import digest
+
+Facts: TypeAlias = Iterable[EditRequest | Mapping[str, Any]]
 
 
 class TuningFacts(Sequence[EditRequest]):
@@ -33,9 +36,24 @@ class TuningFacts(Sequence[EditRequest]):
         self._tokens: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, facts: Sequence[EditRequest]) -> TuningFacts:
-        """`facts` themselves, if they are such an object."""
-        return facts if isinstance(facts, cls) else cls(facts)
+    def of(cls, facts: Facts, name: str = "facts") -> TuningFacts:
+        """`facts` themselves, if they are such an object; else from requests or mappings.
+
+        Args:
+            name: what they are called in an error.
+
+        Raises:
+            RequestError: they are no list, or one of them is no request.
+
+        Example:
+            >>> TuningFacts.of([{"prompt": "2 + 2 =", "target_new": "5"}])[0].target_new
+            '5'
+        """
+        if isinstance(facts, cls):
+            return facts
+        if isinstance(facts, str | Mapping) or not isinstance(facts, Iterable):
+            raise RequestError(f"{name}: expected a list of facts, got {type_and_repr(facts)}")
+        return cls([_fact(fact, f"{name}, fact {place}") for place, fact in enumerate(facts)])
 
     @overload
     def __getitem__(self, row: int) -> EditRequest: ...
@@ -81,6 +99,17 @@ class TuningFacts(Sequence[EditRequest]):
             result = digest(tokens_of(tokenizer, self._facts))
             self._tokens[tokenizer] = (now, result)
         return result
+
+
+def _fact(given: Any, where: str) -> EditRequest:
+    if isinstance(given, EditRequest):
+        return given
+    if not isinstance(given, Mapping):
+        raise RequestError(
+            f"{where}: expected an EditRequest, or an object with 'prompt' and 'target_new', got "
+            f"{type_and_repr(given)}"
+        )
+    return EditRequest.from_mapping(given, where)
 
 
 def tokens_of(tokenizer: Tokenizer, facts: Sequence[EditRequest]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.config.hparams import MeGHyperParams, check_hparams
 from meg_editor.config.settings import HParamsError
 from meg_editor.lm.model_files import load_causal_lm
 from meg_editor.lm.one_load import one_load
@@ -57,6 +57,7 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
             a CPU, else in the precision they are stored in.
 
     Raises:
+        TypeError: `hparams` are no `MeGHyperParams`.
         HParamsError: the device does not exist.
         OSError: no such model; or it is on the hub, which cannot be reached, and not in its cache.
 
@@ -67,6 +68,7 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
         >>> tokenizer.decode(ids, skip_special_tokens=True).strip()
         'Paris'
     """
+    check_hparams(hparams)
     device = resolve_device(hparams.device)
     name = resolve_model_name(hparams.model_name)
     dtype: Any = torch.float16 if hparams.fp16 else "auto"
