@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants as of_hub
 import pytest
 
 from meg_editor import MeGHyperParams, TextEncoder, load_model
 from meg_editor.cli.main import main
-from meg_editor.lm import sources
+from meg_editor.lm import gguf_files, sources
 from meg_editor.lm.gguf_files import GgufFile
 from meg_editor.lm.reference import (
     portable_model_name,
@@ -70,6 +71,37 @@ def test_a_cache_folder_which_cannot_be_written_is_named(
     monkeypatch.setenv("MEG_EDITOR_CACHE", str(tmp_path / "tiny.gguf"))
     with pytest.raises(OSError, match="cannot write to the cache folder.*set MEG_EDITOR_CACHE to"):
         local_source(str(tmp_path / "tiny.gguf"))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "taken away", "list unreadable"])
+def test_a_converted_model_that_lost_a_file_is_converted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, damage: str
+) -> None:
+    pytest.importorskip("gguf")
+    conversions = []
+
+    def convert(path: Path, folder: Path) -> None:
+        conversions.append(path)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(gguf_files, "_convert", convert)
+    (tmp_path / "tiny.gguf").write_bytes(b"some weights")
+    file = GgufFile.at(tmp_path / "tiny.gguf")
+    folder = file.converted()
+    assert file.converted() == folder and len(conversions) == 1 and not caplog.text
+    if damage == "cut short":
+        (folder / "model.safetensors").write_bytes(b"weig")
+    elif damage == "taken away":
+        (folder / "config.json").unlink()
+    else:
+        (folder / "files.json").write_text("{")
+    assert file.converted() == folder and len(conversions) == 2
+    assert "missing or cut short; converting it again" in caplog.text
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert (folder / "config.json").exists()
+    (folder / "files.json").unlink()  # as an older version left it
+    assert file.converted() == folder and len(conversions) == 2
 
 
 def test_a_file_in_parts_is_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,10 @@ from typing import Any
 from meg_editor.runtime.cache import cache_folder, writable_cache_folder
 from meg_editor.runtime.files import check_regular, replacing, sync_tree, unfinished_folder
 
+_LOG = logging.getLogger(__name__)
+
 SUFFIX = ".gguf"
+_SIZES = "files.json"  # of a converted model
 _SPECIAL = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -70,7 +74,9 @@ class GgufFile:
         """
         folder = cache_folder("models") / self.key
         if folder.is_dir():
-            return folder
+            if _is_whole(folder):
+                return folder
+            _LOG.warning("%s: files are missing or cut short; converting it again", folder)
         try:
             import gguf  # noqa: F401 - transformers reads GGUF files with it
         except ImportError as error:
@@ -81,7 +87,10 @@ class GgufFile:
         with unfinished_folder(folder) as new, one_load():
             with self._whole(new) as path:
                 _convert(path, new)
+            (new / _SIZES).write_text(json.dumps(_sizes(new)), "utf-8")
             sync_tree(new)
+            if folder.is_dir() and not _is_whole(folder):
+                shutil.rmtree(folder)
             if not folder.is_dir():
                 new.rename(folder)
         return folder
@@ -99,6 +108,22 @@ class GgufFile:
                     shutil.copyfileobj(file, whole)
         yield path
         path.unlink()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model still has its files: what clears caches takes single ones."""
+    try:
+        known = json.loads((folder / _SIZES).read_text("utf-8"))
+    except FileNotFoundError:  # of a version which did not list them
+        return True
+    except ValueError:
+        return False
+    return bool(_sizes(folder) == known)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by its name."""
+    return {file.name: file.stat().st_size for file in folder.iterdir() if file.name != _SIZES}
 
 
 def _convert(path: Path, folder: Path) -> None:

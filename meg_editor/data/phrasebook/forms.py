@@ -15,6 +15,7 @@ _FILES = (
     "shape_forms",
     "language_forms",
     "turn_forms",
+    "withheld_forms",
 )
 
 
