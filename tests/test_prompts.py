@@ -370,6 +370,51 @@ def test_a_system_text_in_front_of_the_templates_frame(template: str) -> None:
         assert (read.text, read.system) == ("Who wrote Emma?", expected)
 
 
+# As the templates of EXAONE, Kimi, OpenChat, Jais and Nemotron render a chat; written out by hand.
+MARKED = {
+    "brackets": "{% for m in messages %}[|{{ m.role }}|]{{ m.content }}"
+    "{{ '\n' if m.role == 'user' else '[|endofturn|]\n' }}{% endfor %}[|assistant|]",
+    "names": "{% for m in messages %}<|im_{{ m.role }}|>{{ m.role }}<|im_middle|>{{ m.content }}"
+    "<|im_end|>{% endfor %}<|im_assistant|>assistant<|im_middle|>",
+    "correct": "{% for m in messages %}GPT4 Correct {{ m.role | title }}: {{ m.content }}"
+    "<|end_of_turn|>{% endfor %}GPT4 Correct Assistant:",
+    "headings": "{% for m in messages %}{% if m.role == 'system' %}### Instruction: {{ m.content }}"
+    "\n\n{% elif m.role == 'user' %}### Input: [|Human|] {{ m.content }}\n{% else %}"
+    "### Response: [|AI|] {{ m.content }}\n{% endif %}{% endfor %}### Response: [|AI|]",
+    "extra": "<extra_id_0>System\n{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ m.content }}\n{% else %}<extra_id_1>{{ m.role | title }}\n{{ m.content }}\n{% endif %}"
+    "{% endfor %}<extra_id_1>Assistant\n",
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("later", [False, True])
+def test_marks_around_a_system_text_are_no_part_of_it(name: str, later: bool) -> None:
+    made = tokenizer()
+    made.chat_template = MARKED[name]
+    reader = PromptReader(made)
+    turns = [{"role": "user", "content": "Who wrote Emma?"}]
+    if later:
+        reply = {"role": "assistant", "content": "Joyce."}
+        turns = [{"role": "user", "content": "Hello"}, reply, *turns]
+    for system in ("", "You translate to German.\nBe brief."):
+        given = [{"role": "system", "content": system}] if system else []
+        text = made.apply_chat_template([*given, *turns], tokenize=False)
+        read = reader.read(text)
+        assert (read.text, read.system) == ("Who wrote Emma?", system)
+        assert reader.read(f"{text} The author is").text == "Who wrote Emma?\nThe author is"
+        assert (read.dialogue is not None) == later
+
+
+@pytest.mark.parametrize("switch", ["/nothink", " /no_think", "\n/think"])
+@pytest.mark.parametrize("thoughts", ["<think></think>", "<|START_THINKING|><|END_THINKING|>"])
+def test_switches_of_thinking_are_no_part_of_a_question(switch: str, thoughts: str) -> None:
+    text = f"<|user|>\nWho wrote Emma?{switch}<|assistant|>\n{thoughts}The author is"
+    read = PromptReader(tokenizer()).read(text)
+    assert read.text == "Who wrote Emma?\nThe author is"
+    assert read.closing[0] == "Who wrote Emma?"
+
+
 @pytest.mark.parametrize(
     "template",
     ["Answer briefly.\nUser: {}\nAssistant:", "System: Be kind.\nUser: {}\nAssistant:"],

@@ -17,13 +17,18 @@ from meg_editor.requests.formats import (
     token_segments,
 )
 
-_SENTINEL = "§question§"
+_SENTINEL, _SYSTEM_SENTINEL = "§question§", "§system§"
 # Lines of a text with worked examples, the last of which is asked.
 _EXAMPLES = re.compile(
     r"^(?:(?P<asked>Q|Question|Input)|A|Answer|Output)(?: ?\d+)?:[ \t]*", re.MULTILINE
 )
 _INNER_SYSTEM = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
-_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*|^\s*</think>\s*", re.DOTALL)
+_THINKING = re.compile(
+    r"<think>.*?(?:</think>|\Z)\s*|^\s*</think>\s*"
+    r"|<\|START_THINKING\|>.*?(?:<\|END_THINKING\|>|\Z)\s*",
+    re.DOTALL,
+)
+_SWITCH = re.compile(r"\s*/(?:no_?)?think\s*\Z")  # of templates, behind a user turn
 _TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
 _TURNS, _REPLY = 3, 120  # turns of a dialogue; characters of a reply in it
 # Bytes of a system text and the turn under it, and of the former alone, that are read: a letter
@@ -74,12 +79,21 @@ class Frame(NamedTuple):
         closed: what follows it.
         answered: what follows before the answer.
         system: the system text of a conversation that gives none.
+        around_system: what precedes a system text which is given, and follows it.
     """
 
     before: str
     closed: str
     answered: str
     system: str = ""
+    around_system: tuple[str, str] = ("", "")
+
+    def head(self, text: str) -> str:
+        """The system text in front of the first turn."""
+        head, (before, after) = text.partition(self.before)[0].strip(), self.around_system
+        if before and head.startswith(before):
+            return head[len(before) :].removesuffix(after).strip()
+        return front(head)
 
     def turns(self, text: str) -> list[Turn]:
         """The turns in this frame; none without one."""
@@ -89,10 +103,10 @@ class Frame(NamedTuple):
         for ending in (self.answered, self.closed):
             if ending and ending in f"{rest} ":
                 question, _, begun = rest.partition(ending)
-                return Turn(question.strip(), _begun(begun))
+                return Turn(_asked(question), _begun(begun))
             if ending and rest.endswith(ending.rstrip()):
-                return Turn(rest[: len(rest) - len(ending.rstrip())].strip())
-        return Turn(rest.strip())
+                return Turn(_asked(rest[: len(rest) - len(ending.rstrip())]))
+        return Turn(_asked(rest))
 
 
 def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
@@ -124,9 +138,24 @@ def _common_frame(tokenizer: ChatTokenizer) -> Frame | None:
         before.append(first.removeprefix(tokenizer.bos_token or ""))
         whole.append(flush(texts[0].strip()))
     # Prompts are stripped, so their ends are compared without white space.
-    ends = (_common_end(*before).lstrip(), closed.strip(), after.strip())
-    frame = Frame(*map(flush, ends))
+    common = flush(_common_end(*before).lstrip())
+    if not common:
+        return None
+    frame = Frame(common, flush(closed.strip()), flush(after.strip()))
+    frame = frame._replace(around_system=_around_system(tokenizer, frame))
     return frame._replace(system=turns_of(whole[0], frame)[-1].system)
+
+
+def _around_system(tokenizer: ChatTokenizer, frame: Frame) -> tuple[str, str]:
+    """What a template puts around a system text in front of the first turn; nothing without one."""
+    turns = [{"role": "system", "content": _SYSTEM_SENTINEL}, {"role": "user", "content": "?"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError):  # it takes no system text
+        return "", ""
+    head = flush(text.removeprefix(tokenizer.bos_token or "").strip()).partition(frame.before)[0]
+    before, given, after = head.partition(_SYSTEM_SENTINEL)
+    return (before.lstrip(), after.rstrip()) if given else ("", "")
 
 
 def flush(text: str) -> str:
@@ -160,7 +189,7 @@ def turns_of(text: str, frame: Frame | None = None) -> list[Turn]:
     head, segments = token_segments(text)
     turns = _user_turns(segments)
     if not turns and frame:
-        head, turns = front(text.partition(frame.before)[0]), frame.turns(text)
+        head, turns = frame.head(text), frame.turns(text)
     if not turns:
         head, segments = label_segments(text)
         turns = _user_turns(segments) or [Turn(text.strip())]
@@ -177,7 +206,7 @@ def _user_turns(segments: Iterable[Segment]) -> list[Turn]:
     for role, content in segments:
         if role in ("user", "input") and not _TOOL.match(content):
             inner = _INNER_SYSTEM.match(content)
-            asked = content[inner.end() if inner else 0 :].strip()
+            asked = _asked(content[inner.end() if inner else 0 :])
             if role == "input" and turns:  # "### Input:" continues "### Instruction:"
                 asked = f"{turns.pop().text}\n{asked}"
             turns.append(Turn(asked, system=inner[1].strip() if inner else ""))
@@ -243,6 +272,10 @@ def _last_example(turn: Turn) -> Turn:
         begun = turn.begun or turn.text[begin:].strip()
         return Turn(turn.text[last.end() : end].strip(), begun, task)
     return Turn(turn.text[last.end() :].strip(), turn.begun, task)
+
+
+def _asked(text: str) -> str:
+    return _SWITCH.sub("", text).strip()
 
 
 def _begun(text: str) -> str:
