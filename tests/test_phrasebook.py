@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.phrasebook import phrasebook
 from meg_editor.data.phrasebook.changes import changed, retold
 from meg_editor.data.phrasebook.dialogues import Asked, FollowUps, draw_dialogue
-from meg_editor.data.phrasebook.kinds import Kind, Relation
+from meg_editor.data.phrasebook.kinds import Kind, Relation, read_lists
 from meg_editor.data.phrasebook.names import other_wording, similar_name
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.data.prompt_forms import PromptForm
@@ -188,6 +189,18 @@ def test_no_form_and_no_phrasing_that_is_measured_is_learned() -> None:
     if not path.is_file():
         pytest.skip(f"{path.name} is not at {DATA}: set MEG_EDITOR_DATA to the folder of the data")
     assert not forms & templates(path)
+
+
+def test_no_last_turn_that_is_measured_is_learned() -> None:
+    said = read_lists("follow_ups.yaml", "more_follow_ups.yaml")
+    learned = {plain(text) for name in ("asks", "other") for text in said[name]}
+    forms = load_forms(ROOT / "examples" / "last_turns.json")
+    assert len(forms) > 100
+    assert not learned & {plain(form.turns[-1][1]) for form in forms}
+
+
+def plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def templates(path: Path) -> set[str]:
