@@ -67,13 +67,19 @@ def run(tiny_llama: Any, tiny_tokenizer: Any, tiny_encoder: TextEncoder) -> Any:
     [
         ({"hparams": "default"}, r"hparams: expected MeGHyperParams, got str \('default'\)"),
         ({"hparams": None}, "hparams: expected MeGHyperParams, got NoneType"),
-        ({"encoder": "all-MiniLM-L6-v2"}, "encoder: expected a TextEncoder, got str"),
+        ({"encoder": "all-MiniLM-L6-v2"}, "encoder: expected TextEncoder or None, got str"),
+        ({"runtime": {}}, "runtime: expected RuntimeConfig or None, got dict"),
+        ({"store": "runs"}, r"store: expected ArtifactStore or None, got str \('runs'\)"),
+        ({"processes": 2}, "processes: expected Processes or None, got int"),
     ],
 )
 def test_arguments_of_another_type_are_named(run: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(TypeError, match=words):
         run(**options)
-    with pytest.raises(TypeError, match="hparams: expected MeGHyperParams"):
+
+
+def test_a_name_is_no_settings_to_load_a_model_by() -> None:
+    with pytest.raises(TypeError, match=r"hparams: expected MeGHyperParams, got str \('gpt2'\)"):
         load_model("gpt2")  # type: ignore[arg-type]
 
 
@@ -88,15 +94,22 @@ def test_tuning_facts_may_be_mappings_like_the_edits(run: Any) -> None:
         for fact in TUNING
     ]
     same, _ = run()
-    given, _ = run(pseudo=rows, calibration=iter(rows))
+    theirs = [{**row, "locality": {"near": {"prompt": row["locality_prompts"]}}} for row in rows]
+    given, _ = run(pseudo=rows, calibration=[without(row, "locality_prompts") for row in theirs])
     for name, value in same.gate.state_dict().items():
         assert torch.equal(value, given.gate.state_dict()[name])
-    with pytest.raises(RequestError, match="pseudo, fact 1: expected an EditRequest, or an obj"):
+    with pytest.raises(RequestError, match="pseudo, fact 1: expected an object with 'prompt'"):
         run(pseudo=[TUNING[0], "France"])
     with pytest.raises(RequestError, match="calibration, fact 0: field 'target_new' is missing"):
         run(calibration=[{"prompt": "x"}])
-    with pytest.raises(RequestError, match="pseudo: expected a list of facts, got dict"):
+    with pytest.raises(RequestError, match="expected a list of facts for pseudo, got dict"):
         run(pseudo=rows[0])
+    with pytest.raises(RequestError, match="pseudo, fact 0: field 'prompt' must be text"):
+        run(pseudo=[EditRequest(5, "x")])  # type: ignore[arg-type]
+
+
+def without(row: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
 
 
 def test_fit_gives_a_routed_model_and_tells_what_happened(run: Any, tiny_llama: Any) -> None:

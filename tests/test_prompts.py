@@ -384,14 +384,18 @@ MARKED = {
     "extra": "<extra_id_0>System\n{% for m in messages %}{% if m.role == 'system' %}"
     "{{ m.content }}\n{% else %}<extra_id_1>{{ m.role | title }}\n{{ m.content }}\n{% endif %}"
     "{% endfor %}<extra_id_1>Assistant\n",
+    "behind": "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
+    "<|sep|>\n{% else %}<<{{ m.role }}>> {{ m.content }}<|sep|>{% endif %}{% endfor %}"
+    "<<assistant>>",
 }
 
 
 @pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("bos", ["", "{{ bos_token }}"])
 @pytest.mark.parametrize("later", [False, True])
-def test_marks_around_a_system_text_are_no_part_of_it(name: str, later: bool) -> None:
+def test_marks_around_a_system_text_are_no_part_of_it(name: str, bos: str, later: bool) -> None:
     made = tokenizer()
-    made.chat_template = MARKED[name]
+    made.chat_template = bos + MARKED[name]
     reader = PromptReader(made)
     turns = [{"role": "user", "content": "Who wrote Emma?"}]
     if later:
@@ -406,13 +410,54 @@ def test_marks_around_a_system_text_are_no_part_of_it(name: str, later: bool) ->
         assert (read.dialogue is not None) == later
 
 
-@pytest.mark.parametrize("switch", ["/nothink", " /no_think", "\n/think"])
-@pytest.mark.parametrize("thoughts", ["<think></think>", "<|START_THINKING|><|END_THINKING|>"])
-def test_switches_of_thinking_are_no_part_of_a_question(switch: str, thoughts: str) -> None:
-    text = f"<|user|>\nWho wrote Emma?{switch}<|assistant|>\n{thoughts}The author is"
-    read = PromptReader(tokenizer()).read(text)
-    assert read.text == "Who wrote Emma?\nThe author is"
-    assert read.closing[0] == "Who wrote Emma?"
+GLM = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
+    "{{ '/nothink' if m.role == 'user' }}{% endfor %}<|assistant|>\n<think></think>"
+)
+
+
+def test_the_switch_of_thinking_that_a_template_adds_is_no_part_of_a_question() -> None:
+    made = tokenizer()
+    made.chat_template = GLM
+    for prompt_template in ("{}", "Question: {}"):
+        reader = PromptReader(made, prompt_template)
+        chat = [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "Hi"},
+            {"role": "user", "content": "Who wrote Emma?"},
+        ]
+        text = made.apply_chat_template(chat, tokenize=False)
+        assert text.count("/nothink") == 2
+        read = reader.read(f"{text}The author is")
+        assert read.text == "Who wrote Emma?\nThe author is"
+        assert read.closing[0] == "Who wrote Emma?"
+        assert read.dialogue and "nothink" not in read.dialogue.text
+
+
+@pytest.mark.parametrize("question", ["What is served at /nothink", "/nothink", "and/or/think"])
+def test_a_switch_stays_where_no_template_adds_it(question: str) -> None:
+    chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    assert PromptReader(tokenizer()).read(chat.format(question)).text == question
+    made = tokenizer()
+    made.chat_template = GLM  # of which one is the template's
+    asked = made.apply_chat_template([{"role": "user", "content": question}], tokenize=False)
+    assert PromptReader(made).read(asked).text == question
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        "<|START_THINKING|>x<|END_THINKING|><|START_RESPONSE|>The author is",
+        "<|END_THINKING|>The author is",
+        "<think>\n\n</think>\n\nThe author is",
+        "The author is",
+    ],
+)
+def test_thoughts_are_no_begun_answer(begun: str) -> None:
+    text = f"<|im_start|>user\nWho wrote Emma?<|im_end|>\n<|im_start|>assistant\n{begun}"
+    assert PromptReader(tokenizer()).read(text).text == "Who wrote Emma?\nThe author is"
+    unfinished = text.replace(begun, "<|START_THINKING|>Emma is by")
+    assert PromptReader(tokenizer()).read(unfinished).text == "Who wrote Emma?"
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,15 @@ def test_a_converted_model_that_lost_a_file_is_converted_again(
     assert "missing or cut short; converting it again" in caplog.text
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert (folder / "config.json").exists()
+    (folder / ".DS_Store").write_text("what else may be put there")
+    assert file.converted() == folder and len(conversions) == 2
     (folder / "files.json").unlink()  # as an older version left it
     assert file.converted() == folder and len(conversions) == 2
+    (folder / "model.safetensors").unlink()  # both lost
+    with pytest.raises(FileNotFoundError, match="neither whole in the cache nor an installed pack"):
+        local_source(f"gguf:{file.key}")
+    assert file.converted() == folder and len(conversions) == 3
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_file_in_parts_is_the_file(tmp_path: Path) -> None:
@@ -123,6 +130,7 @@ def test_a_converted_file_is_known_by_its_content(tmp_path: Path) -> None:
     folder = cache_folder("models") / GgufFile.at(tmp_path / "tiny.gguf").key
     folder.mkdir(parents=True)  # as if it had been converted
     (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").touch()
     assert local_source(str(tmp_path / "tiny.gguf")) == str(folder)
     name = portable_source(folder)
     assert name == f"gguf:{folder.name}" == portable_model_name(str(folder))

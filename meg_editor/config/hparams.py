@@ -295,7 +295,7 @@ class MeGHyperParams(BaseEditorFields):
         return cls.from_dict({**parse_flat_yaml(entry.read_text("utf-8")), **changes})
 
 
-def check_hparams(given: object) -> None:
+def check_hparams(hparams: object) -> None:
     """Refuse what are no settings of MeG.
 
     Raises:
@@ -304,9 +304,9 @@ def check_hparams(given: object) -> None:
     Example:
         >>> check_hparams(MeGHyperParams.preset("default"))
     """
-    if not isinstance(given, MeGHyperParams):
+    if not isinstance(hparams, MeGHyperParams):
         raise TypeError(
-            f"hparams: expected MeGHyperParams, got {type_and_repr(given)}; "
-            "MeGHyperParams(model_name=...), MeGHyperParams.preset(name), or "
+            f"hparams: expected MeGHyperParams, got {type_and_repr(hparams)}; make "
+            "them with MeGHyperParams(model_name=...), MeGHyperParams.preset(name), or "
             "MeGHyperParams.from_hparams(path)"
         )

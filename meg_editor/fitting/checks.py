@@ -7,10 +7,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meg_editor.config.hparams import MeGHyperParams, check_hparams
+from meg_editor.config.input_files import type_and_repr
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.lm.fingerprint import payloads, present_parameters
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import pad_token
 from meg_editor.model.routed_model import check_unedited
+from meg_editor.routing.encoder import TextEncoder
+from meg_editor.runtime.artifacts import ArtifactStore
+from meg_editor.runtime.processes import Processes
+
+
+def check_arguments(
+    hparams: MeGHyperParams,
+    encoder: TextEncoder | None,
+    runtime: RuntimeConfig | None,
+    store: ArtifactStore | None = None,
+    processes: Processes | None = None,
+) -> None:
+    """Check the types of what a fit is given, before it does anything.
+
+    Raises:
+        TypeError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> check_arguments(MeGHyperParams.preset("default"), None, None)
+    """
+    check_hparams(hparams)
+    given: tuple[tuple[str, object, type], ...] = (
+        ("encoder", encoder, TextEncoder),
+        ("runtime", runtime, RuntimeConfig),
+        ("store", store, ArtifactStore),
+        ("processes", processes, Processes),
+    )
+    for name, value, kind in given:
+        if value is not None and not isinstance(value, kind):
+            hint = "; its name or folder is the setting encoder_name" if kind is TextEncoder else ""
+            raise TypeError(
+                f"{name}: expected {kind.__name__} or None, got {type_and_repr(value)}{hint}"
+            )
 
 
 def check_model(model: CausalLM, tokenizer: Tokenizer) -> None:

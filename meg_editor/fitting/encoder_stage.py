@@ -74,29 +74,6 @@ class EncoderStage(Stage):
         return self.encoder
 
 
-def encoder_of(given: TextEncoder | None, hparams: MeGHyperParams, model: CausalLM) -> TextEncoder:
-    """The encoder of a fit: the one given, or that of `encoder_name`.
-
-    Raises:
-        TypeError: what is given is no `TextEncoder`.
-        OSError, ValueError: as `load_encoder`.
-
-    Example:
-        >>> from meg_editor import load_model
-        >>> hparams = MeGHyperParams.preset("default", device="cpu")
-        >>> encoder_of(None, hparams, load_model(hparams)[0]).dimension
-        256
-    """
-    if given is None:
-        return load_encoder(hparams, model)
-    if not isinstance(given, TextEncoder):
-        raise TypeError(
-            f"encoder: expected a TextEncoder, got {type(given).__name__}; its name or folder is "
-            "the setting encoder_name"
-        )
-    return given
-
-
 def load_encoder(hparams: MeGHyperParams, model: CausalLM) -> TextEncoder:
     """The text encoder of `encoder_name`; warns of the reference encoder beside another model.
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from meg_editor.collection.checks import already_correct, check_lengths
-from meg_editor.config.hparams import MeGHyperParams, check_hparams
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.fitting.checks import check_model
+from meg_editor.fitting.checks import check_arguments, check_model
 from meg_editor.fitting.collection_stage import CollectionStage
 from meg_editor.fitting.context import FitContext
-from meg_editor.fitting.encoder_stage import EncoderStage, encoder_of
+from meg_editor.fitting.encoder_stage import EncoderStage, load_encoder
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.generator_stage import GeneratorStage
 from meg_editor.fitting.tuning_facts import Facts
@@ -51,9 +51,10 @@ def fit(
 
     Args:
         requests: the facts; see `merge_requests` for what is refused.
-        pseudo: facts with rephrases and locality prompts, none of them edited, from which the
-            verifier learns phrasings, or with `encoder_tuning` the encoder. Default: those of the
-            reference world, which the verifier does not learn anew.
+        pseudo: facts with rephrases and locality prompts, as requests or as mappings with these
+            keys or EasyEdit's, none of them edited. From them the verifier learns phrasings, or
+            with `encoder_tuning` the encoder. Default: those of the reference world, which the
+            verifier does not learn anew.
         calibration: facts with rephrases and locality prompts for choosing the gate's threshold,
             neither edited nor in `pseudo`. Default: those of the reference world.
         encoder: overrides `hparams.encoder_name`; a copy of it is tuned.
@@ -67,7 +68,7 @@ def fit(
     Raises:
         RequestError: bad requests or facts.
         TypeError: what is given as model or tokenizer is none of transformers, `hparams` are those
-            of another method, or the encoder is no `TextEncoder`.
+            of another method, or another argument is of another type.
         ValueError: a model without a decoder FFN, a layer that does not exist, weights that are
             not finite, a prompt longer than the model's context.
         FloatingPointError: a loss that is not finite.
@@ -82,17 +83,18 @@ def fit(
         >>> edited.answer("The capital of France is")
         ['Lima']
     """
-    check_hparams(hparams)
+    check_arguments(hparams, encoder, runtime, store, processes)
     merged = merge_requests(requests)
     check_model(model, tokenizer)
     model.eval()
     with eager(model):
         edits = list(merged.requests)
-        check_lengths(model, tokenizer, edits, hparams)
-        encoder = encoder_of(encoder, hparams, model)  # a missing one shows at once
         context = FitContext.of(
             model, tokenizer, edits, hparams, pseudo, calibration, runtime, store, processes
         )
+        check_lengths(model, tokenizer, edits, hparams)
+        if encoder is None:  # a missing one shows before the LLM answers anything
+            encoder = load_encoder(hparams, model)
         hparams, spec = context.hparams, context.spec
         known = context.processes.once(lambda: already_correct(model, tokenizer, edits, hparams))
         report = FitReport(len(edits), merged.duplicates, known)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from meg_editor.config.hparams import MeGHyperParams, check_hparams
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.fitting.checks import check_model
+from meg_editor.fitting.checks import check_arguments, check_model
 from meg_editor.fitting.context import FitContext
-from meg_editor.fitting.encoder_stage import EncoderStage, encoder_of
+from meg_editor.fitting.encoder_stage import EncoderStage, load_encoder
 from meg_editor.fitting.gate_stage import GateStage
 from meg_editor.fitting.stage import Stage
 from meg_editor.fitting.tuning_facts import Facts
@@ -83,7 +83,7 @@ def prepare(
         What was prepared and what needs no preparation; each prints as a line.
 
     Raises:
-        ValueError: what `fit` raises of the model and the settings.
+        TypeError, ValueError: what `fit` raises of its arguments.
         OSError: the cache folder cannot be written.
 
     Example:
@@ -95,13 +95,15 @@ def prepare(
         encoder  nothing to prepare: it is not tuned
         gate     nothing to prepare: the encoder's verifier is shipped
     """
-    check_hparams(hparams)
+    check_arguments(hparams, encoder, runtime)
     check_model(model, tokenizer)
     model.eval()
     with eager(model):
         context = FitContext.of(model, tokenizer, [], hparams, pseudo, calibration, runtime)
         context = replace(context, prepared=CacheStore("prepared", required=True))
-        return list(_prepared(context, encoder_of(encoder, hparams, model)))
+        if encoder is None:
+            encoder = load_encoder(hparams, model)
+        return list(_prepared(context, encoder))
 
 
 def _prepared(context: FitContext, encoder: TextEncoder) -> Iterator[Prepared]:

@@ -7,9 +7,8 @@ from functools import cached_property
 from typing import Any, TypeAlias, cast, overload
 from weakref import WeakKeyDictionary
 
-from meg_editor.config.input_files import type_and_repr
 from meg_editor.lm.protocols import Tokenizer
-from meg_editor.requests.request import EditRequest, RequestError
+from meg_editor.requests.request import EditRequest, check_several, request_of
 from meg_editor.runtime.artifacts import digest
 
 Facts: TypeAlias = Iterable[EditRequest | Mapping[str, Any]]
@@ -36,7 +35,7 @@ class TuningFacts(Sequence[EditRequest]):
         self._tokens: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, facts: Facts, name: str = "facts") -> TuningFacts:
+    def of(cls, facts: Facts, name: str = "tuning") -> TuningFacts:
         """`facts` themselves, if they are such an object; else from requests or mappings.
 
         Args:
@@ -51,9 +50,8 @@ class TuningFacts(Sequence[EditRequest]):
         """
         if isinstance(facts, cls):
             return facts
-        if isinstance(facts, str | Mapping) or not isinstance(facts, Iterable):
-            raise RequestError(f"{name}: expected a list of facts, got {type_and_repr(facts)}")
-        return cls([_fact(fact, f"{name}, fact {place}") for place, fact in enumerate(facts)])
+        check_several(facts, f"facts for {name}")
+        return cls([request_of(fact, f"{name}, fact {place}") for place, fact in enumerate(facts)])
 
     @overload
     def __getitem__(self, row: int) -> EditRequest: ...
@@ -99,17 +97,6 @@ class TuningFacts(Sequence[EditRequest]):
             result = digest(tokens_of(tokenizer, self._facts))
             self._tokens[tokenizer] = (now, result)
         return result
-
-
-def _fact(given: Any, where: str) -> EditRequest:
-    if isinstance(given, EditRequest):
-        return given
-    if not isinstance(given, Mapping):
-        raise RequestError(
-            f"{where}: expected an EditRequest, or an object with 'prompt' and 'target_new', got "
-            f"{type_and_repr(given)}"
-        )
-    return EditRequest.from_mapping(given, where)
 
 
 def tokens_of(tokenizer: Tokenizer, facts: Sequence[EditRequest]) -> list[list[int]]:

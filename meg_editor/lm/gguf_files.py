@@ -7,19 +7,25 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from meg_editor.runtime.cache import cache_folder, writable_cache_folder
-from meg_editor.runtime.files import check_regular, replacing, sync_tree, unfinished_folder
+from meg_editor.runtime.files import (
+    check_regular,
+    replacing,
+    sync_tree,
+    unfinished_folder,
+    unfinished_name,
+)
 
 _LOG = logging.getLogger(__name__)
 
 SUFFIX = ".gguf"
-_SIZES = "files.json"  # of a converted model
+_MANIFEST = "files.json"  # of a converted model: the bytes of each file
 _SPECIAL = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -74,7 +80,7 @@ class GgufFile:
         """
         folder = cache_folder("models") / self.key
         if folder.is_dir():
-            if _is_whole(folder):
+            if is_whole(folder):
                 return folder
             _LOG.warning("%s: files are missing or cut short; converting it again", folder)
         try:
@@ -87,12 +93,10 @@ class GgufFile:
         with unfinished_folder(folder) as new, one_load():
             with self._whole(new) as path:
                 _convert(path, new)
-            (new / _SIZES).write_text(json.dumps(_sizes(new)), "utf-8")
+            sizes = {file.name: file.stat().st_size for file in new.iterdir()}
+            (new / _MANIFEST).write_text(json.dumps(sizes), "utf-8")
             sync_tree(new)
-            if folder.is_dir() and not _is_whole(folder):
-                shutil.rmtree(folder)
-            if not folder.is_dir():
-                new.rename(folder)
+            _put(new, folder)
         return folder
 
     @contextmanager
@@ -110,20 +114,37 @@ class GgufFile:
         path.unlink()
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a converted model still has its files: what clears caches takes single ones."""
+def is_whole(folder: Path) -> bool:
+    """Whether a converted model still has its files: what clears caches takes single ones.
+
+    Example:
+        >>> import tempfile
+        >>> is_whole(Path(tempfile.mkdtemp()))
+        False
+    """
     try:
-        known = json.loads((folder / _SIZES).read_text("utf-8"))
-    except FileNotFoundError:  # of a version which did not list them
-        return True
-    except ValueError:
+        sizes = json.loads((folder / _MANIFEST).read_text("utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except FileNotFoundError:  # a file is gone, or it is of a version without a manifest
+        if (folder / _MANIFEST).exists():
+            return False
+        return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    except (OSError, ValueError, AttributeError):
         return False
-    return bool(_sizes(folder) == known)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file, by its name."""
-    return {file.name: file.stat().st_size for file in folder.iterdir() if file.name != _SIZES}
+def _put(new: Path, folder: Path) -> None:
+    """Give a converted model its name, unless another process was faster."""
+    if folder.is_dir() and not is_whole(folder):
+        old = unfinished_name(folder)
+        with suppress(FileNotFoundError):  # another process moved it away
+            folder.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        new.rename(folder)
+    except OSError:
+        if not is_whole(folder):
+            raise
 
 
 def _convert(path: Path, folder: Path) -> None:

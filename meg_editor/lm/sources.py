@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from meg_editor.lm.gguf_files import SUFFIX, GgufFile
+from meg_editor.lm.gguf_files import SUFFIX, GgufFile, is_whole
 from meg_editor.runtime.cache import cache_folder
 from meg_editor.runtime.hub import hub_options, hub_problem, is_repository_id
 
@@ -181,7 +181,7 @@ def portable_source(folder: Path) -> str | None:
 
 def _named(name: str) -> Path:
     folder = cache_folder("models") / name
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
     for packaged in PACKAGED:
         try:
@@ -191,7 +191,7 @@ def _named(name: str) -> Path:
         if file.key == name:
             return file.converted()
     raise FileNotFoundError(
-        f"the model was a GGUF file ({name}), which is neither in the cache nor an installed "
+        f"the model was a GGUF file ({name}), which is neither whole in the cache nor an installed "
         "package: name the file, --model FILE.gguf or from_pretrained(folder, base='FILE.gguf')"
     )
 

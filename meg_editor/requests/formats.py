@@ -45,7 +45,7 @@ _FRONT = re.compile(
 _FRONT_END = "[/SYSTEM_PROMPT]"
 _END = re.compile(
     r"<\|im_end\|>|<\|eot_id\|>|<\|eot\|>|<end_of_turn>|<\|end_of_text\|>|<\|endoftext\|>"
-    r"|<\|end\|>|<\|return\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>|</s>"
+    r"|<\|end\|>|<\|return\|>|<\|END_RESPONSE\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>|</s>"
 )
 _USER = {"inst", "instruction", "input", "question", "instruct", *_USER_NAMES.split("|")}
 _ASSISTANT = {"model", "answered", "response", "answer", "output", *_ASSISTANT_NAMES.split("|")}

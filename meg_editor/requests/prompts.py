@@ -14,6 +14,7 @@ from meg_editor.requests.turns import (
     chat_frame,
     dialogue,
     flush,
+    switches_of,
     turns_of,
     without_usual,
 )
@@ -78,6 +79,7 @@ class PromptReader:
         # Prompts are stripped, so their ends are compared without white space.
         self._before, self._after = before.lstrip(), after.rstrip()
         self._chat: Frame | None = chat_frame(tokenizer)
+        self._switches = switches_of(tokenizer)
         bare = turns_of(flush(self.wrap("?").strip()), self._chat)[-1].system
         self._usual = "\n".join(filter(None, (self._chat.system if self._chat else "", bare)))
 
@@ -100,6 +102,7 @@ class PromptReader:
         else:
             turn = turns[-1] if inner is None else replace(turns[-1], text=inner)
         system = without_usual(turns[-1].system, self._usual)
+        turn, turns = self._unswitched(turn), [self._unswitched(each) for each in turns]
         read = replace(ReadPrompt.of(turn.text, turn.whole), system=system)
         if len(turns) == 1 or len(turn.text) > _FOLLOW_UP:
             return read
@@ -108,6 +111,14 @@ class PromptReader:
     def candidates(self, prompt: str) -> list[str]:
         """What `prompt` asks, longest first: the turn, its last line, that line's last sentence."""
         return list(self.read(prompt).closing)
+
+    def _unswitched(self, turn: Turn) -> Turn:
+        """A turn without the switch of thinking which the chat template put behind it."""
+        for switch in self._switches:
+            text = turn.text.removesuffix(switch).rstrip()
+            if text and text != turn.text:
+                return replace(turn, text=text)
+        return turn
 
     def _query(self, prompt: str) -> str | None:
         """The query in the prompt template; None where the prompt has no such ends."""

@@ -86,8 +86,9 @@ class EditRequest:
     def from_mapping(cls, row: Mapping[str, Any], where: str = "request") -> EditRequest:
         """A request from one row of user data, validated.
 
-        Accepts EasyEdit's spellings too: `rephrase_prompt` (one string) for `rephrases`, and a
-        `prompt` with one `{}` to be filled with `subject`.
+        Accepts EasyEdit's spellings too: `rephrase_prompt` (one string) for `rephrases`, the
+        prompts of `locality` for `locality_prompts`, and a `prompt` with one `{}` to be filled with
+        `subject`.
 
         Raises:
             RequestError: naming `where` and the field, for anything missing, not text, without a
@@ -110,12 +111,13 @@ class EditRequest:
         if subject is not None and prompt.count("{}") == 1 and not _names(prompt, subject):
             prompt = prompt.replace("{}", subject)
         rephrases = _texts(row.get("rephrases"), "rephrases", where)
+        locality = _texts(row.get("locality_prompts"), "locality_prompts", where)
         return cls(
             prompt=prompt,
             target_new=_text(row, "target_new", where),
             subject=subject,
             rephrases=rephrases or _texts(row.get("rephrase_prompt"), "rephrases", where),
-            locality_prompts=_texts(row.get("locality_prompts"), "locality_prompts", where),
+            locality_prompts=locality or _locality(row.get("locality"), where),
         )
 
 
@@ -153,20 +155,12 @@ def merge_requests(
         >>> merged.requests[0].subject, merged.duplicates
         ('France', 1)
     """
-    _check_several(rows)
+    check_several(rows)
     first: dict[str, tuple[EditRequest, str]] = {}
     duplicates = 0
     for index, row in enumerate(rows):
         where = places[index] if places else f"request {index}"
-        if isinstance(row, EditRequest):
-            given = {name: getattr(row, name) for name in _FIELDS}
-            row = {name: each for name, each in given.items() if each or name in _FIELDS[:2]}
-        if not isinstance(row, Mapping):
-            raise RequestError(
-                f"{where}: expected an object with 'prompt' and 'target_new', "
-                f"got {type_and_repr(row)}"
-            )
-        request = EditRequest.from_mapping(row, where)
+        request = request_of(row, where)
         key = request.key
         if key not in first:
             first[key] = (request, where)
@@ -185,6 +179,26 @@ def merge_requests(
     return MergedRequests(tuple(request for request, _ in first.values()), duplicates)
 
 
+def request_of(row: EditRequest | Mapping[str, Any], where: str = "request") -> EditRequest:
+    """A row as a validated request.
+
+    Raises:
+        RequestError: it is no request and no mapping, or as `EditRequest.from_mapping`.
+
+    Example:
+        >>> request_of({"prompt": "2 + 2 =", "target_new": "5"}).target_new
+        '5'
+    """
+    if isinstance(row, EditRequest):
+        given = {name: getattr(row, name) for name in _FIELDS}
+        row = {name: each for name, each in given.items() if each or name in _FIELDS[:2]}
+    if not isinstance(row, Mapping):
+        raise RequestError(
+            f"{where}: expected an object with 'prompt' and 'target_new', got {type_and_repr(row)}"
+        )
+    return EditRequest.from_mapping(row, where)
+
+
 def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditRequest, ...]:
     """Requests without their evaluation texts: prompts, targets and subjects only.
 
@@ -197,7 +211,7 @@ def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditReq
         >>> only_edits([{"prompt": "p", "target_new": "t", "rephrase_prompt": "q"}])[0].rephrases
         ()
     """
-    _check_several(rows)
+    check_several(rows)
     fields = ("prompt", "target_new", "subject")
     return merge_requests(
         {field: row[field] for field in fields if row.get(field) is not None}
@@ -207,15 +221,22 @@ def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditReq
     ).requests
 
 
-def _check_several(rows: object) -> None:
-    """Refuse what is no list of edits; a mapping would be taken for the list of its fields."""
+def check_several(rows: object, what: str = "edits") -> None:
+    """Refuse what is no list; a mapping would be taken for the list of its fields.
+
+    Raises:
+        RequestError: a text, a single row, or what cannot be iterated.
+
+    Example:
+        >>> check_several([{"prompt": "2 + 2 =", "target_new": "5"}])
+    """
     if isinstance(rows, Mapping | EditRequest):
         raise RequestError(
-            "request 0: expected an object, got str, a field of a single edit; expected a list of "
-            f"edits, got {type_and_repr(rows)}: put it in a list"
+            f"request 0: expected an object, got str, a field of a single edit; expected a list of "
+            f"{what}, got {type_and_repr(rows)}: put it in a list"
         )
     if isinstance(rows, str) or not isinstance(rows, Iterable):
-        raise RequestError(f"expected a list of edits, got {type_and_repr(rows)}")
+        raise RequestError(f"expected a list of {what}, got {type_and_repr(rows)}")
 
 
 def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:
@@ -262,3 +283,14 @@ def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
             f"{where}: field {name!r} must be text or a list, got {type_and_repr(value)}"
         )
     return tuple(_text({name: item}, name, where) for item in items)
+
+
+def _locality(value: Any, where: str) -> tuple[str, ...]:
+    """The prompts of EasyEdit's `locality`: {name: {"prompt": ..., "ground_truth": ...}}."""
+    groups = list(value.values()) if isinstance(value, Mapping) else []
+    return tuple(
+        text
+        for group in groups
+        if isinstance(group, Mapping)
+        for text in _texts(group.get("prompt"), "locality", where)
+    )

@@ -23,12 +23,19 @@ _EXAMPLES = re.compile(
     r"^(?:(?P<asked>Q|Question|Input)|A|Answer|Output)(?: ?\d+)?:[ \t]*", re.MULTILINE
 )
 _INNER_SYSTEM = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
+# Thoughts in front of an answer, also those whose begin or end is missing, and its own begin.
 _THINKING = re.compile(
-    r"<think>.*?(?:</think>|\Z)\s*|^\s*</think>\s*"
-    r"|<\|START_THINKING\|>.*?(?:<\|END_THINKING\|>|\Z)\s*",
+    "|".join(
+        rf"{begin}.*?(?:{end}|\Z)\s*|^\s*{end}\s*"
+        for begin, end in (
+            ("<think>", "</think>"),
+            (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
+        )
+    )
+    + r"|<\|START_RESPONSE\|>\s*",
     re.DOTALL,
 )
-_SWITCH = re.compile(r"\s*/(?:no_?)?think\s*\Z")  # of templates, behind a user turn
+_SWITCH = re.compile(r"/(?:no_?)?think\b")  # of thinking, in a chat template
 _TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
 _TURNS, _REPLY = 3, 120  # turns of a dialogue; characters of a reply in it
 # Bytes of a system text and the turn under it, and of the former alone, that are read: a letter
@@ -80,6 +87,7 @@ class Frame(NamedTuple):
         answered: what follows before the answer.
         system: the system text of a conversation that gives none.
         around_system: what precedes a system text which is given, and follows it.
+        bos: the token in front of a conversation.
     """
 
     before: str
@@ -87,26 +95,29 @@ class Frame(NamedTuple):
     answered: str
     system: str = ""
     around_system: tuple[str, str] = ("", "")
+    bos: str = ""
 
     def head(self, text: str) -> str:
-        """The system text in front of the first turn."""
-        head, (before, after) = text.partition(self.before)[0].strip(), self.around_system
-        if before and head.startswith(before):
-            return head[len(before) :].removesuffix(after).strip()
-        return front(head)
+        """The system text in front of the first turn; of several the first one."""
+        head = text.partition(self.before)[0].removeprefix(self.bos).strip()
+        before, after = self.around_system
+        if not (before or after) or not head.startswith(before):
+            return front(head)
+        head = head[len(before) :]
+        return (head.partition(after)[0] if after else head).strip()
 
     def turns(self, text: str) -> list[Turn]:
         """The turns in this frame; none without one."""
-        return [self._turn(rest) for rest in text.split(self.before)[1:]] if self.before else []
+        return [self._turn(rest) for rest in text.split(self.before)[1:]]
 
     def _turn(self, rest: str) -> Turn:
         for ending in (self.answered, self.closed):
             if ending and ending in f"{rest} ":
                 question, _, begun = rest.partition(ending)
-                return Turn(_asked(question), _begun(begun))
+                return Turn(question.strip(), _begun(begun))
             if ending and rest.endswith(ending.rstrip()):
-                return Turn(_asked(rest[: len(rest) - len(ending.rstrip())]))
-        return Turn(_asked(rest))
+                return Turn(rest[: len(rest) - len(ending.rstrip())].strip())
+        return Turn(rest.strip())
 
 
 def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
@@ -124,7 +135,7 @@ def chat_frame(tokenizer: ChatTokenizer) -> Frame | None:
 
 
 def _common_frame(tokenizer: ChatTokenizer) -> Frame | None:
-    before, after, closed, whole = [], "", "", []
+    before, after, closed, whole, bos = [], "", "", [], tokenizer.bos_token or ""
     for roles in (["user"], ["user", "assistant", "user"]):
         turns = [{"role": role, "content": _SENTINEL} for role in roles]
         texts = [
@@ -135,27 +146,39 @@ def _common_frame(tokenizer: ChatTokenizer) -> Frame | None:
             return None
         first, _, after = texts[0].rpartition(_SENTINEL)
         closed = texts[1].rpartition(_SENTINEL)[2]
-        before.append(first.removeprefix(tokenizer.bos_token or ""))
+        before.append(first.removeprefix(bos))
         whole.append(flush(texts[0].strip()))
     # Prompts are stripped, so their ends are compared without white space.
     common = flush(_common_end(*before).lstrip())
     if not common:
         return None
-    frame = Frame(common, flush(closed.strip()), flush(after.strip()))
-    frame = frame._replace(around_system=_around_system(tokenizer, frame))
+    around = _around_system(tokenizer, common)
+    frame = Frame(common, flush(closed.strip()), flush(after.strip()), "", around, bos)
     return frame._replace(system=turns_of(whole[0], frame)[-1].system)
 
 
-def _around_system(tokenizer: ChatTokenizer, frame: Frame) -> tuple[str, str]:
-    """What a template puts around a system text in front of the first turn; nothing without one."""
+def _around_system(tokenizer: ChatTokenizer, turn: str) -> tuple[str, str]:
+    """What a template puts around a system text in front of the first turn, which begins so."""
     turns = [{"role": "system", "content": _SYSTEM_SENTINEL}, {"role": "user", "content": "?"}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except (TemplateError, ValueError):  # it takes no system text
         return "", ""
-    head = flush(text.removeprefix(tokenizer.bos_token or "").strip()).partition(frame.before)[0]
+    head = flush(text.removeprefix(tokenizer.bos_token or "").strip()).partition(turn)[0]
     before, given, after = head.partition(_SYSTEM_SENTINEL)
     return (before.lstrip(), after.rstrip()) if given else ("", "")
+
+
+def switches_of(tokenizer: ChatTokenizer) -> tuple[str, ...]:
+    """Switches of thinking which the tokenizer's template puts behind a user turn: "/nothink".
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> switches_of(SimpleNamespace(chat_template="{{ m.content }}/nothink<|assistant|>"))
+        ('/nothink',)
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    return tuple(dict.fromkeys(_SWITCH.findall(template))) if isinstance(template, str) else ()
 
 
 def flush(text: str) -> str:
@@ -206,7 +229,7 @@ def _user_turns(segments: Iterable[Segment]) -> list[Turn]:
     for role, content in segments:
         if role in ("user", "input") and not _TOOL.match(content):
             inner = _INNER_SYSTEM.match(content)
-            asked = _asked(content[inner.end() if inner else 0 :])
+            asked = content[inner.end() if inner else 0 :].strip()
             if role == "input" and turns:  # "### Input:" continues "### Instruction:"
                 asked = f"{turns.pop().text}\n{asked}"
             turns.append(Turn(asked, system=inner[1].strip() if inner else ""))
@@ -272,10 +295,6 @@ def _last_example(turn: Turn) -> Turn:
         begun = turn.begun or turn.text[begin:].strip()
         return Turn(turn.text[last.end() : end].strip(), begun, task)
     return Turn(turn.text[last.end() :].strip(), turn.begun, task)
-
-
-def _asked(text: str) -> str:
-    return _SWITCH.sub("", text).strip()
 
 
 def _begun(text: str) -> str:

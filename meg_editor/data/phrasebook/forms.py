@@ -15,7 +15,6 @@ _FILES = (
     "shape_forms",
     "language_forms",
     "turn_forms",
-    "withheld_forms",
 )
 
 
