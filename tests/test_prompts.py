@@ -439,6 +439,12 @@ def test_a_switch_stays_where_no_template_adds_it(question: str) -> None:
     chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     assert PromptReader(tokenizer()).read(chat.format(question)).text == question
     made = tokenizer()
+    made.chat_template = (  # as Qwen3's, which has thoughts and adds no switch
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    asked = made.apply_chat_template([{"role": "user", "content": question}], tokenize=False)
+    assert PromptReader(made).read(asked).text == question
     made.chat_template = GLM  # of which one is the template's
     asked = made.apply_chat_template([{"role": "user", "content": question}], tokenize=False)
     assert PromptReader(made).read(asked).text == question

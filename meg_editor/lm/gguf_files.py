@@ -122,13 +122,12 @@ def is_whole(folder: Path) -> bool:
         >>> is_whole(Path(tempfile.mkdtemp()))
         False
     """
-    try:
-        sizes = json.loads((folder / _MANIFEST).read_text("utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except FileNotFoundError:  # a file is gone, or it is of a version without a manifest
-        if (folder / _MANIFEST).exists():
-            return False
+    manifest = folder / _MANIFEST
+    if not manifest.exists():  # of an older version
         return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    try:
+        sizes = json.loads(manifest.read_text("utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
 

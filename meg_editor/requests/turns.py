@@ -35,7 +35,7 @@ _THINKING = re.compile(
     + r"|<\|START_RESPONSE\|>\s*",
     re.DOTALL,
 )
-_SWITCH = re.compile(r"/(?:no_?)?think\b")  # of thinking, in a chat template
+_SWITCH = re.compile(r"(?<!<)/(?:no_?)?think\b")  # of thinking, in a template; no "</think>"
 _TOOL = re.compile(r"^\s*<tool_response>.*</tool_response>\s*$", re.DOTALL)
 _TURNS, _REPLY = 3, 120  # turns of a dialogue; characters of a reply in it
 # Bytes of a system text and the turn under it, and of the former alone, that are read: a letter
