@@ -192,7 +192,7 @@ def test_no_form_and_no_phrasing_that_is_measured_is_learned() -> None:
 
 
 def test_no_last_turn_that_is_measured_is_learned() -> None:
-    said = read_lists("follow_ups.yaml", "more_follow_ups.yaml")
+    said = read_lists("follow_ups.yaml", "more_follow_ups.yaml", "last_turns.yaml")
     learned = {plain(text) for name in ("asks", "other") for text in said[name]}
     forms = load_forms(ROOT / "examples" / "last_turns.json")
     assert len(forms) > 100

@@ -156,6 +156,7 @@ class Known:
     similarity, threshold = 0.4, 0.5
     dialogue: float | None = 0.5
     system: float | None = None
+    follow_up: Any = None
 
     def __init__(self, *agreed: tuple[str, int]) -> None:
         self.agreed = {(prompt, fact_text(EDITS[edit])) for prompt, edit in agreed}

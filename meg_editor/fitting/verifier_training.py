@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from meg_editor.data.phrasebook.phrasebook import Pair
 from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.follow_up import tensors_of
 from meg_editor.routing.verifier import DOWN, TYPES, UP, PairReader, Verifier, limits_of
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.progress import progress_bar
@@ -23,7 +24,7 @@ _WARM_UP = 0.05  # of the steps; the rate falls over the last 60 %
 LIMITS = {  # of a new verifier
     "threshold": 0.5,
     "similarity": 0.4,
-    "dialogue": 0.9,
+    "dialogue": 0.5,
     "system": 0.1,
 }
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
@@ -53,7 +54,7 @@ def train_verifier(
 
     Binary cross-entropy on drawn pairs, AdamW on the weights of the linear layers.
     Low-rank changes learn several times slower; so the changes are reduced afterwards, to the rank
-    `rank` by their singular values.
+    `rank` by their singular values. What tells follow-ups (`train_follow_up`) stays as in `start`.
 
     Args:
         pairs: a `Phrasebook`, or whatever else draws them.
@@ -116,6 +117,7 @@ def train_verifier(
     adapter: dict[str, Tensor] = {f"head.{name}": value for name, value in head.named_parameters()}
     limits = limits or (limits_of(start) if start else LIMITS)
     adapter |= {name: torch.tensor(limit) for name, limit in limits.items()}
+    adapter |= tensors_of(start or {})
     if types is not None:
         adapter[TYPES] = types
     for name, layer in layers.items():

@@ -108,6 +108,10 @@ class Router:
             for row, prompt in enumerate(prompts)
             if prompt.dialogue and not found[row]
         }
+        if dialogues and verifier.follow_up is not None:
+            turns = self.encoder.encode([surface(prompts[row].closing[0]) for row in dialogues])
+            goes_back = dict(zip(dialogues, verifier.follow_up(turns).tolist(), strict=True))
+            dialogues = {row: read for row, read in dialogues.items() if goes_back[row]}
         if not dialogues:
             return routing
         threshold = max(verifier.threshold, limit)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.follow_up import FollowUp
 from meg_editor.routing.pooling import pool
 from meg_editor.runtime.artifacts import digest
 
@@ -39,7 +40,8 @@ class Verifier(nn.Module):
         adapter: "head.weight" (1, E), "head.bias" (1,), the limits "threshold" (), "similarity" ()
             and, if it has learned dialogues and system texts, "dialogue" () and "system" (); for
             each linear layer which differs, of M inputs and N outputs, "<name>.down" (R, M) and
-            "<name>.up" (N, R); and where the network has token types their embeddings.
+            "<name>.up" (N, R); where the network has token types their embeddings; and those of a
+            `FollowUp`.
 
     Attributes:
         adapter: as it was given.
@@ -48,6 +50,7 @@ class Verifier(nn.Module):
             for a verifier which knows forms and not relations.
         dialogue: lowest probability where a turn goes back to an earlier one; None if it does not
             know dialogues.
+        follow_up: tells which turns may go back to an earlier one; None: any may.
         system: lowest probability where a system text is read with the prompt; None if it does not
             know any.
 
@@ -68,10 +71,13 @@ class Verifier(nn.Module):
         self.threshold, self.similarity = limits["threshold"], limits["similarity"]
         self.dialogue, self.system = limits.get("dialogue"), limits.get("system")
         embeddings = encoder.model.get_input_embeddings()
+        device = embeddings.weight.device
         memo = {id(embeddings): embeddings}  # by far the largest part
         self.model: Any = copy.deepcopy(encoder.model, memo)
         self.reader = PairReader.of(encoder)
-        self.head = nn.Linear(encoder.dimension, 1, device=embeddings.weight.device)
+        self.head = nn.Linear(encoder.dimension, 1, device=device)
+        follow_up = FollowUp.of(adapter)
+        self.follow_up = follow_up and follow_up.to(device)
         with torch.no_grad():
             for name in {key.removesuffix(UP) for key in adapter if key.endswith(UP)}:
                 change = adapter[name + UP].float() @ adapter[name + DOWN].float()

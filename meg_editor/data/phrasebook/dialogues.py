@@ -14,8 +14,8 @@ _NEIGHBOUR = 0.15  # the last turn names another subject
 _SIBLING = 0.15  # it names another relation of the subject
 _BACK = 0.1  # of those which do not ask for the fact: it goes back to another question
 _LONGER = 0.3  # of the rest: a turn between the question and the last one
-_NEXT = ("And {}?", "What about {}?", "and {}", "How about {}?", "And the same for {}, please.")
-_FURTHER = ("And {}?", "{}", "And {} …", "ok, and {}?")
+NEXT = ("And {}?", "What about {}?", "and {}", "How about {}?", "And the same for {}, please.")
+FURTHER = ("And {}?", "{}", "And {} …", "ok, and {}?")
 
 Draw = Callable[[], str]
 
@@ -70,11 +70,11 @@ def draw_dialogue(rng: random.Random, said: FollowUps, asked: Asked, asks: bool)
     if chance < _NEIGHBOUR:
         name, neighbours = asked.neighbour
         first, name = (neighbours, asked.subject) if asks else (asked.question(), name)
-        return _dialogue(rng, said, asked, first, rng.choice(_NEXT).format(name))
+        return _dialogue(rng, said, asked, first, rng.choice(NEXT).format(name))
     if chance < _NEIGHBOUR + _SIBLING and asked.sibling:
         question, ending = asked.sibling
         first, ending = (question, asked.ending()) if asks else (asked.question(), ending)
-        last = rng.choice(_FURTHER).format(ending[:1].lower() + ending[1:])
+        last = rng.choice(FURTHER).format(ending[:1].lower() + ending[1:])
         return _dialogue(rng, said, asked, first, last)
     if not asks and rng.random() < _BACK:
         last = rng.choice(said.asks)

@@ -22,6 +22,7 @@ _FILES = (
     "places_and_things.yaml",
     "technology_and_nature.yaml",
 )
+FOLLOW_UPS = ("follow_ups.yaml", "more_follow_ups.yaml")
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
 _CHANGED = 0.1  # of the others: for the fact's time in place of its place, or the first one
@@ -262,7 +263,7 @@ class Phrasebook:
 
     @cached_property
     def _follow_ups(self) -> FollowUps:
-        said = read_lists("follow_ups.yaml", "more_follow_ups.yaml")
+        said = read_lists(*FOLLOW_UPS)
         return FollowUps(**{name: tuple(texts) for name, texts in said.items()})
 
     @cached_property
