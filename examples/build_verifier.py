@@ -2,12 +2,12 @@
 
     python examples/build_verifier.py --encoder all-MiniLM-L6-v2
     python examples/build_verifier.py --encoder all-MiniLM-L6-v2 --further
-    python examples/build_verifier.py --encoder all-MiniLM-L6-v2 --follow-up
+    python examples/build_verifier.py --encoder all-MiniLM-L6-v2 --support-vectors
     python examples/build_verifier.py --encoder all-MiniLM-L6-v2 --held-out
 
 The first writes the file which is shipped (meg_editor/routing/verifiers/), after about an hour on
-two cores; the second trains that one on, when the phrasebook has grown; the third trains only what
-tells follow-ups, in seconds. The fourth leaves a fifth of the relations and of the forms out, and
+two cores; the second trains that one on, when the phrasebook has grown; the third trains only the
+support vectors, in a minute. The fourth leaves a fifth of the relations and of the forms out, and
 prints the share of right decisions on these, by what is asked.
 """
 
@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from meg_editor.data.phrasebook.last_turns import last_turns
 from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
-from meg_editor.fitting.follow_up_training import train_follow_up
+from meg_editor.fitting.support_vector_training import support_vectors_of
 from meg_editor.fitting.verifier_training import LIMITS, train_verifier
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.routing.encoder import TextEncoder
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     way = parser.add_mutually_exclusive_group()  # the shipped one has seen what is held out
     way.add_argument("--further", action="store_true", help="go on from the shipped verifier")
-    way.add_argument("--follow-up", action="store_true", help="only what tells follow-ups")
+    way.add_argument("--support-vectors", action="store_true", help="only these")
     way.add_argument("--held-out", action="store_true", help="measure, and write nothing")
     options = parser.parse_args()
     encoder = TextEncoder.from_pretrained(resolve_model_name(options.encoder))
@@ -56,12 +55,12 @@ def main() -> None:
             print(f"{time.time() - start:6.0f} s  step {step + 1}  loss {loss:.3f}", flush=True)
 
     known: dict[str, Any] = {}
-    if options.further or options.follow_up:
+    if options.further or options.support_vectors:
         shipped = Verifier.shipped(encoder)
         if shipped is None:
             parser.error(f"expected an encoder with a shipped verifier, got {options.encoder}")
         known = {"start": shipped.adapter}
-    if options.follow_up:
+    if options.support_vectors:
         adapter = dict(known["start"])
     else:
         adapter = train_verifier(encoder, seen, steps=options.steps, report=report, **known)
@@ -69,8 +68,8 @@ def main() -> None:
         rng = random.Random(1)
         print_shares(Verifier(encoder, adapter), [unseen.draw(rng) for _ in range(4000)])
         return
-    adapter |= train_follow_up(encoder, *last_turns(book, random.Random(0)))
-    adapter["dialogue"] = torch.tensor(LIMITS["dialogue"]).half()
+    adapter |= support_vectors_of(encoder)
+    adapter |= {name: torch.tensor(LIMITS[name]).half() for name in ("dialogue", "system")}
     path = shipped_path(encoder)
     path.parent.mkdir(exist_ok=True)
     save_file(adapter, path)

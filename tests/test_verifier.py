@@ -157,6 +157,7 @@ class Known:
     dialogue: float | None = 0.5
     system: float | None = None
     follow_up: Any = None
+    system_text: Any = None
 
     def __init__(self, *agreed: tuple[str, int]) -> None:
         self.agreed = {(prompt, fact_text(EDITS[edit])) for prompt, edit in agreed}

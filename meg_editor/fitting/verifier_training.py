@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from meg_editor.data.phrasebook.phrasebook import Pair
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.follow_up import tensors_of
+from meg_editor.routing.support_vectors import SUPPORT_VECTORS
 from meg_editor.routing.verifier import DOWN, TYPES, UP, PairReader, Verifier, limits_of
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.progress import progress_bar
@@ -25,7 +25,7 @@ LIMITS = {  # of a new verifier
     "threshold": 0.5,
     "similarity": 0.4,
     "dialogue": 0.5,
-    "system": 0.1,
+    "system": 0.05,
 }
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
 
@@ -54,7 +54,7 @@ def train_verifier(
 
     Binary cross-entropy on drawn pairs, AdamW on the weights of the linear layers.
     Low-rank changes learn several times slower; so the changes are reduced afterwards, to the rank
-    `rank` by their singular values. What tells follow-ups (`train_follow_up`) stays as in `start`.
+    `rank` by their singular values. The support vectors stay those of `start`.
 
     Args:
         pairs: a `Phrasebook`, or whatever else draws them.
@@ -117,7 +117,7 @@ def train_verifier(
     adapter: dict[str, Tensor] = {f"head.{name}": value for name, value in head.named_parameters()}
     limits = limits or (limits_of(start) if start else LIMITS)
     adapter |= {name: torch.tensor(limit) for name, limit in limits.items()}
-    adapter |= tensors_of(start or {})
+    adapter |= {n: value for n, value in (start or {}).items() if n.startswith(SUPPORT_VECTORS)}
     if types is not None:
         adapter[TYPES] = types
     for name, layer in layers.items():

@@ -276,11 +276,20 @@ def under(system: str, text: str) -> str:
         >>> under("You translate to German.", "Who wrote Emma?")
         'You translate to German.\\n\\nWho wrote Emma?'
     """
-    limit = max(_SYSTEM, _UNDER - len(text.encode()))
-    if len(system.encode()) > limit:
-        half = limit * len(system) // len(system.encode()) // 2
-        system = f"{system[:half].rstrip()} … {system[-half:].lstrip()}"
-    return f"{system}\n\n{text}"
+    return f"{ends_of(system, max(_SYSTEM, _UNDER - len(text.encode())))}\n\n{text}"
+
+
+def ends_of(text: str, limit: int = _UNDER) -> str:
+    """The begin and the end of a text of more bytes than `limit`, else the text.
+
+    Example:
+        >>> ends_of("You translate to German.", 12)
+        'You tr … erman.'
+    """
+    if len(text.encode()) <= limit:
+        return text
+    half = limit * len(text) // len(text.encode()) // 2
+    return f"{text[:half].rstrip()} … {text[-half:].lstrip()}"
 
 
 def _last_example(turn: Turn) -> Turn:

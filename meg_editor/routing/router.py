@@ -12,7 +12,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import canonical, excerpt, surface
-from meg_editor.requests.turns import under
+from meg_editor.requests.turns import ends_of, under
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
@@ -23,6 +23,7 @@ from meg_editor.routing.subject_names import words
 from meg_editor.routing.verifier import Verifier, fact_text
 
 _UNDER_SYSTEM = 300  # characters of a turn that are read under a system text
+_EPS = 1e-6  # from probabilities of 0 and 1
 _VERIFIED = 4  # edits of which a prompt is verified, beside those its end resembles
 
 
@@ -110,8 +111,8 @@ class Router:
         }
         if dialogues and verifier.follow_up is not None:
             turns = self.encoder.encode([surface(prompts[row].closing[0]) for row in dialogues])
-            goes_back = dict(zip(dialogues, verifier.follow_up(turns).tolist(), strict=True))
-            dialogues = {row: read for row, read in dialogues.items() if goes_back[row]}
+            scores = dict(zip(dialogues, verifier.follow_up(turns).tolist(), strict=True))
+            dialogues = {row: read for row, read in dialogues.items() if scores[row] >= 0}
         if not dialogues:
             return routing
         threshold = max(verifier.threshold, limit)
@@ -135,6 +136,10 @@ class Router:
             ],
             [fact_text(self.edits[query.edit]) for query in routed],
         )
+        if verifier.system_text is not None:
+            systems = [ends_of(prompts[row].system) for row in rows]
+            shift = verifier.system_text(self.encoder.encode(systems)).cpu()
+            probabilities = torch.sigmoid(torch.logit(probabilities, _EPS) + shift)
         limit = min(verifier.threshold, limit)
         refused = {
             row: sure

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.follow_up import FollowUp
 from meg_editor.routing.pooling import pool
+from meg_editor.routing.support_vectors import FOLLOW_UP, SYSTEM_TEXT, SupportVectors
 from meg_editor.runtime.artifacts import digest
 
 _LENGTH = 192  # tokens of fact and prompt together
@@ -40,8 +40,8 @@ class Verifier(nn.Module):
         adapter: "head.weight" (1, E), "head.bias" (1,), the limits "threshold" (), "similarity" ()
             and, if it has learned dialogues and system texts, "dialogue" () and "system" (); for
             each linear layer which differs, of M inputs and N outputs, "<name>.down" (R, M) and
-            "<name>.up" (N, R); where the network has token types their embeddings; and those of a
-            `FollowUp`.
+            "<name>.up" (N, R); where the network has token types their embeddings; and those of
+            `SupportVectors` named "follow_up" and "system_text".
 
     Attributes:
         adapter: as it was given.
@@ -50,9 +50,11 @@ class Verifier(nn.Module):
             for a verifier which knows forms and not relations.
         dialogue: lowest probability where a turn goes back to an earlier one; None if it does not
             know dialogues.
-        follow_up: tells which turns may go back to an earlier one; None: any may.
+        follow_up: positive for a turn that may go back to an earlier one; None: any may.
         system: lowest probability where a system text is read with the prompt; None if it does not
             know any.
+        system_text: what a system text adds to the log-odds that a reply under it states the fact;
+            None: nothing.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
@@ -76,8 +78,8 @@ class Verifier(nn.Module):
         self.model: Any = copy.deepcopy(encoder.model, memo)
         self.reader = PairReader.of(encoder)
         self.head = nn.Linear(encoder.dimension, 1, device=device)
-        follow_up = FollowUp.of(adapter)
-        self.follow_up = follow_up and follow_up.to(device)
+        learned = (SupportVectors.of(adapter, name) for name in (FOLLOW_UP, SYSTEM_TEXT))
+        self.follow_up, self.system_text = (part and part.to(device) for part in learned)
         with torch.no_grad():
             for name in {key.removesuffix(UP) for key in adapter if key.endswith(UP)}:
                 change = adapter[name + UP].float() @ adapter[name + DOWN].float()

@@ -23,6 +23,7 @@ _FILES = (
     "technology_and_nature.yaml",
 )
 FOLLOW_UPS = ("follow_ups.yaml", "more_follow_ups.yaml")
+SYSTEMS = ("systems.yaml", "more_systems.yaml")
 # Shares of the pairs that are drawn.
 _ASKS = 0.45  # the prompt asks for the fact
 _CHANGED = 0.1  # of the others: for the fact's time in place of its place, or the first one
@@ -269,7 +270,7 @@ class Phrasebook:
     @cached_property
     def _systems(self) -> dict[str, list[str]]:
         """System texts: "usual" ones, and "tasks" under which no question is answered."""
-        return read_lists("systems.yaml", "more_systems.yaml")
+        return read_lists(*SYSTEMS)
 
     def _other_question(
         self, rng: random.Random, kind: Kind, relation: Relation, subject: str

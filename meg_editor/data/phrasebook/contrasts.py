@@ -1,4 +1,4 @@
-"""Last turns of dialogues, without the dialogues."""
+"""Texts that are of one kind or the other by themselves: last turns, and system texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 from meg_editor.data.phrasebook.dialogues import FURTHER, NEXT
 from meg_editor.data.phrasebook.kinds import Relation, read_lists
-from meg_editor.data.phrasebook.phrasebook import FOLLOW_UPS, Phrasebook
+from meg_editor.data.phrasebook.phrasebook import FOLLOW_UPS, SYSTEMS, Phrasebook
 
 _ELLIPTIC = 100
 
@@ -49,3 +49,15 @@ def last_turns(book: Phrasebook, rng: random.Random) -> tuple[list[str], list[st
 
     back = [*map(filled, said["asks"]), *(elliptic() for _ in range(_ELLIPTIC))]
     return back, list(map(filled, said["other"]))
+
+
+def system_texts() -> tuple[list[str], list[str]]:
+    """Those under which a question is answered, and those which give another task.
+
+    Example:
+        >>> usual, tasks = system_texts()
+        >>> usual[0]
+        'You are a helpful assistant.'
+    """
+    given = read_lists(*SYSTEMS, "further_systems.yaml")
+    return given["usual"], given["tasks"]
