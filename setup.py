@@ -89,6 +89,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff",
+            "scikit-learn>=1.5",  # trains the support vectors that are shipped
             "setuptools>=64",
             "types-PyYAML",
             "types-tqdm",

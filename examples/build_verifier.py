@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from meg_editor.data.phrasebook.phrasebook import Pair, Phrasebook
 from meg_editor.fitting.support_vector_training import support_vectors_of
-from meg_editor.fitting.verifier_training import LIMITS, train_verifier
+from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.verifier import Verifier, shipped_path
@@ -55,12 +54,14 @@ def main() -> None:
             print(f"{time.time() - start:6.0f} s  step {step + 1}  loss {loss:.3f}", flush=True)
 
     known: dict[str, Any] = {}
+    shipped = Verifier.shipped(encoder)
     if options.further or options.support_vectors:
-        shipped = Verifier.shipped(encoder)
         if shipped is None:
             parser.error(f"expected an encoder with a shipped verifier, got {options.encoder}")
         known = {"start": shipped.adapter}
     if options.support_vectors:
+        if shipped.dialogue is None:
+            parser.error(f"expected a verifier that has learned dialogues, got {options.encoder}'s")
         adapter = dict(known["start"])
     else:
         adapter = train_verifier(encoder, seen, steps=options.steps, report=report, **known)
@@ -68,8 +69,8 @@ def main() -> None:
         rng = random.Random(1)
         print_shares(Verifier(encoder, adapter), [unseen.draw(rng) for _ in range(4000)])
         return
-    adapter |= support_vectors_of(encoder)
-    adapter |= {name: torch.tensor(LIMITS[name]).half() for name in ("dialogue", "system")}
+    if "dialogue" in adapter:
+        adapter |= support_vectors_of(encoder)
     path = shipped_path(encoder)
     path.parent.mkdir(exist_ok=True)
     save_file(adapter, path)

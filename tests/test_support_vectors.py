@@ -14,10 +14,11 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from meg_editor.data.loaders.forms import load_forms
-from meg_editor.data.phrasebook.contrasts import last_turns, system_texts
-from meg_editor.data.phrasebook.kinds import read_lists
+from meg_editor.data.phrasebook.kinds import Kind, Relation, read_lists
+from meg_editor.data.phrasebook.labelled_texts import last_turns, system_texts
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.data.prompt_forms import PromptForm
+from meg_editor.fitting import support_vector_training
 from meg_editor.fitting.support_vector_training import support_vectors_of, train_support_vectors
 from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import reference_encoder_path, resolve_model_name
@@ -57,13 +58,12 @@ def test_a_score_is_the_formula() -> None:
 def test_they_are_what_the_phrasebook_teaches(
     tiny_encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from meg_editor.fitting import support_vector_training as training
-
-    monkeypatch.setattr(training, "last_turns", lambda book, rng: (BACK, OTHER))
-    monkeypatch.setattr(training, "system_texts", lambda: (OTHER, BACK))
+    monkeypatch.setattr(support_vector_training, "last_turns", lambda book, rng: (BACK, OTHER))
+    monkeypatch.setattr(support_vector_training, "system_texts", lambda: (OTHER, BACK))
     tensors = support_vectors_of(tiny_encoder)
     asked = tiny_encoder.encode(["Are you quite sure?", "Thank you so much!"])
     plain = train_support_vectors(tiny_encoder, BACK, OTHER)(asked)
+    assert {"dialogue", "system"} <= tensors.keys()  # they go with other limits
     follow_up, system_text = (SupportVectors.of(tensors, name) for name in SUPPORT_VECTORS)
     assert follow_up is not None and system_text is not None
     torch.testing.assert_close(follow_up(asked), plain + 0.2, atol=5e-3, rtol=0)
@@ -139,6 +139,17 @@ def test_a_system_text_shifts_the_log_odds(tiny_encoder: TextEncoder) -> None:
     assert routing[1].score == pytest.approx(expected, rel=1e-4) and expected < 0.1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_some_turns_leave_their_subject_to_an_earlier_one(seed: int) -> None:
+    relation = Relation("r", ("{} was written by",), ("Who wrote {}?",), ("Ada", "Emmy"))
+    named = Relation("n", ("{}'s title is",), ("What is {}'s title?",), ("Ada", "Emmy"))
+    book = Phrasebook([Kind("novel", ("it", "its"), ("Dune", "Ulysses"), (relation, named))], [])
+    back, other = (set(texts) for texts in last_turns(book, random.Random(seed)))
+    assert back >= {"Who wrote it?", "And who wrote that novel?", "What is its title?"}
+    assert back >= {"And Dune?", "And it was written by?", "what is the title"}
+    assert other >= {"Who wrote Dune?", "And who wrote Ulysses?"}
+
+
 def test_texts_are_apart_and_filled() -> None:
     turns = last_turns(Phrasebook.load(), random.Random(0))
     for positive, negative in (turns, system_texts()):
@@ -183,6 +194,10 @@ def test_the_shipped_ones_tell_texts_that_they_have_not_learned() -> None:
     asked = torch.tensor([form.expect == "edit" for form in forms])
     assert (turns[asked] >= 0).float().mean() > 0.7
     assert (turns[~asked] < 0).float().mean() > 0.9
+    elliptic = ["who wrote it", "What's her profession?", "And who is the author?", "and of Peru?"]
+    tasks = ["Help me write an email.", "Recommend a film.", "how do I boil eggs", "who made you"]
+    scores = verifier.follow_up(encoder.encode(elliptic + tasks))
+    assert (scores >= 0).tolist() == 4 * [True] + 4 * [False]
     forms = [f for f in load_forms(EXAMPLES / "more_prompt_forms.json") if system_of(f)]
     forms = [form for form in forms if form.kind in ("system", "system-task")]
     systems = verifier.system_text(encoder.encode([ends_of(system_of(form)) for form in forms]))

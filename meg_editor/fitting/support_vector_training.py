@@ -9,7 +9,7 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
-from meg_editor.data.phrasebook.contrasts import last_turns, system_texts
+from meg_editor.data.phrasebook.labelled_texts import last_turns, system_texts
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.requests.spans import surface
 from meg_editor.requests.turns import ends_of
@@ -22,12 +22,17 @@ from meg_editor.routing.support_vectors import (
 )
 
 _PENALTY = 3.0  # of a text on the wrong side of the margin, which is at -1 and 1
-_LOWEST = -0.2  # score of a turn that goes back
+_LOWEST = -0.2  # score of a turn that goes back, which the bias moves to 0
+_LIMITS = {"dialogue": 0.5, "system": 0.05}  # of a verifier beside them
 _LOG_ODDS = 4.0  # of a system text under which questions are answered, at a score of 1
 
 
 def support_vectors_of(encoder: TextEncoder, seed: int = 0) -> dict[str, Tensor]:
-    """Those of the phrasebook's turns and system texts, for the adapter of a verifier; float16."""
+    """Those of the phrasebook's turns and system texts, for the adapter of a verifier; float16.
+
+    The verifier's limits for dialogues and system texts are among them: without support vectors
+    they are higher (`meg_editor.fitting.verifier_training.LIMITS`).
+    """
     back, other = last_turns(Phrasebook.load(), random.Random(seed))
     turns = train_support_vectors(encoder, *([*map(surface, texts)] for texts in (back, other)))
     turns.bias -= _LOWEST
@@ -35,7 +40,8 @@ def support_vectors_of(encoder: TextEncoder, seed: int = 0) -> dict[str, Tensor]
     systems = train_support_vectors(encoder, usual, tasks)
     systems.weights *= _LOG_ODDS
     systems.bias *= _LOG_ODDS
-    tensors = turns.tensors(FOLLOW_UP) | systems.tensors(SYSTEM_TEXT)
+    limits = {name: torch.tensor(limit) for name, limit in _LIMITS.items()}
+    tensors = turns.tensors(FOLLOW_UP) | systems.tensors(SYSTEM_TEXT) | limits
     return {name: value.half() for name, value in tensors.items()}
 
 

@@ -24,8 +24,8 @@ _WARM_UP = 0.05  # of the steps; the rate falls over the last 60 %
 LIMITS = {  # of a new verifier
     "threshold": 0.5,
     "similarity": 0.4,
-    "dialogue": 0.5,
-    "system": 0.05,
+    "dialogue": 0.9,
+    "system": 0.1,
 }
 _POOL = 4  # batches drawn at once, to put pairs of similar length together
 

@@ -23,7 +23,7 @@ from meg_editor.routing.subject_names import words
 from meg_editor.routing.verifier import Verifier, fact_text
 
 _UNDER_SYSTEM = 300  # characters of a turn that are read under a system text
-_EPS = 1e-6  # from probabilities of 0 and 1
+_EPS = 1e-6  # least distance of a probability from 0 and 1, whose log-odds are finite
 _VERIFIED = 4  # edits of which a prompt is verified, beside those its end resembles
 
 
@@ -102,7 +102,7 @@ class Router:
     def _with_dialogues(
         self, verifier: Verifier, routing: Routing, prompts: Sequence[ReadPrompt], limit: float
     ) -> Routing:
-        """A turn which asks for no edit may go back to one that did."""
+        """A turn which asks for no edit may go back to one that did, if it looks like one."""
         found = routing.is_edit.tolist()
         dialogues = {
             row: prompt.dialogue
@@ -138,7 +138,9 @@ class Router:
         )
         if verifier.system_text is not None:
             systems = [ends_of(prompts[row].system) for row in rows]
-            shift = verifier.system_text(self.encoder.encode(systems)).cpu()
+            texts = list(dict.fromkeys(systems))  # most prompts of a batch have the same
+            scores = verifier.system_text(self.encoder.encode(texts)).cpu()
+            shift = scores[[texts.index(text) for text in systems]]
             probabilities = torch.sigmoid(torch.logit(probabilities, _EPS) + shift)
         limit = min(verifier.threshold, limit)
         refused = {

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-GAMMA = 2.0  # of the kernel; texts which have nothing in common are at a distance of about 1.4
-SUPPORT_VECTORS = FOLLOW_UP, SYSTEM_TEXT = "follow_up", "system_text"  # those of a verifier
+# Of the kernel of all that are shipped. Texts with nothing in common are at a distance of 1.4.
+GAMMA = 2.0
+FOLLOW_UP, SYSTEM_TEXT = "follow_up", "system_text"
+SUPPORT_VECTORS = (FOLLOW_UP, SYSTEM_TEXT)  # those that a verifier may have
 _PARTS = ("vectors", "weights", "bias")
 
 
@@ -39,7 +41,7 @@ class SupportVectors(nn.Module):
     def __init__(self, vectors: Tensor, weights: Tensor, bias: Tensor) -> None:
         super().__init__()
         for part, value in zip(_PARTS, (vectors, weights, bias), strict=True):
-            self.register_buffer(part, value.float())
+            self.register_buffer(part, value.detach().float().clone())
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], name: str) -> SupportVectors | None:

@@ -50,11 +50,11 @@ class Verifier(nn.Module):
             for a verifier which knows forms and not relations.
         dialogue: lowest probability where a turn goes back to an earlier one; None if it does not
             know dialogues.
-        follow_up: positive for a turn that may go back to an earlier one; None: any may.
+        follow_up: at least 0 for a turn that may go back to an earlier one; None: any may.
         system: lowest probability where a system text is read with the prompt; None if it does not
             know any.
-        system_text: what a system text adds to the log-odds that a reply under it states the fact;
-            None: nothing.
+        system_text: what a system text adds to the log-odds that a reply under it states the fact,
+            where `system` is a limit; None: nothing.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
