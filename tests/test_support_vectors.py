@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import random
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
+from meg_editor.cli.ask import explained
 from meg_editor.data.loaders.forms import load_forms
 from meg_editor.data.phrasebook.kinds import Kind, Relation, read_lists
 from meg_editor.data.phrasebook.labelled_texts import last_turns, system_texts
@@ -22,6 +24,7 @@ from meg_editor.fitting import support_vector_training
 from meg_editor.fitting.support_vector_training import support_vectors_of, train_support_vectors
 from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import reference_encoder_path, resolve_model_name
+from meg_editor.model.explanation import Explanation
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import surface
@@ -30,6 +33,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.router import Router
+from meg_editor.routing.routing import RoutedQuery
 from meg_editor.routing.support_vectors import SUPPORT_VECTORS, SupportVectors
 from meg_editor.routing.verifier import Verifier
 
@@ -84,6 +88,14 @@ def test_training_a_verifier_on_keeps_them(tiny_encoder: TextEncoder) -> None:
     assert verifier.follow_up is not None and verifier.system_text is not None
 
 
+def test_what_goes_back_to_no_turn_is_explained() -> None:
+    routed = RoutedQuery("Thanks!", False, 0, 0.1, 0.5, (), True)
+    why = Explanation("Thanks!", ["Thanks!"], "", routed, [], None, True, goes_back=-0.5)
+    line = "goes back to no earlier turn: -0.500 < 0"
+    assert line in explained(why, "verified")
+    assert line not in explained(dataclasses.replace(why, goes_back=0.5), "verified")
+
+
 class Sure:
     """A verifier that is sure of what has the fact's very words in it."""
 
@@ -117,8 +129,14 @@ def test_a_turn_that_does_not_go_back_is_read_alone(tiny_encoder: TextEncoder) -
     for follow_up, expected in ((learned, [True, False, True, False, True]), (None, 5 * [True])):
         verifier = Sure(follow_up)
         read = [reader.read(chat.format(turn)) for turn in turns]
-        routing = router_of(tiny_encoder, verifier).route(read)
+        router = router_of(tiny_encoder, verifier)
+        routing = router.route(read)
         assert routing.is_edit.tolist() == expected
+        scores = router.goes_back(read)
+        assert (scores is None) == (follow_up is None)
+        if scores is not None:
+            going_back = {turn for turn, score in zip(turns, scores, strict=True) if score >= 0}
+            assert set(BACK) & set(turns) == going_back - {EDIT.prompt}
         dialogues = [turn for turn in OTHER if any(f"\nUser: {turn}" in t for t in verifier.seen)]
         assert bool(dialogues) == (follow_up is None)  # nor does reading them cost anything
 

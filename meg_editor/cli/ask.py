@@ -66,6 +66,8 @@ def explained(why: Explanation, gate: str) -> list[str]:
     lines = [f"read as: {why.text!r}", f"spans: {', '.join(map(repr, why.spans))}"]
     if why.system:
         lines.append(f"under the system text: {why.system!r}")
+    if why.goes_back is not None and why.goes_back < 0:
+        lines.append(f"goes back to no earlier turn: {why.goes_back:.3f} < 0")
     for edit, candidate in why.considered:
         verified = f", verified {candidate.verified:.3f}" if why.verified else ""
         verified = verified if candidate.named else ", its subject is not named"

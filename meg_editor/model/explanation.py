@@ -22,6 +22,8 @@ class Explanation:
         considered: the edits that came into question, each with what was found.
         nearest: the one that is answered with, or would be; None without edits.
         verified: whether a verifier decides.
+        goes_back: score of the last turn of a dialogue, at least 0 where it may go back to an
+            earlier one; None where there is none, or any may.
 
     Example:
         >>> from meg_editor import MeGHyperParams, fit, load_model
@@ -40,6 +42,7 @@ class Explanation:
     considered: Sequence[tuple[Edit, Candidate]]
     nearest: Edit | None
     verified: bool
+    goes_back: float | None = None
 
     @classmethod
     def of(cls, model: MeGModel, prompt: str) -> Explanation:
@@ -48,6 +51,7 @@ class Explanation:
         edits, routed = routing.edition.edition.edits, routing[0]
         given = model.reader.read(prompt)
         read = given.of_spans(routing.spans[0])  # of an earlier turn, where that was gone back to
+        scores = model.router.goes_back([given]) if given.dialogue else None
         reads_system = model.verifier is not None and model.verifier.system is not None
         return cls(
             text=read.text,
@@ -57,4 +61,5 @@ class Explanation:
             considered=[(edits[candidate.edit], candidate) for candidate in routed.candidates],
             nearest=edits[routed.edit] if routed.edit >= 0 else None,
             verified=model.verifier is not None,
+            goes_back=None if scores is None else scores.item(),
         )

@@ -99,6 +99,17 @@ class Router:
             routing = self._under_system(verifier, routing, prompts, verifier.system)
         return routing
 
+    @torch.no_grad()
+    def goes_back(self, prompts: Sequence[ReadPrompt]) -> Tensor | None:
+        """Scores (B,) of the last turns of B prompts, at least 0 for one that may go back to an
+        earlier turn; None where any may."""
+        follow_up = self.verifier.follow_up if self.verifier else None
+        if follow_up is None or not prompts:
+            return None
+        turns = self.encoder.encode([surface(read.closing[0]) for read in prompts])
+        scores: Tensor = follow_up(turns)
+        return scores.cpu()
+
     def _with_dialogues(
         self, verifier: Verifier, routing: Routing, prompts: Sequence[ReadPrompt], limit: float
     ) -> Routing:
@@ -109,10 +120,10 @@ class Router:
             for row, prompt in enumerate(prompts)
             if prompt.dialogue and not found[row]
         }
-        if dialogues and verifier.follow_up is not None:
-            turns = self.encoder.encode([surface(prompts[row].closing[0]) for row in dialogues])
-            scores = dict(zip(dialogues, verifier.follow_up(turns).tolist(), strict=True))
-            dialogues = {row: read for row, read in dialogues.items() if scores[row] >= 0}
+        scores = self.goes_back([prompts[row] for row in dialogues])
+        if scores is not None:
+            allowed = dict(zip(dialogues, (scores >= 0).tolist(), strict=True))
+            dialogues = {row: read for row, read in dialogues.items() if allowed[row]}
         if not dialogues:
             return routing
         threshold = max(verifier.threshold, limit)

@@ -156,6 +156,7 @@ def _explained(model: MeGModel, text: str) -> Part:
         "read_with": routed.read_with,
         "spans": list(why.spans),
         "system": why.system,
+        "goes_back": why.goes_back,
         "candidates": [
             {
                 "edit": as_edits([edit])[0],
