@@ -84,7 +84,7 @@ def system_texts() -> tuple[list[str], list[str]]:
     Example:
         >>> usual, tasks = system_texts()
         >>> usual[0]
-        'You are a helpful assistant.'
+        'Assistant.'
     """
     given = read_lists(*SYSTEMS, "further_systems.yaml")
     return given["usual"], given["tasks"]
