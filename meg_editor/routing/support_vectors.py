@@ -1,4 +1,4 @@
-"""Support vectors: what is told from the embedding of a text alone."""
+"""Support vectors: kinds of texts by their embeddings alone."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _SIBLING = 0.15  # it names another relation of the subject
 _BACK = 0.1  # of those which do not ask for the fact: it goes back to another question
 _LONGER = 0.3  # of the rest: a turn between the question and the last one
 NEXT = ("And {}?", "What about {}?", "and {}", "How about {}?", "And the same for {}, please.")
-FURTHER = ("And {}?", "{}", "And {} …", "ok, and {}?")
+_FURTHER = ("And {}?", "{}", "And {} …", "ok, and {}?")
 
 Draw = Callable[[], str]
 
@@ -74,14 +74,18 @@ def draw_dialogue(rng: random.Random, said: FollowUps, asked: Asked, asks: bool)
     if chance < _NEIGHBOUR + _SIBLING and asked.sibling:
         question, ending = asked.sibling
         first, ending = (question, asked.ending()) if asks else (asked.question(), ending)
-        last = rng.choice(FURTHER).format(ending[:1].lower() + ending[1:])
-        return _dialogue(rng, said, asked, first, last)
+        return _dialogue(rng, said, asked, first, draw_further(rng, ending))
     if not asks and rng.random() < _BACK:
         last = rng.choice(said.asks)
         return _dialogue(rng, said, asked, asked.question(), last, asked.other())
     between = rng.choice(said.asks) if rng.random() < _LONGER else None
     last = rng.choice(said.asks if asks else said.other).replace("{other}", asked.other())
     return _dialogue(rng, said, asked, asked.question(), last, between)
+
+
+def draw_further(rng: random.Random, ending: str) -> str:
+    """A turn which begins a statement for the reply to end: "And its capital is?"."""
+    return rng.choice(_FURTHER).format(ending[:1].lower() + ending[1:])
 
 
 def _dialogue(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import re
 
-from meg_editor.data.phrasebook.dialogues import FURTHER, NEXT
+from meg_editor.data.phrasebook.dialogues import NEXT, draw_further
 from meg_editor.data.phrasebook.kinds import Kind, read_lists
 from meg_editor.data.phrasebook.phrasebook import FOLLOW_UPS, SYSTEMS, Phrasebook
 
 _ELLIPTIC = 800  # turns that leave their subject or their relation to an earlier one
-_WHOLE = 250  # other turns: questions of these openings that leave nothing
 _NAMED, _STATED = 0.15, 0.15  # of these: they name a subject; they begin a statement
+_WHOLE = 250  # turns that do not go back: questions which leave nothing to an earlier one
 _OBJECTS = {"he": "him", "she": "her", "it": "it", "they": "them"}
 _BEHIND = re.compile(r" (?:of|in|by|for|from|to|at|on|with) \{\}(?=\W*$)")
 _OPENINGS = ("", "", "", "And ", "and ", "ok, and ", "Thanks! And ", "Interesting. ", "thx. ")
@@ -51,8 +51,8 @@ def _elliptic(rng: random.Random, kind: Kind) -> str:
     if chance < _NAMED:
         return rng.choice(NEXT).format(subject)
     if chance < _NAMED + _STATED:
-        ending = kind.by_pronoun(rng.choice(relation.statements)).format(subject)
-        return rng.choice(FURTHER).format(ending[:1].lower() + ending[1:])
+        statement = kind.by_pronoun(rng.choice(relation.statements))
+        return draw_further(rng, statement.format(subject))
     return _opened(rng, _without_subject(rng, kind, rng.choice(relation.questions)))
 
 
