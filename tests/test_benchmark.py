@@ -299,6 +299,8 @@ def test_every_method_answers_the_same_questions(cells: Any) -> None:
         assert meg.bytes_per_edit > 0 == broken.bytes_per_edit
         assert meg.near_duplicates.contradictory <= meg.near_duplicates.pairs
         assert sum(meg.gate_scores.reliability) == 8 and unedited.gate_scores is None
+        assert meg.gate_scores.measure == "probability"
+        assert meg.gate_scores.threshold == pytest.approx(0.8)  # and not 0.82, of the index
         # Where a question names the target, even the unedited model may repeat it.
         traps = unedited.trapped_by_kind
         assert set(traps) == {"counter-asked", "negated", "same subject"}

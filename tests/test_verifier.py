@@ -186,7 +186,10 @@ def test_the_verifier_decides_on_the_whole_prompt(tiny_encoder: TextEncoder) -> 
     routing = router.route([ReadPrompt.of(text) for text in (asked, mentioned)])
     assert routing.is_edit.tolist() == [True, False]
     assert routing[0].edit == 0 and routing[0].candidates[0].verified == pytest.approx(0.9)
-    assert routing[0].threshold == 0.5
+    assert routing[0].threshold == 0.5 == router.threshold
+    assert router.measure == "probability"
+    alone = router_of(tiny_encoder, None)
+    assert (alone.threshold, alone.measure) == (pytest.approx(0.4), "similarity")
 
 
 def test_it_may_prefer_an_edit_that_is_less_similar(tiny_encoder: TextEncoder) -> None:

@@ -38,9 +38,10 @@ class ScoreHistogram:
     """Gate scores in common bins.
 
     Attributes:
-        threshold: the gate's.
+        threshold: lowest score of an edit.
         edges: (bins + 1,).
         reliability, generality, locality: (bins,) counts of edited prompts, paraphrases, others.
+        measure: what the scores are, as `Router.measure`.
     """
 
     threshold: float
@@ -48,6 +49,7 @@ class ScoreHistogram:
     reliability: list[int]
     generality: list[int]
     locality: list[int]
+    measure: str = "similarity"
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def diagnose(
             "contradictory": sum(pair.contradictory for pair in close),
         }
         entries["gate_scores"] = {
-            "threshold": float(model.gate.threshold),
+            "measure": model.router.measure,
+            "threshold": model.router.threshold,
             **score_histogram(questions, evaluation.gate_scores),
         }
     return entries

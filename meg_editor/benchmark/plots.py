@@ -159,6 +159,11 @@ def _trade_off(axes: Any, cells: Sequence[Cell]) -> None:
 
 
 _GROUPS = {"reliability": "edited prompts", "generality": "paraphrases", "locality": "others"}
+_MEASURES = {
+    "minus entropy": "entropy (nats)",
+    "probability": "probability of the verifier",
+    "similarity": "similarity to the nearest edit",
+}
 
 
 def _sign(scores: Sequence[float]) -> int:
@@ -170,7 +175,7 @@ def _histograms(axes: Any, cells: Sequence[Cell]) -> None:
     (cell,) = cells
     if (scores := cell.gate_scores) is None:
         raise ValueError(f"{cell.method}: expected a method with a gate, got no gate scores")
-    sign = _sign(scores.edges)
+    sign = -1 if scores.measure == "minus entropy" else 1
     edges = [sign * edge for edge in scores.edges]
     for name, label in _GROUPS.items():
         counts: list[int] = getattr(scores, name)
@@ -186,7 +191,7 @@ def _histograms(axes: Any, cells: Sequence[Cell]) -> None:
     _mark_threshold(axes, sign * scores.threshold)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-    axes.set_xlabel("entropy (nats)" if sign < 0 else "similarity to the nearest edit")
+    axes.set_xlabel(_MEASURES.get(scores.measure, scores.measure))
     axes.set_ylabel("queries (%)")
     axes.set_title(f"Gate scores, {cell.edits:,} edits, {cell.data}, {cell.method}")
     axes.legend(frameon=False)

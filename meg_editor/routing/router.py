@@ -84,6 +84,16 @@ class Router:
         self.encoder, self.gate, self.index, self.states = encoder, gate, index, states
         self.edits, self.verifier = edits, verifier
 
+    @property
+    def threshold(self) -> float:
+        """Lowest score at which a prompt, read by itself, is an edit."""
+        return self.verifier.threshold if self.verifier else float(self.gate.threshold)
+
+    @property
+    def measure(self) -> str:
+        """What that score is: the verifier's "probability", or `Gate.measure`."""
+        return "probability" if self.verifier else self.gate.measure
+
     @torch.no_grad()
     def route(self, prompts: Sequence[ReadPrompt]) -> Routing:
         """Route B prompts; of a prompt's spans the one with the highest score counts."""

@@ -116,7 +116,6 @@ class RoutingQueue:
         high = max(score for score, _ in latest) if low < 0 else 1.0
         width = (high - low or 1.0) / _BINS
         model = self._model
-        judge = model.verifier.threshold if model.verifier else model.gate.threshold
         bins: list[dict[str, float | int]] = [
             {"from": low + n * width, "to": low + (n + 1) * width, "edited": 0, "left_alone": 0}
             for n in range(_BINS)
@@ -127,7 +126,7 @@ class RoutingQueue:
         return {
             "object": "histogram",
             "bins": bins,
-            "threshold": float(judge) if model.edits else None,
+            "threshold": model.router.threshold if model.edits else None,
             "count": len(latest),
         }
 

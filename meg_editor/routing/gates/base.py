@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,9 +15,14 @@ class Gate(nn.Module, ABC):
 
     A query is an edit if its score is at least `threshold`. A gate is fitted on the embeddings of
     the edited queries alone. Its whole state, the threshold too, is in `state_dict()`.
+
+    Attributes:
+        threshold: () float buffer, the lowest score of an edit.
+        measure: what the score is, as reports and pictures name it.
     """
 
-    threshold: Tensor  # () float buffer
+    measure: ClassVar[str] = "score"
+    threshold: Tensor
 
     @classmethod
     @abstractmethod

@@ -35,6 +35,8 @@ class FamiliarityGate(Gate):
         [True, True, True, True]
     """
 
+    measure = "minus entropy"
+
     def __init__(
         self,
         dimension: int,

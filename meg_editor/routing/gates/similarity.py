@@ -22,6 +22,8 @@ class SimilarityGate(Gate):
         [True, False]
     """
 
+    measure = "similarity"
+
     def __init__(self, threshold: float | None = None) -> None:
         super().__init__()
         self.threshold: Tensor
