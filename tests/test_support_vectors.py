@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from meg_editor.fitting.support_vector_training import support_vectors_of, train
 from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import reference_encoder_path, resolve_model_name
 from meg_editor.model.explanation import Explanation
+from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import surface
@@ -94,6 +96,21 @@ def test_what_goes_back_to_no_turn_is_explained() -> None:
     line = "goes back to no earlier turn: -0.500 < 0"
     assert line in explained(why, "verified")
     assert line not in explained(dataclasses.replace(why, goes_back=0.5), "verified")
+
+
+def test_where_a_turn_alone_is_an_edit_nothing_is_said_of_earlier_ones(
+    make_meg_model: Callable[..., MeGModel], tiny_encoder: TextEncoder
+) -> None:
+    edited: Any = make_meg_model(n=1)
+    edited.verifier = edited.router.verifier = Sure(
+        train_support_vectors(tiny_encoder, BACK, OTHER)
+    )
+    chat = f"User: {EDIT.prompt}\nAssistant: I don't know.\nUser: {{}}\nAssistant:"
+    asked = [BACK[0], OTHER[0], EDIT.prompt]
+    back, other, alone = (Explanation.of(edited, chat.format(turn)) for turn in asked)
+    assert back.goes_back is not None and back.goes_back >= 0 and back.routed.is_edit
+    assert other.goes_back is not None and other.goes_back < 0 and not other.routed.is_edit
+    assert alone.goes_back is None and alone.routed.is_edit
 
 
 class Sure:

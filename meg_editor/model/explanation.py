@@ -23,7 +23,7 @@ class Explanation:
         nearest: the one that is answered with, or would be; None without edits.
         verified: whether a verifier decides.
         goes_back: score of the last turn of a dialogue, at least 0 where it may go back to an
-            earlier one; None where there is none, or any may.
+            earlier one; None where there is none, any may, or the turn alone is an edit.
 
     Example:
         >>> from meg_editor import MeGHyperParams, fit, load_model
@@ -51,7 +51,8 @@ class Explanation:
         edits, routed = routing.edition.edition.edits, routing[0]
         given = model.reader.read(prompt)
         read = given.of_spans(routing.spans[0])  # of an earlier turn, where that was gone back to
-        scores = model.router.goes_back([given]) if given.dialogue else None
+        alone = routed.is_edit and routed.read_with == "turn"  # earlier turns did not matter
+        scores = model.router.goes_back([given]) if given.dialogue and not alone else None
         reads_system = model.verifier is not None and model.verifier.system is not None
         return cls(
             text=read.text,
