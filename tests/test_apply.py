@@ -175,6 +175,18 @@ def test_earlier_neurons_are_taken_as_they_are(apply: Any, collected: list[str])
     assert torch.equal(third.collected[:5], both.collected)
 
 
+def test_a_layer_that_is_not_named_is_the_same_place(apply: Any, collected: list[str]) -> None:
+    chosen = SETTINGS.changed(layers=None)
+    first = apply(FIRST, hparams=chosen)
+    assert first.hparams.layers and collected == PROMPTS[:3]
+    apply(LATER, first, hparams=chosen)
+    assert collected == PROMPTS[:5]
+    elsewhere = SETTINGS.changed(layers=[1 - first.hparams.layer])
+    assert elsewhere.layers != first.hparams.layers
+    apply(LATER, first, hparams=elsewhere)
+    assert collected == PROMPTS[:5] + PROMPTS[:5]
+
+
 def test_earlier_neurons_are_taken_as_they_are_whatever_the_store_remembers(apply: Any) -> None:
     store = ArtifactStore(None)
     apply([*FIRST, *LATER], store=store)  # the same facts at once

@@ -340,6 +340,22 @@ def test_prompt_lookup_gives_the_answers_of_greedy_decoding(reference: MeGModel)
             assert reference.generate(**options, **assisted).tolist() == greedy.tolist()
 
 
+def test_a_cache_is_continued(reference: MeGModel) -> None:
+    """The mask is of all tokens, the ids are those that the cache lacks."""
+    asked, rest = (
+        reference._tokenizer(text, return_tensors="pt")["input_ids"]
+        for text in ("France is", " old. The capital of")
+    )
+    options = {"do_sample": False, "return_dict_in_generate": True}
+    begun = reference.generate(input_ids=asked, max_new_tokens=1, **options)
+    cache = begun.past_key_values
+    ids = torch.cat([begun.sequences[:, cache.get_seq_length() :], rest[:, -4:]], 1)
+    mask = torch.ones(1, cache.get_seq_length() + ids.shape[1], dtype=torch.long)
+    given = {"attention_mask": mask, "past_key_values": cache, "max_new_tokens": 3}
+    continued = reference.generate(ids, **given, **options)
+    assert continued.sequences.shape[1] > ids.shape[1]
+
+
 def test_what_was_read_goes_with_its_edit(reference: MeGModel) -> None:
     edited = reference.fork()
     read = edited._while_decoding._read

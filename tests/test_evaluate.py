@@ -47,6 +47,11 @@ def assert_each_alone(
         assert text == alone and share == pytest.approx(accuracy)
 
 
+def test_no_question_is_refused(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="expected cases to ask about"):
+        evaluate(tiny_llama, tiny_tokenizer, [])
+
+
 def test_a_question_the_unedited_model_is_silent_on_is_asked(
     tiny_llama: Any, tiny_tokenizer: Any
 ) -> None:

@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import pickle  # noqa: TID251
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,46 @@ def test_two_steps_are_taken_back_or_none(
     with pytest.raises(MemoryError):
         edited.undo(2)
     assert len(edited.edits) == 4 and [change.kind for change in edited.history()] == 2 * ["remove"]
+
+
+def test_what_is_rolled_back_keeps_its_fit_report(edited: MeGModel) -> None:
+    report: Any = object()
+    edited.fitted = report
+    with pytest.raises(OSError, match="full"), edited.transaction():
+        edited.remove(PROMPTS[0])
+        raise OSError("the disk is full")
+    assert edited.fitted is report
+
+
+def test_a_gate_learns_a_change_in_inference_mode(make_meg_model: Callable[..., MeGModel]) -> None:
+    edited = make_meg_model(gate="familiarity", familiarity_epochs=2)
+    with torch.inference_mode():
+        edited.remove(PROMPTS[0])
+        edited.undo()
+    assert len(edited.edits) == 6
+
+
+def test_scores_are_counted_while_others_come_in(edited: MeGModel) -> None:
+    """The deque is read by the server's thread and written by the one that routes."""
+    queue = RoutingQueue(edited)
+    queue.latest += [(0.5, True)] * 50
+    stop, failed = threading.Event(), []
+
+    def write() -> None:
+        while not stop.is_set():
+            queue.latest.append((0.25, False))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            queue.histogram()
+    except RuntimeError as error:
+        failed.append(error)
+    finally:
+        stop.set()
+        writer.join()
+    assert not failed
 
 
 def test_edits_are_learned_in_inference_mode(edited: MeGModel) -> None:

@@ -15,6 +15,7 @@ from meg_editor.evaluation.metrics import normalise
 from meg_editor.lm.answers import batched_answers, end_tokens
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore
 
@@ -44,13 +45,14 @@ def only_wrong(
     reader = PromptReader(tokenizer, hparams.prompt_template)
     prompts = [reader.wrap(case.request.prompt) for case in cases]
     targets = [case.request.target_new for case in cases]
+    length = max_target_length(tokenizer, [case.request for case in cases], MAX_NEW_TOKENS)
 
     def ask() -> dict[str, torch.Tensor]:
-        answers = batched_answers(model, tokenizer, prompts, MAX_NEW_TOKENS)
+        answers = batched_answers(model, tokenizer, prompts, length)
         pairs = zip(answers, targets, strict=True)
         return {"wrong": torch.tensor([normalise(a) != normalise(t) for a, t in pairs])}
 
     ends = sorted(end_tokens(model, tokenizer))
-    inputs = [fingerprint(model), ends, prompts, targets]
+    inputs = [fingerprint(model), ends, length, prompts, targets]
     found = (store or ArtifactStore()).run("wrong", inputs, ask)
     return list(compress(cases, found.tensors["wrong"].tolist()))

@@ -55,6 +55,7 @@ class LiveEdits:
     _tokenizer: Any
     _history: History
     _saved: Any
+    fitted: Any
     _changing: threading.RLock
 
     @property
@@ -177,12 +178,13 @@ class LiveEdits:
         """
         with self._changing:
             edition, hparams, history = self.edition, self.hparams, self._history
-            changes, saved = list(history.changes), self._saved
+            changes, saved, fitted = list(history.changes), self._saved, self.fitted
             try:
                 yield
             except BaseException:
                 if self.edition is not edition:
                     self._put_in_force(edition)
+                    self.fitted = fitted
                 self.hparams, self._history = hparams, history
                 history.changes[:] = changes
                 if self._saved is not saved:  # has what is taken back: is written whole next time
@@ -265,6 +267,7 @@ class LiveEdits:
             rows = Rows(tuple(edits), self.encoder.encode(queries), neurons, states)
         return rows.cpu(), tuple(failed)
 
+    @torch_defaults()  # a gate may have to learn
     def _change(
         self,
         kind: Kind,

@@ -70,6 +70,9 @@ def evaluate(
         max_new_tokens: of an answer; more if some target is longer.
         reader: has the prompt template; that of a RoutedModel is its own. None: bare prompts.
 
+    Raises:
+        ValueError: no question.
+
     Example:
         >>> from meg_editor import EditRequest, MeGHyperParams, load_model
         >>> model, tok = load_model(MeGHyperParams.preset("default", device="cpu"))
@@ -83,6 +86,8 @@ def evaluate(
     if questions is None:
         base = routed.base if routed else model
         questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)
+    if not questions:
+        raise ValueError("evaluate: expected cases to ask about, got no question")
     length = max_target_length(tokenizer, [case.request for case in cases], max_new_tokens)
     wrapped = [reader.wrap(question.prompt) for question in questions]
     answers = Answers([""] * len(questions), [0.0] * len(questions), [0.0] * len(questions))

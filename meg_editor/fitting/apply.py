@@ -14,13 +14,12 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.fitting.collection_stage import COLLECTION_SETTINGS
 from meg_editor.fitting.pipeline import fit
 from meg_editor.fitting.tuning_facts import Facts
+from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import ArtifactStore
 
-# A neuron serves in the place it was collected for; facts are collected anew for another.
-_PLACE = ("layers", "mlp_module_tmp", "prompt_template")
 _COLLECTION = tuple(name for name in COLLECTION_SETTINGS if name != "seed")
 
 
@@ -93,7 +92,10 @@ def apply_meg_to_model(
         base = model.base
         replaced = {request.key for request in new}
         retained = [edit for edit in model.edits if edit.key not in replaced]
-        if all(getattr(model.hparams, name) == getattr(hparams, name) for name in _PLACE):
+        # A neuron serves in the place it was collected for; facts are collected anew for another.
+        template = model.hparams.prompt_template
+        place = NeuronSpec.from_hparams(base, hparams)
+        if (place, hparams.prompt_template) == (model.spec, template):
             # A model from disk has no collected neurons: those of its generator are as good.
             neurons = model.generated_neurons() if model.collected is None else model.collected
             known: dict[EditRequest, Tensor] = dict(zip(model.edits, neurons, strict=True))

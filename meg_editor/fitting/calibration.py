@@ -21,6 +21,7 @@ from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.judges import Judge, JudgeByAnswers, JudgeByMatch, Queries
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
+from meg_editor.requests.spans import surface
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Calibration, Gate, GateOutcomes, calibrate
 from meg_editor.routing.hidden_states import HiddenStateReader
@@ -105,7 +106,7 @@ class _Sweep:
 
     def outcomes(self, queries: Queries) -> list[GateOutcomes]:
         """One for each weight."""
-        texts = queries.texts
+        texts = [surface(text) for text in queries.texts]
         embeddings = self.encoder.encode(texts)
         read = functools.cache(lambda: self.states.read(texts))
         rejected = self.judge.rejected(queries)

@@ -13,6 +13,7 @@ from meg_editor.fitting.stage import Stage, tensor_key
 from meg_editor.fitting.tuning_facts import tokens_of
 from meg_editor.lm.devices import input_device
 from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.spans import surface
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import GATES, Calibration, Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
@@ -132,7 +133,8 @@ class GateStage(Stage):
             result, weight = calibration.to_tensors(), calibration.state_weight
         if weight and usual is not None:
             result["usual"] = usual
-        self.gate.fit(self.encoder.encode([edit.prompt for edit in self.context.edits]), h.seed)
+        edited = [surface(edit.prompt) for edit in self.context.edits]  # as they are looked for
+        self.gate.fit(self.encoder.encode(edited), h.seed)
         return {**result, **{f"gate.{k}": value for k, value in self.gate.state_dict().items()}}
 
     def fitted(self, artifact: Artifact) -> FittedGate:

@@ -107,6 +107,8 @@ class WhileDecoding:
         given = options.pop("logits_processor", None) or []
         edited = [] if decision is None else decision.any(1).nonzero().flatten().tolist()
         mask, tokenizer = options.get("attention_mask"), model._tokenizer
+        if mask is not None:  # of a continued cache too, whose tokens are not given again
+            mask = mask[:, -prompts.shape[1] :]
         subjects = self._subjects_of(in_force.edition)
         router = DecodingRouter(
             prompts,

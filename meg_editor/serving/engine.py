@@ -171,12 +171,11 @@ class Engine:
             ApiError: it cannot be given.
         """
         detokenizer, stops = Detokenizer(self._model._tokenizer), Stops(request.stops)
-        count, begun = 0, not request.stripped
+        begun = not request.stripped
         self.running += 1
         try:
             async with aclosing(self._tokens(request)) as tokens:
                 async for new, over in tokens:
-                    count += len(new)
                     seen = [each for each in new if each.token not in self._ends]
                     piece = detokenizer.push([each.token for each in new])
                     piece += detokenizer.rest() if over else ""

@@ -111,7 +111,7 @@ class RoutingQueue:
 
         Over [0, 1]; from the lowest to the highest where some are below 0, as minus an entropy.
         """
-        latest = [(score, yes) for score, yes in self.latest if math.isfinite(score)]
+        latest = [(score, yes) for score, yes in list(self.latest) if math.isfinite(score)]
         low = min([0.0, *(score for score, _ in latest)])
         high = max(score for score, _ in latest) if low < 0 else 1.0
         width = (high - low or 1.0) / _BINS
