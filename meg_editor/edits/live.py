@@ -166,9 +166,8 @@ class LiveEdits:
         Example:
             >>> from meg_editor import MeGHyperParams, fit, load_model
             >>> hparams = MeGHyperParams.preset("default", device="cpu")
-            >>> model, tokenizer = load_model(hparams)
             >>> facts = [{"prompt": "The capital of France is", "target_new": "Lima"}]
-            >>> edited, _ = fit(model, tokenizer, facts, hparams)
+            >>> edited, _ = fit(*load_model(hparams), facts, hparams)
             >>> from contextlib import suppress
             >>> with suppress(OSError), edited.transaction():
             ...     _ = edited.remove("The capital of France is")
@@ -184,8 +183,7 @@ class LiveEdits:
             except BaseException:
                 if self.edition is not edition:
                     self._put_in_force(edition)
-                    self.fitted = fitted
-                self.hparams, self._history = hparams, history
+                self.hparams, self._history, self.fitted = hparams, history, fitted
                 history.changes[:] = changes
                 if self._saved is not saved:  # has what is taken back: is written whole next time
                     self._saved = replace(self._saved, history=History(edition))
