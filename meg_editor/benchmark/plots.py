@@ -166,16 +166,16 @@ _MEASURES = {
 }
 
 
-def _sign(scores: Sequence[float]) -> int:
+def _sign(cell: Cell) -> int:
     """-1 for a Familiarity Network, whose score is minus the entropy which the paper shows."""
-    return -1 if max(scores) <= 0 else 1
+    return -1 if cell.gate_scores and cell.gate_scores.measure == "minus entropy" else 1
 
 
 def _histograms(axes: Any, cells: Sequence[Cell]) -> None:
     (cell,) = cells
     if (scores := cell.gate_scores) is None:
         raise ValueError(f"{cell.method}: expected a method with a gate, got no gate scores")
-    sign = -1 if scores.measure == "minus entropy" else 1
+    sign = _sign(cell)
     edges = [sign * edge for edge in scores.edges]
     for name, label in _GROUPS.items():
         counts: list[int] = getattr(scores, name)
@@ -220,7 +220,7 @@ def _calibration(axes: Any, cells: Sequence[Cell]) -> None:
     (cell,) = cells
     if (sweep := cell.calibration) is None:
         raise ValueError(f"{cell.method}: expected a calibrated gate, got no calibration")
-    sign = _sign(sweep.thresholds)
+    sign = _sign(cell)
     curves = [
         _Curve(metric.capitalize(), getattr(sweep, metric), style.METRICS[metric], "-")
         for metric in ("generality", "locality")

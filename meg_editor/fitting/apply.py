@@ -93,9 +93,8 @@ def apply_meg_to_model(
         replaced = {request.key for request in new}
         retained = [edit for edit in model.edits if edit.key not in replaced]
         # A neuron serves in the place it was collected for; facts are collected anew for another.
-        template = model.hparams.prompt_template
-        place = NeuronSpec.from_hparams(base, hparams)
-        if (place, hparams.prompt_template) == (model.spec, template):
+        same_place = NeuronSpec.from_hparams(base, hparams) == model.spec
+        if same_place and hparams.prompt_template == model.hparams.prompt_template:
             # A model from disk has no collected neurons: those of its generator are as good.
             neurons = model.generated_neurons() if model.collected is None else model.collected
             known: dict[EditRequest, Tensor] = dict(zip(model.edits, neurons, strict=True))

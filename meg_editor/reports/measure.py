@@ -92,7 +92,6 @@ def measure(
         )
         timed = [prompts[:_TIMED] for prompts in (asked.prompts, *kinds.values())]
         costs = _costs(model, folder, [prompt for prompts in timed for prompt in prompts])
-    first = asked.routed[0] if asked.routed else None
     changes = model.history()
     return ModelReport(
         name=name or folder.name,
@@ -106,7 +105,7 @@ def measure(
         forms=forms,
         others=others,
         scores=scores,
-        threshold=None if first is None else first.threshold,
+        threshold=model.router.threshold if model.edits else None,
         judge="the verifier" if model.verifier else f"the {model.hparams.gate} gate",
         same=same,
         costs=costs,
