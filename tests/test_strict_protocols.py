@@ -346,6 +346,7 @@ def test_every_protocol_and_setting_gives_a_cell_a_key_of_its_own(
         key(seed=1),
         *(key(**flags) for flags in ({"sequential": 1}, {"sequential": 2}, {"natural": True})),
         key(max_asked=2),
+        key(timed=1),
         key(hparams=dataclasses.replace(plain.hparams, prompt_template="Q: {}")),
         key(forms=[PromptForm("word", "suffix", "edit", "{q} In a word.")]),
     ]

@@ -137,8 +137,9 @@ class EditSet:
                 self.before.package,
                 self.seed,
                 self.benchmark.options,
-                [self.benchmark.protocol, self.benchmark.timed],
+                self.benchmark.protocol,
                 [self.cases, self.chains, sorted(self.asked)],
                 [self.benchmark.forms, [form_texts(self.cases[n]) for n in self.asked_in_forms]],
+                self.benchmark.timed,
             ]
         )
