@@ -26,7 +26,7 @@ def test_equal_inputs_run_once(tmp_path: Path, on_disk: bool) -> None:
     work, store = Work(), ArtifactStore(tmp_path if on_disk else None)
     first = store.run("gate", [1, {"x": 2, "y": 3}], work)
     again = store.run("gate", [1, {"y": 3, "x": 2}], work)
-    assert work.runs == 1 and again.key == first.key and not first.resumed
+    assert work.runs == 1 and again.key == first.key and not first.resumed and again.resumed
     assert torch.equal(again.tensors["a"], work()["a"])
 
 

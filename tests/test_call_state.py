@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import pickle  # noqa: TID251
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -522,18 +523,24 @@ def test_push_to_hub_uploads_the_edits(
             return type("Repository", (), {"repo_id": repo_id})
 
         def upload_folder(self, *, folder_path: Any, **_: Any) -> str:
-            import shutil
-
             shutil.copytree(folder_path, tmp_path / "hub")
             return "https://example.invalid/commit"
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    monkeypatch.setattr("meg_editor.model.storable.HfApi", Hub)
+    model.save_pretrained(tmp_path / "own")
+    own = model._saved
     assert model.push_to_hub("someone/edits").startswith("https")
+    assert model._saved is own is not None  # what comes next is saved there, as a change
     monkeypatch.setattr(
         "meg_editor.model.loading.snapshot_download", lambda name, **_: str(tmp_path / "hub")
     )
     loaded = MeGModel.from_pretrained("someone/edits", base=copy.deepcopy(model.base))
     assert loaded.answer(MIXED, 6) == model.answer(MIXED, 6)
+    shutil.rmtree(tmp_path / "hub")
+    model.save_pretrained(
+        tmp_path / "edits", save_base=True, push_to_hub=True, config=None, private=True
+    )
+    assert MeGModel.from_pretrained("someone/edits").answer(MIXED, 6) == model.answer(MIXED, 6)
 
 
 def test_pipelines_say_nothing_and_answer_with_the_edit(

@@ -352,8 +352,16 @@ def test_a_cache_is_continued(reference: MeGModel) -> None:
     ids = torch.cat([begun.sequences[:, cache.get_seq_length() :], rest[:, -4:]], 1)
     mask = torch.ones(1, cache.get_seq_length() + ids.shape[1], dtype=torch.long)
     given = {"attention_mask": mask, "past_key_values": cache, "max_new_tokens": 3}
-    continued = reference.generate(ids, **given, **options)
+    read: list[str] = []
+    question = reference._while_decoding._question
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            reference._while_decoding, "_question", lambda text: question(read.append(text) or text)
+        )
+        continued = reference.generate(ids, **given, **options)
     assert continued.sequences.shape[1] > ids.shape[1]
+    whole = torch.cat([asked, ids], 1)
+    assert read == [reference._tokenizer.decode(whole[0], skip_special_tokens=True).strip()]
 
 
 def test_what_was_read_goes_with_its_edit(reference: MeGModel) -> None:

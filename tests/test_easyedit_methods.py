@@ -13,12 +13,12 @@ import pytest
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark import Method, edited
-from meg_editor.benchmark.weights import checksums
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.integrations.easyedit.methods import NAMES, easyedit_method
 from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.runtime.artifacts import ArtifactStore
 
 CHECKOUT = os.environ.get("MEG_EDITOR_EASYEDIT")
@@ -41,9 +41,9 @@ def loaded() -> Iterator[Loaded]:
     if CHECKOUT not in sys.path:
         sys.path.insert(0, CHECKOUT)
     model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
-    before = checksums(model)
+    before = fingerprint(model)
     yield model, tokenizer, edit_cases(load_world(), 4, seed=2)
-    assert checksums(model) == before
+    assert fingerprint(model) == before
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -27,12 +27,12 @@ from meg_editor.baselines.neuraldb import (
 )
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model, train_index
-from meg_editor.benchmark.weights import checksums
 from meg_editor.config.settings import HParamsError
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation.cost import stored_bytes
 from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.tokens import Batch, encode_example, left_padded, target_logits
 from meg_editor.requests.request import EditRequest, RequestError
 
@@ -48,10 +48,10 @@ ONE_STATE = torch.Generator().manual_seed(3)
 
 @pytest.fixture(autouse=True)
 def _base_stays_as_it_was(tiny_llama: Any, tiny_tokenizer: Any) -> Any:
-    before = checksums(tiny_llama)
+    before = fingerprint(tiny_llama)
     answers = greedy_answers(tiny_llama, tiny_tokenizer, QUERIES, 5)
     yield
-    assert checksums(tiny_llama) == before
+    assert fingerprint(tiny_llama) == before
     assert greedy_answers(tiny_llama, tiny_tokenizer, QUERIES, 5) == answers
 
 
@@ -62,9 +62,9 @@ Reference = tuple[Any, Any, list[EditRequest]]
 def reference() -> Iterator[Reference]:
     """The trained reference model, which can be edited, and eight facts."""
     model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
-    before = checksums(model)
+    before = fingerprint(model)
     yield model, tokenizer, [case.request for case in edit_cases(load_world(), 8, seed=3)]
-    assert checksums(model) == before
+    assert fingerprint(model) == before
 
 
 def answers(model: Any, tokenizer: Any, edits: list[EditRequest]) -> list[str]:

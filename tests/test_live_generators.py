@@ -16,6 +16,7 @@ from synthetic_neurons import Collector, neuron_of
 from torch import Tensor
 
 from meg_editor.collection.collect import answers_with
+from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits import live
 from meg_editor.edits.edit import edits_of
 from meg_editor.edits.edition import Rows
@@ -82,6 +83,11 @@ def test_new_neurons_are_stored_beside_the_trained_ones(
     assert states(loaded) == states(model) == ["generated"] * 5 + ["stored"]
     assert torch.equal(neurons(loaded, mixed), neurons(model, mixed))
     assert loaded.answer(mixed, 4) == model.answer(mixed, 4)
+    if kind == "dit":
+        runtime = RuntimeConfig(generator_compile=True)
+        fast = MeGModel.from_pretrained(tmp_path / "whole", base=model.base, runtime=runtime)
+        assert fast.generator.trained.compile_network
+        assert not loaded.generator.trained.compile_network
 
     for undone in (model, loaded):  # the trained generator still has the one, a shard the other
         undone.undo()

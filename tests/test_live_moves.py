@@ -21,6 +21,7 @@ from meg_editor.data.world.requests import edit_cases
 from meg_editor.edits import live
 from meg_editor.edits.conflicts import ConflictError
 from meg_editor.edits.edit import edit_id
+from meg_editor.model import merging
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.files import read_requests
 from meg_editor.requests.request import EditRequest, RequestError
@@ -229,6 +230,22 @@ def test_a_trained_generator_moves_along(
     assert collector.prompts == PROMPTS[:1] == [edit.prompt for edit in result.collected]
     assert [edit.state for edit in moved.edits] == ["generated"] * 5 + ["stored"]
     assert moved.answer(PROMPTS[1:6], 4) == model.answer(PROMPTS[1:6], 4)
+
+
+def test_the_model_given_keeps_its_parts_on_its_device(
+    fitted: MeGModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are shared with a base on the same device, and copied for one elsewhere."""
+    base = copy.deepcopy(fitted.base)
+    for device, shared in (("cpu", True), ("meta", False)):
+        of = {id(base): torch.device(device)}
+        monkeypatch.setattr(
+            merging, "input_device", lambda model, of=of: of.get(id(model), torch.device("cpu"))
+        )
+        moved, _ = fitted.reattach(base)
+        pairs = [(moved.encoder, fitted.encoder), (moved.verifier, fitted.verifier)]
+        assert [ours is theirs for ours, theirs in pairs] == [shared] * 2
+        assert moved.answer(FACTS[0].prompt) == [FACTS[0].target_new]
 
 
 def test_a_base_is_a_model(fitted: MeGModel) -> None:

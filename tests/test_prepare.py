@@ -21,6 +21,7 @@ from meg_editor.fitting.tuning_facts import TuningFacts
 from meg_editor.lm import gguf_files
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
+from meg_editor.runtime.artifacts import Artifact, CacheStore
 from meg_editor.runtime.cache import cache_entries, cache_folder
 
 SETTINGS = MeGHyperParams(
@@ -88,6 +89,22 @@ def test_a_later_edit_takes_up_what_was_prepared(
     assert all(line.resumed for line in call(prepare))
     for name, value in plain.state_dict().items():
         assert torch.equal(edited.state_dict()[name], value), name
+
+
+def test_a_report_has_the_time_of_preparing_and_not_of_loading(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(prepare)
+    find = CacheStore.find
+
+    def found(store: CacheStore, name: str, inputs: Any) -> Artifact | None:
+        artifact = find(store, name, inputs)
+        return artifact and dataclasses.replace(artifact, seconds=100.0)
+
+    monkeypatch.setattr(CacheStore, "find", found)
+    _, report = call(fit, EDITS)
+    assert report.resumed == ["encoder", "gate"]
+    assert all(100.0 <= report.seconds[stage] < 110.0 for stage in report.resumed)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from meg_editor.model.manifest import CONFIG, checksum, manifest_of, read_config, verify
-from meg_editor.model.publish import publish, settle, whole_version
+from meg_editor.model.publish import publish, settle, whole_version, writing
 from meg_editor.runtime.files import holding, replacing, sweep, unfinished_name
 
 OPERATIONS = [(os, name) for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")]
@@ -121,6 +123,41 @@ def test_one_who_may_only_read_sees_the_version_in_force(tmp_path: Path) -> None
         assert reading and ready.exists() and version_of(folder) == "new"
     settle(folder)
     assert not ready.exists() and version_of(folder) == "new" and not (folder / "old").exists()
+
+
+def test_a_writer_waits_for_writers_and_goes_on_beside_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them that had waited long enough for a slow reader wrote at the same time."""
+    monkeypatch.setattr("meg_editor.model.publish._PATIENCE", 0.05)
+    folder = tmp_path / "edits"
+    publish(folder, partial(write, version="old"))
+    with holding(folder, shared=True), writing(folder), holding(folder, shared=True) as reading:
+        assert reading
+        with pytest.raises(TimeoutError, match="another process has held it for 0.05 s"):
+            publish(folder, partial(write, version="new"))
+        assert version_of(folder) == "old"
+    with holding(folder, shared=True):
+        publish(folder, partial(write, version="new"))
+    assert version_of(folder) == "new" and names(folder) == {
+        *read_config(folder)["files"],
+        CONFIG,
+    }
+
+
+def test_a_writer_who_waits_looks_at_what_the_other_wrote(tmp_path: Path) -> None:
+    folder = tmp_path / "edits"
+    folder.mkdir()
+    for version in ("old", "new"):  # at first there is nothing to hold but the folder
+        waiting = threading.Thread(target=publish, args=(folder, partial(write, version=version)))
+        with writing(folder):
+            waiting.start()
+            time.sleep(0.2)
+            publishing = folder / f"{CONFIG}.by-hand"
+            publishing.write_text('{"format_version": 0, "files": {}}')
+            os.replace(publishing, folder / CONFIG)
+        waiting.join()
+        assert version_of(folder) == version
 
 
 def test_a_living_writer_is_not_swept(tmp_path: Path) -> None:

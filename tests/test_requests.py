@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from meg_editor.edits.edit import Edit
 from meg_editor.model.schema import format_edits, parse_edits
 from meg_editor.requests.files import read_requests
-from meg_editor.requests.request import EditRequest, RequestError, merge_requests
+from meg_editor.requests.request import EditRequest, RequestError, merge_requests, only_edits
 
 GOOD = {"prompt": "The capital of France is", "target_new": "Lyon"}
 
@@ -148,6 +149,12 @@ def test_a_duplicate_keeps_what_only_it_has() -> None:
     texts = ("One?", "Two?", "Three?"), ("Peru?", "Chile?")
     assert merged.requests == (EditRequest(*GOOD.values(), "France", *texts),)
     assert merged.duplicates == 2
+
+
+def test_a_method_sees_no_evaluation_texts() -> None:
+    whole = EditRequest("Q?", "A", "S", ("R?",), ("L?",))
+    assert only_edits([whole]) == only_edits([dataclasses.asdict(whole)])
+    assert only_edits([whole]) == (EditRequest("Q?", "A", "S"),)
 
 
 def test_prompts_which_differ_in_case_are_different() -> None:

@@ -31,7 +31,7 @@ from meg_editor.benchmark.metric_meta import metric_meta
 from meg_editor.benchmark.report import report_text
 from meg_editor.benchmark.search import SearchMaterial, search
 from meg_editor.benchmark.sequential import SequentialError, carried, sequential
-from meg_editor.benchmark.weights import WeightSnapshot, checksums
+from meg_editor.benchmark.weights import WeightSnapshot
 from meg_editor.cli.parser import build_parser
 from meg_editor.data.cases import EvaluationCase, MultiHopCase, Probe
 from meg_editor.data.prompt_forms import PromptForm
@@ -45,6 +45,7 @@ from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers, natur
 from meg_editor.fitting.apply import apply_meg_to_model
 from meg_editor.integrations.easyedit import methods
 from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.artifacts import ArtifactStore, digest
 
@@ -57,9 +58,9 @@ LOCATE = {"layers": [1], "v_num_grad_steps": 3, "context_prefixes": 1}
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[tuple[Any, Any]]:
     model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
-    before = checksums(model)
+    before = fingerprint(model)
     yield model, tokenizer
-    assert checksums(model) == before
+    assert fingerprint(model) == before
 
 
 @pytest.fixture(scope="module")
@@ -235,11 +236,11 @@ def test_a_chunk_that_fails_leaves_the_model_as_it_was(loaded: Any, cases: Any) 
             raise RuntimeError("the second one")
         return model, {DOWN: old}
 
-    before = checksums(loaded[0])
+    before = fingerprint(loaded[0])
     one = sequential(Method("failing", failing), 2)
     with pytest.raises(RuntimeError, match="the second one"), edited(one, *loaded, cases):
         pass
-    assert calls == [2, 2] and checksums(loaded[0]) == before
+    assert calls == [2, 2] and fingerprint(loaded[0]) == before
 
 
 def test_edits_arrive_in_the_order_of_the_file(loaded: Any, tmp_path: Path) -> None:

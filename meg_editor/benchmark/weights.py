@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from meg_editor.lm.protocols import CausalLM
+from meg_editor.runtime.tensors import bits
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -100,15 +100,9 @@ class _ModuleState:
             del getattr(module, kind)[number]
 
 
-@torch.no_grad()
-def checksums(model: CausalLM) -> dict[str, int]:
-    """Parameter name -> the sum of its bits, read as integers."""
-    return {name: int(_bits(value).sum()) for name, value in model.named_parameters()}
-
-
 def _hooks(module: torch.nn.Module) -> set[tuple[str, int]]:
     return {(kind, number) for kind in _HOOKS for number in getattr(module, kind)}
 
 
 def _bits(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous().view(_INTEGERS[value.element_size()])
+    return bits(value.detach().cpu().contiguous())

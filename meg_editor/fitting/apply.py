@@ -45,7 +45,8 @@ def apply_meg_to_model(
     the same base; where a prompt was edited before, the new target replaces the old one. This
     costs their own collection and nothing else, if the settings are those of the earlier edits and
     no facts to tune or calibrate on are given: encoder and gate stay, the new neurons are stored
-    (`MeGModel.add`, with the run-time choices of the model). Otherwise all is fitted again but the
+    (`MeGModel.add`, with the run-time choices of the model). A setting that is null or "auto" is
+    taken from the earlier fit. Otherwise all is fitted again but the
     neurons; those that were not learned too, if `collection_*` settings changed. Of each request
     only `prompt`, `target_new` and `subject` are used: `rephrase_prompt`, `locality` and
     `portability` are for evaluation, and are never fitted on.

@@ -21,6 +21,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import Artifact, Tensors
 
 _LOG = logging.getLogger(__name__)
+_ROWS = 1024  # neurons generated at once
 
 
 class GeneratorStage(Stage):
@@ -135,14 +136,10 @@ class GeneratorStage(Stage):
             c.model,
             c.tokenizer,
             c.spec,
-            torch.cat([generator.generate(self.anchors[part]) for part in _parts(rows)]),
+            torch.cat([generator.generate(part) for part in self.anchors[rows].split(_ROWS)]),
             [reader.wrap(c.edits[row].prompt) for row in rows],
             max_target_length(c.tokenizer, c.edits),
         )
         return sum(
             answer != c.edits[row].target_new for row, answer in zip(rows, answers, strict=True)
         )
-
-
-def _parts(rows: list[int], size: int = 1024) -> list[list[int]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

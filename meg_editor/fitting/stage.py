@@ -6,6 +6,7 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
@@ -52,8 +53,10 @@ class Stage(ABC):
         store, processes, inputs = self.context.store, self.context.processes, self._whole_key()
         start = time.perf_counter()
         with progress_stage(self.label or self.name):
+            if self.reusable:
+                return processes.once(lambda: store.find(self.name, inputs) or self._prepared())
             if not self.together:
-                return processes.once(lambda: store.run(self.name, inputs, self._result))
+                return processes.once(lambda: store.run(self.name, inputs, self.compute))
             if (stored := processes.once(lambda: store.find(self.name, inputs))) is not None:
                 return stored
             tensors = self.compute()
@@ -64,8 +67,12 @@ class Stage(ABC):
         with progress_stage(self.label or self.name):
             return self.context.prepared.run(self.name, self._whole_key(), self.compute)
 
-    def _result(self) -> Tensors:
-        return self.prepare().tensors if self.reusable else self.compute()
+    def _prepared(self) -> Artifact:
+        """What is kept for later fits, stored for this one too, with the time that it took."""
+        found = self.prepare()
+        start = time.perf_counter() - found.seconds
+        kept = self.context.store.keep(self.name, self._whole_key(), found.tensors, start)
+        return replace(kept, resumed=found.resumed)
 
     def _whole_key(self) -> list[Any]:
         return [self.hparams.to_dict(), *self.inputs()]

@@ -11,11 +11,11 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from meg_editor.lm.protocols import CausalLM
+from meg_editor.runtime.tensors import bits
 
 _VALUES = 4  # kept as they are
 _AT_ONCE = 2**24  # values
 BUFFER = "buffer:"  # before its name
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(model: CausalLM | nn.Module) -> dict[str, list[float]]:
@@ -72,10 +72,10 @@ def sample(tensor: Tensor) -> list[float]:
     by_row, row = flat.new_zeros((), dtype=torch.int64), 1
     by_column = flat.new_zeros(width, dtype=torch.int64)
     for part in flat.split(max(1, _AT_ONCE // width) * width):
-        bits = part.contiguous().view(_INTEGERS[flat.element_size()]).view(-1, width)
-        by_row += _weighted(bits.sum(1, dtype=torch.int64), row)
-        by_column += bits.sum(0, dtype=torch.int64)
-        row += len(bits)
+        integers = bits(part.contiguous()).view(-1, width)
+        by_row += _weighted(integers.sum(1, dtype=torch.int64), row)
+        by_column += integers.sum(0, dtype=torch.int64)
+        row += len(integers)
     sums = (by_column.sum(), by_row, _weighted(by_column, 1))
     return [*flat[places].double().tolist(), *map(int, sums)]
 

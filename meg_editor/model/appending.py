@@ -11,14 +11,11 @@ from meg_editor.edits.change import History
 from meg_editor.edits.log import End, append_changes
 from meg_editor.model.changes_folder import changes_folder
 from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
-from meg_editor.model.publish import settle
+from meg_editor.model.publish import settle, writing
 from meg_editor.model.schema import FORMAT_VERSION
-from meg_editor.runtime.files import holding
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
-
-_PATIENCE = 60.0  # seconds to wait for another writer
 
 
 class OtherWriterError(OSError):
@@ -62,7 +59,7 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
     if saved is None or saved.folder != folder or not (folder / CONFIG).is_file():
         return None
     settle(folder)
-    with holding(folder, seconds=_PATIENCE):
+    with writing(folder):
         version = check_own(saved)
         same = saved.history is model._history and saved.hparams == model.hparams
         same = same and version == FORMAT_VERSION  # older ones have no changes

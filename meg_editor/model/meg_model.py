@@ -34,7 +34,7 @@ from meg_editor.model.fit_report import FitReport
 from meg_editor.model.in_force import InForce
 from meg_editor.model.pipelines import silence_pipelines
 from meg_editor.model.queries import query_texts
-from meg_editor.model.routed_model import RoutedModel
+from meg_editor.model.routed_model import Asked, RoutedModel
 from meg_editor.model.storable import StorableEdits
 from meg_editor.model.while_decoding import WhileDecoding
 from meg_editor.requests.request import EditRequest
@@ -108,8 +108,6 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         self._put_in_force(edition)
         self.hook, self._capture = self._hooks()
         self._while_decoding = WhileDecoding(self)
-        if isinstance(generator, DiTGenerator):
-            generator.compile_network = self.runtime.generator_compile
         for part in self._parts:
             part.to(input_device(base))
         self.eval()
@@ -148,6 +146,9 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
     def _put_in_force(self, edition: Edition) -> None:
         """In one step: what routes and answers meanwhile does so by the former edits."""
         edition.to(input_device(self.base))
+        for part in edition.generator.modules():  # it may have grown
+            if isinstance(part, DiTGenerator):
+                part.compile_network = self.runtime.generator_compile
         self.fitted: FitReport | None = None
         router = Router(
             self.encoder, edition.gate, edition.index, self.states, edition.edits, self.verifier
@@ -313,9 +314,9 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         asked = [in_force.edition.edits[edit] for edit in edits if edit >= 0]
         return max_target_length(self._tokenizer, asked, super()._answer_tokens(routed))
 
-    def _generate(self, decision: Tensor | None, **kwargs: Any) -> Any:
-        with self._while_decoding.routed(decision, kwargs) as further:
-            output = super()._generate(decision, **kwargs, **further)
+    def _generate(self, decision: Tensor | None, asked: Asked, **kwargs: Any) -> Any:
+        with self._while_decoding.routed(decision, asked, kwargs) as further:
+            output = super()._generate(decision, asked, **kwargs, **further)
         self.hook.check()
         return output
 

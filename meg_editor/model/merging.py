@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from meg_editor.edits.edit import Edit
 from meg_editor.edits.edition import Rows
 from meg_editor.edits.replay import gathered
 from meg_editor.generators import NeuronBank, WeightGenerator
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.neuron import NeuronSpec, middle_layer
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import WrongModelError
@@ -96,15 +98,11 @@ def reattach(
         hparams = hparams.changed(generator="bank")
         index = index.changed(torch.tensor([], dtype=torch.long), index.anchors[:0], [])
         generator, edits = NeuronBank(index.anchors.shape[1], spec.size, 0), ()
-    parts = (edition.gate, generator, index, edits, model.runtime, model.verifier)
-    moved = type(model)(
-        base,
-        model.tokenizer if tokenizer is None else tokenizer,
-        hparams,
-        spec,
-        model.encoder,
-        *parts,
-    )
+    parts = (model.encoder, edition.gate, generator, index, edits, model.runtime, model.verifier)
+    if input_device(base) != input_device(model.base):  # a model takes its parts to its device
+        parts = copy.deepcopy(parts)
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
+    moved = type(model)(base, tokenizer, hparams, spec, *parts)
     right = [
         each
         for rows in chunks(len(edits), _CHUNK)

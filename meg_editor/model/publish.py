@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from os.path import samestat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,7 +34,7 @@ from meg_editor.runtime.files import (
 _READY = ".ready"
 _READY_NAMES = f".{CONFIG}.*{_READY}"
 _OBSOLETE = "obsolete.json"  # names of the former version which the new one lacks
-_PATIENCE = 60.0  # seconds to wait for readers, who notice a change all the same
+_PATIENCE = 60.0  # seconds to wait for others
 
 
 def publish(
@@ -67,6 +68,35 @@ def publish(
     _replace(folder, write, check)  # another process was first
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Keep other writers from a folder, and wait for its readers, for a minute at most.
+
+    Readers notice a change all the same. What writers hold is the config in force, or the folder
+    before there is one; another one is in force once its writer has ended.
+
+    Raises:
+        TimeoutError: another process has been writing all the while.
+        OSError: the folder cannot be read.
+    """
+    config = folder / CONFIG
+    with ExitStack() as stack:
+        while True:
+            held = config if config.exists() else folder
+            try:
+                before = held.stat()
+                stack.enter_context(holding(held, seconds=_PATIENCE, required=True))
+                if config.exists() == (held is config) and samestat(before, held.stat()):
+                    break
+            except FileNotFoundError:  # the config of a folder which is just being replaced
+                if held is folder:
+                    raise
+            stack.close()
+        if held is config:
+            stack.enter_context(holding(folder, seconds=_PATIENCE))
+        yield
+
+
 def _replace(folder: Path, write: Callable[[Path], None], check: Callable[[], None]) -> None:
     with holding(folder, seconds=_PATIENCE) as free:
         if free:
@@ -74,7 +104,7 @@ def _replace(folder: Path, write: Callable[[Path], None], check: Callable[[], No
     with unfinished_folder(folder / CONFIG) as new:
         write(new)
         sync_tree(new)
-        with holding(folder, seconds=_PATIENCE):
+        with writing(folder):
             check()
             former = manifest_names(folder) if (folder / CONFIG).exists() else set()
             obsolete = sorted(former - manifest_names(new))

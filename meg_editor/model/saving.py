@@ -62,13 +62,14 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
         ValueError: the gate or generator is not what the hyper-parameters describe, or the base
             model could not be loaded from a copy.
         OSError: `check_destination` refuses, another process saved to the model's own folder
-            (`OtherWriterError`), or writing failed; the earlier content of `folder` is unchanged.
+            (`OtherWriterError`) or has been writing for a minute (TimeoutError), or writing
+            failed; the earlier content of `folder` is unchanged.
     """
     with model._changing:
         own = resolved(folder)
         try:
             saved = append(model, own, save_base)
-        except OtherWriterError:
+        except (OtherWriterError, TimeoutError):
             raise
         except OSError as error:
             raise OSError(
@@ -78,10 +79,11 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
             ) from error
         former = model._saved
         kept = former is not None and former.folder == own and former.has_base
-        model._saved = saved or _save_whole(model, folder, save_base or kept)
+        model._saved = saved or save_whole(model, folder, save_base or kept)
 
 
-def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
+def save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
+    """Write a whole version, which does not become the model's own; see `save_pretrained`."""
     edition = model._history.origin
     expected = blanks(
         model.hparams,
@@ -110,7 +112,7 @@ def _save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
 
     try:
         publish(folder, lambda new: written.append(_write(model, new, save_base)), check)
-    except OtherWriterError:
+    except (OtherWriterError, TimeoutError):
         raise
     except Exception as error:
         # safetensors and tokenizers pass on the I/O errors of Rust as exceptions of their own.

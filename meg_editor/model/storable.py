@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import HfApi, ModelHubMixin
 
 from meg_editor.config.input_files import short_repr
 from meg_editor.edits.change import Change
@@ -92,8 +93,51 @@ class StorableEdits(ModelHubMixin):
         save_pretrained(cast("MeGModel", self), save_directory, save_base=save_base)
         if not push_to_hub:
             return None
-        url: str = self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
-        return url
+        name = repo_id or Path(save_directory).name
+        return self.push_to_hub(name, save_base=save_base, **push_to_hub_kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        save_base: bool = False,
+        commit_message: str = "Upload edits",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        **upload: Any,
+    ) -> str:
+        """Upload the edits to a repository of the hub, which is created if it is missing.
+
+        The model's own folder stays the one it was loaded from, or saved to.
+
+        Args:
+            save_base: upload the base model too.
+            upload: further options of ModelHubMixin's `push_to_hub`, such as `ignore_patterns`.
+
+        Returns:
+            URL of the commit.
+        """
+        from meg_editor.model.saving import save_whole
+
+        for unused in ("config", "model_card_kwargs"):
+            upload.pop(unused, None)
+        hub, model = HfApi(token=token), cast("MeGModel", self)
+        repo_id = hub.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            with model._changing:
+                save_whole(model, folder, save_base)
+            commit = hub.upload_folder(
+                repo_id=repo_id,
+                repo_type="model",
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=branch,
+                create_pr=create_pr,
+                **upload,
+            )
+        return str(commit)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:

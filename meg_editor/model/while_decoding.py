@@ -32,6 +32,7 @@ from meg_editor.routing.verifier import fact_text
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
+    from meg_editor.model.routed_model import Asked
 
 _FIRST_TOKENS = 16  # of the unedited LLM's answers to an edited prompt
 _COMMON = 32  # tokens of any text, which tell nothing
@@ -80,11 +81,14 @@ class WhileDecoding:
         return model
 
     @contextmanager
-    def routed(self, decision: Tensor | None, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def routed(
+        self, decision: Tensor | None, asked: Asked, options: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         """Context of one `generate` with these options; gives what changes among them.
 
         Args:
             decision: neurons (B, P) of the prompts; None if none of them is an edit.
+            asked: the whole prompts, of which the options of a filled cache have the last tokens.
 
         Raises:
             ValueError: the model has no verifier.
@@ -106,19 +110,16 @@ class WhileDecoding:
             return
         given = options.pop("logits_processor", None) or []
         edited = [] if decision is None else decision.any(1).nonzero().flatten().tolist()
-        mask, tokenizer = options.get("attention_mask"), model._tokenizer
-        if mask is not None:  # of a continued cache too, whose tokens are not given again
-            mask = mask[:, -prompts.shape[1] :]
         subjects = self._subjects_of(in_force.edition)
         router = DecodingRouter(
             prompts,
-            [self._question(text) for text in prompt_texts(tokenizer, prompts, mask)],
+            [self._question(text) for text in prompt_texts(model._tokenizer, *asked)],
             edited,
             subjects,
             partial(self._propose, in_force.edition),
             partial(self._confirm, in_force.edition),
             EditedAnswers(model, in_force),
-            partial(verbatim, tokenizer),
+            partial(verbatim, model._tokenizer),
             in_force.edition.edits,
             partial(self._target_length, in_force.edition),
             self._ends(options),

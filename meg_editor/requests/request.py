@@ -216,7 +216,9 @@ def only_edits(rows: Iterable[EditRequest | Mapping[str, Any]]) -> tuple[EditReq
     return merge_requests(
         {field: row[field] for field in fields if row.get(field) is not None}
         if isinstance(row, Mapping)
-        else row  # an EditRequest, or what merge_requests refuses
+        else replace(row, rephrases=(), locality_prompts=())
+        if isinstance(row, EditRequest)
+        else row  # merge_requests refuses it
         for row in rows
     ).requests
 

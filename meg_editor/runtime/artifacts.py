@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class ArtifactStore:
         max_bytes: limit in memory; the least recently used are evicted first.
 
     Attributes:
-        seconds_saved: run time of the stages that were loaded instead of computed.
+        seconds_saved: run time of the stages that were loaded from its folder instead of computed.
 
     Example:
         >>> store = ArtifactStore()
@@ -81,7 +81,7 @@ class ArtifactStore:
         path = self.path(name, key)
         if path is None:
             artifact = self._memory.get(key)
-            return artifact and self._remember(artifact)
+            return artifact and self._remember(replace(artifact, resumed=True))
         if check_regular(path, missing_ok=True) is None:
             return None
         artifact = _read(path, key)

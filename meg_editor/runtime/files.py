@@ -149,7 +149,9 @@ def sweep(folder: Path, names: str = "*") -> None:
 
 
 @contextmanager
-def holding(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterator[bool]:
+def holding(
+    path: Path, *, shared: bool = False, seconds: float = 0.0, required: bool = False
+) -> Iterator[bool]:
     """Hold the lock of an existing file or folder within the block, if it is free in time.
 
     Yields whether it is held. Locks bind those who use them, over processes and threads.
@@ -157,8 +159,10 @@ def holding(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterat
     Args:
         shared: beside others who share it; else alone.
         seconds: how long to wait for it.
+        required: refuse to go on while another holds it. Where there are no locks none is held.
 
     Raises:
+        TimeoutError: it is required, and not free in time.
         OSError: `path` cannot be opened.
 
     Example:
@@ -170,20 +174,27 @@ def holding(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterat
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        with locked(descriptor, shared=shared, seconds=seconds) as held:
-            yield held
+        with _locked(descriptor, shared, seconds) as held:
+            if required and held is False:
+                raise TimeoutError(
+                    errno.ETIMEDOUT,
+                    f"another process has held it for {seconds:g} s; try again",
+                    str(path),
+                )
+            yield bool(held)
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def locked(descriptor: int, *, shared: bool = False, seconds: float = 0.0) -> Iterator[bool]:
-    """`holding`, of an open file. Where there are no locks none is held, without waiting."""
+def _locked(descriptor: int, shared: bool, seconds: float) -> Iterator[bool | None]:
+    """`holding`, of an open file; None, without waiting, where there are no locks."""
     if fcntl is None:
-        yield False
+        yield None
         return
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    end, held = time.monotonic() + seconds, False
+    end = time.monotonic() + seconds
+    held: bool | None = False
     while not held:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -193,6 +204,7 @@ def locked(descriptor: int, *, shared: bool = False, seconds: float = 0.0) -> It
                 break
             time.sleep(0.005)
         except OSError:  # such as a network file system
+            held = None
             break
     try:
         yield held

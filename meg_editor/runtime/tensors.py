@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def joined(first: Tensor, second: Tensor) -> Tensor:
     """The rows of both, (M + N, W), of the first one's type and device.
@@ -28,6 +30,16 @@ def taken(tensor: Tensor, rows: Tensor) -> Tensor:
         [[0.0, 1.0]]
     """
     return tensor if len(rows) == len(tensor) else tensor[rows.to(tensor.device)]
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bits of each value as an integer.
+
+    Example:
+        >>> bits(torch.tensor([1.0, -0.0])).tolist()
+        [1065353216, -2147483648]
+    """
+    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def chunks(count: int, size: int) -> list[range]:
