@@ -20,7 +20,6 @@ from meg_editor.benchmark.method_spec import MethodSpec
 from meg_editor.benchmark.report import write_report
 from meg_editor.benchmark.search import SearchMaterial, Trial, best_of, recorded, search
 from meg_editor.benchmark.tables import markdown
-from meg_editor.benchmark.weights import checksums
 from meg_editor.data.cases import EvaluationCase, MultiHopCase, Probe
 from meg_editor.data.splits import Split
 from meg_editor.data.world.facts import load_world
@@ -30,6 +29,7 @@ from meg_editor.evaluation.forced import forced_scores
 from meg_editor.evaluation.long_answers import token_recall, tokens
 from meg_editor.evaluation.metrics import exact, harmonic_mean, mentions
 from meg_editor.evaluation.multi_hop import chains_of
+from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.requests.prompts import PromptReader
 
 TEMPLATE = "Q: {}\nA:"
@@ -45,9 +45,9 @@ def hparams() -> MeGHyperParams:
 @pytest.fixture(scope="module")
 def loaded(hparams: MeGHyperParams) -> Iterator[tuple[Any, Any]]:
     model, tokenizer = load_model(hparams)
-    before = checksums(model)
+    before = fingerprint(model)
     yield model, tokenizer
-    assert checksums(model) == before
+    assert fingerprint(model) == before
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +137,13 @@ def test_old_values_that_fit_no_weight_are_named_and_the_model_is_restored(
         weight.data.zero_()
         return model, {DOWN: old} if wrong == "name" else {f"{DOWN}.weight": old[:1]}
 
-    before = checksums(loaded[0])
+    before = fingerprint(loaded[0])
     with (
         pytest.raises(RuntimeError, match=rf"left 1 weights .* got \['{DOWN}"),
         edited(Method("zeroing", zeroing), *loaded, cases),
     ):
         pass
-    assert checksums(loaded[0]) == before
+    assert fingerprint(loaded[0]) == before
 
 
 # ---------------------------------------------------------------- the same prompts for all

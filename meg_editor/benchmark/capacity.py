@@ -28,7 +28,7 @@ _ROWS = 8
 
 @dataclass(frozen=True)
 class Capacity:
-    """Accuracies in percent, of neurons fitted on the bare prompt.
+    """Accuracies in percent, of neurons fitted in the contexts of the hyper-parameters.
 
     Attributes:
         facts: number of fitted facts, of those which fit into the model's context.

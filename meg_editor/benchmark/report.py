@@ -24,7 +24,7 @@ def write_report(
     plots: bool = False,
     command: str = "",
 ) -> None:
-    """Write `cells` to `out`: report.json and report.md, with `plots` PNG files, all or nothing.
+    """Write `cells` to `out`: report.json and report.md, with `plots` PNG files, each whole.
 
     report.json has the command, versions and machine of the run, and says of every metric what it
     is (`metric_meta`). Files of the model and the data have their names in it, without folders.

@@ -106,7 +106,7 @@ def _overview(cells: Sequence[Cell], counts: Sequence[int]) -> str:
 
 
 def forced_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
-    """Teacher-forced efficacy, generality and specificity; none where edits came all at once."""
+    """Teacher-forced efficacy, generality and specificity; none of cells of older versions."""
     return _nested_columns(groups, lambda cell: cell.forced)
 
 
