@@ -10,11 +10,13 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
 import torch
 from conftest import OTHERS, PROMPTS, at_once, build_tiny_llama
+from huggingface_hub import CommitInfo
 from transformers import DynamicCache, StaticCache, TextIteratorStreamer
 
 from meg_editor.collection.collect import collect
@@ -522,25 +524,36 @@ def test_push_to_hub_uploads_the_edits(
         def create_repo(self, repo_id: str, **_: Any) -> Any:
             return type("Repository", (), {"repo_id": repo_id})
 
-        def upload_folder(self, *, folder_path: Any, **_: Any) -> str:
-            shutil.copytree(folder_path, tmp_path / "hub")
-            return "https://example.invalid/commit"
+        def upload_folder(
+            self, *, folder_path: Any, delete_patterns: list[str], **_: Any
+        ) -> CommitInfo:
+            files = [path for path in (tmp_path / "hub").rglob("*") if path.is_file()]
+            for path in files:
+                name = path.relative_to(tmp_path / "hub").as_posix()
+                if any(fnmatch(name, pattern) for pattern in delete_patterns):
+                    path.unlink()
+            shutil.copytree(folder_path, tmp_path / "hub", dirs_exist_ok=True)
+            return CommitInfo("https://huggingface.co/someone/edits/commit/0", "edits", "", "0")
 
     monkeypatch.setattr("meg_editor.model.storable.HfApi", Hub)
     model.save_pretrained(tmp_path / "own")
     own = model._saved
-    assert model.push_to_hub("someone/edits").startswith("https")
+    with pytest.raises(TypeError, match="privat"):
+        model.push_to_hub("someone/edits", privat=True)
+    assert model.push_to_hub("someone/edits").oid == "0"
     assert model._saved is own is not None  # what comes next is saved there, as a change
     monkeypatch.setattr(
         "meg_editor.model.loading.snapshot_download", lambda name, **_: str(tmp_path / "hub")
     )
     loaded = MeGModel.from_pretrained("someone/edits", base=copy.deepcopy(model.base))
     assert loaded.answer(MIXED, 6) == model.answer(MIXED, 6)
-    shutil.rmtree(tmp_path / "hub")
-    model.save_pretrained(
-        tmp_path / "edits", save_base=True, push_to_hub=True, config=None, private=True
-    )
-    assert MeGModel.from_pretrained("someone/edits").answer(MIXED, 6) == model.answer(MIXED, 6)
+    for save_base in (True, False):  # the base that is saved already stays
+        model.save_pretrained(tmp_path / "own", save_base=save_base, push_to_hub=True, private=True)
+        assert MeGModel.from_pretrained("someone/edits").answer(MIXED, 6) == model.answer(MIXED, 6)
+    model.push_to_hub("someone/edits")
+    assert not list((tmp_path / "hub" / "base").glob("*"))
+    loaded = MeGModel.from_pretrained("someone/edits", base=copy.deepcopy(model.base))
+    assert loaded.answer(MIXED, 6) == model.answer(MIXED, 6)
 
 
 def test_pipelines_say_nothing_and_answer_with_the_edit(

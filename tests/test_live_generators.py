@@ -88,6 +88,8 @@ def test_new_neurons_are_stored_beside_the_trained_ones(
         fast = MeGModel.from_pretrained(tmp_path / "whole", base=model.base, runtime=runtime)
         assert fast.generator.trained.compile_network
         assert not loaded.generator.trained.compile_network
+        fast.generator.trained._compiled = fast.generator.trained.network.forward
+        assert copy.deepcopy(fast).generator.trained._compiled is None  # it compiles its own
 
     for undone in (model, loaded):  # the trained generator still has the one, a shard the other
         undone.undo()

@@ -21,7 +21,7 @@ from meg_editor.fitting.tuning_facts import TuningFacts
 from meg_editor.lm import gguf_files
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.runtime.artifacts import Artifact, CacheStore
+from meg_editor.runtime.artifacts import Artifact, ArtifactStore, CacheStore
 from meg_editor.runtime.cache import cache_entries, cache_folder
 
 SETTINGS = MeGHyperParams(
@@ -102,7 +102,9 @@ def test_a_report_has_the_time_of_preparing_and_not_of_loading(
         return artifact and dataclasses.replace(artifact, seconds=100.0)
 
     monkeypatch.setattr(CacheStore, "find", found)
-    _, report = call(fit, EDITS)
+    store = ArtifactStore()
+    _, report = call(fit, EDITS, store=store)
+    assert store.seconds_saved == pytest.approx(200.0, abs=20.0)
     assert report.resumed == ["encoder", "gate"]
     assert all(100.0 <= report.seconds[stage] < 110.0 for stage in report.resumed)
 

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from meg_editor.model.manifest import CONFIG, checksum, manifest_of, read_config, verify
-from meg_editor.model.publish import publish, settle, whole_version, writing
+from meg_editor.model.publish import FolderBusyError, publish, settle, whole_version, writing
 from meg_editor.runtime.files import holding, replacing, sweep, unfinished_name
 
 OPERATIONS = [(os, name) for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")]
@@ -134,7 +135,7 @@ def test_a_writer_waits_for_writers_and_goes_on_beside_readers(
     publish(folder, partial(write, version="old"))
     with holding(folder, shared=True), writing(folder), holding(folder, shared=True) as reading:
         assert reading
-        with pytest.raises(TimeoutError, match="another process has held it for 0.05 s"):
+        with pytest.raises(FolderBusyError, match="another process has been writing for 0.05 s"):
             publish(folder, partial(write, version="new"))
         assert version_of(folder) == "old"
     with holding(folder, shared=True):
@@ -145,19 +146,52 @@ def test_a_writer_waits_for_writers_and_goes_on_beside_readers(
     }
 
 
-def test_a_writer_who_waits_looks_at_what_the_other_wrote(tmp_path: Path) -> None:
-    folder = tmp_path / "edits"
-    folder.mkdir()
-    for version in ("old", "new"):  # at first there is nothing to hold but the folder
-        waiting = threading.Thread(target=publish, args=(folder, partial(write, version=version)))
+@pytest.mark.parametrize("version", ["none", "old"])
+def test_a_writer_waits_for_the_one_whose_version_is_in_force(tmp_path: Path, version: str) -> None:
+    """Before there is a version writers lock the folder, afterwards its config."""
+    (folder := tmp_path / "edits").mkdir()
+    if version == "old":
+        publish(folder, partial(write, version="old"))
+    seen: list[str] = []
+
+    def wait() -> None:
         with writing(folder):
-            waiting.start()
-            time.sleep(0.2)
-            publishing = folder / f"{CONFIG}.by-hand"
-            publishing.write_text('{"format_version": 0, "files": {}}')
-            os.replace(publishing, folder / CONFIG)
-        waiting.join()
-        assert version_of(folder) == version
+            seen.append(read_config(folder)["version"])
+
+    waiting = threading.Thread(target=wait)
+    (new := folder / ".new").mkdir()
+    write(new, "new")
+    with writing(folder), holding(new / CONFIG):
+        waiting.start()
+        time.sleep(0.1)
+        os.replace(new / CONFIG, folder / CONFIG)
+        with holding(folder / CONFIG) as free:
+            assert not free and not seen
+    waiting.join()
+    assert seen == ["new"]
+
+
+def test_nobody_finishes_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a slow reader, who ends in the midst of it."""
+    monkeypatch.setattr("meg_editor.model.publish._PATIENCE", 0.05)
+    folder = tmp_path / "edits"
+    publish(folder, partial(write, version="old"))
+    replace, free = os.replace, []
+
+    def settled(source: Any, target: Any) -> None:
+        reader.close()
+        settle(folder)  # by one who loads
+        replace(source, target)
+        with holding(folder / CONFIG) as locked:  # by another writer
+            free.append(locked)
+
+    with ExitStack() as reader:
+        reader.enter_context(holding(folder, shared=True))
+        monkeypatch.setattr(os, "replace", settled)
+        publish(folder, partial(write, version="new"))
+    assert version_of(folder) == "new" and not any(free)
 
 
 def test_a_living_writer_is_not_swept(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import resolve_model_name
 from meg_editor.lm.tokens import pad_token
-from meg_editor.model.routed_model import Asked, RoutedModel
+from meg_editor.model.routed_model import PromptTokens, RoutedModel
 from meg_editor.requests.formats import token_segments
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.routing.encoder import TextEncoder
@@ -148,15 +148,15 @@ class RetrievalModel(RoutedModel):
         output.logits = _at(output.logits, places)
         return output
 
-    def _generate(self, decision: Any, asked: Asked, **kwargs: Any) -> Any:
+    def _generate(self, decision: Any, prompts: PromptTokens, **kwargs: Any) -> Any:
         ids = kwargs.pop("inputs", None)
         ids = kwargs.pop("input_ids") if ids is None else ids
         inputs, _ = self._insert(ids, kwargs.pop("attention_mask", None))
         given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         output = self.base.generate(**kwargs, **given)
         sequences = output if isinstance(output, Tensor) else output.sequences
-        prompts = ids.repeat_interleave(len(sequences) // len(ids), dim=0)
-        sequences = torch.cat([prompts, sequences[:, given["input_ids"].shape[1] :]], dim=1)
+        before = ids.repeat_interleave(len(sequences) // len(ids), dim=0)
+        sequences = torch.cat([before, sequences[:, given["input_ids"].shape[1] :]], dim=1)
         if isinstance(output, Tensor):
             return sequences
         output.sequences = sequences

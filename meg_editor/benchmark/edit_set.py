@@ -132,7 +132,7 @@ class EditSet:
                 self.before.fingerprint,
                 sorted(end_tokens(self.model, self.tokenizer)),
                 self.reader.template,
-                self.benchmark.hparams.encoder_name,  # compares long answers
+                self.benchmark.hparams.encoder_name,  # it compares long answers
                 method.code,
                 getattr(hparams, "__dict__", hparams),
                 self.before.package,

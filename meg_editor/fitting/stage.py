@@ -6,7 +6,6 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
@@ -69,10 +68,11 @@ class Stage(ABC):
 
     def _prepared(self) -> Artifact:
         """What is kept for later fits, stored for this one too, with the time that it took."""
-        found = self.prepare()
-        start = time.perf_counter() - found.seconds
-        kept = self.context.store.keep(self.name, self._whole_key(), found.tensors, start)
-        return replace(kept, resumed=found.resumed)
+        prepared = self.prepare()
+        start = time.perf_counter() - prepared.seconds
+        return self.context.store.keep(
+            self.name, self._whole_key(), prepared.tensors, start, prepared.resumed
+        )
 
     def _whole_key(self) -> list[Any]:
         return [self.hparams.to_dict(), *self.inputs()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +140,10 @@ class DiTGenerator(LearnedGenerator):
         self.compile_network = False
         self._compiled: Denoiser | None = None  # a function: a module would enter the state dict
         self.eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy compiles its own network."""
+        return {**self.__dict__, "_compiled": None}
 
     @classmethod
     def build(cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int) -> DiTGenerator:

@@ -53,6 +53,7 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
 
     Raises:
         OtherWriterError: another process saved to the folder meanwhile.
+        FolderBusyError: another process has been writing to it for a minute.
         OSError: writing failed; the folder has none of the changes.
     """
     saved = model._saved

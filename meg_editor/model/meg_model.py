@@ -34,7 +34,7 @@ from meg_editor.model.fit_report import FitReport
 from meg_editor.model.in_force import InForce
 from meg_editor.model.pipelines import silence_pipelines
 from meg_editor.model.queries import query_texts
-from meg_editor.model.routed_model import Asked, RoutedModel
+from meg_editor.model.routed_model import PromptTokens, RoutedModel
 from meg_editor.model.storable import StorableEdits
 from meg_editor.model.while_decoding import WhileDecoding
 from meg_editor.requests.request import EditRequest
@@ -314,9 +314,9 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         asked = [in_force.edition.edits[edit] for edit in edits if edit >= 0]
         return max_target_length(self._tokenizer, asked, super()._answer_tokens(routed))
 
-    def _generate(self, decision: Tensor | None, asked: Asked, **kwargs: Any) -> Any:
-        with self._while_decoding.routed(decision, asked, kwargs) as further:
-            output = super()._generate(decision, asked, **kwargs, **further)
+    def _generate(self, decision: Tensor | None, prompts: PromptTokens, **kwargs: Any) -> Any:
+        with self._while_decoding.routed(decision, prompts, kwargs) as further:
+            output = super()._generate(decision, prompts, **kwargs, **further)
         self.hook.check()
         return output
 

@@ -14,9 +14,9 @@ import glob
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from os.path import samestat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -68,43 +68,56 @@ def publish(
     _replace(folder, write, check)  # another process was first
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Keep other writers from a folder, and wait for its readers, for a minute at most.
+class FolderBusyError(OSError):
+    """Another process has been writing to the folder all the while."""
 
-    Readers notice a change all the same. What writers hold is the config in force, or the folder
-    before there is one; another one is in force once its writer has ended.
+
+@contextmanager
+def writing(folder: Path, seconds: float | None = None) -> Iterator[bool]:
+    """Keep other writers from a folder, and wait for its readers, who notice a change all the same.
+
+    Yields whether no reader is left. What writers lock is the config in force, or the folder before
+    there is one.
+
+    Args:
+        seconds: to wait for other writers, and then as long for readers; default: a minute.
 
     Raises:
-        TimeoutError: another process has been writing all the while.
+        FolderBusyError: another process is writing all the while.
         OSError: the folder cannot be read.
     """
-    config = folder / CONFIG
+    seconds = _PATIENCE if seconds is None else seconds
+    config, end = folder / CONFIG, time.monotonic() + seconds
     with ExitStack() as stack:
         while True:
-            held = config if config.exists() else folder
+            place = config if config.exists() else folder
             try:
-                before = held.stat()
-                stack.enter_context(holding(held, seconds=_PATIENCE, required=True))
-                if config.exists() == (held is config) and samestat(before, held.stat()):
+                locked = stack.enter_context(holding(place, seconds=end - time.monotonic()))
+                if locked is False:
+                    raise FolderBusyError(
+                        errno.EBUSY,
+                        f"another process has been writing for {seconds:g} s; save again later",
+                        str(folder),
+                    )
+                if config.exists() == (place is config):
                     break
-            except FileNotFoundError:  # the config of a folder which is just being replaced
-                if held is folder:
+            except FileNotFoundError:
+                if place is folder:
                     raise
             stack.close()
-        if held is config:
-            stack.enter_context(holding(folder, seconds=_PATIENCE))
-        yield
+        if place is config:
+            locked = stack.enter_context(holding(folder, seconds=seconds))
+        yield bool(locked)
 
 
 def _replace(folder: Path, write: Callable[[Path], None], check: Callable[[], None]) -> None:
-    with holding(folder, seconds=_PATIENCE) as free:
-        if free:
+    with writing(folder) as alone:
+        if alone:
             _finish(folder)
     with unfinished_folder(folder / CONFIG) as new:
         write(new)
         sync_tree(new)
-        with writing(folder):
+        with writing(folder), holding(new / CONFIG):  # in force before its files are in place
             check()
             former = manifest_names(folder) if (folder / CONFIG).exists() else set()
             obsolete = sorted(former - manifest_names(new))
@@ -125,8 +138,8 @@ def _replace(folder: Path, write: Callable[[Path], None], check: Callable[[], No
 def settle(folder: Path) -> None:
     """Finish or remove what a killed save left inside `folder`, if one may, and nobody reads it."""
     if any(folder.glob(f".{CONFIG}.*")):
-        with suppress(OSError), holding(folder) as free:
-            if free:
+        with suppress(OSError), writing(folder, 0.0) as alone:
+            if alone:
                 _finish(folder)
 
 

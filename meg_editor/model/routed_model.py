@@ -33,7 +33,7 @@ _OF_BASE = frozenset(
 )
 
 # Ids (B, T) and mask of whole prompts, those in a cache included; None where they are not known.
-Asked = tuple[Tensor | None, Tensor | None]
+PromptTokens = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -179,17 +179,17 @@ class RoutedModel(nn.Module, ABC):
             )
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         routed: _Routed | None = value_of(self)
-        earlier, filled, asked = None, 0, (ids, mask)
+        earlier, filled, prompts = None, 0, (ids, mask)
         if ids is not None and isinstance(mask, Tensor) and mask.shape[1] > ids.shape[1]:
             earlier = CacheRouting.continued(self, past, ids, mask, named=routed is not None)
             if earlier and past is not None:
-                filled, asked = past.get_seq_length(), (earlier.ids, earlier.mask)
+                filled, prompts = past.get_seq_length(), (earlier.ids, earlier.mask)
                 if routed is not None and earlier.ids is None:  # it is named: any cache will do
-                    asked = (ids, mask[:, -ids.shape[1] :])
+                    prompts = (ids, mask[:, -ids.shape[1] :])
         if routed is None:
-            routed = _Routed(self._decide_for(*asked))
+            routed = _Routed(self._decide_for(*prompts))
         with self._apply_decision(routed.decision):
-            output = self._generate(routed.decision, asked, **kwargs)
+            output = self._generate(routed.decision, prompts, **kwargs)
         cache = cache_of(output, kwargs)
         if cache is not None and ids is not None:
             sequences = output if isinstance(output, Tensor) else output.sequences
@@ -245,7 +245,7 @@ class RoutedModel(nn.Module, ABC):
     def _decide_for(self, ids: Tensor | None, mask: Tensor | None) -> Any:
         return self.decide(prompt_texts(self._tokenizer, ids, mask))
 
-    def _generate(self, decision: Any, asked: Asked, **kwargs: Any) -> Any:
+    def _generate(self, decision: Any, prompts: PromptTokens, **kwargs: Any) -> Any:
         """`generate` of the base model, inside `_apply_decision`."""
         return self.base.generate(**kwargs)
 

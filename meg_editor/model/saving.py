@@ -42,10 +42,12 @@ from meg_editor.model.manifest import (
     some_of,
 )
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.model.publish import publish, settle
+from meg_editor.model.publish import FolderBusyError, publish, settle
 from meg_editor.model.schema import FORMAT_VERSION, format_edits
 from meg_editor.runtime.files import check_creatable, kind_of, resolved
 
+# What an upload leaves of an earlier version would be foreign to the new one.
+UPLOADED = ("base/*", "encoder/*", "tokenizer/*", f"{HISTORY}/*", VERIFIER)
 _OF_CHANGES = re.compile(r"changes/[0-9a-f]{16}/(log\.jsonl|[0-9]{6,}\.safetensors)")
 
 
@@ -62,14 +64,14 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
         ValueError: the gate or generator is not what the hyper-parameters describe, or the base
             model could not be loaded from a copy.
         OSError: `check_destination` refuses, another process saved to the model's own folder
-            (`OtherWriterError`) or has been writing for a minute (TimeoutError), or writing
-            failed; the earlier content of `folder` is unchanged.
+            (`OtherWriterError`) or has been writing to it for a minute (`FolderBusyError`), or
+            writing failed; the earlier content of `folder` is unchanged.
     """
     with model._changing:
         own = resolved(folder)
         try:
             saved = append(model, own, save_base)
-        except (OtherWriterError, TimeoutError):
+        except (OtherWriterError, FolderBusyError):
             raise
         except OSError as error:
             raise OSError(
@@ -112,7 +114,7 @@ def save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
 
     try:
         publish(folder, lambda new: written.append(_write(model, new, save_base)), check)
-    except (OtherWriterError, TimeoutError):
+    except (OtherWriterError, FolderBusyError):
         raise
     except Exception as error:
         # safetensors and tokenizers pass on the I/O errors of Rust as exceptions of their own.

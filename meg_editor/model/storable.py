@@ -93,8 +93,10 @@ class StorableEdits(ModelHubMixin):
         save_pretrained(cast("MeGModel", self), save_directory, save_base=save_base)
         if not push_to_hub:
             return None
+        saved = cast("MeGModel", self)._saved
+        has_base = saved is not None and saved.has_base  # that of an earlier save stays
         name = repo_id or Path(save_directory).name
-        return self.push_to_hub(name, save_base=save_base, **push_to_hub_kwargs)
+        return self.push_to_hub(name, save_base=has_base, **push_to_hub_kwargs)
 
     def push_to_hub(
         self,
@@ -106,7 +108,11 @@ class StorableEdits(ModelHubMixin):
         token: str | None = None,
         branch: str | None = None,
         create_pr: bool | None = None,
-        **upload: Any,
+        allow_patterns: list[str] | str | None = None,
+        ignore_patterns: list[str] | str | None = None,
+        delete_patterns: list[str] | str | None = None,
+        config: Any = None,
+        model_card_kwargs: Any = None,
     ) -> str:
         """Upload the edits to a repository of the hub, which is created if it is missing.
 
@@ -114,30 +120,32 @@ class StorableEdits(ModelHubMixin):
 
         Args:
             save_base: upload the base model too.
-            upload: further options of ModelHubMixin's `push_to_hub`, such as `ignore_patterns`.
+            delete_patterns: files to delete from the repository, beside edits uploaded before.
+            config, model_card_kwargs: of ModelHubMixin; not used. The other options are of its
+                `push_to_hub`.
 
         Returns:
-            URL of the commit.
+            URL of the commit, as the hub's library returns it.
         """
-        from meg_editor.model.saving import save_whole
+        from meg_editor.model.saving import UPLOADED, save_whole
 
-        for unused in ("config", "model_card_kwargs"):
-            upload.pop(unused, None)
         hub, model = HfApi(token=token), cast("MeGModel", self)
         repo_id = hub.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+        further = [delete_patterns] if isinstance(delete_patterns, str) else delete_patterns or []
         with TemporaryDirectory() as folder:
             with model._changing:
                 save_whole(model, folder, save_base)
-            commit = hub.upload_folder(
+            return hub.upload_folder(
                 repo_id=repo_id,
                 repo_type="model",
                 folder_path=folder,
                 commit_message=commit_message,
                 revision=branch,
                 create_pr=create_pr,
-                **upload,
+                allow_patterns=allow_patterns,
+                ignore_patterns=ignore_patterns,
+                delete_patterns=[*UPLOADED, *further],
             )
-        return str(commit)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:

@@ -32,7 +32,7 @@ from meg_editor.routing.verifier import fact_text
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
-    from meg_editor.model.routed_model import Asked
+    from meg_editor.model.routed_model import PromptTokens
 
 _FIRST_TOKENS = 16  # of the unedited LLM's answers to an edited prompt
 _COMMON = 32  # tokens of any text, which tell nothing
@@ -82,20 +82,20 @@ class WhileDecoding:
 
     @contextmanager
     def routed(
-        self, decision: Tensor | None, asked: Asked, options: dict[str, Any]
+        self, decision: Tensor | None, prompts: PromptTokens, options: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Context of one `generate` with these options; gives what changes among them.
 
         Args:
             decision: neurons (B, P) of the prompts; None if none of them is an edit.
-            asked: the whole prompts, of which the options of a filled cache have the last tokens.
+            prompts: as a whole; beside a filled cache the options have their last tokens.
 
         Raises:
             ValueError: the model has no verifier.
         """
         model = self.model
-        prompts = options.get("input_ids", options.get("inputs"))
-        if model.hparams.routing != "decoding" or prompts is None:
+        ids = options.get("input_ids", options.get("inputs"))
+        if model.hparams.routing != "decoding" or ids is None:
             yield {}
             return
         if model.verifier is None:
@@ -112,8 +112,8 @@ class WhileDecoding:
         edited = [] if decision is None else decision.any(1).nonzero().flatten().tolist()
         subjects = self._subjects_of(in_force.edition)
         router = DecodingRouter(
-            prompts,
-            [self._question(text) for text in prompt_texts(model._tokenizer, *asked)],
+            ids,
+            [self._question(text) for text in prompt_texts(model._tokenizer, *prompts)],
             edited,
             subjects,
             partial(self._propose, in_force.edition),

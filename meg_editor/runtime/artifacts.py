@@ -50,7 +50,7 @@ class ArtifactStore:
         max_bytes: limit in memory; the least recently used are evicted first.
 
     Attributes:
-        seconds_saved: run time of the stages that were loaded from its folder instead of computed.
+        seconds_saved: run time of the stages that were loaded from a folder instead of computed.
 
     Example:
         >>> store = ArtifactStore()
@@ -90,18 +90,22 @@ class ArtifactStore:
             self.seconds_saved += artifact.seconds
         return artifact
 
-    def keep(self, name: str, inputs: Any, tensors: Tensors, start: float) -> Artifact:
+    def keep(
+        self, name: str, inputs: Any, tensors: Tensors, start: float, resumed: bool = False
+    ) -> Artifact:
         """Store a result; returns it on the CPU, as an earlier run would be found.
 
         Args:
             start: when it was begun, by `time.perf_counter`.
+            resumed: whether it comes from elsewhere, which saved its run time.
 
         Raises:
             OSError: it cannot be written.
         """
         key = digest([name, __version__, inputs])
         tensors = {entry: value.cpu().contiguous() for entry, value in tensors.items()}
-        artifact = Artifact(tensors, key, time.perf_counter() - start, resumed=False)
+        artifact = Artifact(tensors, key, time.perf_counter() - start, resumed)
+        self.seconds_saved += artifact.seconds if resumed else 0.0
         if path := self.path(name, key):
             self._save(path, artifact)
             self._counted.add(key)

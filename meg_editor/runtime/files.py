@@ -149,20 +149,17 @@ def sweep(folder: Path, names: str = "*") -> None:
 
 
 @contextmanager
-def holding(
-    path: Path, *, shared: bool = False, seconds: float = 0.0, required: bool = False
-) -> Iterator[bool]:
+def holding(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterator[bool | None]:
     """Hold the lock of an existing file or folder within the block, if it is free in time.
 
-    Yields whether it is held. Locks bind those who use them, over processes and threads.
+    Yields whether it is held; None where there are no locks. Locks bind those who use them, over
+    processes and threads. What takes the place of `path` meanwhile is locked instead.
 
     Args:
         shared: beside others who share it; else alone.
         seconds: how long to wait for it.
-        required: refuse to go on while another holds it. Where there are no locks none is held.
 
     Raises:
-        TimeoutError: it is required, and not free in time.
         OSError: `path` cannot be opened.
 
     Example:
@@ -172,46 +169,32 @@ def holding(
         ...     print(first, second)
         True False
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    try:
-        with _locked(descriptor, shared, seconds) as held:
-            if required and held is False:
-                raise TimeoutError(
-                    errno.ETIMEDOUT,
-                    f"another process has held it for {seconds:g} s; try again",
-                    str(path),
-                )
-            yield bool(held)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(descriptor: int, shared: bool, seconds: float) -> Iterator[bool | None]:
-    """`holding`, of an open file; None, without waiting, where there are no locks."""
-    if fcntl is None:
-        yield None
-        return
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     end = time.monotonic() + seconds
-    held: bool | None = False
-    while not held:
+    while fcntl is not None:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        try:
+            locked = _lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, end)
+            if locked and not os.path.samestat(os.fstat(descriptor), path.stat()):
+                continue
+            yield locked
+            return
+        finally:
+            os.close(descriptor)  # which unlocks it
+    yield None
+
+
+def _lock(descriptor: int, kind: int, end: float) -> bool | None:
+    """Whether an open file could be locked until `end`; None, without waiting, without locks."""
+    while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            held = True
+            return True
         except BlockingIOError:
             if time.monotonic() >= end:
-                break
+                return False
             time.sleep(0.005)
         except OSError:  # such as a network file system
-            held = None
-            break
-    try:
-        yield held
-    finally:
-        if held:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            return None
 
 
 def resolved(path: str | Path) -> Path:
