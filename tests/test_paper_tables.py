@@ -142,7 +142,13 @@ def test_tables_are_run_and_written(loaded: tuple[Any, Any], tmp_path: Path) -> 
     benchmark = Benchmark("reference", split, (), (6, 12), hparams=HPARAMS, timed=2)
     lines: list[str] = []
     sections = run_tables(
-        benchmark, *loaded, tmp_path, only=(5, 6, 16), plots=True, report=lines.append
+        benchmark,
+        *loaded,
+        tmp_path,
+        only=(5, 6, 16),
+        plots=True,
+        command="meg-editor tables",
+        report=lines.append,
     )
     assert [section.title.partition(":")[0] for section in sections] == [
         "Table 5",
@@ -152,6 +158,7 @@ def test_tables_are_run_and_written(loaded: tuple[Any, Any], tmp_path: Path) -> 
     text = (tmp_path / "tables.md").read_text("utf-8")
     assert "| without gate | 100.0 |" in text and "6 edits" in text
     report = json.loads((tmp_path / "tables.json").read_text("utf-8"))
+    assert report["command"] == "meg-editor tables" and report["machine"]["cores"] > 0
     gates = report["tables"]["Table 5: gate"]
     opened, closed = gates["without gate, 12 edits"], gates["with gate, 12 edits"]
     assert opened["gate"]["true_negatives"] == 0 < closed["gate"]["true_negatives"]

@@ -18,7 +18,7 @@ import pytest
 import meg_editor
 from meg_editor.benchmark import read_cells
 from meg_editor.benchmark.metric_meta import metric_meta
-from meg_editor.cli.benchmark import command_line
+from meg_editor.cli.command_line import command_line
 from meg_editor.cli.parser import build_parser
 from meg_editor.evaluation import Pair
 from meg_editor.evaluation.report import versions

@@ -141,7 +141,7 @@ def _trial_case(fact: EditRequest) -> EvaluationCase:
     return EvaluationCase.from_request(dataclasses.replace(fact, locality_prompts=texts))
 
 
-def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None:
+def tables_command(options: argparse.Namespace, hparams: MeGHyperParams, command: str) -> None:
     """The paper's tables and figures; prints them."""
     unke = DATASETS["unke"](options.unke) if options.unke else None
     mquake = DATASETS["mquake"](options.mquake) if options.mquake else None
@@ -167,6 +167,7 @@ def tables_command(options: argparse.Namespace, hparams: MeGHyperParams) -> None
         only=options.only,
         long_answers=options.long_answers,
         plots=options.plots,
+        command=command,
     )
     print((options.out / "tables.md").read_text("utf-8"))
 

@@ -22,7 +22,7 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import Dataset
 from meg_editor.data.preprocessing import without_conflicts
 from meg_editor.data.splits import split_cases, tuning_requests
-from meg_editor.evaluation.report import versions
+from meg_editor.evaluation.report import machine, versions
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.runtime.text_files import write_json, write_text
 
@@ -58,6 +58,7 @@ def run_tables(
     only: Sequence[int] | None = None,
     long_answers: int = 100,
     plots: bool = False,
+    command: str = "",
     report: ReportLine = print,
 ) -> list[Section]:
     """Tables 4 to 8, 15 and 16 on `benchmark`, 17 on `unke`, 18 on `mquake`; figures 5 to 7.
@@ -68,6 +69,7 @@ def run_tables(
     Args:
         only: numbers of the tables to run; None: all.
         long_answers: facts of table 17.
+        command: the command line.
         report: called with a line per cell.
     """
     edits = sorted(benchmark.edits)
@@ -92,7 +94,7 @@ def run_tables(
         sections.append(_multi_hop(benchmark, mquake, model, tokenizer, out, report))
     if not only:
         sections.append(_layers(benchmark, model, tokenizer, out if plots else None))
-    _write(sections, benchmark, edits, out)
+    _write(sections, benchmark, edits, out, command)
     return sections
 
 
@@ -211,7 +213,11 @@ def _layers(
 
 
 def _write(
-    sections: Sequence[Section], benchmark: Benchmark, edits: Sequence[int], out: Path
+    sections: Sequence[Section],
+    benchmark: Benchmark,
+    edits: Sequence[int],
+    out: Path,
+    command: str,
 ) -> None:
     hparams: MeGHyperParams = benchmark.hparams
     parts = [
@@ -222,7 +228,12 @@ def _write(
         parts += [f"## {section.title}\n", section.body, ""]
         if section.findings:
             parts += ["The paper finds:\n", *(f"- {text}" for text in section.findings), ""]
-    data = {section.title: section.data for section in sections}
-    findings = {section.title: section.findings for section in sections}
-    write_json(out / "tables.json", {"versions": versions(), "findings": findings, "tables": data})
+    content = {
+        "command": command,
+        "versions": versions(),
+        "machine": machine(),
+        "findings": {section.title: section.findings for section in sections},
+        "tables": {section.title: section.data for section in sections},
+    }
+    write_json(out / "tables.json", content)
     write_text(out / "tables.md", "\n".join(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from meg_editor.cli.command_line import command_line
 from meg_editor.cli.hparams import check_sources, read_hparams
 
 
@@ -14,4 +15,4 @@ def run(options: argparse.Namespace) -> None:
 
     from meg_editor.benchmark.commands import tables_command
 
-    tables_command(options, hparams)
+    tables_command(options, hparams, command_line(options))
