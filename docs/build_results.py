@@ -65,17 +65,23 @@ def draw_tables(sections: dict[str, Any], folder: Path) -> None:
     """Table 16 and the figures of `meg-editor tables`."""
 
     def cells(number: int) -> dict[tuple[str, int], Cell]:
-        title = next(title for title in sections if title.startswith(f"Table {number}:"))
+        title = next((title for title in sections if title.startswith(f"Table {number}:")), None)
+        if title is None:  # --only
+            return {}
         named = {name.rsplit(", ", 1)[0]: Cell.from_dict(c) for name, c in sections[title].items()}
         return {(name, cell.edits): cell for name, cell in named.items()}
 
-    gate = next(title for title in sections if title.startswith("Table 16")).split()[-2]
-    plot_thresholds(cells(16), gate, folder / "thresholds.png")
-    gated = next(cell for (name, _), cell in cells(5).items() if name == "with gate")
-    plot_score_histogram(gated, folder / "gate-scores.png")
-    layers = next(section for title, section in sections.items() if title.startswith("Figures"))
+    if thresholds := cells(16):
+        gate = next(title for title in sections if title.startswith("Table 16")).split()[-2]
+        plot_thresholds(thresholds, gate, folder / "thresholds.png")
+    for (name, _), cell in cells(5).items():
+        if name == "with gate":
+            plot_score_histogram(cell, folder / "gate-scores.png")
     times = {"steps": math.nan, "milliseconds": math.nan}  # which older files lack
-    plot_layers([LayerResult(**{**times, **layer}) for layer in layers], folder / "layers.png")
+    for title, layers in sections.items():
+        if title.startswith("Figures"):
+            results = [LayerResult(**{**times, **layer}) for layer in layers]
+            plot_layers(results, folder / "layers.png")
 
 
 def main() -> None:
