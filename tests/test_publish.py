@@ -146,6 +146,16 @@ def test_a_writer_waits_for_writers_and_goes_on_beside_readers(
     }
 
 
+def test_a_process_forked_meanwhile_holds_no_lock(tmp_path: Path) -> None:
+    with holding(tmp_path):
+        if not (pid := os.fork()):
+            time.sleep(1.0)
+            os._exit(0)
+    with holding(tmp_path) as locked:
+        assert locked
+    os.waitpid(pid, 0)
+
+
 @pytest.mark.parametrize("version", ["none", "old"])
 def test_a_writer_waits_for_the_one_whose_version_is_in_force(tmp_path: Path, version: str) -> None:
     """Before there is a version writers lock the folder, afterwards its config."""

@@ -172,6 +172,7 @@ def holding(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterat
     end = time.monotonic() + seconds
     while fcntl is not None:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        locked: bool | None = None
         try:
             locked = _lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, end)
             if locked and not os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -179,7 +180,10 @@ def holding(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterat
             yield locked
             return
         finally:
-            os.close(descriptor)  # which unlocks it
+            if locked:  # a process forked meanwhile has it too, which closing leaves locked
+                with suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
     yield None
 
 
