@@ -24,6 +24,7 @@ from meg_editor.data.preprocessing import without_conflicts
 from meg_editor.data.splits import split_cases, tuning_requests
 from meg_editor.evaluation.report import machine, versions
 from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.text_files import write_json, write_text
 
 _LAYER_FACTS = 64
@@ -76,7 +77,8 @@ def run_tables(
     sections = []
     chosen = [a for a in ablations(benchmark.hparams) if not only or a.table in only]
     if chosen and not benchmark.whole_pool:  # once, not for every table
-        pool = only_wrong(benchmark.split.edited, model, tokenizer, benchmark.hparams)
+        store = ArtifactStore(out / "stages")
+        pool = only_wrong(benchmark.split.edited, model, tokenizer, benchmark.hparams, store)
         split = dataclasses.replace(benchmark.split, edited=tuple(pool))
         benchmark = dataclasses.replace(benchmark, split=split, whole_pool=True)
     for ablation in chosen:
