@@ -65,6 +65,17 @@ def test_every_value_counts() -> None:
     assert same_model(ours, fingerprint(model))
 
 
+def test_a_single_bit_counts(tiny_llama: nn.Module) -> None:
+    weight = next(tiny_llama.parameters())
+    before = fingerprint(tiny_llama)
+    with torch.no_grad():
+        old = weight[0, 0].clone()
+        weight[0, 0] = torch.nextafter(old, old + 1)
+        changed = fingerprint(tiny_llama)
+        weight[0, 0] = old
+    assert before != changed and fingerprint(tiny_llama) == before
+
+
 def test_an_order_counts() -> None:
     """Two rows of the embeddings that changed places were the same model to every cache."""
     model = nn.Linear(6, 5)

@@ -31,6 +31,18 @@ def write(folder: Path, version: str) -> None:
     (folder / CONFIG).write_text(json.dumps({**config, "checksum": checksum(config)}))
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    publish(tmp_path / "edits", partial(write, version="old"))
+    return tmp_path / "edits"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is waited for."""
+    monkeypatch.setattr("meg_editor.model.publish._PATIENCE", 0.05)
+
+
 def version_of(folder: Path) -> str:
     """The version in force, all files of which are as it wrote them."""
     files = read_config(folder)["files"]
@@ -127,12 +139,9 @@ def test_one_who_may_only_read_sees_the_version_in_force(tmp_path: Path) -> None
 
 
 def test_a_writer_waits_for_writers_and_goes_on_beside_readers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, impatient: None
 ) -> None:
     """Two of them that had waited long enough for a slow reader wrote at the same time."""
-    monkeypatch.setattr("meg_editor.model.publish._PATIENCE", 0.05)
-    folder = tmp_path / "edits"
-    publish(folder, partial(write, version="old"))
     with holding(folder, shared=True), writing(folder), holding(folder, shared=True) as reading:
         assert reading
         with pytest.raises(FolderBusyError, match="another process has been writing for 0.05 s"):
@@ -182,12 +191,9 @@ def test_a_writer_waits_for_the_one_whose_version_is_in_force(tmp_path: Path, ve
 
 
 def test_nobody_finishes_what_is_being_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside a slow reader, who ends in the midst of it."""
-    monkeypatch.setattr("meg_editor.model.publish._PATIENCE", 0.05)
-    folder = tmp_path / "edits"
-    publish(folder, partial(write, version="old"))
     replace, free = os.replace, []
 
     def settled(source: Any, target: Any) -> None:

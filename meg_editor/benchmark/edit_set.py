@@ -132,7 +132,6 @@ class EditSet:
                 self.before.fingerprint,
                 sorted(end_tokens(self.model, self.tokenizer)),
                 self.reader.template,
-                self.benchmark.hparams.encoder_name,  # it compares long answers
                 method.code,
                 getattr(hparams, "__dict__", hparams),
                 self.before.package,
@@ -142,5 +141,6 @@ class EditSet:
                 [self.cases, self.chains, sorted(self.asked)],
                 [self.benchmark.forms, [form_texts(self.cases[n]) for n in self.asked_in_forms]],
                 self.benchmark.timed,
+                self.benchmark.hparams.encoder_name,  # it compares long answers
             ]
         )

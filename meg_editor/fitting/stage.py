@@ -53,7 +53,9 @@ class Stage(ABC):
         start = time.perf_counter()
         with progress_stage(self.label or self.name):
             if self.reusable:
-                return processes.once(lambda: store.find(self.name, inputs) or self._prepared())
+                return processes.once(
+                    lambda: store.find(self.name, inputs) or self._prepared(inputs)
+                )
             if not self.together:
                 return processes.once(lambda: store.run(self.name, inputs, self.compute))
             if (stored := processes.once(lambda: store.find(self.name, inputs))) is not None:
@@ -66,13 +68,11 @@ class Stage(ABC):
         with progress_stage(self.label or self.name):
             return self.context.prepared.run(self.name, self._whole_key(), self.compute)
 
-    def _prepared(self) -> Artifact:
+    def _prepared(self, inputs: list[Any]) -> Artifact:
         """What is kept for later fits, stored for this one too, with the time that it took."""
         prepared = self.prepare()
         start = time.perf_counter() - prepared.seconds
-        return self.context.store.keep(
-            self.name, self._whole_key(), prepared.tensors, start, prepared.resumed
-        )
+        return self.context.store.keep(self.name, inputs, prepared.tensors, start, prepared.resumed)
 
     def _whole_key(self) -> list[Any]:
         return [self.hparams.to_dict(), *self.inputs()]
