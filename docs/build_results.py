@@ -72,8 +72,7 @@ def draw_tables(sections: dict[str, Any], folder: Path) -> None:
         return {(name, cell.edits): cell for name, cell in named.items()}
 
     if thresholds := cells(16):
-        gate = next(title for title in sections if title.startswith("Table 16")).split()[-2]
-        plot_thresholds(thresholds, gate, folder / "thresholds.png")
+        plot_thresholds(thresholds, folder / "thresholds.png")
     for (name, _), cell in cells(5).items():
         if name == "with gate":
             plot_score_histogram(cell, folder / "gate-scores.png")

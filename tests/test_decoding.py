@@ -429,3 +429,16 @@ def test_streams_and_stop_strings_see_the_edit(smollm2: MeGModel) -> None:
         tokenizer=tokenizer,
     )
     assert "".join(streamer).endswith("Its capital is Vienna.")
+
+
+def test_rows_of_an_edited_query_are_left_alone(reference: MeGModel) -> None:
+    """`routed` may decide for fewer queries than `generate` has rows: each has as many of them."""
+    queries = [reference.edits[0].prompt, "The sea is"]
+    rows = [query for query in queries for _ in range(2)]
+    ids = reference._tokenizer(rows, return_tensors="pt", padding=True)
+    with reference.routed(queries) as routing:
+        neurons = reference.neurons(routing)
+    prompts = (ids["input_ids"], ids["attention_mask"])
+    options = {"input_ids": ids["input_ids"]}
+    with reference._while_decoding.routed(neurons, prompts, options) as further:
+        assert further["logits_processor"][-1].edited == {0, 1}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.generators import GENERATORS, NeuronBank, NeuronScaling, WeightGenerator, trainer
+from meg_editor.generators import GENERATORS, FittableGenerator, NeuronBank, NeuronScaling, trainer
 from meg_editor.generators.auto import bank_bytes, dit_bytes, smallest
 from meg_editor.generators.diffusion import Diffusion
 from meg_editor.generators.dit import DiTGenerator
@@ -49,12 +49,12 @@ def pairs(seed: int = 0) -> tuple[Tensor, Tensor]:
     return conditions, 0.1 * (common + torch.randn(N, P, generator=generator))
 
 
-def build(kind: str, **settings: Any) -> WeightGenerator:
+def build(kind: str, **settings: Any) -> FittableGenerator:
     hparams = MeGHyperParams.from_dict({**SMALL, "generator": kind, **settings})
     return GENERATORS[kind].build(hparams, E, P, N)
 
 
-def fitted(kind: str, **settings: Any) -> WeightGenerator:
+def fitted(kind: str, **settings: Any) -> FittableGenerator:
     generator = build(kind, **settings)
     generator.fit(*pairs(), seed=3)
     return generator

@@ -242,3 +242,12 @@ def test_the_names_are_on_the_device_of_the_anchors() -> None:
     """Else a search on a GPU indexes a table of the CPU, as calibration did on the first GPU."""
     index = QueryIndex(torch.empty(2, E, device="meta"), ["Ada Lovelace", None])
     assert index.names.table.device.type == "meta"
+
+
+def test_many_queries_are_searched_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys = unit(8, E), unit(20, E)
+    expected = nearest(queries, keys, 3)
+    monkeypatch.setattr("meg_editor.routing.index._QUERIES", 3)
+    cosine, index = nearest(queries, keys, 3)
+    torch.testing.assert_close(cosine, expected[0])
+    assert torch.equal(index, expected[1])

@@ -56,6 +56,21 @@ def test_counts_are_those_of_single_facts(loaded: tuple[Any, Any]) -> None:
     assert [r.generality for r in layer_sweep(*loaded, bare, HPARAMS, [0, 3])] == [None, None]
 
 
+def test_a_layer_which_diverges_is_no_end_of_the_others(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(model: Any, tokenizer: Any, spec: NeuronSpec, *options: Any, **named: Any) -> Any:
+        if spec.layer == 1:
+            raise FloatingPointError("no finite loss")
+        return collect(model, tokenizer, spec, *options, **named)
+
+    monkeypatch.setattr("meg_editor.collection.layer_sweep.collect", diverges)
+    facts = [EditRequest("The capital of France is", "Lima", rephrases=("France, its capital:",))]
+    first, second = layer_sweep(*loaded, facts, HPARAMS, [1, 2])
+    assert (first.reliability, first.generality, first.steps) == (0.0, 0.0, 0.0)
+    assert second.reliability == 100.0 and second.steps > 0
+
+
 def test_the_command_tries_settings_on_facts_which_no_evaluation_edits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

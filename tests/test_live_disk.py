@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import PROMPTS
 from live_facts import assert_same, facts, ids, listed, load, three_changes
 from synthetic_neurons import Collector
@@ -230,3 +231,23 @@ def test_a_kill_at_any_instant_loses_nothing() -> None:
     command = [sys.executable, str(CAMPAIGNS / "live_kills.py"), "--kills", "8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert "live_kills tried=8 failed=0" in done.stdout, done.stdout + done.stderr
+
+
+def test_an_index_that_shrinks_is_kept_in_full_again(
+    model: MeGModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond some edits embeddings are kept in half precision."""
+    monkeypatch.setattr("meg_editor.routing.index._MANY", 6)
+    model.add(facts(8))
+    assert model.index.anchors.dtype == torch.half
+    model.remove([PROMPTS[0], PROMPTS[1]])
+    assert model.index.anchors.dtype == torch.float32
+    model.compact()
+    model.save_pretrained(tmp_path / "edits")
+    assert_same(load(model, tmp_path / "edits"), model)
+
+
+def test_a_misspelt_option_of_saving_is_refused(model: MeGModel, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="savebase"):
+        model.save_pretrained(tmp_path / "edits", savebase=True)
+    assert not (tmp_path / "edits").exists()

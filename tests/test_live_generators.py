@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PROMPTS
-from live_facts import facts
+from live_facts import assert_same, facts, load
 from synthetic_neurons import Collector, neuron_of
 from torch import Tensor
 
@@ -242,3 +242,44 @@ def test_consolidation_which_fails_changes_nothing(
     with pytest.raises(FloatingPointError):
         model.consolidate()
     assert model.edition is edition and model.hparams == hparams and len(model.history()) == 2
+
+
+def test_a_load_generates_no_more_than_was_removed(
+    make_meg_model: Callable[..., MeGModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_meg_model("dit")
+    model.gate.threshold.fill_(0.999)
+    model.save_pretrained(tmp_path / "edits")
+    model.add(facts(8))
+    model.remove([PROMPTS[2], PROMPTS[8]])
+    model.save_pretrained(tmp_path / "edits")
+    generated: list[int] = []
+    generate = DiTGenerator.generate
+
+    def counted(self: DiTGenerator, conditions: Tensor, steps: int | None = None) -> Tensor:
+        generated.append(len(conditions))
+        return generate(self, conditions, steps)
+
+    monkeypatch.setattr(DiTGenerator, "generate", counted)
+    loaded = load(model, tmp_path / "edits")
+    assert sum(generated) == 1
+    assert_same(loaded, model)
+    loaded.undo(), model.undo()
+    assert_same(loaded, model)
+
+
+def test_neurons_are_generated_some_at_a_time(
+    make_meg_model: Callable[..., MeGModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_meg_model("mlp")
+    whole = model.edition.neurons(range(6))
+    monkeypatch.setattr("meg_editor.edits.edition._CHUNK", 4)
+    sizes: list[int] = []
+    generate = type(model.generator).generate
+    monkeypatch.setattr(
+        type(model.generator),
+        "generate",
+        lambda self, z, steps=None: sizes.append(len(z)) or generate(self, z, steps),
+    )
+    torch.testing.assert_close(model.edition.neurons(range(6)), whole)
+    assert sizes == [4, 2] and model.edition.neurons([]).shape == (0, model.spec.size)

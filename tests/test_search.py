@@ -38,6 +38,8 @@ class ScaleHyperParams(FittingHyperParams):
 def scale(model: Any, tok: Any, requests: Any, hparams: Any, **_: Any) -> Any:
     if hparams.factor == 0:
         raise FloatingPointError("nothing would be left")
+    if hparams.factor == 7:
+        raise KeyError("seven")
     weight = model.get_parameter(WEIGHT)
     old = weight.detach().clone()
     with torch.no_grad():
@@ -76,6 +78,13 @@ def test_the_best_trial_wins_and_failures_are_reported(
     assert by_factor[1.0].metrics[4] == 100 > by_factor[-1.0].metrics[4]
     assert by_factor[0.0].failure == "nothing would be left" and by_factor[0.0].score is None
     assert len(said) == 3 and sum("nothing would be left" in line for line in said) == 1
+
+
+def test_no_failure_of_a_method_ends_a_search(material: tuple[Any, ...], tmp_path: Path) -> None:
+    said: list[str] = []
+    hparams, trials = run(scaling(1.0, 7.0), material, tmp_path, said)
+    assert hparams.factor == 1.0
+    assert [trial.failure for trial in trials] == [None, "KeyError: 'seven'"]
 
 
 def test_a_score_of_nothing_does_not_hide_the_other_metrics() -> None:

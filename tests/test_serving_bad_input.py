@@ -34,6 +34,7 @@ from meg_editor.edits.edit import edits_of
 from meg_editor.lm import paged
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.paged import PagedManager
 from meg_editor.requests.request import EditRequest
 from meg_editor.serving import completions
 from meg_editor.serving.app import build_app
@@ -227,6 +228,8 @@ def test_a_prompt_longer_than_the_context(served):
     body = {"prompt": "Hello", "max_tokens": server.engine.capacity}
     assert error(http.post(TEXT, json=body), 400)["code"] == "context_length_exceeded"
     room = server.engine.capacity - len(server.model.tokenizer("Hello")["input_ids"])
+    full = {"prompt": [5] * (server.engine.capacity - 3)}  # nobody asked for 16 tokens
+    assert http.post(TEXT, json=full).json()["usage"]["completion_tokens"] <= 3
     body = {"prompt": "Hello", "max_tokens": room}
     assert http.post(TEXT, json=body).status_code == 200
 
@@ -590,6 +593,38 @@ def test_a_model_which_cannot_be_batched_is_refused_at_the_start(name, fine, tin
         else:
             with pytest.raises(ValueError, match="RecurrentGemma"):
                 check_batching(model)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_keeps_an_engine_from_starting_is_said(monkeypatch, make_meg_model, late):
+    def fails(manager: Any, *_: Any, **__: Any) -> None:
+        if not late:
+            raise RuntimeError("CUDA out of memory")
+
+    stopped = []
+    stop = PagedManager.stop
+    monkeypatch.setattr(PagedManager, "get_result", fails)
+    monkeypatch.setattr(PagedManager, "stop", lambda self, **o: stopped.append(stop(self, **o)))
+    with pytest.raises(ValueError, match="no answer in" if late else "CUDA out of memory"):
+        check_batching(make_meg_model("bank"))
+    assert len(stopped) == 1
+
+
+def test_an_engine_that_cannot_be_started_anew_is_tried_again(served, monkeypatch):
+    http, server = served
+    engine = server.engine
+    made, failed = engine._new_manager, []
+
+    def new() -> Any:
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("out of memory")
+        return made()
+
+    monkeypatch.setattr(engine, "_new_manager", new)
+    engine._manager.stop(hard_stop=True)
+    soon(lambda: failed and engine.is_alive())
+    assert http.get("/health").status_code == 200 and answer(http, PROMPTS[0]) is not None
 
 
 def test_another_name_for_this_machine_is_refused(make_meg_model, tmp_path):

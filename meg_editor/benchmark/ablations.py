@@ -21,10 +21,9 @@ _OPEN: dict[str, dict[str, Any]] = {
     "similarity": {"gate_threshold": -1.0},
     "familiarity": {"gate_threshold": 100.0},
 }
-_SIMILARITIES = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 _THRESHOLDS = {
-    "verified": _SIMILARITIES,
-    "similarity": _SIMILARITIES,
+    "verified": (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
+    "similarity": (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8),
     "familiarity": (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
 }
 
@@ -70,6 +69,8 @@ class Finding:
 
     def verdict(self, cells: Cells, edits: Sequence[int]) -> str:
         """Whether our cells agree, as far as their confidence intervals allow to say."""
+        if self.higher.edits != self.lower.edits and len(edits) == 1:
+            return "not measured, at one number of edits"
         (high, one), (low, other) = (e.read(cells, edits) for e in (self.higher, self.lower))
         gap, chance = high - low, math.hypot(one, other)
         if math.isnan(gap):

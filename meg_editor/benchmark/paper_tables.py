@@ -74,7 +74,12 @@ def run_tables(
         report: called with a line per cell.
     """
     edits = sorted(benchmark.edits)
-    sections = []
+    sections: list[Section] = []
+
+    def add(section: Section) -> None:
+        sections.append(section)
+        _write(sections, benchmark, edits, out, command)  # what comes next may fail
+
     chosen = [a for a in ablations(benchmark.hparams) if not only or a.table in only]
     if chosen and not benchmark.whole_pool:  # once, not for every table
         store = ArtifactStore(out / "stages")
@@ -83,20 +88,19 @@ def run_tables(
         benchmark = dataclasses.replace(benchmark, split=split, whole_pool=True)
     for ablation in chosen:
         cells = _run(ablation, benchmark, edits, model, tokenizer, out, report)
-        sections.append(_section(ablation, cells, edits))
+        add(_section(ablation, cells, edits))
         if plots and ablation.table == 16:
-            plot_thresholds(cells, benchmark.hparams.gate, out / "thresholds.png")
+            plot_thresholds(cells, out / "thresholds.png")
         if plots and ("with gate", edits[-1]) in cells:
             plot_score_histogram(cells["with gate", edits[-1]], out / "gate-scores.png")
     if unke and (not only or 17 in only):
         facts = [case.request for case in unke.cases]
         held = capacity(model, tokenizer, facts, benchmark.hparams, benchmark.encode, long_answers)
-        sections.append(_long_text(held))
+        add(_long_text(held))
     if mquake and (not only or 18 in only):
-        sections.append(_multi_hop(benchmark, mquake, model, tokenizer, out, report))
+        add(_multi_hop(benchmark, mquake, model, tokenizer, out, report))
     if not only:
-        sections.append(_layers(benchmark, model, tokenizer, out if plots else None))
-    _write(sections, benchmark, edits, out, command)
+        add(_layers(benchmark, model, tokenizer, out if plots else None))
     return sections
 
 

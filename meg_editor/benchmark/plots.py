@@ -50,9 +50,9 @@ def plot_score_histogram(cell: Cell, path: Path) -> None:
     _save(_histograms, [cell], path)
 
 
-def plot_thresholds(cells: Cells, gate: str, path: Path) -> None:
+def plot_thresholds(cells: Cells, path: Path) -> None:
     """Table 16 as a picture; cells of (threshold, edits)."""
-    _save(lambda axes, _: _thresholds(axes, cells, gate), [], path)
+    _save(lambda axes, _: _thresholds(axes, cells), [], path)
 
 
 def plot_layers(results: Sequence[LayerResult], path: Path) -> None:
@@ -164,6 +164,17 @@ _MEASURES = {
     "probability": "probability of the verifier",
     "similarity": "similarity to the nearest edit",
 }
+_LIMITS = {
+    "minus entropy": "entropy threshold ε",
+    "probability": "lowest probability of the verifier",
+    "similarity": "similarity threshold",
+}
+
+
+def _limit(cell: Cell) -> str:
+    """What the threshold of a cell's gate is."""
+    measure = cell.gate_scores.measure if cell.gate_scores else "similarity"
+    return _LIMITS.get(measure, measure)
 
 
 def _sign(cell: Cell) -> int:
@@ -197,7 +208,7 @@ def _histograms(axes: Any, cells: Sequence[Cell]) -> None:
     axes.legend(frameon=False)
 
 
-def _thresholds(axes: Any, cells: Cells, gate: str) -> None:
+def _thresholds(axes: Any, cells: Cells) -> None:
     values = [float(name) for name, _ in cells]
     curves = [
         _Curve(
@@ -209,7 +220,7 @@ def _thresholds(axes: Any, cells: Cells, gate: str) -> None:
         for metric in METRICS
         for setting, line in (("ag", "o-"), ("tf", "s:"))
     ]
-    axes.set_xlabel("entropy threshold ε" if gate == "familiarity" else "similarity threshold")
+    axes.set_xlabel(_limit(next(iter(cells.values()))))
     axes.set_ylabel("percent")
     axes.set_title("Metrics over the gate's threshold")
     _draw(axes, values, curves)
@@ -226,7 +237,7 @@ def _calibration(axes: Any, cells: Sequence[Cell]) -> None:
         for metric in ("generality", "locality")
     ]
     _mark_threshold(axes, sign * sweep.threshold)
-    axes.set_xlabel("entropy threshold ε" if sign < 0 else "similarity threshold")
+    axes.set_xlabel(_limit(cell))
     axes.set_ylabel("answers as they should be (%)")
     axes.set_title(f"Choosing the threshold, {cell.data}, {cell.method}")
     _draw(axes, [sign * value for value in sweep.thresholds], curves)

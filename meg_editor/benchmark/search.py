@@ -251,8 +251,10 @@ def _try(method: Method, settings: dict[str, Any], material: SearchMaterial) -> 
             scores = evaluation.scores
     except SequentialError:  # no settings help
         raise
-    except (ArithmeticError, ValueError, RuntimeError) as error:
-        return Trial(settings, None, [], time.perf_counter() - start, str(error))
+    except Exception as error:  # whatever a method raises
+        usual = isinstance(error, (ArithmeticError, ValueError, RuntimeError))
+        failure = str(error) if usual else f"{type(error).__name__}: {error}"
+        return Trial(settings, None, [], time.perf_counter() - start, failure)
     pairs = (scores.reliability, scores.generality, scores.locality)
     metrics = [value for pair in pairs for value in (pair.ag, pair.tf)]
     return Trial(settings, scores.score, metrics, time.perf_counter() - start)

@@ -115,7 +115,8 @@ def collect(
         Collection with `neurons` (N, P) float32 on the CPU, `success` (N,), `steps` (N,).
 
     Raises:
-        FloatingPointError: no fact has a finite loss.
+        FloatingPointError: no fact has a finite neuron. One of several that has none keeps the
+            start, and is no success.
 
     Example:
         >>> from meg_editor import load_model

@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from meg_editor.collection.collect import answers_with, collect
+from meg_editor.collection.collect import Collection, answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.neuron import NeuronSpec, usable_layers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -27,7 +28,7 @@ class LayerResult:
         reliability: percent of edited prompts answered with the target.
         generality: percent of paraphrases answered with it under the neuron of their fact; None
             without paraphrases.
-        steps: SGD steps per fact, mean.
+        steps: SGD steps per fact, mean; 0 where the loss was finite for none.
         milliseconds: collection time per fact.
     """
 
@@ -67,7 +68,11 @@ def layer_sweep(
         settings = dataclasses.replace(hparams, layers=[layer])
         spec = NeuronSpec.from_hparams(model, settings)
         start = time.perf_counter()
-        collected = collect(model, tokenizer, spec, requests, settings, retries=0)
+        try:
+            collected = collect(model, tokenizer, spec, requests, settings, retries=0)
+        except FloatingPointError:  # the learning rate is too high for this layer
+            empty = Collection.empty(spec, len(requests))
+            collected = dataclasses.replace(empty, success=torch.zeros_like(empty.success))
         taken = 1000 * (time.perf_counter() - start) / len(requests)
         results.append(
             LayerResult(

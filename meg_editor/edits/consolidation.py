@@ -76,7 +76,7 @@ def consolidated(
     if not count or dit_bytes(hparams, anchors.shape[1], size) >= before:
         return done(edition, already)
     parts = chunks(count, _CHUNK)
-    neurons = torch.cat([edition.neurons(rows) for rows in parts])
+    neurons = edition.neurons(range(count))
     generator = GENERATORS["dit"].build(hparams, anchors.shape[1], size, count).to(anchors.device)
     generator.fit(anchors, neurons, seed=hparams.seed)
     lost: list[int] = []

@@ -15,14 +15,16 @@ from meg_editor.generators.grown import grown
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.index import QueryIndex
 
+_CHUNK = 1024  # edits whose neurons are generated at once
+
 
 @dataclass(frozen=True)
 class Rows:
     """R edits with all that a model needs of them.
 
     Attributes:
-        anchors: (R, E) embeddings of their queries.
-        neurons: (R, P) float16.
+        anchors: (R, E) embeddings of their queries; (0, 0) where there are none.
+        neurons: (R, P) as they are stored, in float16; (0, 0) where there are none.
         states: (R, D) unit hidden-state features; None where the router uses none.
 
     Example:
@@ -38,7 +40,7 @@ class Rows:
     @classmethod
     def none(cls) -> Rows:
         """No edits."""
-        return cls((), torch.zeros(0, 0), torch.zeros(0, 0))
+        return cls((), torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.half))
 
     def cpu(self) -> Rows:
         """Copies on the CPU, which share no memory with a larger tensor."""
@@ -101,13 +103,19 @@ class Edition(nn.Module):
         return {edit.key: row for row, edit in enumerate(self.edits)}
 
     def neurons(self, rows: Sequence[int]) -> Tensor:
-        """Neurons (R, P) of the edits at R rows, float32."""
+        """Neurons (R, P) of the edits at R rows, float32; generated 1,024 at a time."""
         where = torch.tensor(list(rows), dtype=torch.long)
         where = where.to(self.index.anchors.device, non_blocking=True)
-        return self.generator.of_edits(where, self.index.anchors[where].float())
+        parts = [
+            self.generator.of_edits(part, self.index.anchors[part].float())
+            for part in where.split(_CHUNK)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def rows(self, numbers: Sequence[int]) -> Rows:
         """The edits at R rows, on the CPU."""
+        if not numbers:
+            return Rows.none()
         where = torch.tensor(list(numbers), dtype=torch.long, device=self.index.anchors.device)
         states = self.index.unit_states
         return Rows(

@@ -96,7 +96,7 @@ class LiveEdits:
 
         Raises:
             RequestError: bad requests; a `ConflictError` names the ids of both edits.
-            FloatingPointError: a neuron's loss is not finite.
+            FloatingPointError: no neuron's loss is finite; single ones are `not_learned`.
 
         Example:
             >>> from meg_editor import MeGHyperParams, fit, load_model
@@ -281,7 +281,7 @@ class LiveEdits:
         when = now()
         if not (removed or added.edits):
             return Change(0, kind, when, merged=merged)
-        gone = self.edition.rows(removed) if removed else Rows.none()
+        gone = self.edition.rows(removed)
         edition = self.edition.changed(removed, added)
         number = self._history.next_number
         change = Change(number, kind, when, added, gone, merged, not_learned, undoes)

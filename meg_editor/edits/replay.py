@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -10,13 +10,14 @@ from meg_editor.edits.change import Change, History
 from meg_editor.edits.edition import Edition, Rows
 from meg_editor.edits.log import Line, applied, shard_rows
 
-Source = tuple[Rows, int]  # rows, and which of them
+Source = tuple[Rows | None, int]  # rows, and which of them; None: those of the origin
 
 
 def replay(origin: Edition, lines: Sequence[Line]) -> tuple[Edition, History]:
     """The edition after all lines of its logs, and the history since `origin`.
 
-    The arrays are put together once, whatever the number of changes.
+    The arrays are put together once, whatever the number of changes. Of the origin's edits only
+    those which a change removed are looked up: a trained generator has to generate them.
 
     Raises:
         ValueError: a shard is damaged, or a line does not fit those before it.
@@ -24,32 +25,37 @@ def replay(origin: Edition, lines: Sequence[Line]) -> tuple[Edition, History]:
     history = History(origin)
     if not lines:
         return origin, history
-    first = origin.rows(range(len(origin.edits)))
-    alive = _sources(first)
-    gone: set[int] = set()  # rows of the origin that were removed: brought back, they come last
-    for line, removed, added in applied(lines, alive, lambda line: _sources(shard_rows(line))):
+    alive: dict[str, Source] = {edit.id: (None, row) for row, edit in enumerate(origin.edits)}
+    steps = list(applied(lines, alive, lambda line: _sources(shard_rows(line))))
+    # Rows of the origin that were removed: brought back, they come last.
+    gone = sorted({row for _, out, _ in steps for rows, row in out.values() if rows is None})
+    former, place = origin.rows(gone), {row: n for n, row in enumerate(gone)}
+
+    def found(sources: Iterable[Source]) -> Rows:
+        return gathered([(former, place[n]) if rows is None else (rows, n) for rows, n in sources])
+
+    for line, removed, added in steps:
         content = line.content
-        gone.update(row for rows, row in removed.values() if rows is first)
         history.changes.append(
             Change(
                 content["number"],
                 content["kind"],
                 content["when"],
-                gathered(list(added.values())),
-                gathered(list(removed.values())),
+                found(added.values()),
+                found(removed.values()),
                 not_learned=tuple(content["not_learned"]),
                 undoes=content["undoes"],
             )
         )
-    later = [source for source in alive.values() if source[0] is not first or source[1] in gone]
-    return origin.changed(gone, gathered(later)), history
+    later = [source for source in alive.values() if source[0] is not None or source[1] in place]
+    return origin.changed(gone, found(later)), history
 
 
 def _sources(rows: Rows) -> dict[str, Source]:
     return {edit.id: (rows, row) for row, edit in enumerate(rows.edits)}
 
 
-def gathered(sources: Sequence[Source]) -> Rows:
+def gathered(sources: Sequence[tuple[Rows, int]]) -> Rows:
     """The rows of several sources, in order.
 
     Example:

@@ -12,7 +12,7 @@ from meg_editor.collection.collect import Collection, answers_with
 from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.stage import Stage, tensor_key
 from meg_editor.fitting.tuning_facts import tokens_of
-from meg_editor.generators import GENERATORS, WeightGenerator
+from meg_editor.generators import GENERATORS, FittableGenerator
 from meg_editor.generators.auto import bank_bytes, dit_bytes, smallest
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.tokens import max_target_length
@@ -99,7 +99,7 @@ class GeneratorStage(Stage):
                 tensors = self._fit("bank")
         return tensors
 
-    def fitted(self, artifact: Artifact) -> tuple[str, WeightGenerator]:
+    def fitted(self, artifact: Artifact) -> tuple[str, FittableGenerator]:
         """The kind of a result ("bank", "mlp" or "dit"), and the generator."""
         kind = self.kind
         if self.hparams.generator == "auto" and "neurons" in artifact.tensors:
@@ -108,7 +108,7 @@ class GeneratorStage(Stage):
         generator.load_state_dict(artifact.tensors)
         return kind, generator
 
-    def _build(self, kind: str, full: bool = False) -> WeightGenerator:
+    def _build(self, kind: str, full: bool = False) -> FittableGenerator:
         hparams = self.context.hparams if full else self.hparams
         generator = GENERATORS[kind].build(hparams, *self.sizes)
         return generator.to(input_device(self.context.model))

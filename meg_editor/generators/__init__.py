@@ -1,11 +1,11 @@
 """Query embeddings -> neurons. One file per generator."""
 
 from meg_editor.generators.bank import NeuronBank
-from meg_editor.generators.base import NeuronScaling, WeightGenerator
+from meg_editor.generators.base import FittableGenerator, NeuronScaling, WeightGenerator
 from meg_editor.generators.dit import DiTGenerator
 from meg_editor.generators.mlp import MLPGenerator
 
-GENERATORS: dict[str, type[WeightGenerator]] = {
+GENERATORS: dict[str, type[FittableGenerator]] = {
     "dit": DiTGenerator,
     "mlp": MLPGenerator,
     "bank": NeuronBank,
@@ -14,6 +14,7 @@ GENERATORS: dict[str, type[WeightGenerator]] = {
 __all__ = [
     "GENERATORS",
     "DiTGenerator",
+    "FittableGenerator",
     "MLPGenerator",
     "NeuronBank",
     "NeuronScaling",

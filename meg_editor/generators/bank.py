@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.generators.base import WeightGenerator
+from meg_editor.generators.base import FittableGenerator
 from meg_editor.routing.index import nearest
 from meg_editor.runtime.processes import Processes
 from meg_editor.runtime.tensors import joined, taken
 
 
-class NeuronBank(WeightGenerator):
+class NeuronBank(FittableGenerator):
     """Keys (N, E) and neurons (N, P) in float16; the upper bound of every generator.
 
     Args:

@@ -42,11 +42,41 @@ class WeightGenerator(nn.Module, ABC):
     The whole state is in `state_dict()`, so that safetensors hold it.
     """
 
+    @abstractmethod
+    def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
+        """Neurons (B, P) for query embeddings (B, E), deterministic.
+
+        Args:
+            steps: sampling steps, for generators that sample; default: the hyper-parameters'.
+        """
+
+    def of_edits(self, rows: Tensor, anchors: Tensor) -> Tensor:
+        """Neurons (R, P) of edits, float32.
+
+        Args:
+            rows: (R,) which of the edits it was fitted on.
+            anchors: (R, E) embeddings of their queries.
+        """
+        return self.generate(anchors)
+
+    def stored_rows(self, count: int) -> Tensor:
+        """(N,) bool: which of the N = `count` edits have a stored neuron."""
+        return torch.zeros(count, dtype=torch.bool)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the state dict."""
+        return sum(value.numel() * value.element_size() for value in self.state_dict().values())
+
+
+class FittableGenerator(WeightGenerator):
+    """A generator that is fitted to neurons; the setting `generator` names one."""
+
     @classmethod
     @abstractmethod
     def build(
         cls, hparams: MeGHyperParams, dimension: int, size: int, edits: int
-    ) -> WeightGenerator:
+    ) -> FittableGenerator:
         """An unfitted generator for E = `dimension`, P = `size`, N = `edits`."""
 
     @abstractmethod
@@ -73,29 +103,3 @@ class WeightGenerator(nn.Module, ABC):
         Raises:
             FloatingPointError: the loss is not finite.
         """
-
-    @abstractmethod
-    def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
-        """Neurons (B, P) for query embeddings (B, E), deterministic.
-
-        Args:
-            steps: sampling steps, for generators that sample; default: the hyper-parameters'.
-        """
-
-    def of_edits(self, rows: Tensor, anchors: Tensor) -> Tensor:
-        """Neurons (R, P) of edits, float32.
-
-        Args:
-            rows: (R,) which of the edits it was fitted on.
-            anchors: (R, E) embeddings of their queries.
-        """
-        return self.generate(anchors)
-
-    def stored_rows(self, count: int) -> Tensor:
-        """(N,) bool: which of the N = `count` edits have a stored neuron."""
-        return torch.zeros(count, dtype=torch.bool)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the state dict."""
-        return sum(value.numel() * value.element_size() for value in self.state_dict().values())

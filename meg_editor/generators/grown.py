@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -35,13 +35,6 @@ class GrownGenerator(WeightGenerator):
         self.slot: Tensor
         self.register_buffer("neurons", neurons.half())
         self.register_buffer("slot", slot.int())
-
-    @classmethod
-    def build(cls, *_: object) -> NoReturn:
-        raise NotImplementedError("it grows from a generator that was fitted: see `grown`")
-
-    def fit(self, *_: object, **__: object) -> NoReturn:
-        raise NotImplementedError("fit the generator it has grown from")
 
     def generate(self, conditions: Tensor, steps: int | None = None) -> Tensor:
         return self.trained.generate(conditions, steps)

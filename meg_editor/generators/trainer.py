@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.generators.base import NeuronScaling, WeightGenerator
+from meg_editor.generators.base import FittableGenerator, NeuronScaling
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.processes import Processes
 from meg_editor.runtime.progress import progress_bar
@@ -27,13 +27,18 @@ _POOR = 0.7  # error from which on a warning is logged
 _MAX_STRETCH = 5.0
 
 
-class LearnedGenerator(WeightGenerator):
+class LearnedGenerator(FittableGenerator):
     """Base class of generators with a network, trained by AdamW with EMA and early stopping.
 
     Args:
         hparams: the `generator_*` settings.
         dimension: E, of a query embedding.
         size: P, of a neuron.
+
+    Attributes:
+        mean, scale: (P,) that standardise neurons for the network.
+        stretch: scalar from 1 to 5 by which `generate` multiplies what the network predicts, since
+            one that has not learned all predicts too short a distance from the mean.
     """
 
     def __init__(self, hparams: MeGHyperParams, dimension: int, size: int) -> None:

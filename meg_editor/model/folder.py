@@ -43,10 +43,10 @@ def blanks(
     """
     gate = GATES[hparams.gate].build(hparams, dimension)
     generator = GENERATORS[hparams.generator].build(hparams, dimension, size, edits)
-    if stored is not None:
-        slot = torch.zeros(edits, dtype=torch.long)
-        generator = GrownGenerator(generator, torch.zeros(stored, size), slot)
-    return gate, generator
+    if stored is None:
+        return gate, generator
+    slot = torch.zeros(edits, dtype=torch.long)
+    return gate, GrownGenerator(generator, torch.zeros(stored, size), slot)
 
 
 def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

@@ -60,7 +60,11 @@ class InForce:
         conditions = embeddings
         if self.anchored:
             conditions = edition.index.anchors[torch.tensor(edits)].float()
-        found = edition.generator.generate(conditions, steps)
-        if stored := [row for row, edit in enumerate(edits) if edition.edits[edit].stored]:
+        found = embeddings.new_zeros(len(edits), self.size, dtype=torch.float32)
+        stored = [row for row, edit in enumerate(edits) if edition.edits[edit].stored]
+        trained = [row for row, edit in enumerate(edits) if not edition.edits[edit].stored]
+        if stored:
             found[stored] = edition.neurons([edits[row] for row in stored])
+        if trained:
+            found[trained] = edition.generator.generate(conditions[trained], steps)
         return found

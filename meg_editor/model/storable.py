@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,12 +85,21 @@ class StorableEdits(ModelHubMixin):
             save_base: save the base model too.
             push_to_hub: upload them too, to `repo_id` (default: the folder's name).
             config, model_card_kwargs: of ModelHubMixin; not used.
+            push_to_hub_kwargs: those of `push_to_hub`.
 
         Returns:
             URL of the commit, if uploaded.
+
+        Raises:
+            TypeError: another option.
         """
         from meg_editor.model.saving import save_pretrained
 
+        if other := push_to_hub_kwargs.keys() - inspect.signature(self.push_to_hub).parameters:
+            raise TypeError(
+                f"save_pretrained: expected save_base, push_to_hub, repo_id or an option of "
+                f"push_to_hub, got {min(other)}"
+            )
         save_pretrained(cast("MeGModel", self), save_directory, save_base=save_base)
         if not push_to_hub:
             return None

@@ -109,7 +109,7 @@ class WhileDecoding:
             yield {}
             return
         given = options.pop("logits_processor", None) or []
-        edited = [] if decision is None else decision.any(1).nonzero().flatten().tolist()
+        edited = [] if decision is None else _edited_rows(decision, len(ids))
         subjects = self._subjects_of(in_force.edition)
         router = DecodingRouter(
             ids,
@@ -283,6 +283,12 @@ class EditedAnswers:
         for row, (ids, steps) in enumerate(zip(rows, keys, strict=True)):
             first = len(ids) - len(steps)
             self._hidden.update({key: hidden[row, first + n] for n, key in enumerate(steps)})
+
+
+def _edited_rows(decision: Tensor, rows: int) -> list[int]:
+    """Which of R rows have a neuron, of neurons (B, P) for R / B rows each."""
+    edited = decision.any(1).repeat_interleave(rows // len(decision))
+    return edited.nonzero().flatten().tolist()
 
 
 def _begun(prompt: str) -> str:

@@ -16,6 +16,7 @@ _CANDIDATES = 8  # compared by hidden state
 _NAMED = 64  # most edits considered because they share a name with a query
 _ROUNDED = 8  # more candidates among rounded keys: the very best may look like the next ones
 _MANY = 65536  # edits from which on memory counts more than the last digits of a cosine
+_QUERIES = 1024  # searched at once
 
 # Indices among the queries -> hidden-state features of these (R, D).
 ReadStates = Callable[[list[int]], Tensor]
@@ -83,7 +84,7 @@ class QueryIndex(nn.Module):
         self.name_weight, self.state_weight = name_weight, state_weight
         self.names = SubjectNameIndex(subjects).to(anchors.device)
         self.anchors: Tensor
-        self.register_buffer("anchors", anchors.half() if len(anchors) > _MANY else anchors.float())
+        self.register_buffer("anchors", _as_kept(anchors))
         self.states: Tensor  # (N, D) standardised, unit length
         self.usual: Tensor  # (2, D) mean and standard deviation of features
         if state_weight:
@@ -132,7 +133,7 @@ class QueryIndex(nn.Module):
         retained = retained.to(empty.device)
         new.names = self.names.changed(retained, subjects)
         both = joined(taken(self.anchors, retained), anchors)
-        new.anchors = both.half() if len(both) > _MANY else both
+        new.anchors = _as_kept(both)
         if self.state_weight:
             if unit_states is None and len(anchors):
                 raise ValueError(f"state_weight > 0: expected {len(anchors)} states, got none")
@@ -203,20 +204,27 @@ class QueryIndex(nn.Module):
         return Match(index, score, cosine)
 
 
+def _as_kept(anchors: Tensor) -> Tensor:
+    return anchors.half() if len(anchors) > _MANY else anchors.float()
+
+
 @torch.no_grad()
 def nearest(
     queries: Tensor, keys: Tensor, count: int = 1, chunk: int = 65536
 ) -> tuple[Tensor, Tensor]:
     """Cosines to, and indices of, the `count` nearest keys (or all N), best first.
 
-    (B, E), (N, E) unit vectors -> (B, count) float, (B, count) int64. Memory is O(B * chunk),
-    whatever N is. Keys in half precision are searched in it and the best compared exactly.
+    (B, E), (N, E) unit vectors -> (B, count) float, (B, count) int64. Memory is O(chunk), whatever
+    B and N are. Keys in half precision are searched in it and the best compared exactly.
 
     Example:
         >>> cosine, index = nearest(torch.tensor([[0.6, 0.8]]), torch.eye(2), count=2)
         >>> index.tolist(), cosine.tolist()
         ([[1, 0]], [[0.8..., 0.6...]])
     """
+    if len(queries) > _QUERIES:
+        parts = [nearest(part, keys, count, chunk) for part in queries.split(_QUERIES)]
+        return torch.cat([cosine for cosine, _ in parts]), torch.cat([where for _, where in parts])
     rounded = keys.dtype != queries.dtype
     # A CPU has to unpack half precision: worth it once for several queries, not for one.
     unpack = rounded and queries.device.type == "cpu" and len(queries) > 4

@@ -50,8 +50,7 @@ def completion_routes(server: Server) -> APIRouter:
 
         async def requests() -> list[GenerationRequest]:
             rows = [await server.prompt_ids(prompt) for prompt in body.prompts]
-            limit = body.max_tokens or _LEGACY_TOKENS
-            return await _requests(server, body, rows, limit, body.logprobs)
+            return await _requests(server, body, rows, body.max_tokens, body.logprobs)
 
         return await _respond(server, body, len(body.prompts), request, requests, TextFormat)
 
@@ -75,6 +74,8 @@ async def _requests(
     chat = isinstance(body, Chat)
     param = "messages" if chat else "prompt"
     limits = [server.max_tokens(ids, max_tokens, param) for ids in rows]
+    if not (chat or max_tokens):
+        limits = [min(limit, _LEGACY_TOKENS) for limit in limits]
     sampling = [body.sampling(number, logprobs) for number in range(body.n)]
     base = server.is_base(body.model)
     neurons = await asyncio.gather(*(_neuron(server, ids, base) for ids in rows))
@@ -91,9 +92,9 @@ async def _neuron(server: Server, ids: list[int], base: bool) -> Any:
     if base:
         counts.labels("base").inc()
         return None
-    routed = await server.routing.route(server.text_of(ids))
-    counts.labels("left_alone" if routed.neuron is None else "edited").inc()
-    return routed.neuron
+    neuron = await server.routing.route(server.text_of(ids))
+    counts.labels("left_alone" if neuron is None else "edited").inc()
+    return neuron
 
 
 # ---------------------------------------------------------------------- answers

@@ -39,7 +39,8 @@ def edit_routes(server: Server) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MAX_EDITS)] = 50,
         after: str = "",
     ) -> Part:
-        fits = _matching(server.model.edits[::-1], search)  # the latest first
+        latest = server.model.edits[::-1]
+        fits = await asyncio.to_thread(_matching, latest, search)
         start = 0
         if after:
             start = next((n + 1 for n, edit in enumerate(fits) if edit.id == after), 0)
@@ -72,8 +73,9 @@ def edit_routes(server: Server) -> APIRouter:
 
     @router.get("/edits/history")
     async def history() -> Part:
-        changes = [as_change(each) for each in server.model.history()]
-        return {"object": "list", "data": changes}
+        changes = server.model.history()
+        data = await asyncio.to_thread(lambda: [as_change(each) for each in changes])
+        return {"object": "list", "data": data}
 
     @router.post("/edits/undo")
     async def undo(body: Undo) -> Part:
@@ -135,11 +137,12 @@ def _matching(edits: tuple[Edit, ...], search: str) -> list[Edit]:
     if not words:
         return list(edits)
 
-    def text(edit: Edit) -> str:
+    def fits(edit: Edit) -> bool:
         parts = (edit.prompt, edit.target_new, edit.subject or "", edit.id)
-        return "\n".join(parts).casefold()
+        text = "\n".join(parts).casefold()
+        return all(word in text for word in words)
 
-    return [edit for edit in edits if all(word in text(edit) for word in words)]
+    return list(filter(fits, edits))
 
 
 def _explained(model: MeGModel, text: str) -> Part:

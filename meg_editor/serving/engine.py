@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from meg_editor.model.meg_model import MeGModel
 from meg_editor.serving.errors import api_error
 from meg_editor.serving.texts import Detokenizer, Stops
 
+_LOG = logging.getLogger(__name__)
 _WATCH = 1.0  # seconds after which the engine is looked at
 _STOPPING = 30.0  # seconds for an engine to come to its end
 _ATTEMPTS = 5  # at one answer
@@ -279,7 +281,10 @@ class Engine:
         while True:
             await asyncio.sleep(_WATCH)
             if not self.is_alive():
-                await self._revive()
+                try:
+                    await self._revive()
+                except Exception:  # it tries again: nobody else would
+                    _LOG.exception("the engine could not be started anew")
 
     async def _revive(self) -> None:
         async with self._reviving:

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,17 +18,7 @@ _LATEST = 2000  # scores of the histogram
 _BINS = 20
 
 
-@dataclass(frozen=True)
-class Routed:
-    """What was decided for a prompt.
-
-    Attributes:
-        neuron: (P,); None: no edit is asked for.
-        score: of the gate or the verifier; None where nothing is edited.
-    """
-
-    neuron: Tensor | None
-    score: float | None
+Neuron = Tensor | None  # (P,) of a prompt; None: no edit is asked for
 
 
 class RoutingQueue:
@@ -37,7 +26,7 @@ class RoutingQueue:
 
     def __init__(self, model: MeGModel) -> None:
         self._model = model
-        self._waiting: asyncio.Queue[tuple[str, asyncio.Future[Routed]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[str, asyncio.Future[Neuron]]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "meg-editor-routing")
         self._worker: asyncio.Task[None] | None = None
         self.latest: deque[tuple[float, bool]] = deque(maxlen=_LATEST)  # score, whether an edit
@@ -54,13 +43,13 @@ class RoutingQueue:
             self._waiting.get_nowait()[1].cancel()
         self._thread.shutdown(wait=False)
 
-    async def route(self, text: str) -> Routed:
-        """What a prompt asks for.
+    async def route(self, text: str) -> Neuron:
+        """The neuron (P,) of the edit that a prompt asks for; None: of none.
 
         Raises:
             What the routing raises for this prompt.
         """
-        future: asyncio.Future[Routed] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Neuron] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((text, future))
         return await future
 
@@ -77,10 +66,10 @@ class RoutingQueue:
     def _answer(
         self,
         loop: asyncio.AbstractEventLoop,
-        batch: list[tuple[str, asyncio.Future[Routed]]],
+        batch: list[tuple[str, asyncio.Future[Neuron]]],
     ) -> None:
         try:
-            found: list[Routed] = self._routed([text for text, _ in batch])
+            found = self._neurons([text for text, _ in batch])
         except Exception as error:
             if len(batch) > 1:  # the others are not touched by one that fails
                 for each in batch:
@@ -88,18 +77,17 @@ class RoutingQueue:
                 return
             loop.call_soon_threadsafe(_fail, batch[0][1], error)
             return
-        for (_, future), routed in zip(batch, found, strict=True):
-            loop.call_soon_threadsafe(_give, future, routed)
+        for (_, future), neuron in zip(batch, found, strict=True):
+            loop.call_soon_threadsafe(_give, future, neuron)
 
     @torch.no_grad()
-    def _routed(self, texts: list[str]) -> list[Routed]:
+    def _neurons(self, texts: list[str]) -> list[Neuron]:
         model = self._model
         if not model.edits:
-            return [Routed(None, None)] * len(texts)
+            return [None] * len(texts)
         routing = model.route(texts)
         self.latest += zip(routing.score.tolist(), routing.is_edit.tolist(), strict=True)
-        scores = routing.score.tolist()
-        return [Routed(*row) for row in zip(neuron_rows(model, routing), scores, strict=True)]
+        return neuron_rows(model, routing)
 
     @property
     def waiting(self) -> int:
@@ -131,11 +119,11 @@ class RoutingQueue:
         }
 
 
-def _give(future: asyncio.Future[Routed], routed: Routed) -> None:
+def _give(future: asyncio.Future[Neuron], neuron: Neuron) -> None:
     if not future.done():
-        future.set_result(routed)
+        future.set_result(neuron)
 
 
-def _fail(future: asyncio.Future[Routed], error: Exception) -> None:
+def _fail(future: asyncio.Future[Neuron], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
