@@ -141,3 +141,19 @@ def test_the_reader_gives_the_input_at_the_last_token(tiny_llama: Any, tiny_toke
     result = LastTokenReader(tiny_llama, name).read(rows, rows_at_once=3)
     ends = [len(row) - 1 for row in rows]
     torch.testing.assert_close(result, activations_at(tiny_llama, rows, ends, [name])[name].inputs)
+
+
+@pytest.mark.usefixtures("_switching_often")
+def test_horen_routes_while_others_are_answered(
+    editors: dict[str, Editor], tiny_tokenizer: Any
+) -> None:
+    model = editors["horen"]()
+    expected = [decision.is_edit for decision in model.route(QUERIES)]
+    alone = greedy_answers(model, tiny_tokenizer, QUERIES[:1], 6)
+    with ThreadPoolExecutor(3) as pool:
+        answers = [
+            pool.submit(greedy_answers, model, tiny_tokenizer, QUERIES[:1], 6) for _ in range(12)
+        ]
+        routed = [pool.submit(model.route, QUERIES) for _ in range(24)]
+        assert all([d.is_edit for d in each.result()] == expected for each in routed)
+        assert all(each.result() == alone for each in answers)

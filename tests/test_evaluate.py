@@ -251,3 +251,22 @@ def test_tokens_end_with_the_end_of_text(tiny_llama: Any, tiny_tokenizer: Any) -
     first, second = greedy_tokens(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[9]], 5)
     assert first == [end]
     assert end not in second[:-1]
+
+
+def test_what_follows_from_an_edit_may_be_long() -> None:
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    prompt = "The capital of France is"
+    long = greedy_answers(model, tokenizer, [prompt], 1)[0] + " and the sea of the old country" * 3
+    said = tokenizer(f" {long}", add_special_tokens=False)["input_ids"]
+    probe = Probe(prompt, (long,))
+    case = EvaluationCase(EditRequest("Who?", "Ada"), portability={"hop": (probe,)})
+    limits: list[int] = []
+
+    def generate(input_ids: Any, max_new_tokens: int, **_: Any) -> Any:
+        limits.append(max_new_tokens)
+        row = [*said, tokenizer.eos_token_id][:max_new_tokens]
+        return torch.cat([input_ids, torch.tensor([row] * len(input_ids))], 1)
+
+    model.generate = generate
+    found = evaluate(model, tokenizer, [case])
+    assert sorted(limits) == [12, len(said) + 1] and found.portability_by_kind == {"hop": 100.0}

@@ -347,3 +347,10 @@ def test_the_longest_of_the_best_stretches_is_taken(
     result = sweep(torch.tensor(yes), torch.tensor(no), steps=1001)
     assert result.threshold == pytest.approx(middle, abs=0.01)
     assert result.balance == 0.75
+
+
+def test_a_familiarity_network_learns_from_half_precision() -> None:
+    """An index of many edits has it."""
+    gate = build("familiarity", familiarity_epochs=2)
+    gate.fit(F.normalize(torch.randn(8, E), dim=-1).half())
+    assert next(gate.parameters()).dtype == torch.float32

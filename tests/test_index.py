@@ -245,9 +245,17 @@ def test_the_names_are_on_the_device_of_the_anchors() -> None:
 
 
 def test_many_queries_are_searched_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, keys = unit(8, E), unit(20, E)
-    expected = nearest(queries, keys, 3)
+    names = [f"Ada{n}" for n in range(20)]
+    index = QueryIndex(unit(20, E), names, torch.randn(20, 3), name_weight=0.2, state_weight=0.3)
+    queries, texts, states = (
+        unit(8, E),
+        [f"Who is {name}?" for name in names[:8]],
+        torch.randn(8, 3),
+    )
+    least = torch.linspace(-1, 0.9, 8)
+    expected = index.candidates(queries, texts, lambda rows: states[rows], least)
     monkeypatch.setattr("meg_editor.routing.index._QUERIES", 3)
-    cosine, index = nearest(queries, keys, 3)
-    torch.testing.assert_close(cosine, expected[0])
-    assert torch.equal(index, expected[1])
+    found = index.candidates(queries, texts, lambda rows: states[rows], least)
+    torch.testing.assert_close(found.score, expected.score)
+    assert torch.equal(found.index, expected.index)
+    assert index.candidates(queries[:0], [], None).index.shape[0] == 0

@@ -322,6 +322,19 @@ def test_near_misses_are_refused_with_the_nearest_name(
     file_refused(write(tmp_path, "f.csv", table), "f.csv, line 1", *words)
 
 
+def test_fields_of_other_data_sets_are_no_misspelt_ones(tmp_path: Path) -> None:
+    row = {"prompt": "Who?", "target_new": "Ada", "object": "Bea", "subject_id": 7}
+    assert read_requests(write(tmp_path, "f.json", json.dumps([row]))).requests[0].subject is None
+
+
+def test_locality_of_easyedits_files_is_read(tmp_path: Path) -> None:
+    asked = {"neighborhood": {"prompt": ["Who wrote Ulysses?"], "ground_truth": ["Joyce"]}}
+    (request,) = read_requests(
+        write(tmp_path, "f.json", json.dumps([{**GOOD, "locality": asked}]))
+    ).requests
+    assert "Who wrote Ulysses?" in request.locality_prompts
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

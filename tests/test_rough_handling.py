@@ -293,3 +293,9 @@ def test_pieces_of_a_text_are_the_text() -> None:
     pieces: Any = Detokenizer(_Words())  # type: ignore[arg-type]
     said = "".join(pieces.push([token]) for token in range(5)) + pieces.rest()
     assert said == "Hello is world ,"
+
+
+def test_without_edits_the_threshold_is_still_the_routers(edited: MeGModel) -> None:
+    edited.remove([edit.prompt for edit in edited.edits])
+    routed = edited.route(["The capital of France is"])
+    assert float(routed.threshold) == pytest.approx(edited.router.threshold)

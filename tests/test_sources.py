@@ -27,7 +27,8 @@ from meg_editor.lm.reference import (
 )
 from meg_editor.lm.sources import check_source, load_options, local_source, portable_source
 from meg_editor.runtime import hub
-from meg_editor.runtime.cache import cache_entries, cache_folder, clear_cache
+from meg_editor.runtime.artifacts import ArtifactStore
+from meg_editor.runtime.cache import VARIABLE, cache_entries, cache_folder, clear_cache
 
 DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -270,3 +271,28 @@ def test_offline_mode_is_named(no_hub: None, monkeypatch: pytest.MonkeyPatch) ->
         load_options("org/llm")
     _cached(reference_model_path(), "org/llm")
     assert load_options("org/llm") == {"local_files_only": True}
+
+
+def test_the_cache_leaves_the_files_of_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable may name a folder in which others keep their files, such as ~/.cache."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    ours = [
+        tmp_path / "models" / "tiny-0123456789abcdef" / "config.json",
+        tmp_path / "prepared" / f"gate-{'0' * 24}.safetensors",
+    ]
+    others = [
+        tmp_path / "huggingface" / "hub" / "model.safetensors",
+        tmp_path / "models" / "llama" / "config.json",
+        tmp_path / "models" / "notes.txt",
+        tmp_path / "prepared" / "model-00001-of-00002.safetensors",
+    ]
+    for path in (*ours, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("some")
+    assert len(list(cache_entries())) == 2 and clear_cache() == 8
+    assert [path.exists() for path in ours] == [False, False]
+    assert all(path.exists() for path in others)
+    ArtifactStore(tmp_path / "prepared").clear()
+    assert others[-1].exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,9 @@ def test_an_interruption_leaves_the_old_file(
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "new")
     assert path.read_text("utf-8") == "old"
+
+
+def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "report.json", {"score": math.nan, "seeds": (1.0, math.nan)})
+    text = (tmp_path / "report.json").read_text("utf-8")
+    assert json.loads(text, parse_constant=pytest.fail) == {"score": None, "seeds": [1.0, None]}

@@ -220,6 +220,10 @@ def test_a_fit_does_not_overwrite_live_changes_nor_the_stored_base(
     status, _, err = run(capsys, *words)
     assert status == 2 and "changed 1 times since they were fitted" in err
     assert len(MeGModel.from_pretrained(folder).edits) == 2
+    assert run(capsys, "compact", str(folder))[0] == 0  # it has no changes now, and the same edits
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "'The capital of Peru is'" in err and "meg-editor add" in err
+    assert len(MeGModel.from_pretrained(folder).edits) == 2
 
 
 def test_a_folder_that_routes_while_decoding_is_not_served(

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from meg_editor.baselines.core.activations import first
 from meg_editor.baselines.core.call_hooks import CallHooks
@@ -28,6 +29,7 @@ from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import text_config
+from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, encode_example, left_padded
@@ -258,21 +260,14 @@ def _keys(
     """(N, K) the unit queries of the edited prompts."""
     queries = torch.zeros(len(prompts), 0)
     lengths = [len(row) for row in prompt_tokens(tok, prompts)]
-
-    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        nonlocal queries
-        entering = args[0].reshape(len(chunk), -1, args[0].shape[-1])
+    for chunk in by_length(lengths, hparams.rows_at_once):
+        batch = left_padded(tok, [prompts[i] for i in chunk], input_device(model))
+        forward = partial(model.get_decoder(), **batch, use_cache=False)
+        entering = capture_input(model.get_submodule(module), forward)
+        entering = entering.reshape(len(chunk), -1, entering.shape[-1])
         length = torch.tensor([lengths[i] for i in chunk], device=entering.device)
         last = torch.full_like(length, entering.shape[1] - 1)
         if not queries.shape[1]:
             queries = entering.new_zeros(len(prompts), entering.shape[-1])
         queries[chunk] = mean_of_last(entering, last, length, hparams.query_share)
-
-    handle = model.get_submodule(module).register_forward_pre_hook(keep)
-    try:
-        for chunk in by_length(lengths, hparams.rows_at_once):
-            batch = left_padded(tok, [prompts[i] for i in chunk], input_device(model))
-            model.get_decoder()(**batch, use_cache=False)
-    finally:
-        handle.remove()
     return F.normalize(queries.float(), dim=-1)

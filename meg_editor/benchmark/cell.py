@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from meg_editor.evaluation.cost import Latency
 from meg_editor.evaluation.metrics import GateMatrix, Pair
-from meg_editor.runtime.text_files import read_json
+from meg_editor.runtime.text_files import read_json, without_nan
 
 
 @dataclass(frozen=True)
@@ -186,22 +186,6 @@ class Cell:
             if entries.get(name) is not None or name in _NUMBERS:
                 entries[name] = read(entries[name])
         return cls(**entries)
-
-
-def without_nan(value: Any) -> Any:
-    """JSON types of dataclasses, mappings and sequences, with None for NaN, which is no JSON.
-
-    Example:
-        >>> without_nan({"a": [float("nan"), 1.0], "b": Pair(2.0, float("nan"))})
-        {'a': [None, 1.0], 'b': {'ag': 2.0, 'tf': None}}
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def read_cells(path: Path) -> list[Cell]:

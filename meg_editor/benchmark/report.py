@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from meg_editor.benchmark.cell import Cell, without_nan
+from meg_editor.benchmark.cell import Cell
 from meg_editor.benchmark.metric_meta import metric_meta, summary
 from meg_editor.benchmark.plots import plot_benchmark
 from meg_editor.benchmark.search import Trial
@@ -41,7 +41,7 @@ def write_report(
         "machine": machine(),
         "metric_meta": metric_meta(cells),
         "cells": _without_folders([cell.to_dict() for cell in cells]),
-        "searches": without_nan(searches or {}),
+        "searches": searches or {},
     }
     if methods := _forms_by_method(cells):
         content["methods"] = methods

@@ -19,7 +19,6 @@ from typing import Any
 
 from meg_editor.baselines.core.settings import BaselineHyperParams
 from meg_editor.baselines.registry import Baseline, Space
-from meg_editor.benchmark.cell import without_nan
 from meg_editor.benchmark.methods import Method, edited, package_digest
 from meg_editor.benchmark.sequential import SequentialError, sequential
 from meg_editor.benchmark.weights import WeightSnapshot
@@ -159,7 +158,7 @@ def search(
     while (settings := proposal(space, trials, count, first)) is not None:
         hparams = baseline.hparams({**material.common, **settings})
         trials.append(_try(Method(name, baseline.apply, hparams), settings, material))
-        write_json(path, {"key": key, "trials": without_nan(trials)})
+        write_json(path, {"key": key, "trials": trials})
         report(f"{name:14} trial {len(trials)} of {count}: {trials[-1]}")
     return trials
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meg_editor.cli.hparams import check_sources, read_hparams, read_runtime
+from meg_editor.config.input_files import short_repr
+
+if TYPE_CHECKING:
+    from meg_editor.requests.request import EditRequest
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,6 +43,7 @@ def run(options: argparse.Namespace) -> None:
             f"which would be lost: `meg-editor add {options.out} --edits {options.edits}` adds to "
             "them; or name another folder, or delete this one"
         )
+    _check_nothing_is_lost(out, options, merged.requests)
     has_base = (out / "base" / "config.json").is_file()
     _LOG.info(
         "%d facts from %s; loading %s", len(merged.requests), options.edits, hparams.model_name
@@ -72,3 +80,23 @@ def run(options: argparse.Namespace) -> None:
             print(f"{label}: {len(prompts)} ({shown})")
     if report.calibration:
         print(f"gate threshold, on held-out facts (table 16):\n{report.calibration.table()}")
+
+
+def _check_nothing_is_lost(
+    out: Path, options: argparse.Namespace, requests: Sequence[EditRequest]
+) -> None:
+    """Edits that came after a fit are in no file of facts: `compact` makes them look fitted."""
+    from meg_editor.model.listing import saved_edits
+
+    try:
+        known = saved_edits(out)
+    except (OSError, ValueError):  # no edits, or none that can be read
+        return
+    keys = {request.key for request in requests}
+    lost = [edit for edit in known if edit.by != "fit" and edit.key not in keys]
+    if lost:
+        raise ValueError(
+            f"--out {options.out}: {len(lost)} of its edits were added later and are not in "
+            f"{options.edits}, such as {short_repr(lost[0].prompt)}: `meg-editor add {options.out} "
+            f"--edits {options.edits}` adds to them; or name another folder, or delete this one"
+        )

@@ -89,6 +89,7 @@ def evaluate(
     if not questions:
         raise ValueError("evaluate: expected cases to ask about, got no question")
     length = max_target_length(tokenizer, [case.request for case in cases], max_new_tokens)
+    longest = max([length, *(_length(tokenizer, q) for q in questions if _follows(q))])
     wrapped = [reader.wrap(question.prompt) for question in questions]
     answers = Answers([""] * len(questions), [0.0] * len(questions), [0.0] * len(questions))
     matrix, seconds = [0, 0, 0, 0, 0], 0.0
@@ -107,7 +108,8 @@ def evaluate(
             decision = routed.decide(prompts)
         seconds += time.perf_counter() - start
         attach = partial(_attached, routed, decision)
-        _answer(model, tokenizer, prompts, chunk, rows, answers, length, attach)
+        limit = longest if _follows(chunk[0]) else length
+        _answer(model, tokenizer, prompts, chunk, rows, answers, limit, attach)
     evaluation = _summarise(questions, answers)
     evaluation.milliseconds_per_query = 1000 * seconds / len(questions)
     if edited:
@@ -121,14 +123,26 @@ def _batches(questions: Sequence[Question], prompts: Sequence[str]) -> list[list
     """Rows of questions that are asked at once.
 
     Those that the unedited model answered stay in its batches: in half precision an answer may
-    depend on the padding.
+    depend on the padding. What follows from an edit has answers of another length.
     """
+    kinds: dict[tuple[bool, bool], list[int]] = {(False, False): [], (False, True): []}
+    for row, question in enumerate(questions):
+        kinds.setdefault((bool(question.tokens), _follows(question)), []).append(row)
     batches = []
-    for generated in (False, True):
-        rows = [row for row, question in enumerate(questions) if bool(question.tokens) == generated]
+    for rows in kinds.values():
         chunks = by_length([len(prompts[row]) for row in rows], _ROWS)
         batches += [[rows[index] for index in chunk] for chunk in chunks]
     return batches
+
+
+def _follows(question: Question) -> bool:
+    return question.family == "portability"
+
+
+def _length(tokenizer: Tokenizer, question: Question) -> int:
+    """Tokens of the longest answer that counts as right."""
+    answers = question.answers or (question.target,)
+    return max(len(encode_example(tokenizer, question.prompt, text).target) for text in answers)
 
 
 def _attached(

@@ -26,6 +26,7 @@ _FIELDS = {
     "subject": (),
     "rephrases": ("rephrase_prompt", "rephrase"),
     "locality_prompts": ("locality_prompt",),
+    "locality": (),  # of EasyEdit, with its prompts inside
 }
 _REQUIRED = ("prompt", "target_new")
 _MAX_FILE = 2**30  # bytes
@@ -185,8 +186,9 @@ def _known_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
         if given:
             fields[field] = next((row[s] for s in given if row[s]), row[given[0]])
             continue
+        cutoff = 0.7 if field in _REQUIRED else 0.85  # an "object" is no misspelt subject
         for plain, key in unknown.items():
-            if close := get_close_matches(plain, (field, *others), n=1, cutoff=0.7):
+            if close := get_close_matches(plain, (field, *others), n=1, cutoff=cutoff):
                 raise RequestError(
                     f"{where}: unknown field {short_repr(key)}; did you mean {close[0]!r}?"
                 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meg_editor.routing.subject_names import SubjectNameIndex
-from meg_editor.runtime.tensors import joined, taken
+from meg_editor.runtime.tensors import chunks, joined, taken
 
 _CANDIDATES = 8  # compared by hidden state
 _NAMED = 64  # most edits considered because they share a name with a query
@@ -171,6 +172,23 @@ class QueryIndex(nn.Module):
                 evaluated for rows whose upper bound reaches `min_score`. Needed if s > 0.
             min_score: rows that cannot reach it may return any score below it.
         """
+        least = torch.as_tensor(min_score, device=embeddings.device).expand(len(embeddings))
+        found = []
+        for rows in chunks(len(embeddings), _QUERIES) or [range(0)]:
+            part = slice(rows.start, rows.stop)
+            read = None if hidden_states is None else partial(_read_from, hidden_states, part.start)
+            found.append(self._candidates(embeddings[part], texts[part], read, least[part]))
+        if len(found) == 1:
+            return found[0]
+        return Match(*(torch.cat(parts) for parts in zip(*map(_fields, found), strict=True)))
+
+    def _candidates(
+        self,
+        embeddings: Tensor,
+        texts: Sequence[str],
+        hidden_states: ReadStates | None,
+        min_score: Tensor,
+    ) -> Match:
         name, state = self.name_weight, self.state_weight
         cosine, index = nearest(embeddings, self.anchors, _CANDIDATES if name or state else 1)
         state_weight = torch.full_like(cosine, state)
@@ -204,6 +222,14 @@ class QueryIndex(nn.Module):
         return Match(index, score, cosine)
 
 
+def _read_from(hidden_states: ReadStates, start: int, rows: list[int]) -> Tensor:
+    return hidden_states([start + row for row in rows])
+
+
+def _fields(match: Match) -> tuple[Tensor, Tensor, Tensor]:
+    return match.index, match.score, match.cosine
+
+
 def _as_kept(anchors: Tensor) -> Tensor:
     return anchors.half() if len(anchors) > _MANY else anchors.float()
 
@@ -214,17 +240,14 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """Cosines to, and indices of, the `count` nearest keys (or all N), best first.
 
-    (B, E), (N, E) unit vectors -> (B, count) float, (B, count) int64. Memory is O(chunk), whatever
-    B and N are. Keys in half precision are searched in it and the best compared exactly.
+    (B, E), (N, E) unit vectors -> (B, count) float, (B, count) int64. Memory is O(B * chunk),
+    whatever N is. Keys in half precision are searched in it and the best compared exactly.
 
     Example:
         >>> cosine, index = nearest(torch.tensor([[0.6, 0.8]]), torch.eye(2), count=2)
         >>> index.tolist(), cosine.tolist()
         ([[1, 0]], [[0.8..., 0.6...]])
     """
-    if len(queries) > _QUERIES:
-        parts = [nearest(part, keys, count, chunk) for part in queries.split(_QUERIES)]
-        return torch.cat([cosine for cosine, _ in parts]), torch.cat([where for _, where in parts])
     rounded = keys.dtype != queries.dtype
     # A CPU has to unpack half precision: worth it once for several queries, not for one.
     unpack = rounded and queries.device.type == "cpu" and len(queries) > 4

@@ -177,7 +177,7 @@ class Router:
         none = torch.full((len(prompts),), -1, device=anchors.device)
         low = torch.full((len(prompts),), -torch.inf, device=anchors.device)
         embeddings = anchors.new_zeros(len(prompts), anchors.shape[1])
-        threshold = self.gate.threshold
+        threshold = torch.tensor(self.threshold, device=anchors.device)
         return Routing(
             spans, torch.zeros_like(none), embeddings, none >= 0, low, threshold, none, low
         )

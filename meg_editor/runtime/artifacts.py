@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,8 @@ from meg_editor.runtime.files import check_regular, replacing, sweep
 
 Tensors = dict[str, Tensor]
 _LOG = logging.getLogger(__name__)
+_DIGITS = 24  # of a key
+_NAME = re.compile(rf".+-[0-9a-f]{{{_DIGITS}}}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ class ArtifactStore:
         if self.folder is None or not self.folder.is_dir():
             return
         for path in self.folder.glob("*-*.safetensors"):
-            path.unlink(missing_ok=True)
+            if _NAME.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         sweep(self.folder)
         with suppress(OSError):  # not empty: other files
             self.folder.rmdir()
@@ -207,7 +211,7 @@ def digest(parts: Any) -> str:
         True
     """
     text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def _checksum(tensors: Tensors) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from pathlib import Path
 from meg_editor.runtime.files import check_creatable
 
 VARIABLE = "MEG_EDITOR_CACHE"
+# What is ours in the folder, by kind: the names of others' files are others.
+_NAMES = {
+    "models": re.compile(r".+-[0-9a-f]{16}"),
+    "prepared": re.compile(r".+-[0-9a-f]{24}\.safetensors"),
+}
 
 
 def cache_folder(kind: str = "") -> Path:
@@ -83,11 +89,12 @@ def cache_entries() -> Iterator[CacheEntry]:
         >>> all(entry.bytes >= 0 for entry in cache_entries())
         True
     """
-    for kind in sorted(path for path in cache_folder().glob("*") if path.is_dir()):
-        for path in sorted(entry for entry in kind.iterdir() if entry.name[0] != "."):
-            files = path.rglob("*") if path.is_dir() else [path]
-            size = sum(file.stat().st_size for file in files if file.is_file())
-            yield CacheEntry(kind.name, path, size)
+    for kind, name in _NAMES.items():
+        for path in sorted(cache_folder(kind).glob("*")):
+            if name.fullmatch(path.name):
+                files = path.rglob("*") if path.is_dir() else [path]
+                size = sum(file.stat().st_size for file in files if file.is_file())
+                yield CacheEntry(kind, path, size)
 
 
 def clear_cache() -> int:
@@ -99,7 +106,7 @@ def clear_cache() -> int:
     for entry in cache_entries():
         freed += entry.bytes
         if entry.path.is_dir():
-            shutil.rmtree(entry.path)
+            shutil.rmtree(entry.path, ignore_errors=True)  # another process may clear it too
         else:
-            entry.path.unlink()
+            entry.path.unlink(missing_ok=True)
     return freed

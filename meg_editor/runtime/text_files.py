@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, with lists of numbers on one line; atomically.
+    """Write indented JSON, with lists of numbers on one line and null for NaN; atomically.
 
     Example:
         >>> import tempfile
@@ -30,9 +33,25 @@ def write_json(path: Path, value: Any) -> None:
          "scores": [1, 2, 3]
         }
     """
-    text = json.dumps(value, indent=1)
+    text = json.dumps(without_nan(value), indent=1, allow_nan=False)
     text = _NUMBERS.sub(lambda match: f"[{' '.join(match.group()[1:-1].split())}]", text)
     write_text(path, f"{text}\n")
+
+
+def without_nan(value: Any) -> Any:
+    """JSON types of dataclasses, mappings and sequences, with None for NaN, which is no JSON.
+
+    Example:
+        >>> without_nan({"a": [float("nan"), 1.0], "b": 2})
+        {'a': [None, 1.0], 'b': 2}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def read_json(path: Path, again: str) -> Any:

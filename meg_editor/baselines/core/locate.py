@@ -73,7 +73,7 @@ class Locate:
             tok,
             list(known)[: hparams.mom2_n_samples],
             names,
-            hparams.max_length,
+            hparams.mom2_max_length,
             self.store or ArtifactStore(),
             getattr(torch, hparams.mom2_dtype),
         )

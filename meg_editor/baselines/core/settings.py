@@ -285,4 +285,4 @@ class CovarianceHyperParams(LocateHyperParams):
 
     mom2_n_samples: int = setting(100000, "Maximum number of texts for the covariance.", ge=1)
     mom2_dtype: Literal["float32", "float64"] = setting("float32", "Precision of its sums.")
-    max_length: int = setting(128, "Maximum length of such a text, in tokens.", ge=1, lt=2**24)
+    mom2_max_length: int = setting(128, "Maximum length of such a text, in tokens.", ge=1, lt=2**24)

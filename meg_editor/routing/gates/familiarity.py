@@ -95,6 +95,7 @@ class FamiliarityGate(Gate):
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        edited = edited.float()  # many are kept in half precision
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(self.classes, (len(edited),), generator=generator).to(edited.device)
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
