@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +98,16 @@ class TextEncoder(nn.Module):
         output = self.model(input_ids=batch["input_ids"], attention_mask=mask if padded else None)
         pooled = pool(output[0], mask, self.pooling)
         return F.normalize(pooled.float(), dim=-1)
+
+    def is_word(self, word: str) -> bool:
+        """Whether it has a token for a word as a whole."""
+        return word in self._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> frozenset[str]:
+        """Its tokens, without the marks of a word's beginning."""
+        # To tokenize would change options of the tokenizer, which other threads are using.
+        return frozenset(token.lstrip("Ġ▁") for token in self.tokenizer.get_vocab())
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:

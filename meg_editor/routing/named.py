@@ -22,6 +22,11 @@ _MINOR = frozenset(
     ["a", "an", "the", "of", "and", "in", "on", "at", "for", "de", "la", "le", "el"]
     + ["di", "da", "du", "des", "von", "van", "der", "den"]
 )
+# At the end of a name, and left out by most who use it.
+_DESIGNATORS = frozenset(
+    ["inc", "ltd", "limited", "corp", "corporation", "co", "company", "llc", "plc", "gmbh", "ag"]
+    + ["sa", "fc", "cf", "sc", "jr", "sr"]
+)
 
 
 def stand_in(prompt: str) -> str:
@@ -58,9 +63,9 @@ def is_named(edit: EditRequest, text: Collection[str]) -> bool:
     """Whether a text, by its `words`, may mean the subject of an edit.
 
     It has half of the words of the name, the last one among them ("Einstein", not "South" for a
-    Korea), and every word with a digit. Other words may be spelled a little otherwise. An edit
-    without a subject is named by half of its `stand_in`. Where its own prompt does not name it so,
-    every text may mean it.
+    Korea; "Apple" for an "Apple Inc."), and every word with a digit. Other words may be spelled a
+    little otherwise. An edit without a subject is named by half of its `stand_in`. Where its own
+    prompt does not name it so, every text may mean it.
 
     Example:
         >>> edit = EditRequest("BMW M5, produced by", "Nintendo", "BMW M5")
@@ -70,6 +75,8 @@ def is_named(edit: EditRequest, text: Collection[str]) -> bool:
     last = edit.subject is not None
     name = words_in_order(stand_in(edit.prompt) if edit.subject is None else edit.subject)
     name = [word for word in name if word not in _MINOR] or name
+    while len(name) > 1 and name[-1] in _DESIGNATORS:
+        name.pop()
     return not name or _names(name, text, last) or not _names(name, words(edit.prompt), last)
 
 

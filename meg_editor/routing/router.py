@@ -19,7 +19,7 @@ from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import Match, QueryIndex
 from meg_editor.routing.named import is_another, is_named
 from meg_editor.routing.routing import Candidate, Routing
-from meg_editor.routing.subject_names import words
+from meg_editor.routing.spelling import numbered, spelled
 from meg_editor.routing.verifier import Verifier, fact_text
 
 _UNDER_SYSTEM = 300  # characters of a turn that are read under a system text
@@ -244,7 +244,7 @@ class Router:
             (row, edit): float(texts[row] == canonical(self.edits[edit].prompt, "NFC"))
             for row, edit in places
         }
-        said = list(map(words, read))
+        said = list(map(numbered, read))
         named = {
             (row, edit): bool(certain)
             or (
@@ -260,7 +260,11 @@ class Router:
             if similarity >= least and not sure[row, edit] and named[row, edit]
         ]
         probabilities = verifier.probability(
-            [excerpt(read[row], plain[places[row, edit]]) for row, edit in pairs],
+            [
+                spelled(self.edits[edit], excerpt(read[row], plain[place]), self.encoder.is_word)
+                for row, edit in pairs
+                for place in [places[row, edit]]
+            ],
             [fact_text(self.edits[edit]) for _, edit in pairs],
         )
         sure.update(zip(pairs, probabilities.tolist(), strict=True))
