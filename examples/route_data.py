@@ -6,19 +6,20 @@
     python examples/route_data.py --path counterfact.json --edits 1024 --tuned --held-out
 
 With so many facts edited, questions about --ask of them, in percent: prompts, also with another
-article before the subject, and paraphrases led to their very edit; neighbours, negations, inverse
-questions and other questions about the subject led to any edit, which should be none; milliseconds
-a question. "Same subject" takes any other relation of the data set, "fitting" those which such a
-subject has: no lake is asked for its mother tongue. Facts are those which `meg-editor benchmark`
-edits; with --calibration those on which thresholds are chosen. With --tuned the verifier has
-learned the data set's tuning facts; with --held-out only every other relation is asked, and the
-tuning facts are of the others.
+article before the subject or a letter of it wrong, and paraphrases routed to their very edit;
+neighbours, negations, inverse questions and other questions about the subject routed to any edit,
+which should be none; milliseconds a question. "Same subject" takes any other relation of the data
+set, "fitting" those which such a subject has: no lake is asked for its mother tongue. Facts are
+those which `meg-editor benchmark` edits; with --calibration those on which thresholds are chosen.
+With --tuned the verifier has learned the data set's tuning facts; with --held-out only every other
+relation is asked, and the tuning facts are of the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.verifier import Verifier
 
 NEIGHBOURS, ROWS = 3, 256
-ITS_OWN = ("prompt", "article", "paraphrase")
+ITS_OWN = ("prompt", "article", "misspelt", "paraphrase")
 
 
 def questions(
@@ -68,6 +69,7 @@ def questions(
     return {
         "prompt": [edit.prompt],
         "article": [other_article(edit)],
+        "misspelt": misspelt(edit, random.Random(edit.prompt)),
         "paraphrase": list(case.paraphrases),
         "neighbour": [text for text in near if text not in edited][:NEIGHBOURS],
         **{kind: [t for t in texts if t and t not in edited] for kind, texts in traps.items()},
@@ -84,6 +86,19 @@ def other_article(edit: EditRequest) -> str:
         return edit.prompt[: start - 4] + edit.prompt[start:]
     other = bare if bare != name else f"the {name}" if start else f"The {name}"
     return edit.prompt[:start] + other + edit.prompt[start + len(name) :]
+
+
+def misspelt(edit: EditRequest, rng: random.Random) -> list[str]:
+    """An edited prompt with a letter of its subject's longest word left out, doubled or in another
+    place; none where that has fewer than five letters.
+    """
+    word = max(re.findall(r"[^\W\d_]+", edit.subject or "") or [""], key=len)
+    if len(word) < 5 or word not in edit.prompt:
+        return []
+    at = rng.randrange(1, len(word) - 1)
+    one, two = word[at], word[at + 1]
+    wrong = rng.choice([two, one + one + two, two + one])
+    return [edit.prompt.replace(word, word[:at] + wrong + word[at + 2 :], 1)]
 
 
 def measure(

@@ -44,7 +44,8 @@ class ConflictError(RequestError):
         self.found = found
         super().__init__(
             f"{found}; nothing was changed: {option.format('replace')} takes the new ones, "
-            f"{option.format('keep')} keeps both where the prompts differ"
+            f"{option.format('keep')} keeps both where the prompts differ, as two facts need which "
+            "only look alike"
         )
 
 

@@ -294,7 +294,7 @@ class LiveEdits:
         with torch.no_grad():
             text = surface(text)
             found = self.edition.index.candidates(self.encoder.encode([text]), [text])
-        return list(found.index[0].tolist())
+        return list(dict.fromkeys(found.index[0].tolist()))
 
     def _rightness(self, neurons: Tensor, rows: Sequence[int]) -> list[list[int]]:
         """What each neuron answers to its prompt, bare and in each of its contexts.
