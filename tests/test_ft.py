@@ -10,7 +10,9 @@ import torch
 from parity import tiny
 from torch import Tensor
 
+from meg_editor import MeGHyperParams, load_model
 from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
+from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.ffn import decoder_blocks
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.tokens import encode_example
@@ -85,3 +87,14 @@ def test_the_default_tunes_the_ffn_of_the_layers(tiny_llama: Any, tiny_tokenizer
         for layer in (1, 2)
         for part in ("gate", "up", "down")
     }
+
+
+def test_a_model_in_half_precision_is_tuned_too() -> None:
+    """Adam's constants and small steps are lost in float16: copies in float32 are tuned."""
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    before = {name: value.clone() for name, value in model.half().state_dict().items()}
+    request = {"prompt": "The capital of France is", "target_new": "Lima", "subject": "France"}
+    edited, old = apply_ft_to_model(model, tokenizer, [request], FTHyperParams(layers=[1]))
+    assert greedy_answers(edited, tokenizer, [request["prompt"]], 6) == ["Lima"]
+    assert edited.dtype == torch.half
+    assert all(torch.equal(value, before[name]) for name, value in old.items())

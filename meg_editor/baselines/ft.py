@@ -114,10 +114,12 @@ def _tune(
     names = _tuned(model, hparams)
     facts = _Facts(model, examples, _lowest_block(model, names), hparams.rows_at_once)
     with restored(model, names) as weights:
-        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        # Copies of weights in half precision, in which steps would be lost; others are the weights.
+        learned = {name: weight.detach().float() for name, weight in weights.items()}
+        before = {name: weight.clone() for name, weight in learned.items()}
         optimiser: torch.optim.Optimizer
         kind = torch.optim.Adam if hparams.optimizer == "adam" else torch.optim.SGD
-        optimiser = kind(weights.values(), lr=hparams.lr, weight_decay=hparams.weight_decay)
+        optimiser = kind(learned.values(), lr=hparams.lr, weight_decay=hparams.weight_decay)
         for weight in weights.values():
             weight.requires_grad_(True)
         for _ in progress_bar(range(hparams.num_steps), "fine-tuning", "epoch"):
@@ -128,14 +130,17 @@ def _tune(
                 loss = facts.loss(chunk.tolist())
                 total += loss.item() * len(chunk)
                 if loss.item() >= hparams.early_stop_loss:
-                    optimiser.zero_grad()
-                    loss.backward(inputs=list(weights.values()))
+                    gradients = torch.autograd.grad(loss, list(weights.values()))
+                    for own, gradient in zip(learned.values(), gradients, strict=True):
+                        own.grad = gradient.to(own)
                     optimiser.step()
                 if hparams.norm_constraint is not None:
-                    _clamp(weights, before, hparams.norm_constraint)
+                    _clamp(learned, before, hparams.norm_constraint)
+                for name, weight in weights.items():
+                    weight.detach().copy_(learned[name])
             if total / len(examples) < hparams.early_stop_loss:
                 break
-        return {name: (weight - before[name]).detach() for name, weight in weights.items()}
+        return {name: weight - before[name] for name, weight in learned.items()}
 
 
 class _Facts:
@@ -170,7 +175,7 @@ def _lowest_block(model: CausalLM, names: Sequence[str]) -> int | None:
 
 
 @torch.no_grad()
-def _clamp(weights: dict[str, torch.nn.Parameter], before: Updates, limit: float) -> None:
+def _clamp(weights: Updates, before: Updates, limit: float) -> None:
     for name, weight in weights.items():
         weight.clamp_(before[name] - limit, before[name] + limit)
 
