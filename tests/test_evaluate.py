@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -251,6 +252,15 @@ def test_tokens_end_with_the_end_of_text(tiny_llama: Any, tiny_tokenizer: Any) -
     first, second = greedy_tokens(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[9]], 5)
     assert first == [end]
     assert end not in second[:-1]
+
+
+def test_long_answers_are_forced_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    cases = edit_cases(load_world(), 5, seed=2)
+    whole = evaluate(model, tokenizer, cases)
+    module = sys.modules["meg_editor.evaluation.evaluate"]  # the package has the function's name
+    monkeypatch.setattr(module, "_FORCED", 3)
+    assert str(evaluate(model, tokenizer, cases)) == str(whole)
 
 
 def test_what_follows_from_an_edit_may_be_long() -> None:

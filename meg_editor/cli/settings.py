@@ -13,13 +13,13 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 
 _WIDTH = 90
-_RUNTIME = "Run-time choices (RuntimeConfig in Python; they change no result)"
+_RUNTIME = "Run-time choices (RuntimeConfig in Python; not part of a method)"
 # Title -> beginnings of names; what fits none comes under the first.
 _GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (),
     "Text encoder (stage 1)": ("encoder_",),
     "Gate (stage 2)": ("gate", "familiarity_", "routing"),
-    "Collection of neurons (stage 3)": ("neuron_", "collection_"),
+    "Collection of neurons (stage 3)": ("collection_",),
     "Weight generator (stage 4)": ("generator", "diffusion_", "sampl"),
     "Read by EasyEdit alone": ("alg_name", "batch_size", "evaluation_type", "api_key", "use_chat"),
 }

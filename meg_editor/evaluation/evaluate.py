@@ -41,7 +41,9 @@ from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.runtime.progress import progress_bar
+from meg_editor.runtime.tensors import chunks
 
+_FORCED = 4096  # tokens whose logits are held at once
 _ROWS = 256
 
 
@@ -178,10 +180,12 @@ def _answer(
         for row, (tokens, target) in enumerate(zip(forced, targets, strict=True))
         if tokens[:-1] != target[:-1] or len(tokens) < len(target)
     ]
-    if differing:
-        with attach(differing):
-            predicted = _forced(model, [examples[row] for row in differing])
-        for row, tokens in zip(differing, predicted, strict=True):
+    longest = max((len(targets[row]) for row in differing), default=1)
+    for chosen in chunks(len(differing), max(1, _FORCED // longest)):
+        part = [differing[place] for place in chosen]
+        with attach(part):
+            predicted = _forced(model, [examples[row] for row in part])
+        for row, tokens in zip(part, predicted, strict=True):
             forced[row] = tokens
     texts = decoded(tokenizer, generated)
     right = exact(texts, [question.target for question in chunk])

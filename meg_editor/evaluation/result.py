@@ -37,9 +37,10 @@ class Evaluation:
         portability_by_kind: AG on questions whose answers follow from an edit.
         trapped_by_kind: trap questions answered with the edit: negated, inverse, or about another
             relation of its subject.
-        gate: None for an unedited model.
+        gate: None for all but a MeGModel.
         gate_scores: one per question.
-        milliseconds_per_query: routing and generating neurons, over all questions.
+        milliseconds_per_query: routing and generating neurons, over all questions; not to be
+            compared between methods, some of which look up in the forward pass.
 
     Printed as one line; `scores`, `intervals` and the rest have the details.
     """

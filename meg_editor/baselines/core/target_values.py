@@ -104,7 +104,7 @@ def optimise_values(
             optimiser.run()
             for place, name in enumerate(modules):
                 before[name][rows] = optimiser.before[place].float().cpu()
-                shift[name][rows] = optimiser.best[place].float().cpu()
+                shift[name][rows] = optimiser.latest[place].float().cpu()
             probability[rows] = optimiser.probability.cpu()
             bar.update(len(chunk))
     device = input_device(model)
@@ -136,7 +136,7 @@ class _ValueOptimiser:
         size = text_config(model).hidden_size
         self.shift = torch.zeros(len(modules), len(facts), size, device=input_device(model))
         self.before = torch.zeros_like(self.shift)
-        self.best = self.shift.clone()
+        self.latest = self.shift.clone()
         self.probability = torch.zeros(len(facts))
 
     def run(self) -> None:
@@ -165,7 +165,7 @@ class _ValueOptimiser:
                 done |= likeliest & (s.kl * divergence.detach() <= 0.01)
                 relaxed = likeliest
             self.probability[active.cpu()] = (-nll.detach()).exp().float().cpu()
-            self.best[:, active] = shift.detach()
+            self.latest[:, active] = shift.detach()
             if step + 1 == s.steps or bool(done.all()):
                 return
             (gradient,) = torch.autograd.grad(loss.sum(), shift)
