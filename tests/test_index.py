@@ -259,3 +259,13 @@ def test_many_queries_are_searched_some_at_a_time(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(found.score, expected.score)
     assert torch.equal(found.index, expected.index)
     assert index.candidates(queries[:0], [], None).index.shape[0] == 0
+
+
+def test_a_part_of_the_queries_may_have_fewer_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = QueryIndex(unit(2, E), ["Ada", "Bea"], name_weight=0.2)
+    queries, texts = unit(4, E), ["Who is Ada?", "Ada and Bea?", "Who?", "Why?"]
+    expected = index.search(queries, texts)
+    monkeypatch.setattr("meg_editor.routing.index._QUERIES", 2)
+    found = index.search(queries, texts)
+    torch.testing.assert_close(found.score, expected.score)
+    assert torch.equal(found.index, expected.index)

@@ -224,6 +224,12 @@ def test_a_fit_does_not_overwrite_live_changes_nor_the_stored_base(
     status, _, err = run(capsys, *words)
     assert status == 2 and "'The capital of Peru is'" in err and "meg-editor add" in err
     assert len(MeGModel.from_pretrained(folder).edits) == 2
+    assert run(capsys, "remove", str(folder), "The capital of Peru is")[0] == 0
+    facts.write_text(json.dumps([{**WAR, "target_new": "Ada"}]))
+    assert run(capsys, "replace", str(folder), "--edits", str(facts))[0] == 0
+    assert run(capsys, "compact", str(folder))[0] == 0
+    facts.write_text(json.dumps([WAR]))  # the target of before
+    assert run(capsys, *words)[0] == 2
 
 
 def test_a_folder_that_routes_while_decoding_is_not_served(

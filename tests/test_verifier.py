@@ -192,6 +192,18 @@ def test_the_verifier_decides_on_the_whole_prompt(tiny_encoder: TextEncoder) -> 
     assert (alone.threshold, alone.measure) == (pytest.approx(0.4), "similarity")
 
 
+def test_a_misspelt_subject_is_read_as_the_edits(tiny_encoder: TextEncoder) -> None:
+    """Under a system text too."""
+    right, typed = "The capital of Atlantis", "The capital of Atlantiss"
+    reader = PromptReader(tiny_encoder.tokenizer)
+    verifier = Known((right, 0), (f"Be brief.\n\n{right}", 0))
+    verifier.system = 0.5
+    under_system = reader.read(f"System: Be brief.\nUser: {typed}\nAssistant:")
+    routing = router_of(tiny_encoder, verifier).route([ReadPrompt.of(typed), under_system])
+    assert routing.is_edit.tolist() == [True, True]
+    assert f"Be brief.\n\n{right}" in [prompt for prompt, _ in verifier.seen]
+
+
 def test_it_may_prefer_an_edit_that_is_less_similar(tiny_encoder: TextEncoder) -> None:
     text = "The capital of Atlantis is not on the river of Genovia"
     routing = router_of(tiny_encoder, Known((text, 1))).route([ReadPrompt.of(text)])

@@ -114,8 +114,11 @@ def _tune(
     names = _tuned(model, hparams)
     facts = _Facts(model, examples, _lowest_block(model, names), hparams.rows_at_once)
     with restored(model, names) as weights:
-        # Copies of weights in half precision, in which steps would be lost; others are the weights.
-        learned = {name: weight.detach().float() for name, weight in weights.items()}
+        # Steps would be lost in half precision: of such weights copies are learned.
+        learned = {
+            name: weight.detach().float() if weight.element_size() < 4 else weight.detach()
+            for name, weight in weights.items()
+        }
         before = {name: weight.clone() for name, weight in learned.items()}
         optimiser: torch.optim.Optimizer
         kind = torch.optim.Adam if hparams.optimizer == "adam" else torch.optim.SGD
@@ -130,9 +133,9 @@ def _tune(
                 loss = facts.loss(chunk.tolist())
                 total += loss.item() * len(chunk)
                 if loss.item() >= hparams.early_stop_loss:
-                    gradients = torch.autograd.grad(loss, list(weights.values()))
-                    for own, gradient in zip(learned.values(), gradients, strict=True):
-                        own.grad = gradient.to(own)
+                    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+                    for master, gradient in zip(learned.values(), gradients, strict=True):
+                        master.grad = None if gradient is None else gradient.to(master)
                     optimiser.step()
                 if hparams.norm_constraint is not None:
                     _clamp(learned, before, hparams.norm_constraint)

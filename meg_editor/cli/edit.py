@@ -92,11 +92,11 @@ def _check_nothing_is_lost(
         known = saved_edits(out)
     except (OSError, ValueError):  # no edits, or none that can be read
         return
-    keys = {request.key for request in requests}
-    lost = [edit for edit in known if edit.by != "fit" and edit.key not in keys]
+    given = {(request.key, request.target_new) for request in requests}
+    lost = [e for e in known if e.by != "fit" and (e.key, e.target_new) not in given]
     if lost:
         raise ValueError(
-            f"--out {options.out}: {len(lost)} of its edits were added later and are not in "
+            f"--out {options.out}: {len(lost)} of its edits came later and are not in "
             f"{options.edits}, such as {short_repr(lost[0].prompt)}: `meg-editor add {options.out} "
             f"--edits {options.edits}` adds to them; or name another folder, or delete this one"
         )

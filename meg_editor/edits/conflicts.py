@@ -13,9 +13,8 @@ from meg_editor.config.unicode_text import canonical_text
 from meg_editor.edits.edit import ID, Edit, edit_id
 from meg_editor.edits.edition import Edition
 from meg_editor.requests.request import EditRequest, RequestError, only_edits
-from meg_editor.routing.named import is_named
+from meg_editor.routing.named import is_named, numbered
 from meg_editor.routing.routing import Candidate, RoutedQuery
-from meg_editor.routing.subject_names import words
 from meg_editor.routing.verifier import Verifier, fact_text
 
 OnConflict = Literal["refuse", "replace", "keep"]
@@ -212,7 +211,7 @@ def _in_other_words(
         pairs = [
             pair
             for pair, prompt, sure in zip(pairs, prompts, back.tolist(), strict=True)
-            if sure >= limit and is_named(pair[0], words(prompt))
+            if sure >= limit and is_named(pair[0], numbered(prompt))
         ]
     return dict(reversed(pairs))  # of each request the best one, which is its first
 

@@ -31,7 +31,7 @@ def replay(origin: Edition, lines: Sequence[Line]) -> tuple[Edition, History]:
     gone = sorted({row for _, out, _ in steps for rows, row in out.values() if rows is None})
     former, place = origin.rows(gone), {row: n for n, row in enumerate(gone)}
 
-    def found(sources: Iterable[Source]) -> Rows:
+    def rows_of(sources: Iterable[Source]) -> Rows:
         return gathered([(former, place[n]) if rows is None else (rows, n) for rows, n in sources])
 
     for line, removed, added in steps:
@@ -41,14 +41,14 @@ def replay(origin: Edition, lines: Sequence[Line]) -> tuple[Edition, History]:
                 content["number"],
                 content["kind"],
                 content["when"],
-                found(added.values()),
-                found(removed.values()),
+                rows_of(added.values()),
+                rows_of(removed.values()),
                 not_learned=tuple(content["not_learned"]),
                 undoes=content["undoes"],
             )
         )
     later = [source for source in alive.values() if source[0] is not None or source[1] in place]
-    return origin.changed(gone, found(later)), history
+    return origin.changed(gone, rows_of(later)), history
 
 
 def _sources(rows: Rows) -> dict[str, Source]:

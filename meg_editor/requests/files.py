@@ -29,6 +29,7 @@ _FIELDS = {
     "locality": (),  # of EasyEdit, with its prompts inside
 }
 _REQUIRED = ("prompt", "target_new")
+_FOREIGN = frozenset(["object", "object_id", "subject_id"])  # of other files, and not misspelt
 _MAX_FILE = 2**30  # bytes
 
 
@@ -179,16 +180,19 @@ def _columns(cells: list[str], where: str) -> list[str]:
 def _known_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields of `row` in our spelling, without any others; near misses are refused."""
     every = {spelling for field, others in _FIELDS.items() for spelling in (field, *others)}
-    unknown = {str(key).strip().lower().replace(" ", "_"): key for key in row if key not in every}
+    unknown = {
+        str(key).strip().lower().replace(" ", "_"): key
+        for key in row
+        if key not in every | _FOREIGN
+    }
     fields = {}
     for field, others in _FIELDS.items():
         given = [spelling for spelling in (field, *others) if spelling in row]
         if given:
             fields[field] = next((row[s] for s in given if row[s]), row[given[0]])
             continue
-        cutoff = 0.7 if field in _REQUIRED else 0.85  # an "object" is no misspelt subject
         for plain, key in unknown.items():
-            if close := get_close_matches(plain, (field, *others), n=1, cutoff=cutoff):
+            if close := get_close_matches(plain, (field, *others), n=1, cutoff=0.7):
                 raise RequestError(
                     f"{where}: unknown field {short_repr(key)}; did you mean {close[0]!r}?"
                 )

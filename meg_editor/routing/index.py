@@ -37,6 +37,22 @@ class Match:
     score: Tensor
     cosine: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[Match]) -> Match:
+        """The queries of all parts; where a part has fewer candidates, its best one fills up."""
+        width = max(part.index.shape[1] for part in parts)
+        filled = []
+        for part in parts:
+            more = width - part.index.shape[1]
+            filled.append(
+                (
+                    torch.cat([part.index, part.index[:, :1].expand(-1, more)], 1),
+                    F.pad(part.score, (0, more), value=-torch.inf),
+                    F.pad(part.cosine, (0, more), value=-torch.inf),
+                )
+            )
+        return cls(*(torch.cat(column) for column in zip(*filled, strict=True)))
+
     def best(self) -> Match:
         """Of C candidates the first: (B,)."""
         return Match(self.index[:, 0], self.score[:, 0], self.cosine[:, 0])
@@ -172,15 +188,15 @@ class QueryIndex(nn.Module):
                 evaluated for rows whose upper bound reaches `min_score`. Needed if s > 0.
             min_score: rows that cannot reach it may return any score below it.
         """
-        least = torch.as_tensor(min_score, device=embeddings.device).expand(len(embeddings))
-        found = []
+        if not isinstance(min_score, Tensor):
+            min_score = torch.full((), min_score, device=embeddings.device)
+        min_scores = min_score.expand(len(embeddings))
+        matches = []
         for rows in chunks(len(embeddings), _QUERIES) or [range(0)]:
             part = slice(rows.start, rows.stop)
             read = None if hidden_states is None else partial(_read_from, hidden_states, part.start)
-            found.append(self._candidates(embeddings[part], texts[part], read, least[part]))
-        if len(found) == 1:
-            return found[0]
-        return Match(*(torch.cat(parts) for parts in zip(*map(_fields, found), strict=True)))
+            matches.append(self._candidates(embeddings[part], texts[part], read, min_scores[part]))
+        return matches[0] if len(matches) == 1 else Match.joined(matches)
 
     def _candidates(
         self,
@@ -224,10 +240,6 @@ class QueryIndex(nn.Module):
 
 def _read_from(hidden_states: ReadStates, start: int, rows: list[int]) -> Tensor:
     return hidden_states([start + row for row in rows])
-
-
-def _fields(match: Match) -> tuple[Tensor, Tensor, Tensor]:
-    return match.index, match.score, match.cosine
 
 
 def _as_kept(anchors: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ _MINOR = frozenset(
 # At the end of a name, and left out by most who use it.
 _DESIGNATORS = frozenset(
     ["inc", "ltd", "limited", "corp", "corporation", "co", "company", "llc", "plc", "gmbh", "ag"]
-    + ["sa", "fc", "cf", "sc", "jr", "sr"]
+    + ["sa", "fc", "cf", "sc"]
 )
 
 
@@ -60,7 +60,7 @@ def is_another(edit: EditRequest, text: str) -> bool:
 
 
 def is_named(edit: EditRequest, text: Collection[str]) -> bool:
-    """Whether a text, by its `words`, may mean the subject of an edit.
+    """Whether a text, by its words as `numbered` gives them, may mean the subject of an edit.
 
     It has half of the words of the name, the last one among them ("Einstein", not "South" for a
     Korea; "Apple" for an "Apple Inc."), and every word with a digit. Other words may be spelled a
@@ -77,7 +77,22 @@ def is_named(edit: EditRequest, text: Collection[str]) -> bool:
     name = [word for word in name if word not in _MINOR] or name
     while len(name) > 1 and name[-1] in _DESIGNATORS:
         name.pop()
-    return not name or _names(name, text, last) or not _names(name, words(edit.prompt), last)
+    return not name or _names(name, text, last) or not _names(name, numbered(edit.prompt), last)
+
+
+def numbered(text: str) -> frozenset[str]:
+    """The `words` of a text, its letters and digits together too, and versions without their v.
+
+    A space behind a capital letter alone: "a 4 year warranty" is no A4.
+
+    Example:
+        >>> numbered("the X-200") >= {"x200", "x", "200"}
+        True
+    """
+    if not re.search(r"\d", text):
+        return words(text)
+    together = re.sub(r"(?<=[^\W\d_])[-‐‑–](?=\d)|(?<=[A-Z]) (?=\d)", "", text)
+    return words(text) | words(together) | words(re.sub(r"\b[vV](?=\d)", "", text))
 
 
 def _names(name: Sequence[str], text: Collection[str], last: bool) -> bool:

@@ -14,17 +14,17 @@ from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import canonical, excerpt, surface
 from meg_editor.requests.turns import ends_of, under
 from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.few_best import few_best
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import Match, QueryIndex
-from meg_editor.routing.named import is_another, is_named
+from meg_editor.routing.named import is_another, is_named, numbered
 from meg_editor.routing.routing import Candidate, Routing
-from meg_editor.routing.spelling import numbered, spelled
+from meg_editor.routing.spelling import spelled
 from meg_editor.routing.verifier import Verifier, fact_text
 
 _UNDER_SYSTEM = 300  # characters of a turn that are read under a system text
 _EPS = 1e-6  # least distance of a probability from 0 and 1, whose log-odds are finite
-_VERIFIED = 4  # edits of which a prompt is verified, beside those its end resembles
 
 
 def build_index(
@@ -149,11 +149,14 @@ class Router:
         if not rows:
             return routing
         routed = [routing[row] for row in rows]
-        read = [prompts[row].of_spans(routing.spans[row]) for row in rows]
+        parts = [
+            (prompts[row].of_spans(routing.spans[row]).text, query.question)
+            for row, query in zip(rows, routed, strict=True)
+        ]
         probabilities = verifier.probability(
             [
-                under(prompts[row].system, excerpt(asked.text, query.question, _UNDER_SYSTEM))
-                for row, asked, query in zip(rows, read, routed, strict=True)
+                under(prompts[row].system, self._spelled(query.edit, excerpt(*part, _UNDER_SYSTEM)))
+                for row, query, part in zip(rows, routed, parts, strict=True)
             ],
             [fact_text(self.edits[query.edit]) for query in routed],
         )
@@ -170,6 +173,13 @@ class Router:
             if sure < limit
         }
         return routing.refused(refused, limit)
+
+    def _spelled(self, edit: int, text: str) -> str:
+        """`text` with the subject of an edit as that spells it."""
+        names = self.index.names
+        return spelled(
+            self.edits[edit], text, lambda word: names.has(word) or self.encoder.is_word(word)
+        )
 
     def _nothing(self, prompts: Sequence[ReadPrompt]) -> Routing:
         """Routing of B prompts where nothing is edited."""
@@ -231,7 +241,7 @@ class Router:
         starts = list(accumulate(map(len, spans), initial=0))
         scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
         retrieved = [
-            _few_best(scores, edits, range(*ends), len(prompt.closing))
+            few_best(scores, edits, range(*ends), len(prompt.closing))
             for ends, prompt in zip(pairwise(starts), prompts, strict=True)
         ]
         places = {
@@ -261,9 +271,8 @@ class Router:
         ]
         probabilities = verifier.probability(
             [
-                spelled(self.edits[edit], excerpt(read[row], plain[place]), self.encoder.is_word)
+                self._spelled(edit, excerpt(read[row], plain[places[row, edit]]))
                 for row, edit in pairs
-                for place in [places[row, edit]]
             ],
             [fact_text(self.edits[edit]) for _, edit in pairs],
         )
@@ -296,33 +305,3 @@ class Router:
             (self.index.anchors[nearest].to(embeddings) * embeddings[rows]).sum(-1),
             [tuple(found) for found in candidates],
         )
-
-
-def _few_best(
-    scores: Sequence[Sequence[float]],
-    edits: Sequence[Sequence[int]],
-    rows: Sequence[int],
-    closing: int,
-) -> list[tuple[int, float, int]]:
-    """What the prompt with the spans `rows` resembles most: (edit, similarity, span), not none.
-
-    The first `closing` spans end the prompt: a list of other questions in front of them, which are
-    edits too, does not crowd out what these resemble.
-
-    Args:
-        scores, edits: (S, C) of the edits which resemble each span most.
-    """
-    found = [
-        (similarity, edit, row)
-        for row in rows
-        for similarity, edit in zip(scores[row], edits[row], strict=True)
-    ]
-    best: dict[int, tuple[float, int]] = {}
-    for similarity, edit, row in sorted(found, reverse=True):
-        best.setdefault(edit, (similarity, row))
-    ends = {edits[row][0] for row in rows[:closing]}
-    return [
-        (edit, similarity, row)
-        for place, (edit, (similarity, row)) in enumerate(best.items())
-        if place < _VERIFIED or edit in ends
-    ]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
+from meg_editor.config.unicode_text import UNSPACED
 from meg_editor.requests.request import EditRequest
-from meg_editor.routing.subject_names import words
+from meg_editor.routing.subject_names import words, words_in_order
 
 _LONG = 5  # letters: many shorter names differ in one
+_REPLACED = 8  # letters where one is another: Zentrix and Zentrax are two names
 _ALIKE = 0.8  # of a misspelt word and the right one
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(rf"[^\W\d_{UNSPACED}]{{{_LONG},}}")
 _PARTS = re.compile(r"\d+|[^\W\d_]+")
+# Between letters and their digits; a space behind a capital letter alone: "a 4 year warranty".
+_BETWEEN = r"(?:[-‐‑–]?|(?<=[A-Z]) )"
 
 
 def spelled(edit: EditRequest, text: str, is_word: Callable[[str], bool]) -> str:
@@ -22,42 +26,37 @@ def spelled(edit: EditRequest, text: str, is_word: Callable[[str], bool]) -> str
     Austria is no misspelt Australia. Letters and digits may stand apart, as in "X-200".
 
     Args:
-        is_word: whether a word in lower case is known as it is.
+        is_word: whether a word, in lower case and without accents, is known as it is.
 
     Example:
         >>> edit = EditRequest("The capital of Australia is", "Lima", "Australia")
         >>> spelled(edit, "capital of Austrlia? Austria?", {"austria", "capital"}.__contains__)
         'capital of Australia? Austria?'
     """
-    name = re.findall(r"\w+", edit.subject or "")
     there = words(text)
-    missing = {word.casefold(): word for word in name if not words(word) <= there}
+    name = re.findall(r"\w+", edit.subject or "")
+    missing = {_plain(word): word for word in name if not words(word) <= there}
     for word in missing.values():
-        if any(map(str.isdigit, word)) and not word.isdigit():
-            apart = r"[ -]?".join(map(re.escape, _PARTS.findall(word)))
-            text = re.sub(rf"\b{apart}\b", word, text, flags=re.IGNORECASE)
+        if re.search(r"\d", word) and not word.isdigit():
+            parts = (f"(?i:{re.escape(part)})" for part in _PARTS.findall(word))
+            text = re.sub(rf"\b{_BETWEEN.join(parts)}\b", word, text)
     long = [word for word in missing if len(word) >= _LONG and word.isalpha()]
-    if not long:
-        return text
 
     def right(match: re.Match[str]) -> str:
-        word = match[0].casefold()
-        alike = [other for other in long if other[0] == word[0]] if len(word) >= _LONG else []
-        found = get_close_matches(word, alike, n=1, cutoff=_ALIKE)
-        return missing[found[0]] if found and not is_word(word) else match[0]
+        word = _plain(match[0])
+        if not word or is_word(word):
+            return match[0]
+        meant = [name for name in long if name[0] == word[0] and _misspells(word, name)]
+        return missing[meant[0]] if meant else match[0]
 
-    return _WORD.sub(right, text)
+    return _WORD.sub(right, text) if long else text
 
 
-def numbered(text: str) -> frozenset[str]:
-    """The `words` of a text, its letters and digits together and apart: "X-200", "X200".
+def _plain(word: str) -> str:
+    return "".join(words_in_order(word))
 
-    Example:
-        >>> numbered("the X-200") >= {"x200", "x", "200"}
-        True
-    """
-    if not re.search(r"\d", text):
-        return words(text)
-    together = re.sub(r"(?<=[^\W_])[ -](?=\d)", "", text)
-    apart = re.sub(r"(?<=[^\W\d_])(?=\d)", " ", text)
-    return words(text) | words(together) | words(apart)
+
+def _misspells(word: str, name: str) -> bool:
+    matcher = SequenceMatcher(None, word, name, autojunk=False)
+    replaced = any(kind == "replace" for kind, *_ in matcher.get_opcodes())
+    return matcher.ratio() >= _ALIKE and (len(name) >= _REPLACED or not replaced)

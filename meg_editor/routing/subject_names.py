@@ -96,6 +96,10 @@ class SubjectNameIndex(nn.Module):
         """Of the posting lists, without the words themselves."""
         return int(self._postings.nbytes + self._starts.nbytes)
 
+    def has(self, word: str) -> bool:
+        """Whether a word, as `words` gives it, occurs in any name."""
+        return word in self._vocabulary
+
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The numbers of those words of B texts which occur in any name."""
         known = self._vocabulary

@@ -33,7 +33,7 @@ def write_json(path: Path, value: Any) -> None:
          "scores": [1, 2, 3]
         }
     """
-    text = json.dumps(without_nan(value), indent=1, allow_nan=False)
+    text = json.dumps(without_nan(value), indent=1)
     text = _NUMBERS.sub(lambda match: f"[{' '.join(match.group()[1:-1].split())}]", text)
     write_text(path, f"{text}\n")
 

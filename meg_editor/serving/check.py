@@ -60,8 +60,8 @@ def _batched(model: MeGModel, prompts: Sequence[list[int]]) -> tuple[Mapping[str
     """The answers by number of the prompt, and whether the engine shares the model."""
     options: Any = GenerationConfig(**_PLAIN)  # type: ignore[no-untyped-call]
     manager = PagedManager(model.base, model.hook, options)
-    manager.start()
     try:
+        manager.start()
         for n, prompt in enumerate(prompts):
             manager.add_request(prompt, str(n), max_new_tokens=4, eos_token_id=-1)
         outputs = [manager.get_result(timeout=_WAIT) for _ in prompts]

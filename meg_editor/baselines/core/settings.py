@@ -241,6 +241,7 @@ class LocateHyperParams(WriteHyperParams, FittingHyperParams):
     ignored: ClassVar[tuple[str, ...]] = (
         "mom2_dataset",
         "mom2_n_samples",
+        "mom2_max_length",
         "mom2_dtype",
         "mom2_update_weight",
     )
