@@ -119,6 +119,7 @@ def _tune(
             name: weight.detach().float() if weight.element_size() < 4 else weight.detach()
             for name, weight in weights.items()
         }
+        copied = [name for name in weights if learned[name].dtype != weights[name].dtype]
         before = {name: weight.clone() for name, weight in learned.items()}
         optimiser: torch.optim.Optimizer
         kind = torch.optim.Adam if hparams.optimizer == "adam" else torch.optim.SGD
@@ -139,8 +140,8 @@ def _tune(
                     optimiser.step()
                 if hparams.norm_constraint is not None:
                     _clamp(learned, before, hparams.norm_constraint)
-                for name, weight in weights.items():
-                    weight.detach().copy_(learned[name])
+                for name in copied:
+                    weights[name].detach().copy_(learned[name])
             if total / len(examples) < hparams.early_stop_loss:
                 break
         return {name: weight - before[name] for name, weight in learned.items()}

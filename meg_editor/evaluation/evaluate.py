@@ -132,8 +132,8 @@ def _batches(questions: Sequence[Question], prompts: Sequence[str]) -> list[list
         kinds.setdefault((bool(question.tokens), _follows(question)), []).append(row)
     batches = []
     for rows in kinds.values():
-        chunks = by_length([len(prompts[row]) for row in rows], _ROWS)
-        batches += [[rows[index] for index in chunk] for chunk in chunks]
+        by_size = by_length([len(prompts[row]) for row in rows], _ROWS)
+        batches += [[rows[index] for index in batch] for batch in by_size]
     return batches
 
 

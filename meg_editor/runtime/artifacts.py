@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,13 +18,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from meg_editor import __version__
-from meg_editor.runtime.cache import VARIABLE, cache_folder, not_kept, writable_cache_folder
+from meg_editor.runtime.cache import (
+    DIGITS,
+    STAGE_FILE,
+    VARIABLE,
+    cache_folder,
+    not_kept,
+    writable_cache_folder,
+)
 from meg_editor.runtime.files import check_regular, replacing, sweep
 
 Tensors = dict[str, Tensor]
 _LOG = logging.getLogger(__name__)
-_DIGITS = 24  # of a key
-_NAME = re.compile(rf".+-[0-9a-f]{{{_DIGITS}}}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class ArtifactStore:
         if self.folder is None or not self.folder.is_dir():
             return
         for path in self.folder.glob("*-*.safetensors"):
-            if _NAME.fullmatch(path.name):
+            if STAGE_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         sweep(self.folder)
         with suppress(OSError):  # not empty: other files
@@ -211,7 +215,7 @@ def digest(parts: Any) -> str:
         True
     """
     text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def _checksum(tensors: Tensors) -> str:

@@ -12,11 +12,10 @@ from pathlib import Path
 from meg_editor.runtime.files import check_creatable
 
 VARIABLE = "MEG_EDITOR_CACHE"
+DIGITS = 24  # of a stage's key
+STAGE_FILE = re.compile(rf".+-[0-9a-f]{{{DIGITS}}}\.safetensors")
 # What is ours in the folder, by kind: the names of others' files are others.
-_NAMES = {
-    "models": re.compile(r".+-[0-9a-f]{16}"),
-    "prepared": re.compile(r".+-[0-9a-f]{24}\.safetensors"),
-}
+_NAMES = {"models": re.compile(r".+-[0-9a-f]{16}"), "prepared": STAGE_FILE}
 
 
 def cache_folder(kind: str = "") -> Path:
