@@ -33,6 +33,7 @@ class ReadPrompt:
         dialogue: the last turns together, where the last one may go back to an earlier one ("Are
             you sure?"); None if it cannot.
         system: the system text of the conversation, without what the templates put there.
+        whole: the prompt as it came, by which an edit of such a text is known.
 
     Example:
         >>> ReadPrompt.of("Who wrote Emma? Be brief.").spans[1:]
@@ -44,12 +45,14 @@ class ReadPrompt:
     spans: tuple[str, ...]
     dialogue: ReadPrompt | None = None
     system: str = ""
+    whole: str = ""
 
     @classmethod
-    def of(cls, text: str, whole: str | None = None) -> ReadPrompt:
-        """A prompt that asks `text`; `whole` has a begun answer behind it."""
+    def of(cls, text: str, begun: str | None = None) -> ReadPrompt:
+        """A prompt that asks `text`; `begun` has a begun answer behind it."""
         closing = tuple(closing_spans(text)) or (text,)
-        return cls(text if whole is None else whole, closing, tuple(spans_of(text)) or closing)
+        read = text if begun is None else begun
+        return cls(read, closing, tuple(spans_of(text)) or closing, whole=text)
 
     def of_spans(self, spans: Sequence[str]) -> ReadPrompt:
         """The reading with these spans, which was decided on: this one or the dialogue."""
@@ -103,7 +106,7 @@ class PromptReader:
             turn = turns[-1] if inner is None else replace(turns[-1], text=inner)
         system = without_usual(turns[-1].system, self._usual)
         turn, turns = self._unswitched(turn), [self._unswitched(each) for each in turns]
-        read = replace(ReadPrompt.of(turn.text, turn.whole), system=system)
+        read = replace(ReadPrompt.of(turn.text, turn.whole), system=system, whole=prompt)
         if len(turns) == 1 or len(turn.text) > _FOLLOW_UP:
             return read
         return replace(read, dialogue=ReadPrompt.of(dialogue(turns)))

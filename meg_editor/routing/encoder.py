@@ -83,14 +83,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Embed texts with gradients: list of B strings -> (B, E), L2-normalised."""
-        # Always with the same options: changing them is what threads cannot do at once.
-        batch = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
+        batch = self._tokens(texts, return_tensors="pt")
         # transformers looks whether a mask hides anything, and waits for the device to see it.
         padded = not bool(batch["attention_mask"].all())
         batch = batch.to(next(self.parameters()).device, non_blocking=True)
@@ -102,6 +95,32 @@ class TextEncoder(nn.Module):
     def is_word(self, word: str) -> bool:
         """Whether it has a token for a word as a whole."""
         return word in self._vocabulary
+
+    def unread(self, texts: Sequence[str]) -> list[frozenset[str]]:
+        """The words of each text that its tokenizer has no token for, of its last `max_length`.
+
+        Nothing of a byte-level tokenizer, which reads all, nor of one without offsets.
+        """
+        unknown = self.tokenizer.unk_token_id
+        if not texts or unknown is None or not self.tokenizer.is_fast:
+            return [frozenset()] * len(texts)
+        batch = self._tokens(texts, return_offsets_mapping=True)
+        return [
+            frozenset(
+                text[start:end]
+                for token, (start, end) in zip(ids, offsets, strict=True)
+                if token == unknown
+            )
+            for text, ids, offsets in zip(
+                texts, batch["input_ids"], batch["offset_mapping"], strict=True
+            )
+        ]
+
+    def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
+        # Padding and truncation always alike: changing them is what threads cannot do at once.
+        return self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_length, **options
+        )
 
     @cached_property
     def _vocabulary(self) -> frozenset[str]:

@@ -12,6 +12,7 @@ def few_best(
     edits: Sequence[Sequence[int]],
     rows: Sequence[int],
     closing: int,
+    itself: int | None = None,
 ) -> list[tuple[int, float, int]]:
     """What the prompt with the spans `rows` resembles most: (edit, similarity, span), not none.
 
@@ -20,13 +21,14 @@ def few_best(
 
     Args:
         scores, edits: (S, C) of the edits which resemble each span most.
+        itself: the edit whose prompt it is; it comes first, also where many resemble it.
     """
     found = [
-        (similarity, edit, row)
+        (min(similarity, 1.0), edit, row)  # rounding
         for row in rows
         for similarity, edit in zip(scores[row], edits[row], strict=True)
     ]
-    best: dict[int, tuple[float, int]] = {}
+    best: dict[int, tuple[float, int]] = {} if itself is None else {itself: (1.0, rows[0])}
     for similarity, edit, row in sorted(found, reverse=True):
         best.setdefault(edit, (similarity, row))
     ends = {edits[row][0] for row in rows[:closing]}

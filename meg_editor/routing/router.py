@@ -13,14 +13,13 @@ from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import canonical, excerpt, surface
 from meg_editor.requests.turns import ends_of, under
+from meg_editor.routing.edit_texts import EditTexts
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.few_best import few_best
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import Match, QueryIndex
-from meg_editor.routing.named import is_another, is_named, numbered
 from meg_editor.routing.routing import Candidate, Routing
-from meg_editor.routing.spelling import spelled
 from meg_editor.routing.verifier import Verifier, fact_text
 
 _UNDER_SYSTEM = 300  # characters of a turn that are read under a system text
@@ -83,6 +82,7 @@ class Router:
     ) -> None:
         self.encoder, self.gate, self.index, self.states = encoder, gate, index, states
         self.edits, self.verifier = edits, verifier
+        self.texts = EditTexts(edits, encoder, index.names)
 
     @property
     def threshold(self) -> float:
@@ -100,7 +100,7 @@ class Router:
         if not len(self.index.anchors):
             return self._nothing(prompts)
         if self.verifier is None:
-            return self._by_similarity([prompt.closing for prompt in prompts])
+            return self._by_similarity(prompts)
         verifier = self.verifier
         routing = self._verified(verifier, prompts, verifier.threshold)
         if verifier.dialogue is not None:
@@ -145,7 +145,11 @@ class Router:
     ) -> Routing:
         """A system text may ask for something else: "Translate what the user writes"."""
         found = routing.is_edit.tolist()
-        rows = [row for row, prompt in enumerate(prompts) if prompt.system and found[row]]
+        rows = [
+            row
+            for row, prompt in enumerate(prompts)
+            if prompt.system and found[row] and self.texts.row_of(prompt.whole) is None
+        ]
         if not rows:
             return routing
         routed = [routing[row] for row in rows]
@@ -155,7 +159,10 @@ class Router:
         ]
         probabilities = verifier.probability(
             [
-                under(prompts[row].system, self._spelled(query.edit, excerpt(*part, _UNDER_SYSTEM)))
+                under(
+                    prompts[row].system,
+                    self.texts.spelled(query.edit, excerpt(*part, _UNDER_SYSTEM)),
+                )
                 for row, query, part in zip(rows, routed, parts, strict=True)
             ],
             [fact_text(self.edits[query.edit]) for query in routed],
@@ -173,13 +180,6 @@ class Router:
             if sure < limit
         }
         return routing.refused(refused, limit)
-
-    def _spelled(self, edit: int, text: str) -> str:
-        """`text` with the subject of an edit as that spells it."""
-        names = self.index.names
-        return spelled(
-            self.edits[edit], text, lambda word: names.has(word) or self.encoder.is_word(word)
-        )
 
     def _nothing(self, prompts: Sequence[ReadPrompt]) -> Routing:
         """Routing of B prompts where nothing is edited."""
@@ -203,12 +203,16 @@ class Router:
         )
         return embeddings, match
 
-    def _by_similarity(self, spans: Sequence[Sequence[str]]) -> Routing:
+    def _by_similarity(self, prompts: Sequence[ReadPrompt]) -> Routing:
+        spans = [prompt.closing for prompt in prompts]
         flat = [surface(span) for given in spans for span in given]
         min_score = self.gate.threshold
         embeddings, match = self._retrieve(flat, min_score)
         match = match.best()
         score = self.gate.score(embeddings, match.score)
+        for row, unread in enumerate(self.encoder.unread(flat)):
+            if unread and not self.texts.are_alike(int(match.index[row]), flat[row], unread):
+                score[row] = -torch.inf
         # (B, most spans) places in `flat`; who has fewer has the first one repeated.
         width = max(map(len, spans), default=1)
         starts = accumulate(map(len, spans), initial=0)
@@ -220,6 +224,10 @@ class Router:
         places = places.to(score.device, non_blocking=True)
         best = score[places].argmax(1, keepdim=True)
         rows = places.gather(1, best)[:, 0]
+        # More edits may look the same to the encoder: the prompt of one is that one's.
+        same = [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
+        own = torch.tensor([-1 if row is None else row for row in same], dtype=torch.long)
+        own = own.to(score.device, non_blocking=True)
         return Routing(
             spans,
             rows - places[:, 0],
@@ -227,7 +235,7 @@ class Router:
             score[rows] >= min_score,
             score[rows],
             min_score,
-            match.index[rows],
+            torch.where(own < 0, match.index[rows], own),
             match.cosine[rows],
         )
 
@@ -240,9 +248,11 @@ class Router:
         embeddings, match = self._retrieve(plain, self.gate.threshold)
         starts = list(accumulate(map(len, spans), initial=0))
         scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
+        # More edits may look the same to the encoder than are compared.
+        same = [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
         retrieved = [
-            few_best(scores, edits, range(*ends), len(prompt.closing))
-            for ends, prompt in zip(pairwise(starts), prompts, strict=True)
+            few_best(scores, edits, range(*ends), len(prompt.closing), itself)
+            for ends, prompt, itself in zip(pairwise(starts), prompts, same, strict=True)
         ]
         places = {
             (row, edit): place for row, found in enumerate(retrieved) for edit, _, place in found
@@ -251,27 +261,24 @@ class Router:
         least = float(self.gate.threshold)
         # An edited prompt itself needs no verification; who is not named needs none either.
         sure = {
-            (row, edit): float(texts[row] == canonical(self.edits[edit].prompt, "NFC"))
+            (row, edit): float(
+                edit == same[row] or texts[row] == canonical(self.edits[edit].prompt, "NFC")
+            )
             for row, edit in places
         }
-        said = list(map(numbered, read))
-        named = {
-            (row, edit): bool(certain)
-            or (
-                is_named(self.edits[edit], said[row])
-                and not is_another(self.edits[edit], read[row])
-            )
-            for (row, edit), certain in sure.items()
-        }
+        named = {pair for pair, certain in sure.items() if certain}
+        for row, found in enumerate(retrieved):
+            others = [edit for edit, *_ in found if not sure[row, edit]]
+            named.update((row, edit) for edit in self.texts.named(read[row], others))
         pairs = [
             (row, edit)
             for row, found in enumerate(retrieved)
             for edit, similarity, _ in found
-            if similarity >= least and not sure[row, edit] and named[row, edit]
+            if similarity >= least and not sure[row, edit] and (row, edit) in named
         ]
         probabilities = verifier.probability(
             [
-                self._spelled(edit, excerpt(read[row], plain[places[row, edit]]))
+                self.texts.spelled(edit, excerpt(read[row], plain[places[row, edit]]))
                 for row, edit in pairs
             ],
             [fact_text(self.edits[edit]) for _, edit in pairs],
@@ -280,7 +287,7 @@ class Router:
         candidates = [
             sorted(
                 (
-                    Candidate(edit, flat[place], similarity, sure[row, edit], named[row, edit])
+                    Candidate(edit, flat[place], similarity, sure[row, edit], (row, edit) in named)
                     for edit, similarity, place in found
                 ),
                 key=lambda c: (c.verified >= threshold, c.verified * c.similarity),
