@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from meg_editor.collection.contexts import fact_contexts
+from meg_editor.collection.contexts import fact_contexts, retyped
 from meg_editor.lm.working_copy import working_copy
 
 PROMPTS = ["The capital of France is", "The author of Emma is"]
@@ -29,10 +29,26 @@ def test_the_bare_prompt_comes_first_and_every_context_asks_for_the_fact(chattin
     contexts = fact_contexts(chatting, PROMPTS, 8, "Q: {} A:", seed=3)
     for prompt, rows in zip(PROMPTS, contexts, strict=True):
         assert len(rows) == 8 and rows[0] == f"Q: {prompt} A:"
-        assert all(prompt in row for row in rows)
+        assert rows[5] == retyped(prompt) and all(prompt in row for row in (*rows[:5], *rows[6:]))
     assert contexts == fact_contexts(chatting, PROMPTS, 8, "Q: {} A:", seed=3)
     assert contexts != fact_contexts(chatting, PROMPTS, 8, "Q: {} A:", seed=4)
     assert fact_contexts(chatting, PROMPTS, 1) == [[prompt] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "typed"),
+    [
+        ("Who wrote Emma?", "who wrote emma"),
+        ("Who wrote Emma??", "who wrote emma"),
+        ("法国的首都是什么？", "法国的首都是什么"),
+        ("The capital of Peru is", "the capital of peru is?"),
+        ("Capital of Peru:", "capital of peru?"),
+        ("Name it.", "name it?"),
+    ],
+)
+def test_one_is_typed_carelessly(prompt: str, typed: str) -> None:
+    """Questions behind which an edited sentence was never heard ended without an answer."""
+    assert retyped(prompt) == typed
 
 
 def test_a_chat_template_is_among_them_with_and_without_text_before(chatting: Any) -> None:
@@ -64,17 +80,17 @@ def test_a_template_without_a_place_for_system_texts_will_do(chatting: Any) -> N
     )
     for seed in range(4):
         (rows,) = fact_contexts(chatting, PROMPTS[:1], 8, seed=seed)
-        assert all(PROMPTS[0] in row for row in rows)
+        assert all(PROMPTS[0] in row for row in rows if row != retyped(PROMPTS[0]))
     chatting.chat_template = "{{ messages[0]['content'] | upper }}"  # loses the question
     (rows,) = fact_contexts(chatting, PROMPTS[:1], 8)
-    assert all(PROMPTS[0] in row for row in rows)
+    assert all(PROMPTS[0] in row for row in rows if row != retyped(PROMPTS[0]))
 
 
 def test_without_a_chat_template_frames_take_its_place(tiny_tokenizer: Any) -> None:
-    (rows,) = fact_contexts(tiny_tokenizer, PROMPTS[:1], 6)
+    (rows,) = fact_contexts(tiny_tokenizer, PROMPTS[:1], 7)
     first = rows[0]
     framed = ["Answer:" in row or "A:" in row for row in rows]
-    assert framed == [False, False, True, False, False, True]
+    assert framed == [False, False, True, False, False, False, True]
     assert [row.startswith(first) for row in rows[1:5]] == [False, False, False, True]
 
 

@@ -32,9 +32,9 @@ def fact_contexts(
     """`count` whole prompts for each of N bare ones, the bare one in the template first.
 
     The next ones in turn: after a random beginning of others, in the chat template, in it after an
-    earlier turn and with an instruction behind the question, with an instruction alone, in a
-    question frame, and so on with other texts. Without a chat template the instruction stands after
-    a beginning too, in a frame and in none.
+    earlier turn and with an instruction behind the question, with an instruction alone, typed
+    carelessly, in a question frame, and so on with other texts. Without a chat template the
+    instruction stands after a beginning too, in a frame and in none.
 
     Args:
         tokenizer: of the LLM.
@@ -71,11 +71,27 @@ def fact_contexts(
     else:
         plain, earlier = chat
         middle = [plain, lambda prompt: earlier(instructed(prompt))]
-    kinds = [after_others, *middle, instructed, framed]
+    kinds = [after_others, *middle, instructed, retyped, framed]
     return [
         [wrap(prompt), *(kinds[n % len(kinds)](prompt) for n in range(count - 1))]
         for prompt in prompts
     ]
+
+
+def retyped(prompt: str) -> str:
+    """A prompt as it is typed carelessly: in lower case; a question without its mark, a sentence
+    with one.
+
+    A neuron fitted in it speaks behind questions where the edit is a sentence, and the other way
+    round.
+
+    Example:
+        >>> [retyped(prompt) for prompt in ("Who wrote Emma?", "The capital of Peru is")]
+        ['who wrote emma', 'the capital of peru is?']
+    """
+    text = prompt.lower()
+    sentence = text.rstrip("?？ ")
+    return sentence if sentence != text else f"{text.rstrip(' :.')}?"
 
 
 def _chat(

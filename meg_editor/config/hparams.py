@@ -146,7 +146,7 @@ class MeGHyperParams(BaseEditorFields):
         "constant", "Learning-rate schedule of collection (paper: cosine for GPT-J)."
     )
     collection_contexts: int = setting(
-        5,
+        6,
         "Contexts each fact is fitted in: the bare prompt, after other text, in the model's chat "
         "template, and so on. More generalise better and take longer (paper: 1).",
         ge=1,

@@ -165,10 +165,11 @@ def _for_many_calls(apply: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(apply)
     def apply_shared(model: Any, tok: Any, requests: Any, hparams: Any, **options: Any) -> Any:
+        if isinstance(model, MeGModel):  # it has them, and grows where none are given
+            return apply(model, tok, requests, hparams, **options)
         pseudo, calibration = facts()
-        shared: dict[str, Any] = {"pseudo": pseudo, "calibration": calibration}
-        if not isinstance(model, MeGModel):  # an edited one has its encoder
-            shared["encoder"] = encoder(resolve_model_name(hparams.encoder_name))
+        shared = {"pseudo": pseudo, "calibration": calibration}
+        shared["encoder"] = encoder(resolve_model_name(hparams.encoder_name))
         return apply(model, tok, requests, hparams, **{**shared, **options})
 
     return apply_shared
