@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import OTHERS, PROMPTS, at_once, build_tiny_llama
 from huggingface_hub import CommitInfo
-from transformers import DynamicCache, StaticCache, TextIteratorStreamer
+from transformers import DynamicCache, GenerationConfig, StaticCache, TextIteratorStreamer
 
 from meg_editor.collection.collect import collect
 from meg_editor.config.hparams import MeGHyperParams
@@ -634,11 +634,13 @@ def test_a_task_made_inside_a_block_does_not_outlive_it(model: MeGModel) -> None
 
 
 def test_rows_of_a_cache_take_their_decisions_along(model: MeGModel) -> None:
-    def answers(order: list[int], way: str) -> list[list[int]]:
+    def answers(order: list[int], way: str, times: int = 1) -> list[list[int]]:
         batch = left_padded(model.tokenizer, [EDITED, PROMPTS[2], OTHER], "cpu")
         output = model(**batch)
         cache, logits = output.past_key_values, output.logits[order]
-        getattr(cache, way)(torch.tensor(order))
+        if times > 1:
+            cache.batch_repeat_interleave(times)
+        getattr(cache, way)(torch.tensor([row * times for row in order]))
         cache = copy.deepcopy(cache)
         tokens = []
         mask = batch["attention_mask"][order]
@@ -653,6 +655,31 @@ def test_rows_of_a_cache_take_their_decisions_along(model: MeGModel) -> None:
     assert answers([2, 0, 1], "reorder_cache") == [straight[2], straight[0], straight[1]]
     assert answers([1], "batch_select_indices") == [straight[1]]
     assert answers([2, 1], "batch_select_indices") == [straight[2], straight[1]]
+    assert answers([2, 0], "batch_select_indices", times=3) == [straight[2], straight[0]]
+
+
+def test_the_first_prompt_may_have_either_name(model: MeGModel) -> None:
+    ids = ids_of(model, EDITED)
+    ways = [{"inputs": ids}, {"input_ids": ids}, {"inputs": ids, "input_ids": None}]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    outputs = [model.generate(**way, **options).tolist() for way in ways]
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0] != model.base.generate(ids, **options).tolist()
+
+
+def test_a_generation_config_that_is_set_is_that_of_the_base(
+    make_meg_model: Callable[..., MeGModel],
+) -> None:
+    """It stayed on the wrapper, and `generate` never read it."""
+    model = make_meg_model("bank")
+    before = model.generation_config
+    model.generation_config = GenerationConfig(max_new_tokens=2, pad_token_id=0)
+    try:
+        assert model.base.generation_config is model.generation_config is not before
+        ids = ids_of(model, EDITED)
+        assert model.generate(ids, do_sample=False).shape[1] == ids.shape[1] + 2
+    finally:
+        model.generation_config = before
 
 
 def test_tokens_of_another_model_in_a_cache_are_noticed(model: MeGModel) -> None:

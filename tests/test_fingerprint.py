@@ -131,3 +131,9 @@ def test_stored_buffers_count() -> None:
     assert not same_model(ours, theirs) and not same_model(theirs, ours)
     older = {name: values for name, values in ours.items() if not name.startswith("buffer:")}
     assert same_model(older, theirs) and same_model(theirs, older, exact=False)
+
+
+def test_a_parameter_without_elements_is_no_error() -> None:
+    model = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.zeros(0, 3))})
+    other = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.ones(0, 3))})
+    assert fingerprint(model) == fingerprint(other)

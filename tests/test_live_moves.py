@@ -121,6 +121,21 @@ def test_neurons_of_the_same_base_are_merged_as_they_are(
     assert len(model.edits) == 4
 
 
+def test_a_neuron_is_merged_whatever_its_edit_calls_the_subject(
+    make: Callable[..., MeGModel], collector: Collector, tmp_path: Path
+) -> None:
+    """An edit without a subject gets that of the one it replaces, and was collected anew."""
+    other, model = make(), make()
+    other.replace([EditRequest(PROMPTS[0], "Lima")])
+    other.save_pretrained(tmp_path / "other")
+    model.replace([EditRequest(PROMPTS[0], "Oslo", PROMPTS[0].split()[-2])])
+    collector.prompts.clear()
+    model.merge(tmp_path / "other", on_conflict="replace")
+    assert not collector.prompts and texts(model)[-1] == (PROMPTS[0], "Lima")
+    ours, theirs = (m.neurons(m.route([PROMPTS[0]])) for m in (model, other))
+    assert ours is not None and theirs is not None and torch.equal(ours, theirs)
+
+
 def test_merging_has_the_rules_of_adding(
     make: Callable[..., MeGModel], collector: Collector, tmp_path: Path
 ) -> None:

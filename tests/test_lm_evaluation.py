@@ -124,3 +124,10 @@ def test_a_saved_model_is_read_from_its_folder(edited: MeGModel, tmp_path: Path)
     pair = (PROMPTS[0], " one")
     ((value, _),) = harness.loglikelihood([request("loglikelihood", *pair)])
     assert value == pytest.approx(likelihood(edited, *pair), abs=1e-3)
+
+
+def test_a_model_that_routes_while_it_answers_is_refused(edited: MeGModel) -> None:
+    """The harness asks the base model, which looks for no edit in what it writes."""
+    edited.hparams = edited.hparams.changed(routing="decoding")
+    with pytest.raises(ValueError, match="routing: prompt"):
+        MeGLM(edited, device="cpu")

@@ -371,6 +371,15 @@ def test_an_activation_with_parameters_is_where_the_layer_is():
     assert parameters and all(each.is_meta and not each.requires_grad for each in parameters)
 
 
+def test_an_activation_with_parameters_follows_a_model_that_moves():
+    """It stayed on the CPU where an edited model went to a GPU."""
+    spec = dataclasses.replace(spec_of("gpt2"), activation="xielu")
+    with NeuronHook(copy.deepcopy(tiny("gpt2")), spec) as hook:
+        inputs = torch.zeros(1, 3, spec.hidden_size, device="meta")
+        hook._neurons_at(inputs, random_neurons(spec, 1).to("meta"))
+        assert all(each.is_meta for each in hook._activation.parameters())
+
+
 def test_attached_nests_and_restores():
     model, spec, tokens = tiny("llama"), spec_of("llama"), random_tokens(2, 5)
     one, two = random_neurons(spec, 2, seed=5), random_neurons(spec, 2, seed=6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -169,6 +170,17 @@ class Known:
         return torch.tensor([0.9 if pair in self.agreed else 0.1 for pair in pairs])
 
 
+class Alike(TextEncoder):
+    """An encoder to which all texts are one."""
+
+    def __init__(self, encoder: TextEncoder, embedding: Tensor) -> None:
+        super().__init__(encoder.model, encoder.tokenizer, encoder.pooling)
+        self.embedding = embedding
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        return self.embedding.repeat(len(texts), 1)
+
+
 def router_of(encoder: TextEncoder, verifier: Any) -> Router:
     index = QueryIndex(
         encoder.encode([edit.prompt for edit in EDITS]),
@@ -244,6 +256,79 @@ def test_an_edited_prompt_needs_no_verification(tiny_encoder: TextEncoder) -> No
     )
     assert routing.is_edit.tolist() == [True, True] and routing.score.tolist() == [1.0, 1.0]
     assert (EDITS[0].prompt, fact_text(EDITS[0])) not in verifier.seen
+
+
+def test_an_edited_prompt_is_found_among_any_number_which_look_the_same(
+    tiny_encoder: TextEncoder,
+) -> None:
+    """To the encoder: of a dozen alike four were compared, and another one answered."""
+    prompts = [f"The river {'_' * n}" for n in range(1, 13)]
+    edits = [EditRequest(prompt, "Lima") for prompt in prompts]
+    anchors = tiny_encoder.encode(["The river"]).repeat(12, 1)
+    same = QueryIndex(anchors, [None] * 12)
+    tiny = Alike(tiny_encoder, anchors[0])
+    states: Any = None
+    for verifier in (Known(), None):
+        router = Router(tiny, SimilarityGate(0.4), same, states, edits, verifier)
+        assert router.route([ReadPrompt.of(text) for text in prompts]).nearest.tolist() == list(
+            range(12)
+        )
+
+
+def test_prompts_that_differ_in_what_is_put_around_them_are_two_edits(
+    tiny_encoder: TextEncoder,
+) -> None:
+    edits = [
+        EditRequest("The capital of Peru is", "Oslo"),
+        EditRequest('"The capital of Peru is"', "Rome"),
+    ]
+    index = QueryIndex(tiny_encoder.encode([edits[0].prompt] * 2), [None] * 2)
+    states: Any = None
+    router = Router(tiny_encoder, SimilarityGate(0.4), index, states, edits, Known())
+    texts = [edits[1].prompt, edits[0].prompt, "'The capital of Peru is'"]
+    routing = router.route([ReadPrompt.of(text) for text in texts])
+    assert routing.nearest.tolist()[:2] == [1, 0] and routing.is_edit.all()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Q: Who wrote Ulysses?\nA: Joyce\nQ: Who wrote Emma?\nA:",
+        "User: Hi!\nAssistant: Hello!\nUser: Who wrote Emma?\nAssistant:",
+        "System: You are a poet.\nUser: Who wrote Emma?\nAssistant:",
+    ],
+)
+def test_an_edit_that_is_a_conversation_is_found_by_itself(
+    prompt: str, tiny_encoder: TextEncoder
+) -> None:
+    """Its last turn alone was compared with the whole."""
+    edits = [EditRequest(prompt, "Lima"), EditRequest("The capital of Peru is", "Oslo")]
+    index = QueryIndex(tiny_encoder.encode([e.prompt for e in edits]), [None] * 2)
+    states: Any = None
+    verifier = Known()
+    verifier.system = 0.5
+    router = Router(tiny_encoder, SimilarityGate(0.4), index, states, edits, verifier)
+    routing = router.route([PromptReader(tiny_encoder.tokenizer).read(prompt)])
+    assert routing[0].is_edit and routing[0].edit == 0
+
+
+def test_what_the_encoder_cannot_read_must_be_in_the_prompt(tiny_encoder: TextEncoder) -> None:
+    """To MiniLM a sentence in Thai is one unknown token, and so is every emoji."""
+
+    class Blind(TextEncoder):
+        def unread(self, texts: Sequence[str]) -> list[frozenset[str]]:
+            return [frozenset(re.findall("[^\x00-\x7f]+", text)) for text in texts]
+
+    blind = Blind(tiny_encoder.model, tiny_encoder.tokenizer, tiny_encoder.pooling)
+    edits = [EditRequest("What does 🦒 mean?", "Lima"), EditRequest("สวัสดี", "Oslo", "สวัสดี")]
+    texts = ["So what does 🦒 mean?", "So what does 🐌 mean?", "ขอบคุณ"]
+    index = QueryIndex(blind.encode([texts[0], texts[2]]), [None, "สวัสดี"])
+    states: Any = None
+    sure: Any = Doubts(0.5, 0.99)
+    for verifier in (sure, None):
+        router = Router(blind, SimilarityGate(-1.0), index, states, edits, verifier)
+        routing = router.route([ReadPrompt.of(text) for text in texts])
+        assert routing.is_edit.tolist() == [True, False, False]
 
 
 def test_a_turn_may_go_back_to_an_earlier_one(tiny_encoder: TextEncoder) -> None:

@@ -21,7 +21,7 @@ from meg_editor.evaluation.multi_hop import multi_hop_scores
 from meg_editor.lm.answers import batched_answers, greedy_options
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import by_length, left_padded
+from meg_editor.lm.tokens import by_length, encode_example, left_padded
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
@@ -143,18 +143,23 @@ def _multi_hop(
     reader: PromptReader,
 ) -> Mapping[str, float]:
     edited = model if isinstance(model, RoutedModel) else None
+    targets = {case.request.prompt: case.request.target_new for case in cases}
+    probes = [hop.answers for chain in chains for hop in chain.hops]
+    names = [answers[0] for answers in (*probes, *(c.answers for c in chains)) if answers]
+    right = [*targets.values(), *names]
+    lengths = (len(encode_example(tokenizer, "", text).target) for text in right)
+    limit = max(MAX_NEW_TOKENS, *lengths)
 
     def answer(queries: Sequence[str]) -> Sequence[str]:
         if edited is None:
             prompts = [reader.wrap(query) for query in queries]
-            return batched_answers(model, tokenizer, prompts, MAX_NEW_TOKENS)
+            return batched_answers(model, tokenizer, prompts, limit)
         return batched_answers(
             edited,
             tokenizer,
             [edited.reader.wrap(query) for query in queries],
-            MAX_NEW_TOKENS,
+            limit,
             lambda rows: edited.routed([queries[row] for row in rows]),
         )
 
-    targets = {case.request.prompt: case.request.target_new for case in cases}
     return {"chains": len(chains), **asdict(multi_hop_scores(answer, chains, targets))}

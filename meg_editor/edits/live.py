@@ -21,7 +21,7 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import Change, History, Kind
 from meg_editor.edits.conflicts import OnConflict, by_prompt, resolve, rows_of
 from meg_editor.edits.consolidation import Consolidation, consolidated
-from meg_editor.edits.edit import Edit, edits_of, now
+from meg_editor.edits.edit import Edit, edit_id, edits_of, now
 from meg_editor.edits.edition import Edition, Rows
 from meg_editor.lm.context import that_fit
 from meg_editor.lm.neuron import NeuronSpec
@@ -246,7 +246,8 @@ class LiveEdits:
         """Rows of new edits, and the prompts whose neuron does not give the target."""
         model, tokenizer, hparams = self.base, self._tokenizer, self.hparams
         neurons = torch.zeros(len(edits), self.spec.size, dtype=torch.half)
-        new = [row for row, edit in enumerate(edits) if edit not in known]
+        rows_of = {edit_id(request): rows for request, rows in known.items()}  # whatever subject
+        new = [row for row, edit in enumerate(edits) if edit.id not in rows_of]
         failed: list[str] = []
         if new:
             with eager(model):
@@ -255,9 +256,8 @@ class LiveEdits:
             neurons[new] = found.neurons.half()
             success = found.success.tolist()
             failed = [e.prompt for e, yes in zip(chosen, success, strict=True) if not yes]
-        for row, edit in enumerate(edits):
-            if edit in known:
-                neurons[row] = known[edit].neurons[0]
+        for row in set(range(len(edits))) - set(new):
+            neurons[row] = rows_of[edits[row].id].neurons[0]
         with torch.no_grad():
             queries = [surface(edit.prompt) for edit in edits]
             index = self.edition.index

@@ -34,12 +34,20 @@ class MeGLM(HFLM):  # type: ignore[misc]
         edited: a MeGModel, or the folder of one.
         kwargs: of `lm_eval.models.huggingface.HFLM`, such as `batch_size`.
 
+    Raises:
+        ValueError: the setting `routing` is "decoding".
+
     Example:
         >>> lm_eval.simple_evaluate(model=MeGLM(edited), tasks=["mmlu"])  # doctest: +SKIP
     """
 
     def __init__(self, edited: MeGModel | str | Path, **kwargs: Any) -> None:
         model = edited if isinstance(edited, MeGModel) else MeGModel.from_pretrained(edited)
+        if model.hparams.routing == "decoding":
+            raise ValueError(
+                "expected a model with routing: prompt, got one that routes while it answers: the "
+                "harness asks the base model, so fit it with routing=prompt"
+            )
         super().__init__(pretrained=model.base, tokenizer=model.tokenizer, **kwargs)
         self.edited = model
 

@@ -66,6 +66,8 @@ def stored_tensors(model: CausalLM | nn.Module) -> Iterator[tuple[str, Tensor]]:
 def sample(tensor: Tensor) -> list[float]:
     """Four values of a tensor, and the sums of the bits of all."""
     flat = tensor.flatten()
+    if not flat.numel():
+        return [0.0] * (_VALUES + 3)
     # In integers: as float32, the last place of GPT-2's embeddings is one too far.
     places = [(flat.numel() - 1) * i // (_VALUES - 1) for i in range(_VALUES)]
     width = max(1, tensor.shape[-1]) if tensor.dim() > 1 else 1

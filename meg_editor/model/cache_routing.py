@@ -116,6 +116,11 @@ class CacheRouting:
         ]
         return torch.cat([part.to(ids) for part in parts], dim=1)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the cache, as far as they are known."""
+        return max((len(piece) for piece in self.pieces if piece is not None), default=0)
+
     def decided(self, decision: Any) -> CacheRouting:
         """A copy with this decision."""
         return replace(self, decision=decision, asks_anew=False)
@@ -123,7 +128,7 @@ class CacheRouting:
     def tie(self, cache: Any) -> None:
         """Store this on `cache`, and select its rows whenever the cache selects its own."""
         setattr(cache, _NAME, self)
-        for name in ("reorder_cache", "batch_select_indices"):
+        for name in ("reorder_cache", "batch_select_indices", "batch_repeat_interleave"):
             if hasattr(type(cache), name):
                 setattr(cache, name, _RowMethod(cache, name))
 
@@ -183,11 +188,13 @@ class _RowMethod:
     def __init__(self, cache: Any, name: str) -> None:
         self._cache, self._name = weakref.ref(cache), name
 
-    def __call__(self, rows: Tensor, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, rows: Any, *arguments: Any, **options: Any) -> Any:
         cache = self._cache()
         result = getattr(type(cache), self._name)(cache, rows, *arguments, **options)
         routing = getattr(cache, _NAME, None)
         if isinstance(routing, CacheRouting):
+            if self._name == "batch_repeat_interleave":  # `rows` is how often each comes
+                rows = torch.arange(routing.rows).repeat_interleave(rows)
             setattr(cache, _NAME, routing.select_rows(torch.as_tensor(rows).tolist()))
         return result
 

@@ -95,6 +95,13 @@ class RoutedModel(nn.Module, ABC):
                 f"edits; to use it on the unedited model: model.base.{name}"
             ) from None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is passed on to the base model is set there: it is what `generate` reads."""
+        if name in _OF_BASE and "base" in self._modules:
+            setattr(self.base, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @abstractmethod
     def decide(self, queries: Sequence[str]) -> Any:
         """Routing decision for B queries: a sequence or tensor of B entries, or None."""
@@ -170,7 +177,7 @@ class RoutedModel(nn.Module, ABC):
             kwargs.pop("inputs")
         if inputs is not None:
             kwargs["inputs"] = inputs
-        ids = kwargs.get("input_ids", inputs)
+        ids = inputs if kwargs.get("input_ids") is None else kwargs["input_ids"]
         check_ids(ids, kwargs.get("inputs_embeds") is not None)
         if isinstance(assistant := kwargs.get("assistant_model"), RoutedModel):
             raise ValueError(

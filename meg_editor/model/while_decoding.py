@@ -94,7 +94,7 @@ class WhileDecoding:
             ValueError: the model has no verifier.
         """
         model = self.model
-        ids = options.get("input_ids", options.get("inputs"))
+        ids = options.get("inputs") if options.get("input_ids") is None else options["input_ids"]
         if model.hparams.routing != "decoding" or ids is None:
             yield {}
             return

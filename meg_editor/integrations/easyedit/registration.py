@@ -168,7 +168,7 @@ def _for_many_calls(apply: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(model, MeGModel):  # it has them, and grows where none are given
             return apply(model, tok, requests, hparams, **options)
         pseudo, calibration = facts()
-        shared = {"pseudo": pseudo, "calibration": calibration}
+        shared: dict[str, Any] = {"pseudo": pseudo, "calibration": calibration}
         shared["encoder"] = encoder(resolve_model_name(hparams.encoder_name))
         return apply(model, tok, requests, hparams, **{**shared, **options})
 
@@ -198,6 +198,13 @@ def _only_lists(batch_edit: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(prompts, str):
             raise ValueError(
                 f"prompts: expected a list of prompts, got text ({prompts!r}); edit(...) takes one"
+            )
+        size = self.hparams.batch_size
+        if len(prompts) > size and not kwargs.get("sequential_edit"):
+            _LOG.warning(
+                "batch_edit: the returned model has the last %d of %d edits, since each batch of "
+                "%d begins with the unedited model; raise batch_size, or give sequential_edit=True",
+                *((len(prompts) - 1) % size + 1, len(prompts), size),
             )
         return batch_edit(self, prompts, *args, **kwargs)
 
@@ -248,13 +255,6 @@ def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
         sequential = kwargs.pop("sequential_edit", False)
         kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
         call = inspect.signature(original).bind(self, prompts, target_new, *args, **kwargs)
-        size = self.hparams.batch_size
-        if len(prompts) > size and not sequential:
-            _LOG.warning(
-                "batch_edit: the returned model has the last %d of %d edits, since each batch of "
-                "%d begins with the unedited model; raise batch_size, or give sequential_edit=True",
-                *((len(prompts) - 1) % size + 1, len(prompts), size),
-            )
         before, metrics, edited, weights = self.model, [], self.model, {}
         try:
             for start in range(0, len(prompts), self.hparams.batch_size):
