@@ -17,6 +17,7 @@ from meg_editor.data.world.requests import (
     pseudo_requests,
     sweep_requests,
 )
+from meg_editor.fitting import calibration
 from meg_editor.fitting.calibration import (
     calibrate_on_held_out,
     one_standard_error_rule,
@@ -72,6 +73,24 @@ def other_queries() -> list[str]:
     others = [text for fact in FACTS[1::2] for text in (fact.prompt, *fact.rephrases)]
     others += [text for fact in FACTS for text in fact.locality_prompts]
     return [text for text in others if text not in known]
+
+
+def test_what_is_edited_is_not_to_be_left_alone(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a fact to calibrate on has an edit's prompt among its neighbours."""
+    asked: list[str] = []
+    outcomes = calibration._Sweep.outcomes
+
+    def noted(sweep: Any, queries: Any) -> Any:
+        asked.extend(queries.texts)
+        return outcomes(sweep, queries)
+
+    monkeypatch.setattr(calibration._Sweep, "outcomes", noted)
+    neighbours = (EDITS[0].prompt, "Who wrote Emma?")
+    facts = [dataclasses.replace(fact, locality_prompts=neighbours) for fact in FACTS[:2]]
+    calibrated(parts, SimilarityGate(), None, HPARAMS, facts)
+    assert "Who wrote Emma?" in asked and EDITS[0].prompt not in asked
 
 
 @pytest.mark.parametrize("weight", [0.5, None])

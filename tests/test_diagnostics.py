@@ -14,14 +14,17 @@ import torch
 import torch.nn.functional as F
 from conftest import PROMPTS
 
+from meg_editor.benchmark import diagnostics
 from meg_editor.benchmark.diagnostics import score_histogram
-from meg_editor.data.cases import MultiHopCase, Probe
+from meg_editor.data.cases import EvaluationCase, MultiHopCase, Probe
 from meg_editor.data.trap_questions import counter_asked, negated
 from meg_editor.evaluation import Question
 from meg_editor.evaluation.edit_conflicts import near_duplicates
 from meg_editor.evaluation.fluency import ngram_entropy, perplexity
 from meg_editor.evaluation.long_answers import embedding_similarity, rouge_l, token_recall
 from meg_editor.evaluation.multi_hop import multi_hop_scores
+from meg_editor.lm.tokens import encode_example
+from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest
 
 
@@ -121,6 +124,26 @@ def test_multi_hop_wants_all_hops_and_any_question() -> None:
     result = multi_hop_scores(answer, [good, bad], {"A is": "b", "C is": "d"})
     assert (result.edit_wise, result.instance_wise, result.multi_hop) == (50, 50, 50)
     assert len(prompts) == len(set(prompts)) == 7
+
+
+def test_answers_of_several_hops_may_be_as_long_as_the_right_ones(
+    tiny_llama: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at twelve tokens, a longer one could never be right."""
+    limits: list[int] = []
+
+    def answers(_: Any, __: Any, prompts: Sequence[str], limit: int, *___: Any) -> list[str]:
+        limits.append(limit)
+        return [name] * len(prompts)
+
+    name = "a long name of " + "very " * 20 + "many words"
+    monkeypatch.setattr(diagnostics, "batched_answers", answers)
+    case = EvaluationCase(EditRequest("A is", "b"))
+    chain = MultiHopCase(("A is",), ("q",), (name,), (Probe("Who is A?", ("b",)),))
+    reader = PromptReader(tiny_tokenizer)
+    scores = diagnostics._multi_hop(tiny_llama, tiny_tokenizer, [case], [chain], reader)
+    assert scores["multi_hop"] == 100
+    assert limits == [len(encode_example(tiny_tokenizer, "", name).target)] and limits[0] > 12
 
 
 def test_near_duplicates_tell_contradictions() -> None:

@@ -34,7 +34,7 @@ import yaml
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM
 
 import meg_editor.integrations.easyedit as integration
-from meg_editor import MeGHyperParams, TextEncoder, load_model, prepare
+from meg_editor import MeGHyperParams, TextEncoder, fit, load_model, prepare
 from meg_editor.data.cases import EvaluationCase
 from meg_editor.data.world.facts import load_world
 from meg_editor.data.world.requests import calibration_requests, edit_cases, pseudo_requests
@@ -768,7 +768,16 @@ def test_chunks_which_are_no_sequence_leave_the_last_one(registered: ModuleType)
 
 
 @pytest.mark.parametrize("sequential", [False, True])
-def test_facts_are_edited_one_by_one(registered: ModuleType, sequential: bool) -> None:
+def test_facts_are_edited_one_by_one(
+    registered: ModuleType, sequential: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[int] = []
+
+    def counted(base: Any, tok: Any, facts: Any, *rest: Any, **options: Any) -> Any:
+        fits.append(len(facts))
+        return fit(base, tok, facts, *rest, **options)
+
+    monkeypatch.setattr("meg_editor.fitting.apply.fit", counted)
     inputs = fields(cases()[:3])
     editor = registered.BaseEditor.from_hparams(hparams(batch_size=3))
     base, apply = editor.model, editor.apply_algo
@@ -780,6 +789,7 @@ def test_facts_are_edited_one_by_one(registered: ModuleType, sequential: bool) -
     assert mean(metrics, "rewrite_acc", "pre") == 0
     assert [row["post"]["locality"]["nb_acc"] for row in metrics] == [[1.0]] * 3
     assert model.base is base and editor.apply_algo is apply
+    assert fits == ([1] if sequential else [1, 1, 1])  # later ones are added
     assert [e.prompt for e in model.edits] == inputs["prompts"][0 if sequential else 2 :]
     assert editor.model is (model if sequential else base)
     expected = inputs["target_new"]

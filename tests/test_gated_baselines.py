@@ -226,6 +226,15 @@ def test_index_neurons_tell_their_own_state_from_others() -> None:
     assert (rest @ weights.T + biases).sigmoid().max() < 0.5
 
 
+def test_scen_accepts_paraphrases_of_a_single_edit(reference: Reference) -> None:
+    """Its states have no deviation: divided by one of 1e-6, every other state was far away."""
+    model, tokenizer, _ = reference
+    case = edit_cases(load_world(), 64, 0)[0]
+    hparams = SCENHyperParams(layers=[2], expert_steps=2, theta=0.7)
+    edited, _ = apply_scen_to_model(model, tokenizer, [case.request], hparams)
+    assert all(routed.is_edit for routed in edited.route(list(case.paraphrases)))
+
+
 def test_scen_uses_the_expert_of_its_fact_or_none(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     pseudo = [EditRequest(text, "x") for text in [*OTHERS, *PROMPTS[8:]]]
     hparams = SCENHyperParams(layers=[1], index_steps=400, theta=0.6)

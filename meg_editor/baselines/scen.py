@@ -36,6 +36,7 @@ from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.runtime.torch_defaults import torch_defaults
 
 _NEGATIVES = 512  # states of other queries in one step
+_SPREAD = 4  # edits whose states show how far states lie apart; those of fewer nearly coincide
 
 
 @dataclass
@@ -198,7 +199,8 @@ def apply_scen_to_model(
     edited, others = (
         reader.read(prompt_tokens(tok, prompts), hparams.rows_at_once) for prompts in wrapped
     )
-    scale = torch.stack([edited.mean(0), edited.std(0, correction=0).clamp(min=1e-6)])
+    spread = edited if len(edited) >= _SPREAD else torch.cat([edited, others])
+    scale = torch.stack([edited.mean(0), spread.std(0, correction=0).clamp(min=1e-6)])
     index = train_index((edited - scale[0]) / scale[1], (others - scale[0]) / scale[1], hparams)
     return SCENModel(model, tok, hparams, spec, experts, index, scale), {}
 
