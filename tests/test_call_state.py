@@ -652,10 +652,29 @@ def test_rows_of_a_cache_take_their_decisions_along(model: MeGModel) -> None:
         return torch.cat(tokens, 1).tolist()
 
     straight = answers([0, 1, 2], "reorder_cache")
+    assert set(map(tuple, straight)) != {tuple(straight[0])}
     assert answers([2, 0, 1], "reorder_cache") == [straight[2], straight[0], straight[1]]
     assert answers([1], "batch_select_indices") == [straight[1]]
     assert answers([2, 1], "batch_select_indices") == [straight[2], straight[1]]
     assert answers([2, 0], "batch_select_indices", times=3) == [straight[2], straight[0]]
+
+
+def test_a_cache_of_embeddings_is_repeated_with_its_decision(model: MeGModel) -> None:
+    batch = left_padded(model.tokenizer, [EDITED, OTHER], "cpu")
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    mask = batch["attention_mask"]
+
+    def following(times: int) -> torch.Tensor:
+        with model.routed([EDITED, OTHER]):
+            output = model(inputs_embeds=embeddings, attention_mask=mask)
+        cache = output.past_key_values
+        if times > 1:
+            cache.batch_repeat_interleave(repeats=times)
+        tokens = output.logits[:, -1:].argmax(-1).repeat_interleave(times, 0)
+        longer = torch.cat([mask.repeat_interleave(times, 0), torch.ones_like(tokens)], 1)
+        return model(input_ids=tokens, past_key_values=cache, attention_mask=longer).logits
+
+    torch.testing.assert_close(following(2), following(1).repeat_interleave(2, 0))
 
 
 def test_the_first_prompt_may_have_either_name(model: MeGModel) -> None:

@@ -43,12 +43,26 @@ def test_the_bare_prompt_comes_first_and_every_context_asks_for_the_fact(chattin
         ("法国的首都是什么？", "法国的首都是什么"),
         ("The capital of Peru is", "the capital of peru is?"),
         ("Capital of Peru:", "capital of peru?"),
-        ("Name it.", "name it?"),
+        ("Name it!", "name it?"),
+        ('"Who wrote Emma?"', "who wrote emma"),
+        ("Who wrote Emma? Be brief.", "who wrote emma? be brief."),
+        ("ما هي عاصمة بيرو؟", "ما هي عاصمة بيرو"),
+        ("法国的首都是。", "法国的首都是?"),
+        ("İstanbul is in", "istanbul is in?"),
     ],
 )
 def test_one_is_typed_carelessly(prompt: str, typed: str) -> None:
     """Questions behind which an edited sentence was never heard ended without an answer."""
     assert retyped(prompt) == typed
+
+
+@pytest.mark.parametrize(
+    "prompt", ["?", "Q: Who wrote Emma?\nA:", "User: Hi!\nAssistant:", "a <s> b"]
+)
+def test_what_nobody_types_stays_as_it_is(prompt: str, chatting: Any) -> None:
+    """Of a question mark alone nothing was left, and the whole fit failed."""
+    chatting.add_special_tokens({"bos_token": "<s>"})
+    assert fact_contexts(chatting, [prompt], 6)[0][5] == prompt
 
 
 def test_a_chat_template_is_among_them_with_and_without_text_before(chatting: Any) -> None:

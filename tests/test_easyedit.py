@@ -836,6 +836,17 @@ def test_records_share_what_takes_longer_to_load_than_to_edit(
     assert calls == ["facts", path, str(other)]
 
 
+@pytest.mark.parametrize(("size", "options", "warned"), [
+    (2, {}, True), (3, {}, False), (2, {"sequential_edit": True}, False),
+])  # fmt: skip
+def test_it_is_said_that_the_model_has_the_last_batch(
+    registered: ModuleType, size: int, options: dict[str, Any], warned: bool, caplog: Any
+) -> None:
+    editor = registered.BaseEditor.from_hparams(hparams(batch_size=size))
+    editor.batch_edit(**fields(cases()[:3]), verbose=False, **options)
+    assert ("has the last 1 of 3 edits" in caplog.text) is warned
+
+
 def test_prepared_requests_are_edited_in_sequence(registered: ModuleType) -> None:
     editor = registered.BaseEditor.from_hparams(hparams(batch_size=3))
     requests = [

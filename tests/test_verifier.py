@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.fitting import verifier_training
@@ -21,13 +26,14 @@ from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import reference_encoder_path
 from meg_editor.requests.prompts import PromptReader, ReadPrompt
 from meg_editor.requests.request import EditRequest
+from meg_editor.routing.edit_texts import EditTexts
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.named import is_another, is_named
 from meg_editor.routing.pooling import pool
 from meg_editor.routing.router import Router
-from meg_editor.routing.subject_names import words
+from meg_editor.routing.subject_names import SubjectNameIndex, words
 from meg_editor.routing.verifier import Verifier, fact_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,23 +318,76 @@ def test_an_edit_that_is_a_conversation_is_found_by_itself(
     assert routing[0].is_edit and routing[0].edit == 0
 
 
-def test_what_the_encoder_cannot_read_must_be_in_the_prompt(tiny_encoder: TextEncoder) -> None:
+ANIMALS = ["What does 🦒 mean?", "What does 🐌 mean?"]
+THAI = ["เมืองหลวงของไทย", "เมืองหลวงของจีน"]
+
+
+class Half(TextEncoder):
+    """An encoder to which all texts in Thai are one, and all that differ in an emoji."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__(encoder.model, word_tokenizer("what does mean the of is so"), "cls")
+        self.whole = encoder
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        return self.whole([re.sub("[^\x00-\x7f]+", "x", text) for text in texts])
+
+
+def word_tokenizer(words: str, **options: Any) -> Any:
+    """Of words between blanks; all others are unknown."""
+    vocabulary = {word: row for row, word in enumerate(["[UNK]", "[PAD]", *words.split()])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), BertPreTokenizer()
+    marks = {"unk_token": "[UNK]", "pad_token": "[PAD]", **options}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **marks)
+
+
+def test_an_encoder_says_which_words_it_cannot_read(tiny_encoder: TextEncoder) -> None:
+    for pad in ("[PAD]", "[UNK]"):  # some pad with the token for the unknown
+        tokenizer = word_tokenizer("what does mean", pad_token=pad)
+        encoder = TextEncoder(tiny_encoder.model, tokenizer)
+        assert encoder.unread(["What does 🦒 mean", "mean", "Xx what"]) == [{"🦒"}, set(), {"Xx"}]
+    assert tiny_encoder.unread(["สวัสดี"]) == [frozenset()] and encoder.unread([]) == []
+
+
+@pytest.mark.parametrize("verified", [True, False])
+@pytest.mark.parametrize("subjects", [True, False])
+def test_what_the_encoder_cannot_read_must_be_in_the_prompt(
+    tiny_encoder: TextEncoder, verified: bool, subjects: bool
+) -> None:
     """To MiniLM a sentence in Thai is one unknown token, and so is every emoji."""
-
-    class Blind(TextEncoder):
-        def unread(self, texts: Sequence[str]) -> list[frozenset[str]]:
-            return [frozenset(re.findall("[^\x00-\x7f]+", text)) for text in texts]
-
-    blind = Blind(tiny_encoder.model, tiny_encoder.tokenizer, tiny_encoder.pooling)
-    edits = [EditRequest("What does 🦒 mean?", "Lima"), EditRequest("สวัสดี", "Oslo", "สวัสดี")]
-    texts = ["So what does 🦒 mean?", "So what does 🐌 mean?", "ขอบคุณ"]
-    index = QueryIndex(blind.encode([texts[0], texts[2]]), [None, "สวัสดี"])
+    encoder = Half(tiny_encoder)
+    names = ["🦒", "🐌", "ไทย", "จีน"] if subjects else [None] * 4
+    edits = [
+        EditRequest(prompt, "Lima", name)
+        for prompt, name in zip([*ANIMALS, *THAI], names, strict=True)
+    ]
+    index = QueryIndex(encoder.encode([edit.prompt for edit in edits]), names, name_weight=0.2)
     states: Any = None
-    sure: Any = Doubts(0.5, 0.99)
-    for verifier in (sure, None):
-        router = Router(blind, SimilarityGate(-1.0), index, states, edits, verifier)
-        routing = router.route([ReadPrompt.of(text) for text in texts])
-        assert routing.is_edit.tolist() == [True, False, False]
+    sure: Any = Doubts(0.5, 0.99) if verified else None
+    router = Router(encoder, SimilarityGate(0.6), index, states, edits, sure)
+    own = router.route([ReadPrompt.of(edit.prompt) for edit in edits])
+    assert own.nearest.tolist() == [0, 1, 2, 3] and own.is_edit.all()
+    said = [f"What does {animal} mean" for animal in ("🐌", "🦒", "🐙")]
+    routing = router.route([ReadPrompt.of(text) for text in (*said, "สวัสดี")])
+    assert routing.is_edit.tolist() == [True, True, False, False]
+    assert routing.nearest.tolist()[:2] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "asked"),
+    [
+        (EditRequest("what is the 是 of 国", "Lima", "国"), "国 what does 国 mean"),
+        (EditRequest("What does ✈\ufe0f mean?", "Lima"), "So what does ✈ mean?"),
+        (EditRequest("✅ The mean of Peru is", "Lima"), "the mean of Peru"),
+        (EditRequest("what does mean؟", "Lima"), "what does mean?"),
+    ],
+)
+def test_marks_and_what_is_no_name_need_not_be_there(
+    edit: EditRequest, asked: str, tiny_encoder: TextEncoder
+) -> None:
+    texts = EditTexts([edit], Half(tiny_encoder), SubjectNameIndex([edit.subject]))
+    assert texts.has_unread(asked, 0) and texts.named(asked, [0]) == {0}
 
 
 def test_a_turn_may_go_back_to_an_earlier_one(tiny_encoder: TextEncoder) -> None:

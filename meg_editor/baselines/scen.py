@@ -36,7 +36,7 @@ from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.runtime.torch_defaults import torch_defaults
 
 _NEGATIVES = 512  # states of other queries in one step
-_SPREAD = 4  # edits whose states show how far states lie apart; those of fewer nearly coincide
+_SPREAD = 4  # edits from which their own states' deviation is used: that of one is 0
 
 
 @dataclass

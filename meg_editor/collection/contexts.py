@@ -8,6 +8,7 @@ from typing import Any
 
 from meg_editor.lm.chat import in_chat
 from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.spans import canonical
 
 _MARK = "§question§"
 _SYSTEM = ("You are a helpful assistant.", "Answer the user's questions.")
@@ -23,6 +24,7 @@ _OTHERS = (
     "Her latest novel tells the story of",
     "Which of these two is the cheaper one",
 )
+_QUESTION_MARKS, _SENTENCE_ENDS = "?？؟", " :.!…。！："
 _FRAMES = ("Question: {}\nAnswer:", "Q: {}\nA:", "{}\nAnswer:")
 
 
@@ -61,6 +63,11 @@ def fact_contexts(
     def instructed(prompt: str) -> str:
         return f"{prompt} {rng.choice(_BEHIND)}"
 
+    def careless(prompt: str) -> str:
+        # A conversation is not typed, and of a question mark alone nothing would be left.
+        marked = "\n" in prompt or any(mark in prompt for mark in tokenizer.all_special_tokens)
+        return prompt if marked else retyped(prompt) or prompt
+
     chat = _chat(tokenizer, rng)
     middle: list[Callable[[str], str]]
     if chat is None:
@@ -71,7 +78,7 @@ def fact_contexts(
     else:
         plain, earlier = chat
         middle = [plain, lambda prompt: earlier(instructed(prompt))]
-    kinds = [after_others, *middle, instructed, retyped, framed]
+    kinds = [after_others, *middle, instructed, careless, framed]
     return [
         [wrap(prompt), *(kinds[n % len(kinds)](prompt) for n in range(count - 1))]
         for prompt in prompts
@@ -89,9 +96,11 @@ def retyped(prompt: str) -> str:
         >>> [retyped(prompt) for prompt in ("Who wrote Emma?", "The capital of Peru is")]
         ['who wrote emma', 'the capital of peru is?']
     """
-    text = prompt.lower()
-    sentence = text.rstrip("?？ ")
-    return sentence if sentence != text else f"{text.rstrip(' :.')}?"
+    text = canonical(prompt, "NFC").lower().replace("i\u0307", "i")  # İ
+    bare = text.rstrip(f"{_QUESTION_MARKS} ")
+    if any(mark in bare for mark in _QUESTION_MARKS):  # an instruction behind the question
+        return text
+    return bare if bare != text else f"{text.rstrip(_SENTENCE_ENDS)}?"
 
 
 def _chat(

@@ -246,8 +246,8 @@ class LiveEdits:
         """Rows of new edits, and the prompts whose neuron does not give the target."""
         model, tokenizer, hparams = self.base, self._tokenizer, self.hparams
         neurons = torch.zeros(len(edits), self.spec.size, dtype=torch.half)
-        rows_of = {edit_id(request): rows for request, rows in known.items()}  # whatever subject
-        new = [row for row, edit in enumerate(edits) if edit.id not in rows_of]
+        by_id = {edit_id(r): rows for r, rows in known.items()}  # a subject may have been added
+        new = [row for row, edit in enumerate(edits) if edit.id not in by_id]
         failed: list[str] = []
         if new:
             with eager(model):
@@ -257,7 +257,7 @@ class LiveEdits:
             success = found.success.tolist()
             failed = [e.prompt for e, yes in zip(chosen, success, strict=True) if not yes]
         for row in set(range(len(edits))) - set(new):
-            neurons[row] = rows_of[edits[row].id].neurons[0]
+            neurons[row] = by_id[edits[row].id].neurons[0]
         with torch.no_grad():
             queries = [surface(edit.prompt) for edit in edits]
             index = self.edition.index

@@ -95,7 +95,7 @@ class NeuronHook:
         self._activation = ACT2FN[spec.activation].requires_grad_(False)
         if (weight := next(modules[spec.write].parameters(), None)) is not None:
             self._activation.to(weight.device)
-        self._activation_moves = bool(self._activation.state_dict())  # xIELU has parameters
+        self._activation_has_tensors = bool(self._activation.state_dict())  # xIELU has parameters
         block = modules[spec.read.rpartition(".")[0]]
         before = {"with_kwargs": True}
         self._handles = [
@@ -226,7 +226,7 @@ class NeuronHook:
         """act(k·x + b) · v for x (B, T, D) and neurons (B, P)."""
         k, b, v = self.spec.split(neurons)
         key = (x * k.unsqueeze(1)).sum(dim=-1)  # (B, T)
-        if self._activation_moves:
+        if self._activation_has_tensors:
             self._activation.to(key.device)
         value = self._activation(key if b is None else key + b.unsqueeze(1))
         addition: Tensor = value.unsqueeze(-1) * v.unsqueeze(1)

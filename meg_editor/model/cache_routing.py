@@ -118,8 +118,10 @@ class CacheRouting:
 
     @property
     def rows(self) -> int:
-        """Rows of the cache, as far as they are known."""
-        return max((len(piece) for piece in self.pieces if piece is not None), default=0)
+        """Rows of the cache; of embeddings alone as many as were decided."""
+        known = [len(piece) for piece in self.pieces if piece is not None]
+        decided = [] if self.decision is None else [len(self.decision)]
+        return max([*known, *decided], default=0)
 
     def decided(self, decision: Any) -> CacheRouting:
         """A copy with this decision."""
@@ -188,12 +190,13 @@ class _RowMethod:
     def __init__(self, cache: Any, name: str) -> None:
         self._cache, self._name = weakref.ref(cache), name
 
-    def __call__(self, rows: Any, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         cache = self._cache()
-        result = getattr(type(cache), self._name)(cache, rows, *arguments, **options)
+        result = getattr(type(cache), self._name)(cache, *arguments, **options)
         routing = getattr(cache, _NAME, None)
         if isinstance(routing, CacheRouting):
-            if self._name == "batch_repeat_interleave":  # `rows` is how often each comes
+            rows = arguments[0] if arguments else next(iter(options.values()))
+            if self._name == "batch_repeat_interleave":  # it is how often each comes
                 rows = torch.arange(routing.rows).repeat_interleave(rows)
             setattr(cache, _NAME, routing.select_rows(torch.as_tensor(rows).tolist()))
         return result

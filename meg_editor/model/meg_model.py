@@ -150,9 +150,8 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
             if isinstance(part, DiTGenerator):
                 part.compile_network = self.runtime.generator_compile
         self.fitted: FitReport | None = None
-        router = Router(
-            self.encoder, edition.gate, edition.index, self.states, edition.edits, self.verifier
-        )
+        found_by = (self.encoder, edition.gate, edition.index, self.states)
+        router = Router(*found_by, edition.edits, self.verifier, edition.row_of_key)
         cache = NeuronCache(self.runtime.neuron_cache)
         anchored, size = self.hparams.generator_anchored, self.spec.size
         self._in_force = InForce(edition, router, cache, anchored, size)

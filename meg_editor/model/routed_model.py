@@ -96,9 +96,9 @@ class RoutedModel(nn.Module, ABC):
             ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What is passed on to the base model is set there: it is what `generate` reads."""
-        if name in _OF_BASE and "base" in self._modules:
-            setattr(self.base, name, value)
+        """A generation config is set on the base model, where `generate` reads it."""
+        if name == "generation_config" and "base" in self._modules:
+            self.base.generation_config = value
         else:
             super().__setattr__(name, value)
 

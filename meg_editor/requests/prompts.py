@@ -48,10 +48,10 @@ class ReadPrompt:
     whole: str = ""
 
     @classmethod
-    def of(cls, text: str, begun: str | None = None) -> ReadPrompt:
-        """A prompt that asks `text`; `begun` has a begun answer behind it."""
+    def of(cls, text: str, with_answer: str | None = None) -> ReadPrompt:
+        """A prompt that asks `text`; `with_answer` has a begun answer behind it."""
         closing = tuple(closing_spans(text)) or (text,)
-        read = text if begun is None else begun
+        read = text if with_answer is None else with_answer
         return cls(read, closing, tuple(spans_of(text)) or closing, whole=text)
 
     def of_spans(self, spans: Sequence[str]) -> ReadPrompt:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from meg_editor.config.unicode_text import canonical_text
+from meg_editor.config.unicode_text import UNSPACED, canonical_text
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import surface
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.named import is_another, is_named, numbered
+from meg_editor.routing.named import is_another, is_named, numbered, stand_in
 from meg_editor.routing.spelling import spelled
 from meg_editor.routing.subject_names import SubjectNameIndex
+
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 class EditTexts:
@@ -19,6 +23,7 @@ class EditTexts:
 
     Args:
         names: of their subjects.
+        row_of_key: the row of each edited prompt, by `EditRequest.key`.
 
     Example:
         >>> from meg_editor.lm.reference import reference_encoder_path
@@ -32,13 +37,17 @@ class EditTexts:
     """
 
     def __init__(
-        self, edits: Sequence[EditRequest], encoder: TextEncoder, names: SubjectNameIndex
+        self,
+        edits: Sequence[EditRequest],
+        encoder: TextEncoder,
+        names: SubjectNameIndex,
+        row_of_key: Mapping[str, int] | None = None,
     ) -> None:
         self._edits, self._encoder, self._names = edits, encoder, names
-
-    @cached_property
-    def _row_of_key(self) -> dict[str, int]:
-        return {edit.key: row for row, edit in enumerate(self._edits)}
+        if row_of_key is None:
+            row_of_key = {edit.key: row for row, edit in enumerate(edits)}
+        self._row_of_key = row_of_key
+        self._blind: dict[int, frozenset[str]] = {}  # of the edits which have been compared
 
     def row_of(self, *texts: str) -> int | None:
         """The edit whose prompt is the first of these texts that is one."""
@@ -48,20 +57,30 @@ class EditTexts:
     def named(self, text: str, rows: Sequence[int]) -> set[int]:
         """Those edits at `rows` whose subject a text may mean."""
         said = numbered(text)
-        named = [
+        return {
             row
             for row in rows
-            if is_named(self._edits[row], said) and not is_another(self._edits[row], text)
-        ]
-        # To an encoder all words that it cannot read are one: so the text must have the edit's.
-        unread = self._encoder.unread([surface(self._edits[row].prompt) for row in named])
-        return {row for row, words in zip(named, unread, strict=True) if _has(text, words)}
+            if is_named(self._edits[row], said)
+            and not is_another(self._edits[row], text)
+            and self.has_unread(text, row)
+        }
 
-    def are_alike(self, row: int, text: str, unread: Collection[str]) -> bool:
-        """Whether an edit's prompt and a text, of which the encoder cannot read some words, have
-        the same ones."""
-        prompt = surface(self._edits[row].prompt)
-        return _has(prompt, unread) and _has(text, self._encoder.unread([prompt])[0])
+    @cached_property
+    def may_be_unread(self) -> bool:
+        """Whether an edit has letters that its encoder may not know."""
+        return not all(edit.prompt.isascii() for edit in self._edits)
+
+    def has_unread(self, text: str, row: int) -> bool:
+        """Whether a text has those words of an edit which the encoder cannot read, but must.
+
+        All of these are one to it: "What does 🐌 mean?" is "What does 🦒 mean?".
+        """
+        if self._edits[row].prompt.isascii():
+            return True
+        if (blind := self._blind.get(row)) is None:
+            blind = self._blind[row] = self._unread(self._edits[row])
+        said = canonical_text(text).casefold()
+        return all(word in said for word in blind)
 
     def spelled(self, row: int, text: str) -> str:
         """`text` with the subject of an edit as that spells it."""
@@ -71,7 +90,28 @@ class EditTexts:
             lambda word: self._names.has(word) or self._encoder.is_word(word),
         )
 
+    def _unread(self, edit: EditRequest) -> frozenset[str]:
+        """The unread words by which an edit is known: those of its subject's name.
 
-def _has(text: str, words: Collection[str]) -> bool:
-    said = text.casefold()
-    return all(word.casefold() in said for word in words)
+        All words where nothing else says what is asked, or of whom; characters of a script that is
+        read in general ("是") are not among these, nor are marks.
+        """
+        prompt = surface(edit.prompt)
+        name = edit.subject or stand_in(prompt)
+        whole, own = ({*map(_plain, words)} for words in self._encoder.unread([prompt, name]))
+        rest = _plain(prompt)
+        for word in sorted((*whole, *_plain(name).split()), key=len, reverse=True):
+            rest = rest.replace(word, " ")
+        if name and any(map(str.isalnum, rest)):
+            return frozenset(own)
+        of_script = _UNSPACED.search(rest) is not None
+        return frozenset(
+            word
+            for word in whole
+            if not all(unicodedata.category(c).startswith("P") for c in word)
+            and not (of_script and _UNSPACED.fullmatch(word))
+        )
+
+
+def _plain(text: str) -> str:
+    return canonical_text(text).casefold()

@@ -109,7 +109,7 @@ class TextEncoder(nn.Module):
             frozenset(
                 text[start:end]
                 for token, (start, end) in zip(ids, offsets, strict=True)
-                if token == unknown
+                if token == unknown and start < end  # in some it pads, too
             )
             for text, ids, offsets in zip(
                 texts, batch["input_ids"], batch["offset_mapping"], strict=True

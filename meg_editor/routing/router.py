@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -60,6 +60,7 @@ class Router:
 
     Args:
         edits: the N edits of the index.
+        row_of_key: the row of each, by `EditRequest.key`.
 
     Example:
         >>> from meg_editor import MeGHyperParams, fit, load_model
@@ -79,10 +80,11 @@ class Router:
         states: HiddenStateReader,
         edits: Sequence[EditRequest] = (),
         verifier: Verifier | None = None,
+        row_of_key: Mapping[str, int] | None = None,
     ) -> None:
         self.encoder, self.gate, self.index, self.states = encoder, gate, index, states
         self.edits, self.verifier = edits, verifier
-        self.texts = EditTexts(edits, encoder, index.names)
+        self.texts = EditTexts(edits, encoder, index.names, row_of_key)
 
     @property
     def threshold(self) -> float:
@@ -208,11 +210,10 @@ class Router:
         flat = [surface(span) for given in spans for span in given]
         min_score = self.gate.threshold
         embeddings, match = self._retrieve(flat, min_score)
+        if self.texts.may_be_unread:
+            match = self._readable(match, flat)
         match = match.best()
         score = self.gate.score(embeddings, match.score)
-        for row, unread in enumerate(self.encoder.unread(flat)):
-            if unread and not self.texts.are_alike(int(match.index[row]), flat[row], unread):
-                score[row] = -torch.inf
         # (B, most spans) places in `flat`; who has fewer has the first one repeated.
         width = max(map(len, spans), default=1)
         starts = accumulate(map(len, spans), initial=0)
@@ -225,8 +226,8 @@ class Router:
         best = score[places].argmax(1, keepdim=True)
         rows = places.gather(1, best)[:, 0]
         # More edits may look the same to the encoder: the prompt of one is that one's.
-        same = [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
-        own = torch.tensor([-1 if row is None else row for row in same], dtype=torch.long)
+        itself = [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
+        own = torch.tensor([-1 if row is None else row for row in itself], dtype=torch.long)
         own = own.to(score.device, non_blocking=True)
         return Routing(
             spans,
@@ -239,6 +240,18 @@ class Router:
             match.cosine[rows],
         )
 
+    def _readable(self, match: Match, spans: Sequence[str]) -> Match:
+        """The candidates of S spans, in front those that differ in no word the encoder misses."""
+        has = [
+            [self.texts.has_unread(span, edit) for edit in edits]
+            for span, edits in zip(spans, match.index.tolist(), strict=True)
+        ]
+        lacks = ~torch.tensor(has, device=match.score.device).reshape(match.score.shape)
+        score, order = match.score.masked_fill(lacks, -torch.inf).sort(
+            dim=1, descending=True, stable=True
+        )
+        return Match(match.index.gather(1, order), score, match.cosine.gather(1, order))
+
     def _verified(
         self, verifier: Verifier, prompts: Sequence[ReadPrompt], threshold: float
     ) -> Routing:
@@ -249,10 +262,10 @@ class Router:
         starts = list(accumulate(map(len, spans), initial=0))
         scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
         # More edits may look the same to the encoder than are compared.
-        same = [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
+        itself = [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
         retrieved = [
-            few_best(scores, edits, range(*ends), len(prompt.closing), itself)
-            for ends, prompt, itself in zip(pairwise(starts), prompts, same, strict=True)
+            few_best(scores, edits, range(*ends), len(prompt.closing), own)
+            for ends, prompt, own in zip(pairwise(starts), prompts, itself, strict=True)
         ]
         places = {
             (row, edit): place for row, found in enumerate(retrieved) for edit, _, place in found
@@ -262,7 +275,7 @@ class Router:
         # An edited prompt itself needs no verification; who is not named needs none either.
         sure = {
             (row, edit): float(
-                edit == same[row] or texts[row] == canonical(self.edits[edit].prompt, "NFC")
+                edit == itself[row] or texts[row] == canonical(self.edits[edit].prompt, "NFC")
             )
             for row, edit in places
         }
