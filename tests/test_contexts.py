@@ -108,6 +108,11 @@ def test_without_a_chat_template_frames_take_its_place(tiny_tokenizer: Any) -> N
     assert [row.startswith(first) for row in rows[1:5]] == [False, False, False, True]
 
 
+def test_without_a_number_it_follows_from_the_template(chatting: Any, tiny_tokenizer: Any) -> None:
+    assert fact_contexts(chatting, PROMPTS) == fact_contexts(chatting, PROMPTS, 6)
+    assert fact_contexts(tiny_tokenizer, PROMPTS) == fact_contexts(tiny_tokenizer, PROMPTS, 5)
+
+
 # ------------------------------------------------------------------------------ the copy
 
 

@@ -232,6 +232,7 @@ def _changed() -> dict[str, Any]:
         "prompt_template": "Q: {}\nA:",
         "mlp_module_tmp": "model.layers.{}.mlp",
         "gate_threshold": 0.3,
+        "collection_contexts": 4,
         "evaluation_type": "traditional",
         "api_key": "secret",
         "collection_optimizer": "sgd",

@@ -29,7 +29,11 @@ _FRAMES = ("Question: {}\nAnswer:", "Q: {}\nA:", "{}\nAnswer:")
 
 
 def fact_contexts(
-    tokenizer: Any, prompts: Sequence[str], count: int, template: str = "{}", seed: int = 0
+    tokenizer: Any,
+    prompts: Sequence[str],
+    count: int | None = None,
+    template: str = "{}",
+    seed: int = 0,
 ) -> list[list[str]]:
     """`count` whole prompts for each of N bare ones, the bare one in the template first.
 
@@ -40,6 +44,7 @@ def fact_contexts(
 
     Args:
         tokenizer: of the LLM.
+        count: None: six with a chat template, five without one, where the sixth gains nothing.
         template: the template around every query, with one `{}`.
 
     Example:
@@ -79,6 +84,8 @@ def fact_contexts(
         plain, earlier = chat
         middle = [plain, lambda prompt: earlier(instructed(prompt))]
     kinds = [after_others, *middle, instructed, careless, framed]
+    if count is None:
+        count = 5 if chat is None else 6
     return [
         [wrap(prompt), *(kinds[n % len(kinds)](prompt) for n in range(count - 1))]
         for prompt in prompts

@@ -145,10 +145,11 @@ class MeGHyperParams(BaseEditorFields):
     collection_schedule: Literal["constant", "cosine"] = setting(
         "constant", "Learning-rate schedule of collection (paper: cosine for GPT-J)."
     )
-    collection_contexts: int = setting(
-        6,
+    collection_contexts: int | None = setting(
+        None,
         "Contexts each fact is fitted in: the bare prompt, after other text, in the model's chat "
-        "template, and so on. More generalise better and take longer (paper: 1).",
+        "template, and so on. More generalise better and take longer; null: 6, without a chat "
+        "template 5 (paper: 1).",
         ge=1,
         lt=1000,
     )
