@@ -21,7 +21,7 @@ from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import Change, History, Kind
 from meg_editor.edits.conflicts import OnConflict, by_prompt, resolve, rows_of
 from meg_editor.edits.consolidation import Consolidation, consolidated
-from meg_editor.edits.edit import Edit, edit_id, edits_of, now
+from meg_editor.edits.edit import Edit, edits_of, now
 from meg_editor.edits.edition import Edition, Rows
 from meg_editor.lm.context import that_fit
 from meg_editor.lm.neuron import NeuronSpec
@@ -220,9 +220,9 @@ class LiveEdits:
         requests: Sequence[EditRequest],
         on_conflict: OnConflict,
         kind: Kind,
-        rows: Mapping[EditRequest, Rows] | None = None,
+        rows: Mapping[str, Rows] | None = None,
     ) -> Change:
-        """Add requests; those among `rows` with the neuron they have there."""
+        """Add requests; those whose ids are in `rows` with the neuron they have there."""
         with self._changing:
             check_lengths(self.base, self._tokenizer, requests, self.hparams)
             resolved = resolve(requests, self.edition, self.route, on_conflict, self.verifier)
@@ -241,13 +241,12 @@ class LiveEdits:
             )
 
     def _collected(
-        self, edits: Sequence[Edit], known: Mapping[EditRequest, Rows]
+        self, edits: Sequence[Edit], known: Mapping[str, Rows]
     ) -> tuple[Rows, tuple[str, ...]]:
         """Rows of new edits, and the prompts whose neuron does not give the target."""
         model, tokenizer, hparams = self.base, self._tokenizer, self.hparams
         neurons = torch.zeros(len(edits), self.spec.size, dtype=torch.half)
-        by_id = {edit_id(r): rows for r, rows in known.items()}  # a subject may have been added
-        new = [row for row, edit in enumerate(edits) if edit.id not in by_id]
+        new = [row for row, edit in enumerate(edits) if edit.id not in known]
         failed: list[str] = []
         if new:
             with eager(model):
@@ -257,7 +256,7 @@ class LiveEdits:
             success = found.success.tolist()
             failed = [e.prompt for e, yes in zip(chosen, success, strict=True) if not yes]
         for row in set(range(len(edits))) - set(new):
-            neurons[row] = by_id[edits[row].id].neurons[0]
+            neurons[row] = known[edits[row].id].neurons[0]
         with torch.no_grad():
             queries = [surface(edit.prompt) for edit in edits]
             index = self.edition.index

@@ -67,8 +67,7 @@ def calibrate_on_held_out(
     others = [text for fact in outside for text in (fact.prompt, *fact.rephrases)]
     others += [text for fact in facts for text in fact.locality_prompts]
     # A neighbour of one fact may be another which is edited, in earnest or for calibration.
-    edited = {text for fact in inside for text in (fact.prompt, *fact.rephrases)}
-    edited.update(edit.prompt for edit in edits)
+    edited = {edit.prompt for edit in edits} | {*paraphrases.texts}
     rest = Queries(tuple(text for text in others if text not in edited))
     judge: Judge = JudgeByMatch()
     if neurons is not None:

@@ -137,10 +137,9 @@ class CacheRouting:
     def select_rows(self, rows: Sequence[int]) -> CacheRouting:
         """For a cache of which rows were selected, by index into those it had."""
         owner: Any = self.owner()
-        known = [len(piece) for piece in self.pieces if piece is not None]
         decision = self.decision
         if decision is not None and owner is not None:
-            each = max(max(known, default=0) // len(decision), 1)  # rows repeated for beams
+            each = self.rows // len(decision)  # rows repeated for beams
             decision = owner.select_rows(decision, [row // each for row in rows])
         pieces = tuple(None if piece is None else piece[list(rows)] for piece in self.pieces)
         masks = tuple(None if mask is None else mask[list(rows)] for mask in self.masks)

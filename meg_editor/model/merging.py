@@ -23,7 +23,7 @@ from meg_editor.lm.reference import WrongModelError
 from meg_editor.model.listing import saved_edits
 from meg_editor.model.loading import local_folder
 from meg_editor.model.routed_model import check_unedited
-from meg_editor.requests.request import EditRequest, only_edits
+from meg_editor.requests.request import only_edits
 from meg_editor.runtime.tensors import chunks
 from meg_editor.runtime.torch_defaults import torch_defaults
 
@@ -67,11 +67,11 @@ def merge(model: MeGModel, folder: str | Path, on_conflict: OnConflict) -> Chang
     except WrongModelError:  # edits of another base: their neurons do not serve here
         return model._add(only_edits(saved_edits(folder)), on_conflict, "merge")
     requests = only_edits(other.edits)
-    known: dict[EditRequest, Rows] = {}
+    known: dict[str, Rows] = {}
     template = model.hparams.prompt_template == other.hparams.prompt_template
     if other.spec == model.spec and template:
         whole = other.edition.rows(range(len(requests)))
-        known = {request: gathered([(whole, row)]) for row, request in enumerate(requests)}
+        known = {edit.id: gathered([(whole, row)]) for row, edit in enumerate(other.edits)}
     return model._add(requests, on_conflict, "merge", known)
 
 

@@ -79,7 +79,7 @@ class EditTexts:
             return True
         if (blind := self._blind.get(row)) is None:
             blind = self._blind[row] = self._unread(self._edits[row])
-        said = canonical_text(text).casefold()
+        said = _plain(text)
         return all(word in said for word in blind)
 
     def spelled(self, row: int, text: str) -> str:
@@ -93,8 +93,8 @@ class EditTexts:
     def _unread(self, edit: EditRequest) -> frozenset[str]:
         """The unread words by which an edit is known: those of its subject's name.
 
-        All words where nothing else says what is asked, or of whom; characters of a script that is
-        read in general ("是") are not among these, nor are marks.
+        All words where the rest does not say what is asked, or there is no name; characters of a
+        script that is read in general ("是") are not among these, nor are marks.
         """
         prompt = surface(edit.prompt)
         name = edit.subject or stand_in(prompt)
