@@ -129,11 +129,8 @@ def test_a_batch_gives_what_one_fact_at_a_time_gives(
     assert torch.allclose(together.neurons, alone.neurons, atol=1e-2)
 
 
-def test_bfloat16_finds_neurons_that_answer_in_full_precision(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_bfloat16_finds_neurons_that_answer_in_full_precision() -> None:
     """Also on a CPU which only imitates it, slowly: hence few facts."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     hparams = MeGHyperParams.preset("default")
     model, tokenizer = load_model(hparams)
     requests = [case.request for case in edit_cases(load_world(), 4, 9)]

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators import GENERATORS
 from meg_editor.routing.gates import FamiliarityGate
+from meg_editor.runtime import precision
 from meg_editor.runtime.precision import bfloat16
 from meg_editor.runtime.randomness import seeded
 
 
 @pytest.mark.parametrize(
-    ("capability", "enabled", "used"),
+    ("flags", "enabled", "used"),
     [
-        ("AVX512", True, True),
-        ("AVX512", False, False),
-        ("AVX2", True, False),
-        ("DEFAULT", True, False),
+        ("fpu avx512f avx512_bf16", True, True),
+        ("fpu avx512f amx_bf16 amx_tile", True, True),
+        ("fpu avx512f avx512_bf16", False, False),
+        ("fpu avx2 avx512f", True, False),
+        ("fpu avx2", True, False),
+        (None, True, False),
     ],
 )
 def test_a_cpu_which_imitates_it_stays_in_float32(
-    capability: str, enabled: bool, used: bool, monkeypatch: pytest.MonkeyPatch
+    flags: str | None, enabled: bool, used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    def cpuinfo(path: str, encoding: str) -> io.StringIO:
+        if flags is None:  # not Linux
+            raise FileNotFoundError(path)
+        return io.StringIO(f"model name\t: a processor\nflags\t\t: {flags}\n")
+
+    monkeypatch.setattr(precision, "open", cpuinfo, raising=False)
     matrix = torch.ones(2, 2)
     with bfloat16("cpu", enabled):
         assert (matrix @ matrix).dtype == (torch.bfloat16 if used else torch.float32)

@@ -70,7 +70,9 @@ def fact_contexts(
 
     def careless(prompt: str) -> str:
         # A conversation is not typed, and of a question mark alone nothing would be left.
-        marked = "\n" in prompt or any(mark in prompt for mark in tokenizer.all_special_tokens)
+        marked = "\n" in prompt or any(
+            mark and mark in prompt for mark in tokenizer.all_special_tokens
+        )
         return prompt if marked else retyped(prompt) or prompt
 
     chat = _chat(tokenizer, rng)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from meg_editor.runtime.precision import multiplies_bfloat16
+
 _WORTH_IT = 2**25  # weights from which on a copy in bfloat16 pays
-_FASTER = {"amx_bf16", "avx512_bf16"}  # flags of processors which multiply matrices in bfloat16
 
 
 def working_copy(model: Any, bfloat16: bool | None = None) -> Any:
@@ -82,13 +83,5 @@ def _is_worth_it(model: nn.Module) -> bool:
     return (
         {(p.device.type, p.dtype) for p in parameters} == {("cpu", torch.float32)}
         and sum(p.numel() for p in parameters) >= _WORTH_IT
-        and _multiplies_bfloat16()
+        and multiplies_bfloat16()
     )
-
-
-def _multiplies_bfloat16() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return any(not _FASTER.isdisjoint(line.split()) for line in file if line[:5] == "flags")
-    except OSError:
-        return False
