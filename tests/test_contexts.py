@@ -65,6 +65,13 @@ def test_what_nobody_types_stays_as_it_is(prompt: str, chatting: Any) -> None:
     assert fact_contexts(chatting, [prompt], 6)[0][5] == prompt
 
 
+def test_an_empty_special_token_marks_no_prompt(
+    chatting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(chatting), "all_special_tokens", [""], raising=False)
+    assert fact_contexts(chatting, PROMPTS[:1], 6)[0][5] == "the capital of france is?"
+
+
 def test_a_chat_template_is_among_them_with_and_without_text_before(chatting: Any) -> None:
     (rows,) = fact_contexts(chatting, PROMPTS[:1], 4)
     frame = chatting.apply_chat_template(
