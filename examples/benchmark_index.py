@@ -74,7 +74,7 @@ def ours(data: Synthetic, device: str) -> Built:
     index = QueryIndex(data.keys, data.names, name_weight=0.2).to(device)
     seconds = time.perf_counter() - start
     queries = data.queries.to(device)
-    size = sum(buffer.numel() * buffer.element_size() for buffer in index.buffers())
+    size = sum(buffer.nbytes for buffer in index.buffers())
     size += index.names.bytes_on_host
 
     def search(count: int) -> Tensor:

@@ -21,6 +21,8 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.edits.edit import edits_of
+from meg_editor.edits.edition import Edition
 from meg_editor.generators import GENERATORS, NeuronBank
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.model.meg_model import MeGModel
@@ -187,10 +189,7 @@ def make_meg_model(
             hparams,
             spec,
             encoder,
-            decide,
-            source,
-            index,
-            edits,
+            Edition(edits_of(edits), decide, index, source),
             runtime,
         )
 

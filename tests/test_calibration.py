@@ -17,6 +17,8 @@ from meg_editor.data.world.requests import (
     pseudo_requests,
     sweep_requests,
 )
+from meg_editor.edits.edit import edits_of
+from meg_editor.edits.edition import Edition
 from meg_editor.fitting import calibration
 from meg_editor.fitting.calibration import (
     calibrate_on_held_out,
@@ -119,7 +121,8 @@ def test_calibrated_shares_are_those_of_a_model_edited_so(
     others = other_queries()
     for threshold in (-1.0, result.threshold):
         gate = SimilarityGate(threshold)
-        edited = MeGModel(model, tokenizer, HPARAMS, spec, encoder, gate, bank, index, inside)
+        edition = Edition(edits_of(inside), gate, index, bank)
+        edited = MeGModel(model, tokenizer, HPARAMS, spec, encoder, edition)
         if thorough:
             given = edited.answer([text for _, text in paraphrases])
             rows = zip(given, paraphrases, strict=True)

@@ -23,20 +23,10 @@ QUERIES = ["The capital of Atlantis is", "The river of Atlantis is", "The river 
 def far(request: pytest.FixtureRequest, make_meg_model: Callable[..., MeGModel]) -> MeGModel:
     """A model on a device whose values cannot be read."""
     near = make_meg_model(generator=request.param, gate_state_weight=0.0)
-    parts = (near.base, near.encoder, near.gate, near.generator, near.index)
+    parts = (near.base, near.encoder, near.edition)
     near.hook.remove()
-    base, encoder, gate, generator, index = (copy.deepcopy(part).to("meta") for part in parts)
-    return MeGModel(
-        base,
-        near.tokenizer,
-        near.hparams,
-        near.spec,
-        encoder,
-        gate,
-        generator,
-        index,
-        near.edits,
-    )
+    base, encoder, edition = (copy.deepcopy(part).to("meta") for part in parts)
+    return MeGModel(base, near.tokenizer, near.hparams, near.spec, encoder, edition)
 
 
 @pytest.mark.parametrize(

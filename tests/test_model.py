@@ -165,9 +165,8 @@ def test_a_chat_is_routed_by_its_last_user_turn(make_meg_model: Callable[..., Me
     )
     try:
         chat = MeGModel(
-            model.base, model.tokenizer, model.hparams, model.spec, model.encoder, model.gate,
-            model.generator, model.index, model.edits,
-        )  # fmt: skip
+            model.base, model.tokenizer, model.hparams, model.spec, model.encoder, model.edition
+        )
         turns = [
             {"role": "user", "content": OTHER},
             {"role": "assistant", "content": "I do not know"},
@@ -189,10 +188,7 @@ def test_what_cannot_be_routed_is_refused(model: MeGModel) -> None:
     with model.routed([EDITED]):
         assert model.generate(inputs_embeds=embeds, max_new_tokens=2, pad_token_id=0).shape[1] == 2
     with pytest.raises(ValueError, match=r"unedited model.*\.base"):
-        MeGModel(
-            model, model.tokenizer, model.hparams, model.spec, model.encoder, model.gate,
-            model.generator, model.index, model.edits,
-        )  # fmt: skip
+        MeGModel(model, model.tokenizer, model.hparams, model.spec, model.encoder, model.edition)
 
 
 def test_the_wrapper_looks_like_the_model_it_wraps(model: MeGModel) -> None:

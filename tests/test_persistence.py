@@ -20,6 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from meg_editor.edits.edit import edits_of
+from meg_editor.edits.edition import Edition
 from meg_editor.lm import model_files, reference
 from meg_editor.lm.reference import (
     WrongModelError,
@@ -208,8 +210,8 @@ def test_settings_of_the_tokenizers_and_odd_requests_survive(
         EditRequest("  Who is {}? \u2028 \r\n", "“Ål” 你好", "Ål", ("a",), ("b", "c\u0085d")),
         *model.edits[1:],
     ]
-    parts = (model.gate, model.generator, model.index)
-    other = MeGModel(model.base, tokenizer, model.hparams, model.spec, encoder, *parts, edits)
+    edition = Edition(edits_of(edits), model.gate, model.index, model.generator)
+    other = MeGModel(model.base, tokenizer, model.hparams, model.spec, encoder, edition)
     save_pretrained(other, tmp_path / "a")
     loaded = from_pretrained(tmp_path / "a", base=model.base)
     assert loaded.edits == tuple(edits)
@@ -647,8 +649,8 @@ def test_bad_edits_are_named(model: MeGModel, folder: Path, line: str, problem: 
 
 def test_a_key_for_some_service_is_not_written(model: MeGModel, tmp_path: Path) -> None:
     hparams = dataclasses.replace(model.hparams, api_key="sesame-42")
-    parts = (model.encoder, model.gate, model.generator, model.index, model.edits)
-    other = MeGModel(model.base, model.tokenizer, hparams, model.spec, *parts)
+    parts = (model.spec, model.encoder, model.edition)
+    other = MeGModel(model.base, model.tokenizer, hparams, *parts)
     save_pretrained(other, tmp_path / "a")
     assert other.hparams.api_key == "sesame-42"
     assert all(

@@ -69,15 +69,9 @@ def run(options: argparse.Namespace) -> None:
     store.clear()  # they were kept for a command that is interrupted
     resumed = f" (resumed: {', '.join(report.resumed)})" if report.resumed else ""
     print(f"{report.edits} facts in {sum(report.seconds.values()):.1f} s{resumed} -> {options.out}")
-    if merged.duplicates:
-        print(f"{merged.duplicates} repeated rows were merged")
-    for label, prompts in (
-        ("already the model's answer", report.already_correct),
-        ("not learned", report.not_collected),
-    ):
-        if prompts:
-            shown = "; ".join(prompts[:3]) + ("; …" if len(prompts) > 3 else "")
-            print(f"{label}: {len(prompts)} ({shown})")
+    report.duplicates = merged.duplicates  # fit got them merged
+    for line in report.notes:
+        print(line)
     if report.calibration:
         print(f"gate threshold, on held-out facts (table 16):\n{report.calibration.table()}")
 

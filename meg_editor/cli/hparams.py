@@ -16,10 +16,9 @@ from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.input_files import short_repr
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.config.settings import HParamsError
-from meg_editor.lm.sources import check_source
+from meg_editor.lm.sources import EDITS_CONFIG, check_source
 
 _FITTING = ("edit", "prepare")
-_SAVED = "meg_config.json"  # meg_editor.model.manifest.CONFIG, which would import torch
 
 
 def read_hparams(options: argparse.Namespace) -> MeGHyperParams:
@@ -143,7 +142,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 def check_not_saved_edits(model: str | None) -> None:
     """Raises ValueError where a folder of saved edits is named as the model to edit."""
-    config = Path(model) / _SAVED if model else None
+    config = Path(model) / EDITS_CONFIG if model else None
     if config is None or not config.is_file():
         return
     folder = config.parent

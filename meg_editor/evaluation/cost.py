@@ -42,7 +42,7 @@ def stored_bytes(edited: nn.Module | MeGModel, base: CausalLM) -> int:
     buffers = (buffer for module in base.modules() for buffer in module.buffers(recurse=False))
     known = {tensor.data_ptr() for tensor in [*base.parameters(), *buffers]}
     added = {
-        tensor.data_ptr(): tensor.numel() * tensor.element_size()
+        tensor.data_ptr(): tensor.nbytes
         for name, tensor in [*edited.named_parameters(), *edited.named_buffers()]
         if tensor.data_ptr() not in known and not name.startswith("encoder.")
     }

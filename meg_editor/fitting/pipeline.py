@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
@@ -10,6 +9,8 @@ from torch import Tensor
 from meg_editor.collection.checks import already_correct, check_lengths
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.edits.edit import edits_of
+from meg_editor.edits.edition import Edition
 from meg_editor.fitting.checks import check_arguments, check_model
 from meg_editor.fitting.collection_stage import CollectionStage
 from meg_editor.fitting.context import FitContext
@@ -117,7 +118,7 @@ def fit(
         gate, report.calibration, usual = gating.fitted(report.note(gating.name, gating.run()))
         if report.calibration:
             weight = report.calibration.state_weight
-            hparams = dataclasses.replace(hparams, gate_state_weight=weight)
+            hparams = hparams.changed(gate_state_weight=weight)
         index = build_index(edits, encoder, gating.states, usual, hparams)
 
         generation = GeneratorStage(context, encoder, tuned.key, index.anchors, report.collection)
@@ -129,10 +130,7 @@ def fit(
             hparams,
             spec,
             encoder,
-            gate,
-            generator,
-            index,
-            edits,
+            Edition(edits_of(edits), gate, index, generator),
             context.runtime,
             verifier,
         )

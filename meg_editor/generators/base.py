@@ -66,7 +66,7 @@ class WeightGenerator(nn.Module, ABC):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the state dict."""
-        return sum(value.numel() * value.element_size() for value in self.state_dict().values())
+        return sum(value.nbytes for value in self.state_dict().values())
 
 
 class FittableGenerator(WeightGenerator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from meg_editor.lm.ffn import text_config
 from meg_editor.lm.protocols import CausalLM
 
 
@@ -16,7 +17,7 @@ def context_length(model: CausalLM) -> int | None:
         >>> context_length(model)
         256
     """
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or None
+    return getattr(text_config(model), "max_position_embeddings", None) or None
 
 
 def that_fit(model: CausalLM, lengths: Sequence[int]) -> list[int]:

@@ -43,7 +43,7 @@ _MINILM = Packaged(
 PACKAGED_ENCODERS = {"all-MiniLM-L6-v2": _MINILM}
 _ON_HUB_TOO = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
 _CONFIGS = ("config.json", "adapter_config.json")  # the second of PEFT
-_SAVED = "meg_config.json"  # meg_editor.model.manifest.CONFIG, which would import torch
+EDITS_CONFIG = "meg_config.json"  # in a folder of saved edits
 # What it is called, the option, and a way without a hub.
 _WORDS: dict[Kind, tuple[str, str, str]] = {
     "model": (
@@ -159,7 +159,7 @@ def load_options(
 
 def _content(folder: Path) -> str:
     """What a folder without a model holds instead."""
-    if (folder / _SAVED).is_file():
+    if (folder / EDITS_CONFIG).is_file():
         return "it holds saved edits, which MeGModel.from_pretrained loads"
     if found := sorted(folder.glob(f"*{SUFFIX}")):
         return f"expected config.json and weights, got a GGUF file; name {found[0]} itself"

@@ -63,21 +63,27 @@ class FitReport:
             self.resumed.append(stage)
         return result
 
-    def __repr__(self) -> str:
-        stages = ", ".join(
-            f"{stage} {seconds:.1f} s{' (resumed)' if stage in self.resumed else ''}"
-            for stage, seconds in self.seconds.items()
-        )
-        lines = [f"{self.edits} edits in {sum(self.seconds.values()):.1f} s: {stages}"]
-        if self.duplicates:
-            lines.append(f"{self.duplicates} repeated rows were merged")
+    @property
+    def notes(self) -> list[str]:
+        """What became of rows other than a learned edit, a line each."""
+        merged = f"{self.duplicates} repeated rows were merged"
+        lines = [merged] if self.duplicates else []
         for label, prompts in (
             ("already the model's answer", self.already_correct),
             ("not learned", self.not_collected),
         ):
             if prompts:
-                shown = "; ".join(prompts[:_SHOWN]) + ("; ..." if len(prompts) > _SHOWN else "")
+                shown = "; ".join(prompts[:_SHOWN]) + ("; …" if len(prompts) > _SHOWN else "")
                 lines.append(f"{label}: {len(prompts)} ({shown})")
+        return lines
+
+    def __repr__(self) -> str:
+        stages = ", ".join(
+            f"{stage} {seconds:.1f} s{' (resumed)' if stage in self.resumed else ''}"
+            for stage, seconds in self.seconds.items()
+        )
+        total = sum(self.seconds.values())
+        lines = [f"{self.edits} edits in {total:.1f} s: {stages}", *self.notes]
         if self.calibration:
             lines.append(
                 f"gate threshold {self.calibration.threshold:.3f}, "

@@ -128,17 +128,13 @@ def from_pretrained(
     parts.reference.check(base)
     check_neuron(parts.spec, parts.hparams, base)
     base = base if device is None else base.to(resolve_device(device))
-    edition = parts.edition
     model = MeGModel(
         base,
         parts.tokenizer if tokenizer is None else tokenizer,
         parts.hparams,
         parts.spec,
         parts.encoder,
-        edition.gate,
-        edition.generator,
-        edition.index,
-        edition.edits,
+        parts.edition,
         runtime,
         parts.verifier,
     )

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from meg_editor.lm.sources import EDITS_CONFIG
 from meg_editor.runtime.files import check_regular
 
-CONFIG = "meg_config.json"  # holds the manifest, the only file that is not in it
+CONFIG = EDITS_CONFIG  # holds the manifest, the only file that is not in it
 CHECKSUM = "checksum"  # its key for the sha256 of the config
 _MAX_CONFIG = 2**26  # bytes
 

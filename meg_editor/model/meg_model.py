@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import History
-from meg_editor.edits.edit import edits_of
 from meg_editor.edits.edition import Edition
 from meg_editor.edits.live import LiveEdits
 from meg_editor.generators import WeightGenerator
@@ -37,7 +36,6 @@ from meg_editor.model.queries import query_texts
 from meg_editor.model.routed_model import PromptTokens, RoutedModel
 from meg_editor.model.storable import StorableEdits
 from meg_editor.model.while_decoding import WhileDecoding
-from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
@@ -89,15 +87,11 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         hparams: MeGHyperParams,
         spec: NeuronSpec,
         encoder: TextEncoder,
-        gate: Gate,
-        generator: WeightGenerator,
-        index: QueryIndex,
-        edits: Sequence[EditRequest],
+        edition: Edition,
         runtime: RuntimeConfig | None = None,
         verifier: Verifier | None = None,
     ) -> None:
         super().__init__(base, tokenizer, hparams.prompt_template)
-        edition = Edition(edits_of(edits), gate, index, generator)
         self.hparams, self.spec = hparams, spec
         self.runtime = runtime or RuntimeConfig()
         self.encoder = encoder
@@ -159,20 +153,8 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
 
     def fork(self) -> MeGModel:
         """Another model with these edits; base and encoder are shared, changes are not."""
-        edition = self.edition
-        return type(self)(
-            self.base,
-            self.tokenizer,
-            self.hparams,
-            self.spec,
-            self.encoder,
-            edition.gate,
-            edition.generator,
-            edition.index,
-            edition.edits,
-            self.runtime,
-            self.verifier,
-        )
+        parts = (self.encoder, self.edition, self.runtime, self.verifier)
+        return type(self)(self.base, self.tokenizer, self.hparams, self.spec, *parts)
 
     @property
     def _parts(self) -> list[nn.Module]:
@@ -199,7 +181,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         needed = [*self.gate.state_dict().values(), *self.generator.state_dict().values()]
         if self.hparams.generator_anchored or self.hparams.gate != "familiarity":
             needed += self.index.state_dict().values()
-        return sum(value.numel() * value.element_size() for value in needed)
+        return sum(value.nbytes for value in needed)
 
     def __repr__(self) -> str:
         return (

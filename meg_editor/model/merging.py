@@ -13,11 +13,11 @@ from meg_editor.collection.checks import check_lengths
 from meg_editor.edits.change import Change
 from meg_editor.edits.conflicts import OnConflict
 from meg_editor.edits.edit import Edit
-from meg_editor.edits.edition import Rows
+from meg_editor.edits.edition import Edition, Rows
 from meg_editor.edits.replay import gathered
-from meg_editor.generators import NeuronBank, WeightGenerator
+from meg_editor.generators import NeuronBank
 from meg_editor.lm.devices import input_device
-from meg_editor.lm.neuron import NeuronSpec, middle_layer
+from meg_editor.lm.neuron import NeuronSpec, count_layers, middle_layer
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import WrongModelError
 from meg_editor.model.listing import saved_edits
@@ -88,30 +88,29 @@ def reattach(
         )
     name = str(getattr(base, "name_or_path", "") or model.hparams.model_name)
     hparams = model.hparams.changed(model_name=name)
-    if model.spec.layer >= base.config.get_text_config().num_hidden_layers:
+    if model.spec.layer >= count_layers(base):
         hparams = hparams.changed(layers=[middle_layer(base)])
     spec = NeuronSpec.from_hparams(base, hparams)
-    edition, same = model.edition, spec == model.spec
-    generator: WeightGenerator = edition.generator
-    index, edits = edition.index, edition.edits
-    if not same:  # neurons of another place or size do not serve
+    edition = model.edition
+    if spec != model.spec:  # neurons of another place or size do not serve
         hparams = hparams.changed(generator="bank")
+        index = edition.index
         index = index.changed(torch.tensor([], dtype=torch.long), index.anchors[:0], [])
-        generator, edits = NeuronBank(index.anchors.shape[1], spec.size, 0), ()
-    parts = (model.encoder, edition.gate, generator, index, edits, model.runtime, model.verifier)
+        edition = Edition((), edition.gate, index, NeuronBank(index.anchors.shape[1], spec.size, 0))
+    parts = (model.encoder, edition, model.runtime, model.verifier)
     if input_device(base) != input_device(model.base):  # a model takes its parts to its device
         parts = copy.deepcopy(parts)
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
     moved = type(model)(base, tokenizer, hparams, spec, *parts)
     right = [
         each
-        for rows in chunks(len(edits), _CHUNK)
+        for rows in chunks(len(moved.edits), _CHUNK)
         for each in moved._rightness(moved.edition.neurons(rows), rows)
     ]
     holds = [min(each) == 2 for each in right]
-    held = tuple(edit for edit, yes in zip(edits, holds, strict=True) if yes)
+    held = tuple(edit for edit, yes in zip(moved.edits, holds, strict=True) if yes)
     kept = {edit.id for edit in held}
-    again = [edit for edit in edition.edits if edit.id not in kept]
+    again = [edit for edit in model.edits if edit.id not in kept]
     failed: tuple[str, ...] = ()
     if again:
         check_lengths(base, moved._tokenizer, again, hparams)

@@ -220,7 +220,7 @@ def _costs(model: MeGModel, folder: Path, prompts: Sequence[str]) -> Costs:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _milliseconds(model: MeGModel, prompts: Sequence[str]) -> float:

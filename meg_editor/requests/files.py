@@ -17,18 +17,15 @@ from meg_editor.config.input_files import (
     shown_path,
 )
 from meg_editor.requests.json_text import parse_json
-from meg_editor.requests.request import MergedRequests, RequestError, merge_requests
+from meg_editor.requests.request import (
+    REQUIRED,
+    SPELLINGS,
+    MergedRequests,
+    RequestError,
+    merge_requests,
+)
 
-# field -> its names in EasyEdit's and KnowEdit's files
-_FIELDS = {
-    "prompt": (),
-    "target_new": (),
-    "subject": (),
-    "rephrases": ("rephrase_prompt", "rephrase"),
-    "locality_prompts": ("locality_prompt",),
-    "locality": (),  # of EasyEdit, with its prompts inside
-}
-_REQUIRED = ("prompt", "target_new")
+_FIELDS = {**SPELLINGS, "locality": ()}  # of EasyEdit, with its prompts inside
 _FOREIGN = frozenset(["object", "object_id", "subject_id"])  # of other files, and not misspelt
 _MAX_FILE = 2**30  # bytes
 
@@ -168,7 +165,7 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
 def _columns(cells: list[str], where: str) -> list[str]:
     columns = [cell.strip() for cell in cells]
     _known_fields(dict.fromkeys(columns), where)  # a misspelt column
-    for field in (*_REQUIRED, *filter(None, columns)):
+    for field in (*REQUIRED, *filter(None, columns)):
         if columns.count(field) != 1:
             raise RequestError(
                 f"{where}: expected one column {short_repr(field)}, got {columns.count(field)}; "
@@ -196,7 +193,7 @@ def _known_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
                 raise RequestError(
                     f"{where}: unknown field {short_repr(key)}; did you mean {close[0]!r}?"
                 )
-        if field in _REQUIRED:
+        if field in REQUIRED:
             return row  # merge_requests names the missing field and those present
     return fields
 

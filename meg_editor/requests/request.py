@@ -12,7 +12,15 @@ from meg_editor.config.input_files import short_names, short_repr, type_and_repr
 from meg_editor.config.unicode_text import bad_character, canonical_text, has_visible_character
 
 _SUBJECT = 1000  # characters; prompts and targets are limited by the model's context
-_FIELDS = ("prompt", "target_new", "subject", "rephrases", "locality_prompts")
+# field -> its names in EasyEdit's and KnowEdit's records
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "prompt": (),
+    "target_new": (),
+    "subject": (),
+    "rephrases": ("rephrase_prompt", "rephrase"),
+    "locality_prompts": ("locality_prompt",),
+}
+REQUIRED = ("prompt", "target_new")
 
 
 class RequestError(ValueError):
@@ -86,9 +94,9 @@ class EditRequest:
     def from_mapping(cls, row: Mapping[str, Any], where: str = "request") -> EditRequest:
         """A request from one row of user data, validated.
 
-        Accepts EasyEdit's spellings too: `rephrase_prompt` (one string) for `rephrases`, the
-        prompts of `locality` for `locality_prompts`, and a `prompt` with one `{}` to be filled with
-        `subject`.
+        Accepts EasyEdit's spellings too: `rephrase_prompt` or `rephrase` for `rephrases`,
+        `locality_prompt` or the prompts of `locality` for `locality_prompts`, each one text or a
+        list, and a `prompt` with one `{}` to be filled with `subject`.
 
         Raises:
             RequestError: naming `where` and the field, for anything missing, not text, without a
@@ -110,13 +118,12 @@ class EditRequest:
         # Braces beside the subject are the prompt's own: "In Python, {} is an empty".
         if subject is not None and prompt.count("{}") == 1 and not _names(prompt, subject):
             prompt = prompt.replace("{}", subject)
-        rephrases = _texts(row.get("rephrases"), "rephrases", where)
-        locality = _texts(row.get("locality_prompts"), "locality_prompts", where)
+        locality = _several(row, "locality_prompts", where)
         return cls(
             prompt=prompt,
             target_new=_text(row, "target_new", where),
             subject=subject,
-            rephrases=rephrases or _texts(row.get("rephrase_prompt"), "rephrases", where),
+            rephrases=_several(row, "rephrases", where),
             locality_prompts=locality or _locality(row.get("locality"), where),
         )
 
@@ -190,8 +197,8 @@ def request_of(row: EditRequest | Mapping[str, Any], where: str = "request") -> 
         '5'
     """
     if isinstance(row, EditRequest):
-        given = {name: getattr(row, name) for name in _FIELDS}
-        row = {name: each for name, each in given.items() if each or name in _FIELDS[:2]}
+        given = {name: getattr(row, name) for name in SPELLINGS}
+        row = {name: each for name, each in given.items() if each or name in REQUIRED}
     if not isinstance(row, Mapping):
         raise RequestError(
             f"{where}: expected an object with 'prompt' and 'target_new', got {type_and_repr(row)}"
@@ -272,6 +279,14 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     if flaw := bad_character(value):
         raise RequestError(f"{where}: field {name!r} holds {flaw}; remove it")
     return value.strip()
+
+
+def _several(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
+    """Under its name or another spelling: the first that holds texts."""
+    for spelling in (field, *SPELLINGS[field]):
+        if texts := _texts(row.get(spelling), field, where):
+            return texts
+    return ()
 
 
 def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:

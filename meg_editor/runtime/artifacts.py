@@ -204,7 +204,7 @@ class CacheStore(ArtifactStore):
 
 
 def _bytes(artifact: Artifact) -> int:
-    return sum(value.numel() * value.element_size() for value in artifact.tensors.values())
+    return sum(value.nbytes for value in artifact.tensors.values())
 
 
 def digest(parts: Any) -> str:

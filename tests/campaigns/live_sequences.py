@@ -27,7 +27,8 @@ from meg_editor.collection.collect import Collection
 from meg_editor.edits import live
 from meg_editor.edits.change import Change
 from meg_editor.edits.conflicts import ConflictError
-from meg_editor.edits.edit import edit_id
+from meg_editor.edits.edit import edit_id, edits_of
+from meg_editor.edits.edition import Edition
 from meg_editor.generators import NeuronBank
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.requests.request import EditRequest
@@ -185,7 +186,8 @@ class Sequences:
         bank.fit(
             anchors, torch.stack([self.neurons[edit_id(e)] for e in edits]) if edits else empty
         )
-        parts = (m.encoder, m.gate, bank, index, edits, m.runtime, m.verifier)
+        edition = Edition(edits_of(edits), m.gate, index, bank)
+        parts = (m.encoder, edition, m.runtime, m.verifier)
         return MeGModel(m.base, m.tokenizer, m.hparams, m.spec, *parts)
 
     def differences(self, model: MeGModel, edits: Edits, rng: random.Random) -> str:
