@@ -13,13 +13,14 @@ import pytest
 import torch
 from conftest import OTHERS, PROMPTS
 
-from meg_editor.baselines.core.activations import LastTokenReader, activations_at
+from meg_editor.baselines.core.activations import activations_at
 from meg_editor.baselines.core.call_hooks import CallHooks
 from meg_editor.baselines.horen import HoReNHyperParams, apply_horen_to_model
 from meg_editor.baselines.neuraldb import NeuralDBHyperParams, apply_neuraldb_to_model
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
 from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.last_token import inputs_at_last
 from meg_editor.requests.request import EditRequest
 
 EDITS = [
@@ -135,10 +136,10 @@ def test_hooks_act_within_active_alone_and_nest() -> None:
     torch.testing.assert_close(layer(x), plain)
 
 
-def test_the_reader_gives_the_input_at_the_last_token(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+def test_the_input_at_the_last_token(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     rows = tiny_tokenizer(QUERIES)["input_ids"]
     name = "model.layers.1.mlp"
-    result = LastTokenReader(tiny_llama, name).read(rows, rows_at_once=3)
+    result = inputs_at_last(tiny_llama, name, rows, rows_at_once=3)
     ends = [len(row) - 1 for row in rows]
     torch.testing.assert_close(result, activations_at(tiny_llama, rows, ends, [name])[name].inputs)
 

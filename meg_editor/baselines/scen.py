@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meg_editor.baselines.core.activations import LastTokenReader
 from meg_editor.baselines.core.decision import Decision, decisions
 from meg_editor.baselines.core.settings import FittingHyperParams, LayerHyperParams
 from meg_editor.baselines.core.weights import Requests
@@ -27,8 +26,10 @@ from meg_editor.config.settings import setting
 from meg_editor.data.world.requests import pseudo_requests
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import find_ffn_modules
+from meg_editor.lm.last_token import inputs_at_last
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
+from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.routed_model import RoutedModel
@@ -93,7 +94,7 @@ class SCENModel(RoutedModel):
         ):
             self.register_buffer(name, value.to(input_device(base)))
         self.hook = NeuronHook(base, spec)
-        self.states = LastTokenReader(base, spec.read)
+        self._capture = InputCapture(base.get_submodule(spec.read))  # many threads may route
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SCENModel:
         # A copied NeuronHook acts on nothing: the copy needs a hook of its own.
@@ -123,7 +124,7 @@ class SCENModel(RoutedModel):
         """(B,) of the most active index neuron, and (B,) which it is."""
         prompts = [self.reader.wrap(self.reader.candidates(query)[0]) for query in queries]
         rows = prompt_tokens(self._tokenizer, prompts)
-        states = self.states.read(rows, self.hparams.rows_at_once)
+        states = inputs_at_last(self.base, self.spec.read, rows, self.hparams.rows_at_once)
         logits = (states - self.scale[0]) / self.scale[1] @ self.weights.T + self.biases
         best, index = logits.sigmoid().max(-1)
         return best, index
@@ -195,9 +196,9 @@ def apply_scen_to_model(
         [hparams.prompt_template.replace("{}", text) for text in group]
         for group in ([edit.prompt for edit in edits], texts)
     ]
-    reader = LastTokenReader(model, spec.read)
     edited, others = (
-        reader.read(prompt_tokens(tok, prompts), hparams.rows_at_once) for prompts in wrapped
+        inputs_at_last(model, spec.read, prompt_tokens(tok, prompts), hparams.rows_at_once)
+        for prompts in wrapped
     )
     spread = edited if len(edited) >= _SPREAD else torch.cat([edited, others])
     scale = torch.stack([edited.mean(0), spread.std(0, correction=0).clamp(min=1e-6)])

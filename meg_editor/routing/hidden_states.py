@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import find_ffn_modules
-from meg_editor.lm.in_effect import nothing_in_effect
+from meg_editor.lm.last_token import inputs_at_last
 from meg_editor.lm.neuron import NeuronSpec, middle_layer
-from meg_editor.lm.neuron_hook import eager
-from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import by_length, right_padded
 from meg_editor.requests.prompts import PromptReader
-from meg_editor.runtime.progress import progress_bar
 
 
 class HiddenStateReader:
@@ -49,24 +42,10 @@ class HiddenStateReader:
         middle = middle_layer(model, 1 / 2)
         self.module = spec.read if spec.layer >= middle else find_ffn_modules(model, middle).read
 
-    @torch.no_grad()
     def read(self, queries: Sequence[str], rows: int = 256) -> Tensor:
         """B bare queries -> features (B, D), float32, on the model's device."""
-        model: Any = self.model
         ids = prompt_tokens(self.tokenizer, [self.reader.wrap(query) for query in queries])
-        features = torch.zeros(len(queries), self.spec.hidden_size, device=input_device(model))
-        module = model.get_submodule(self.module)
-        with nothing_in_effect(), eager(self.model):
-            chunks = list(by_length([len(row) for row in ids], rows))
-            for chunk in progress_bar(chunks, "hidden states", "batch"):
-                tokens = right_padded([ids[index] for index in chunk]).to(input_device(model))
-                entering = capture_input(module, partial(model, input_ids=tokens, use_cache=False))
-                entering = entering.reshape(*tokens.shape, -1)  # OPT flattens rows
-                last = torch.tensor([len(ids[index]) - 1 for index in chunk])
-                here = torch.arange(len(chunk), device=entering.device)
-                at_last = entering[here, last.to(entering.device)]
-                features[torch.tensor(chunk)] = at_last.to(features)
-        return features
+        return inputs_at_last(self.model, self.module, ids, rows)
 
     def usual(self, queries: Sequence[str]) -> Tensor | None:
         """Mean and deviation (2, D) of the features of B queries; None of fewer than two."""

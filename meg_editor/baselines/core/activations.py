@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from meg_editor.baselines.core.call_hooks import CallHooks
 from meg_editor.lm.devices import input_device
-from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.partial_forward import run_until
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import by_length
@@ -73,44 +70,6 @@ def activations_at(
         name: Activations(*(torch.stack([pairs[i][side] for i in order]) for side in (0, 1)))
         for name, pairs in pairs_of.items()
     }
-
-
-class _Stop(Exception):
-    """Nothing after this is needed."""
-
-
-class LastTokenReader:
-    """Reads what enters a module at the last token of each prompt, as the unedited model has it.
-
-    The forward pass ends there. Many threads may read from one model at once.
-
-    Args:
-        model: a causal LM.
-        module: dotted name of one of its modules.
-    """
-
-    def __init__(self, model: CausalLM, module: str) -> None:
-        self._model, self._hooks = model, CallHooks()
-        self._hooks.before(model.get_submodule(module), _stop_at_input, prepend=True)
-
-    @torch.no_grad()
-    def read(self, rows: Sequence[Sequence[int]], rows_at_once: int = 256) -> Tensor:
-        """B token sequences -> (B, inputs) float32, on the model's device."""
-        decoder = self._model.get_decoder()
-        inputs: dict[int, Tensor] = {}
-        for chunk in by_length([len(row) for row in rows], rows_at_once):
-            ids = pad_sequence([torch.tensor(rows[i]) for i in chunk], batch_first=True)
-            entering: list[Tensor] = []
-            with nothing_in_effect(), self._hooks.active(entering), suppress(_Stop):
-                decoder(input_ids=ids.to(input_device(self._model)), use_cache=False)
-            at = torch.arange(len(chunk)), torch.tensor([len(rows[i]) - 1 for i in chunk])
-            inputs.update(zip(chunk, _rows(entering[0], len(chunk))[at], strict=True))
-        return torch.stack([inputs[i] for i in range(len(rows))]).float()
-
-
-def _stop_at_input(entering: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    entering.append(args[0] if args else next(iter(kwargs.values())))
-    raise _Stop
 
 
 def first(output: Any) -> Tensor:

@@ -40,13 +40,10 @@ class CallHooks:
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove, self._handles)
 
-    def before(self, module: nn.Module, function: CallHook, prepend: bool = False) -> None:
+    def before(self, module: nn.Module, function: CallHook) -> None:
         """Register `function` before `module`; it must not refer to the owner of this object."""
-        self._handles.append(
-            module.register_forward_pre_hook(
-                _Hook(self, function), prepend=prepend, with_kwargs=True
-            )
-        )
+        hook = _Hook(self, function)
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def after(self, module: nn.Module, function: CallHook) -> None:
         """Register `function` after `module`; it must not refer to the owner of this object."""
