@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from conftest import OTHERS, PROMPTS
 
 from meg_editor import MeGHyperParams, load_model
-from meg_editor.baselines.core.shared_clone import shared_clone
 from meg_editor.baselines.horen import (
     HoReNHyperParams,
     apply_horen_to_model,
@@ -34,6 +33,7 @@ from meg_editor.evaluation.cost import stored_bytes
 from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.tokens import Batch, encode_example, left_padded, target_logits
+from meg_editor.lm.working_copy import shared_copy
 from meg_editor.requests.request import EditRequest, RequestError
 
 EDITS = [
@@ -75,7 +75,7 @@ def answers(model: Any, tokenizer: Any, edits: list[EditRequest]) -> list[str]:
 
 
 def test_a_clone_shares_weights_and_no_modules(tiny_llama: Any) -> None:
-    clone = shared_clone(tiny_llama)
+    clone = shared_copy(tiny_llama)
     pairs = zip(tiny_llama.parameters(), clone.parameters(), strict=True)
     assert all(a is b for a, b in pairs)
     assert not set(map(id, tiny_llama.modules())) & set(map(id, clone.modules()))

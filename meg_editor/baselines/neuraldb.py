@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from meg_editor.baselines.core.locate import Locate, keys_of, value_settings
 from meg_editor.baselines.core.settings import LocateHyperParams
-from meg_editor.baselines.core.shared_clone import shared_clone
 from meg_editor.baselines.core.target_values import optimise_values
 from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
 from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.working_copy import shared_copy
 from meg_editor.requests.request import only_edits
 from meg_editor.runtime.torch_defaults import torch_defaults
 
@@ -107,7 +107,7 @@ def apply_neuraldb_to_model(
         value_settings(hparams),
         hparams.rows_at_once,
     )
-    edited = copying.deepcopy(model) if copy else shared_clone(model)
+    edited = copying.deepcopy(model) if copy else shared_copy(model)
     memory = KeyValueMemory(
         edited.get_submodule(name), keys, values.shift[name], hparams.gate_threshold
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from meg_editor.benchmark import style
 from meg_editor.benchmark.cell import Cell
@@ -15,6 +15,7 @@ from meg_editor.collection.layer_sweep import LayerResult
 from meg_editor.evaluation.metrics import METRICS
 
 Cells = Mapping[tuple[str, int], Cell]  # (name of a row, edits) -> cell
+Data = TypeVar("Data")
 
 
 def plot_benchmark(cells: Sequence[Cell], folder: Path) -> list[Path]:
@@ -52,12 +53,12 @@ def plot_score_histogram(cell: Cell, path: Path) -> None:
 
 def plot_thresholds(cells: Cells, path: Path) -> None:
     """Table 16 as a picture; cells of (threshold, edits)."""
-    _save(lambda axes, _: _thresholds(axes, cells), [], path)
+    _save(_thresholds, cells, path)
 
 
 def plot_layers(results: Sequence[LayerResult], path: Path) -> None:
     """Figures 5 to 7."""
-    _save(lambda axes, _: _layers(axes, results), [], path)
+    _save(_layers, results, path)
 
 
 def check_matplotlib() -> None:
@@ -70,13 +71,13 @@ def check_matplotlib() -> None:
         ) from error
 
 
-def _save(plot: Callable[[Any, Sequence[Cell]], None], cells: Sequence[Cell], path: Path) -> Path:
+def _save(plot: Callable[[Any, Data], None], data: Data, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     style.clean(axes)
-    plot(axes, cells)
+    plot(axes, data)
     figure.savefig(path)
     return path
 

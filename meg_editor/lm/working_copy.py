@@ -39,10 +39,10 @@ def working_copy(model: Any, bfloat16: bool | None = None) -> Any:
     on_cpu = {t.device.type for t in tensors} == {"cpu"}
     if not on_cpu and not half:
         return model
-    # Tensors are shared: only modules and configs are copied.
-    copied: Any = copy.deepcopy(model, without_engine(model, {id(t): t for t in tensors}))
+    copied: Any = shared_copy(model)
     if half:
-        shared = {id(p): nn.Parameter(_halved(p), requires_grad=False) for p in tensors}
+        parameters = model.parameters()
+        shared = {id(p): nn.Parameter(_halved(p), requires_grad=False) for p in parameters}
         for module in copied.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, shared[id(parameter)])
@@ -50,6 +50,19 @@ def working_copy(model: Any, bfloat16: bool | None = None) -> Any:
     if on_cpu and hasattr(copied, "set_attn_implementation"):
         copied.set_attn_implementation("eager")
     return copied.eval()
+
+
+def shared_copy(model: Any) -> Any:
+    """A second model with the same tensors: hooks on it leave the first alone.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> copied = shared_copy(model)
+        >>> copied is model, copied.weight is model.weight
+        (False, True)
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, without_engine(model, {id(tensor): tensor for tensor in tensors}))
 
 
 def without_engine(model: Any, memo: dict[int, Any]) -> dict[int, Any]:

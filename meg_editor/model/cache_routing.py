@@ -67,10 +67,10 @@ class CacheRouting:
         Raises:
             ValueError: the cache was not filled by `owner`, and the query is not named.
         """
-        if cache is None or cache.get_seq_length() == 0:
+        filled = 0 if cache is None else cache.get_seq_length()
+        if not filled:
             return None
         earlier: CacheRouting | None = getattr(cache, _NAME, None)
-        filled = cache.get_seq_length()
         if earlier is None or earlier.owner() is not owner or earlier._lacks(filled):
             if named:
                 return cls.start(owner, None, None, None)
@@ -81,7 +81,7 @@ class CacheRouting:
             )
         if mask is not None:
             mask = mask[:, -ids.shape[1] :] if ids is not None and mask.dim() == 2 else None
-        before = earlier._cut(cache.get_seq_length())
+        before = earlier._cut(filled)
         pieces = (*before.pieces, ids)
         several = ids is not None and ids.shape[1] > 1 and all(p is not None for p in pieces)
         return replace(before, pieces=pieces, masks=(*before.masks, mask), asks_anew=several)
