@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import normalizers
 from torch import nn
 from transformers import AutoModelForCausalLM, NemotronHConfig
 
@@ -182,6 +183,16 @@ def test_raised_digits_are_no_other_digits(loaded: Any, hparams: MeGHyperParams)
     own, other = edited.route(["10⁵ is equal to", "105 is equal to"])
     assert own.edit == 0 and own.candidates[0].verified == 1
     assert all(candidate.verified < 1 for candidate in other.candidates)
+
+
+def test_a_target_in_another_unicode_form_is_learned(hparams: MeGHyperParams) -> None:
+    """Qwen's tokenizers write NFC: what was typed in NFD was answered, and called not learned."""
+    model, tokenizer = load_model(hparams)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    kelvin = "\u212aabul"
+    edited, report = fit(model, tokenizer, [EditRequest(LIMA.prompt, kelvin, "France")], hparams)
+    assert report.not_collected == [] and edited.answer(LIMA.prompt) == ["Kabul"]
+    assert {2} == set(edited._rightness(edited.edition.neurons([0]), [0])[0])
 
 
 def test_voiced_kana_are_letters_of_their_own() -> None:

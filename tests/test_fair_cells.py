@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from meg_editor.data.world.requests import edit_cases
 from meg_editor.evaluation import Question, evaluate, questions_of
 from meg_editor.evaluation.forced import forced_scores
 from meg_editor.evaluation.long_answers import token_recall, tokens
-from meg_editor.evaluation.metrics import exact, harmonic_mean, mentions
+from meg_editor.evaluation.metrics import GateMatrix, exact, harmonic_mean, mentions
 from meg_editor.evaluation.multi_hop import chains_of
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.requests.prompts import PromptReader
@@ -92,6 +93,26 @@ def test_numbers_of_edits_that_there_are_not_fail_before_any_cell(
     with pytest.raises(ValueError, match="expected 1 to 4 .* got 99"):
         run(benchmark, loaded, tmp_path)
     assert not (tmp_path / "cells").exists()
+
+
+def test_facts_of_a_cell_do_not_depend_on_other_numbers_of_edits(
+    loaded: Any, tmp_path: Path
+) -> None:
+    """Of a large data set 64 edits with 1,024 beside them were other facts than 64 alone."""
+    many = [EvaluationCase(EditRequest(f"Town {n} is in", "Peru", f"Town {n}")) for n in range(600)]
+    asked: dict[tuple[int, ...], list[list[str]]] = {}
+    for edits in ((2,), (2, 40, 2)):
+        asked[edits] = []
+
+        def spy(model: Any, _: Any, requests: Any, *__: Any, **___: Any) -> Any:
+            asked[edits].append([request["prompt"] for request in requests])  # noqa: B023
+            return model, {}
+
+        options = {"edits": edits, "whole_pool": False}
+        cells, _ = run(benchmark_of(many, Method("spy", spy), **options), loaded, tmp_path)
+        assert [cell.edits for cell in cells] == list(dict.fromkeys(edits))
+        (tmp_path / "cells").rename(tmp_path / f"cells of {len(edits)}")
+    assert asked[2,][0] == asked[2, 40, 2][0] and len(asked[2, 40, 2]) == 2
 
 
 def test_two_edits_of_a_prompt_and_two_methods_of_a_name_are_refused(
@@ -270,6 +291,28 @@ def test_words_of_scripts_without_blanks() -> None:
 def test_targets_without_words_have_to_be_said() -> None:
     assert token_recall("It costs 5 €.", "€") == 1 and token_recall("It costs $5.", "€") == 0
     assert token_recall("anything", "") == 1
+
+
+@pytest.fixture
+def cell(loaded: Any, cases: list[EvaluationCase], tmp_path: Path) -> Cell:
+    (cell,), _ = run(benchmark_of(cases, Method("unedited", unedited)), loaded, tmp_path)
+    return cell
+
+
+def test_a_report_of_a_destroyed_model_is_written_and_read(cell: Cell) -> None:
+    """Two infinite perplexities ended the report, one made no JSON."""
+    destroyed = [dataclasses.replace(cell, perplexity=math.inf, seed=seed) for seed in (0, 1)]
+    assert "inf |" in markdown(destroyed)
+    text = json.dumps(destroyed[0].to_dict(), allow_nan=False)
+    assert Cell.from_dict(json.loads(text)).perplexity == math.inf
+
+
+def test_shares_of_nothing_asked_are_not_measured(cell: Cell) -> None:
+    text = markdown([dataclasses.replace(cell, gate=GateMatrix(3, 0, 0, 0, 0))])
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("|")]
+    (head,) = (row for row in rows if any("Accepted others" in title for title in row))
+    values = rows[rows.index(head) + 2]
+    assert values[next(n for n, t in enumerate(head) if "Accepted others" in t)].strip() == "-"
 
 
 def test_composed_and_decomposed_accents_are_one_answer() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import OTHERS, PROMPTS
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.tokens import encode_example, left_padded
@@ -51,6 +51,32 @@ def test_answering_leaves_the_base_model_alone(model: MeGModel) -> None:
     assert torch.equal(model.base(**model.tokenizer(EDITED, return_tensors="pt")).logits, expected)
 
 
+def test_many_questions_are_answered_in_parts(
+    model: MeGModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of thousands was one batch."""
+    sizes: list[int] = []
+    generate = model.base.generate
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(kwargs["input_ids"]))
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(model.base, "generate", counted)
+    few = model.answer(PROMPTS[:4] + OTHERS[:2], 2)
+    assert model.answer((PROMPTS[:4] + OTHERS[:2]) * 50, 2) == few * 50
+    assert sizes == [6, 256, 44]
+
+
+def test_prompts_are_healed_before(model: MeGModel) -> None:
+    for options in (
+        {"token_healing": True},
+        {"generation_config": GenerationConfig(token_healing=True, max_new_tokens=2)},
+    ):
+        with pytest.raises(ValueError, match="heal_tokens"):
+            answers(model, PROMPTS[:2], tokenizer=model.tokenizer, **options)
+
+
 def test_rows_of_a_mixed_batch_answer_as_they_do_alone(model: MeGModel) -> None:
     prompts = [EDITED, OTHER, PROMPTS[9], PROMPTS[2]]
     together = greedy_answers(model, model.tokenizer, prompts, 6)
@@ -67,11 +93,11 @@ def test_answers_are_as_long_as_the_edits_asked_for(
     model.edition.edits = (model.edits[0], long, *model.edits[2:])
     limits: list[int] = []
 
-    def noted(_: Any, __: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
+    def noted(_: Any, __: Any, prompts: list[str], max_new_tokens: int, ___: Any) -> list[str]:
         limits.append(max_new_tokens)
         return prompts
 
-    monkeypatch.setattr("meg_editor.model.routed_model.greedy_answers", noted)
+    monkeypatch.setattr("meg_editor.model.routed_model.batched_answers", noted)
     for queries in ([OTHER], [EDITED, OTHER], [OTHER, long.prompt]):
         model.answer(queries)
     model.answer(long.prompt, 7)

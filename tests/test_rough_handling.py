@@ -162,6 +162,16 @@ def test_edits_are_learned_in_inference_mode(edited: MeGModel) -> None:
     assert len(edited.edits) == 7
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_edits_are_learned_within_autocast(edited: MeGModel, dtype: torch.dtype) -> None:
+    with torch.autocast("cpu", dtype=dtype):
+        edited.add([NEW])
+    plain = edited.fork()
+    plain.undo() if plain.history() else plain.remove(NEW["prompt"])
+    plain.add([NEW])
+    assert torch.equal(edited.edition.neurons([-1]), plain.edition.neurons([-1]))
+
+
 def test_edits_are_learned_whatever_device_tensors_are_made_on(edited: MeGModel) -> None:
     """torch.set_default_device("cuda"), as in many scripts: what names no device stays here."""
     try:

@@ -656,6 +656,12 @@ def test_a_natural_answer_is_cut_at_no_target() -> None:
     }
 
 
+@pytest.mark.parametrize(("answer", "share"), [("", 100.0), ("Lima Lima", 0.0)])
+def test_where_nothing_was_answered_nothing_is_to_be(answer: str, share: float) -> None:
+    scores = natural_scores([Question("s", "", "locality:x", 0)], [""], [answer])
+    assert scores == {"locality": {"exact": share, "tokens": share}}
+
+
 def test_natural_answers_are_those_of_the_model_alone(loaded: Any, cases: Any) -> None:
     prompts = [case.request.prompt for case in cases]
     reader = PromptReader(loaded[1])

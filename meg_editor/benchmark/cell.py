@@ -215,7 +215,7 @@ def _each(read: Callable[[Any], Any]) -> Callable[[Mapping[str, Any]], dict[str,
 _RENAMED = {"already_answered": "already_correct"}  # old name -> name
 _NUMBERS = ("score", "worst_case_generality")
 _READERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(_NUMBERS, _number),
+    **dict.fromkeys((*_NUMBERS, "perplexity"), _number),
     **dict.fromkeys(("reliability", "generality", "locality"), _pair),
     "intervals": _each(tuple),
     "locality_by_kind": _each(_pair),

@@ -18,6 +18,7 @@ from meg_editor.evaluation.metrics import METRICS
 from meg_editor.evaluation.multi_hop import chains_of
 from meg_editor.evaluation.natural import NATURAL_TOKENS, natural_answers
 from meg_editor.lm.answers import end_tokens
+from meg_editor.lm.devices import input_device
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
@@ -142,5 +143,7 @@ class EditSet:
                 [self.benchmark.forms, [form_texts(self.cases[n]) for n in self.asked_in_forms]],
                 self.benchmark.timed,
                 self.benchmark.hparams.encoder_name,  # it compares long answers
+                # Seconds of a GPU do not stand beside those of a CPU.
+                *([] if (kind := input_device(self.model).type) == "cpu" else [kind]),
             ]
         )

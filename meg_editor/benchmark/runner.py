@@ -14,6 +14,7 @@ from meg_editor.benchmark.edit_set import Before, EditSet
 from meg_editor.benchmark.measure import MethodError, measure
 from meg_editor.benchmark.pool import only_wrong, sampled
 from meg_editor.benchmark.sequential import SequentialError
+from meg_editor.data.cases import EvaluationCase
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.text_files import read_json, write_json
@@ -50,19 +51,18 @@ def run_benchmark(
         raise ValueError(
             f"max_asked: expected at least 1 edit to ask about, got {benchmark.max_asked}"
         )
-    pool = list(benchmark.split.edited)
-    if benchmark.sample is None and not benchmark.whole_pool:
-        pool = sampled(pool, max(benchmark.edits))
-        store = ArtifactStore(out / "stages")
-        pool = only_wrong(pool, model, tokenizer, benchmark.hparams, store)
-        report(f"{benchmark.data}: {len(pool)} facts whose target the model does not give yet")
     model.eval()
+    samples = []  # all of them now: a number of edits that there are not fails before hours of work
+    for count in dict.fromkeys(benchmark.edits):
+        pool = _pool(benchmark, count, model, tokenizer, out)
+        report(
+            f"{benchmark.data}, {count} edits: {len(pool)} facts whose target the model does not "
+            "give yet"
+        )
+        samples += [
+            (count, seed, benchmark.cases(pool, count, seed)) for seed in range(benchmark.seeds)
+        ]
     before = Before(model)
-    samples = [  # all of them now: a number of edits that there are not fails before hours of work
-        (count, seed, benchmark.cases(pool, count, seed))
-        for count in benchmark.edits
-        for seed in range(benchmark.seeds)
-    ]
     cells = []
     for count, seed, cases in samples:
         edits = EditSet(benchmark, model, tokenizer, cases, seed, before)
@@ -88,3 +88,14 @@ def run_benchmark(
             )
             cells.append(cell)
     return cells
+
+
+def _pool(
+    benchmark: Benchmark, count: int, model: CausalLM, tokenizer: Tokenizer, out: Path
+) -> list[EvaluationCase]:
+    """Facts to choose `count` edits from: the same whatever other numbers are measured."""
+    pool = list(benchmark.split.edited)
+    if benchmark.sample is not None or benchmark.whole_pool:
+        return pool
+    store = ArtifactStore(out / "stages")
+    return only_wrong(sampled(pool, count), model, tokenizer, benchmark.hparams, store)

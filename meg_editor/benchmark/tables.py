@@ -218,8 +218,8 @@ def _accepted_others(cell: Cell) -> float | None:
     return _share(gate.false_positives, gate.false_positives + gate.true_negatives)
 
 
-def _share(count: int, total: int) -> float:
-    return 100 * count / max(total, 1)
+def _share(count: int, total: int) -> float | None:
+    return 100 * count / total if total else None
 
 
 def _cost_columns(groups: Sequence[Sequence[Cell]]) -> list[Column]:
@@ -270,5 +270,6 @@ def _number(values: Sequence[float | None], form: str) -> str:
     known = [value for value in values if value is not None and not math.isnan(value)]
     if not known:
         return "-"
-    spread = f" ± {stdev(known):{form}}" if len(known) > 1 else ""
+    several = len(known) > 1 and all(map(math.isfinite, known))
+    spread = f" ± {stdev(known):{form}}" if several else ""
     return f"{fmean(known):{form}}{spread}"

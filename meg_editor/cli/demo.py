@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meg_editor.cli.demo_pretrained import cut, run_pretrained
+from meg_editor.cli.lost_edits import check_nothing_is_lost
 from meg_editor.cli.scores_plot import draw_scores
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.cases import EvaluationCase
@@ -50,7 +51,9 @@ class Demo:
 
 def run(options: argparse.Namespace) -> None:
     """The command."""
-    if options.model or options.encoder:
+    if options.encoder and not options.model:
+        raise ValueError("--encoder is for --model: the reference model has an encoder of its own")
+    if options.model:
         if options.forms:
             raise ValueError("--forms asks the reference model: leave it out beside --model")
         run_pretrained(options)
@@ -87,6 +90,9 @@ def run_demo(
         out.mkdir(parents=True, exist_ok=True)
     world = load_world()
     cases = edit_cases(world, edits, seed)
+    requests = [case.request for case in cases]
+    if out:
+        check_nothing_is_lost(out / "model", requests, str(out / "model"), "")
     hparams_by_preset = {
         name: MeGHyperParams.preset(name, seed=seed, device=resolve_device(device))
         for name in presets
@@ -115,7 +121,7 @@ def run_demo(
         edited, fitted = fit(
             model,
             tokenizer,
-            [case.request for case in cases],
+            requests,
             hparams,
             store=store,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meg_editor.cli.hparams import check_sources
+from meg_editor.cli.lost_edits import check_nothing_is_lost
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.data.familiar import familiar_cases
 from meg_editor.evaluation.metrics import normalise
@@ -64,9 +65,12 @@ def run_pretrained(
         **encoder,
     )
     check_sources(hparams)
+    folder: Path = options.out / "model"
+    requests = [case.request for case in cases]
+    check_nothing_is_lost(folder, requests, str(folder), "")
     model, tokenizer = load_model(hparams)
     say(f"{len(cases)} facts of {options.model} get a new answer. Its weights stay as they are.\n")
-    edited, report = fit(model, tokenizer, [case.request for case in cases], hparams)
+    edited, report = fit(model, tokenizer, requests, hparams)
     questions: list[tuple[str, str, str | None]] = []
     for case in cases:
         request = case.request
@@ -88,7 +92,6 @@ def run_pretrained(
     say(table(asked))
     seconds = sum(report.seconds.values())
     say(f"\nfitted in {seconds:.0f} s, {seconds / len(cases):.1f} s a fact")
-    folder: Path = options.out / "model"
     edited.save_pretrained(folder)
     say(f'\nAsk it yourself: meg-editor ask {folder} "{cases[0].paraphrases[0]}" --base')
     return edited, asked

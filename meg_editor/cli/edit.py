@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from meg_editor.cli.hparams import check_sources, read_hparams, read_runtime
-from meg_editor.config.input_files import short_repr
-
-if TYPE_CHECKING:
-    from meg_editor.requests.request import EditRequest
+from meg_editor.cli.lost_edits import check_nothing_is_lost
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,7 +18,6 @@ def run(options: argparse.Namespace) -> None:
 
     from meg_editor.fitting.pipeline import fit
     from meg_editor.lm.loading import load_model
-    from meg_editor.model.changes_folder import count_changes
     from meg_editor.model.saving import check_destination
     from meg_editor.requests.files import read_requests
     from meg_editor.runtime.artifacts import ArtifactStore
@@ -37,13 +30,12 @@ def run(options: argparse.Namespace) -> None:
         for path in (options.pseudo, options.calibration)
     )
     out = check_destination(options.out)
-    if changes := count_changes(out):
-        raise ValueError(
-            f"--out {options.out}: its edits were changed {changes} times since they were fitted, "
-            f"which would be lost: `meg-editor add {options.out} --edits {options.edits}` adds to "
-            "them; or name another folder, or delete this one"
-        )
-    _check_nothing_is_lost(out, options, merged.requests)
+    check_nothing_is_lost(
+        out,
+        merged.requests,
+        f"--out {options.out}",
+        f"`meg-editor add {options.out} --edits {options.edits}` adds to them; or ",
+    )
     has_base = (out / "base" / "config.json").is_file()
     _LOG.info(
         "%d facts from %s; loading %s", len(merged.requests), options.edits, hparams.model_name
@@ -74,23 +66,3 @@ def run(options: argparse.Namespace) -> None:
         print(line)
     if report.calibration:
         print(f"gate threshold, on held-out facts (table 16):\n{report.calibration.table()}")
-
-
-def _check_nothing_is_lost(
-    out: Path, options: argparse.Namespace, requests: Sequence[EditRequest]
-) -> None:
-    """Edits that came after a fit are in no file of facts: `compact` makes them look fitted."""
-    from meg_editor.model.listing import saved_edits
-
-    try:
-        known = saved_edits(out)
-    except (OSError, ValueError):  # no edits, or none that can be read
-        return
-    given = {(request.key, request.target_new) for request in requests}
-    lost = [e for e in known if e.by != "fit" and (e.key, e.target_new) not in given]
-    if lost:
-        raise ValueError(
-            f"--out {options.out}: {len(lost)} of its edits came later and are not in "
-            f"{options.edits}, such as {short_repr(lost[0].prompt)}: `meg-editor add {options.out} "
-            f"--edits {options.edits}` adds to them; or name another folder, or delete this one"
-        )

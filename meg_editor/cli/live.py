@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
         raise ConflictError(error.found, "--on-conflict {}") from None
     model.save_pretrained(options.folder)
     for change in done if isinstance(done, list) else [done] if done else []:
+        print("taken back: " if options.command == "undo" else "", end="")
         _print(change, model, options.folder)
     print(f"{len(model.edits)} edits -> {options.folder}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.lm.answers import batched_answers
+from meg_editor.lm.answers import batched_answers, says
 from meg_editor.lm.context import context_length
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import encode_example, max_target_length
@@ -61,5 +61,5 @@ def already_correct(
     return [
         edit.prompt
         for edit, answer in zip(edits, answers, strict=True)
-        if answer == edit.target_new
+        if says(answer, edit.target_new)
     ]

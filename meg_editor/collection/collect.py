@@ -16,7 +16,7 @@ from meg_editor.collection.optimizer import Rows, optimise, row_losses
 from meg_editor.collection.units import natural_units
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.lm.answers import batched_answers, decoded, end_tokens
+from meg_editor.lm.answers import batched_answers, decoded, end_tokens, says
 from meg_editor.lm.context import that_fit
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.layers_from import LayersFrom
@@ -199,7 +199,7 @@ def collect(
                 longest,
             )
             for row, fact, answer in zip(unconverged, facts, answers, strict=True):
-                learned[row] = answer == requests[fact].target_new
+                learned[row] = says(answer, requests[fact].target_new)
             neurons[attempted[finite]] = descent.neurons[finite]
             success[attempted] = learned
             unlearned = [fact for fact in unlearned if not success[fact]]
@@ -234,7 +234,7 @@ def _said_when_converged(
     rows = zip(requests, targets, bodies, texts, strict=True)
     return torch.tensor(
         [
-            len(body) < len(tokens) and ends.isdisjoint(body) and text == request.target_new
+            len(body) < len(tokens) and ends.isdisjoint(body) and says(text, request.target_new)
             for request, tokens, body, text in rows
         ]
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from meg_editor.collection.collect import Collection, answers_with, collect
 from meg_editor.config.hparams import MeGHyperParams
+from meg_editor.lm.answers import says
 from meg_editor.lm.neuron import NeuronSpec, usable_layers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
@@ -103,7 +104,7 @@ def _generality(
     longest = max_target_length(tokenizer, requests)
     answers = answers_with(model, tokenizer, spec, neurons, prompts, longest)
     right = sum(
-        answer == requests[index].target_new
+        says(answer, requests[index].target_new)
         for answer, (index, _) in zip(answers, paraphrases, strict=True)
     )
     return 100 * right / len(paraphrases)

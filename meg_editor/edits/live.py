@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from meg_editor.collection.checks import check_lengths
-from meg_editor.collection.collect import answers_with, collect
-from meg_editor.collection.contexts import fact_contexts
+from meg_editor.collection.collect import collect
+from meg_editor.collection.rightness import rightness
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import Change, History, Kind
+from meg_editor.edits.change_lock import ChangeLock
 from meg_editor.edits.conflicts import OnConflict, by_prompt, resolve, rows_of
 from meg_editor.edits.consolidation import Consolidation, consolidated
 from meg_editor.edits.edit import Edit, edits_of, now
 from meg_editor.edits.edition import Edition, Rows
-from meg_editor.lm.context import that_fit
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import eager
-from meg_editor.lm.tokens import encode_example, max_target_length
 from meg_editor.requests.prompts import PromptReader
 from meg_editor.requests.request import EditRequest, RequestError, only_edits
 from meg_editor.requests.spans import surface
@@ -54,9 +53,9 @@ class LiveEdits:
     verifier: Verifier | None
     _tokenizer: Any
     _history: History
-    _saved: Any
+    _saved: dict[Path, Any]
     fitted: Any
-    _changing: threading.RLock
+    _changing: ChangeLock
 
     @property
     @abstractmethod
@@ -161,7 +160,8 @@ class LiveEdits:
     def transaction(self) -> Iterator[None]:
         """Changes within the block stay only if it ends without an exception.
 
-        Other threads see them meanwhile; their own changes wait.
+        Other threads see them meanwhile; their own changes wait. Those of another asyncio task of
+        this thread are refused (RuntimeError).
 
         Example:
             >>> from meg_editor import MeGHyperParams, fit, load_model
@@ -177,7 +177,7 @@ class LiveEdits:
         """
         with self._changing:
             edition, hparams, history = self.edition, self.hparams, self._history
-            changes, saved, fitted = list(history.changes), self._saved, self.fitted
+            changes, saved, fitted = list(history.changes), dict(self._saved), self.fitted
             try:
                 yield
             except BaseException:
@@ -185,8 +185,10 @@ class LiveEdits:
                     self._put_in_force(edition)
                 self.hparams, self._history, self.fitted = hparams, history, fitted
                 history.changes[:] = changes
-                if self._saved is not saved:  # has what is taken back: is written whole next time
-                    self._saved = replace(self._saved, history=History(edition))
+                ended = History(edition)  # what has the changes is written whole next time
+                for folder, version in self._saved.items():
+                    if version is not saved.get(folder):
+                        self._saved[folder] = replace(version, history=ended)
                 raise
 
     @torch_defaults()
@@ -296,34 +298,6 @@ class LiveEdits:
         return list(dict.fromkeys(found.index[0].tolist()))
 
     def _rightness(self, neurons: Tensor, rows: Sequence[int]) -> list[list[int]]:
-        """What each neuron answers to its prompt, bare and in each of its contexts.
-
-        2: the target; 1: a text that begins with it; 0: another one.
-        """
-        edits, hparams = [self.edition.edits[row] for row in rows], self.hparams
-        prompts = []
-        for edit in edits:
-            (contexts,) = fact_contexts(  # of each alone: the same whatever it is asked with
-                self._tokenizer,
-                [edit.prompt],
-                hparams.collection_contexts,
-                hparams.prompt_template,
-                hparams.seed,
-            )
-            texts = list(dict.fromkeys(contexts))
-            lengths = [len(encode_example(self._tokenizer, t, edit.target_new)) for t in texts]
-            prompts.append([texts[row] for row in that_fit(self.base, lengths)])
-        owner = [row for row, texts in enumerate(prompts) for _ in texts]
-        answers = answers_with(
-            self.base,
-            self._tokenizer,
-            self.spec,
-            neurons[owner],
-            [text for texts in prompts for text in texts],
-            max_target_length(self._tokenizer, edits),
-        )
-        right: list[list[int]] = [[] for _ in edits]
-        for row, answer in zip(owner, answers, strict=True):
-            target = edits[row].target_new
-            right[row].append(answer.startswith(target) + (answer == target))
-        return right
+        """Of a neuron for each of these edits; see `rightness`."""
+        edits = [self.edition.edits[row] for row in rows]
+        return rightness(self.base, self._tokenizer, self.spec, edits, neurons, self.hparams)

@@ -65,6 +65,11 @@ def natural_scores(
             pairs = [(answers[row], targets[row]) for row in rows]
             scores[metric] = {
                 "exact": percent(exact(*zip(*pairs, strict=True))),
-                "tokens": percent([token_recall(*pair) for pair in pairs]),
+                "tokens": percent([_share(*pair) for pair in pairs]),
             }
     return scores
+
+
+def _share(answer: str, target: str) -> float:
+    """Of the target's words in an answer; where nothing was answered nothing is to be."""
+    return token_recall(answer, target) if target.strip() else float(not answer.strip())

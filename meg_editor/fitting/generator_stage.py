@@ -14,6 +14,7 @@ from meg_editor.fitting.stage import Stage, tensor_key
 from meg_editor.fitting.tuning_facts import tokens_of
 from meg_editor.generators import GENERATORS, FittableGenerator
 from meg_editor.generators.auto import bank_bytes, dit_bytes, smallest
+from meg_editor.lm.answers import says
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.prompts import PromptReader
@@ -141,5 +142,6 @@ class GeneratorStage(Stage):
             max_target_length(c.tokenizer, c.edits),
         )
         return sum(
-            answer != c.edits[row].target_new for row, answer in zip(rows, answers, strict=True)
+            not says(answer, c.edits[row].target_new)
+            for row, answer in zip(rows, answers, strict=True)
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any
+from unicodedata import normalize
 
 import torch
 
@@ -31,6 +32,16 @@ _GREEDY: Mapping[str, Any] = MappingProxyType(
         **dict.fromkeys(_NONE),
     }
 )
+
+
+def says(answer: str, target: str) -> bool:
+    """Whether an answer is the target, in NFC: some tokenizers read and write no other form.
+
+    Example:
+        >>> says("Malm\u00f6", "Malmo\u0308"), says("Malmo", "Malm\u00f6")
+        (True, False)
+    """
+    return normalize("NFC", answer) == normalize("NFC", target)
 
 
 def greedy_options(

@@ -13,6 +13,8 @@ from meg_editor.model.changes_folder import changes_folder
 from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
 from meg_editor.model.publish import settle, writing
 from meg_editor.model.schema import FORMAT_VERSION
+from meg_editor.routing.gates import Gate
+from meg_editor.routing.verifier import Verifier
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
@@ -20,6 +22,20 @@ if TYPE_CHECKING:
 
 class OtherWriterError(OSError):
     """Another process saved to the folder since this model was loaded from it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides beside the edits, as it was at one time."""
+
+    hparams: MeGHyperParams
+    limits: tuple[float, ...]
+
+    @classmethod
+    def of(cls, hparams: MeGHyperParams, gate: Gate, verifier: Verifier | None) -> Settings:
+        """As they are now: they may be changed in place."""
+        limits = verifier.limits.values() if verifier else ()
+        return cls(hparams.changed(), (float(gate.threshold), *limits))
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class Saved:
         history: the history which the version is the beginning of.
         count: changes of that history which it has.
         end: of its log.
-        hparams: which it has.
+        settings: which it has.
         has_base: whether the base model is in it.
     """
 
@@ -41,7 +57,7 @@ class Saved:
     history: History
     count: int
     end: End
-    hparams: MeGHyperParams
+    settings: Settings
     has_base: bool
 
 
@@ -56,19 +72,20 @@ def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
         FolderBusyError: another process has been writing to it for a minute.
         OSError: writing failed; the folder has none of the changes.
     """
-    saved = model._saved
-    if saved is None or saved.folder != folder or not (folder / CONFIG).is_file():
+    saved = model._saved.get(folder)
+    if saved is None or not (folder / CONFIG).is_file():
         return None
     settle(folder)
     with writing(folder):
         version = check_own(saved)
-        same = saved.history is model._history and saved.hparams == model.hparams
+        same = saved.history is model._history and saved.settings == model._settings
         same = same and version == FORMAT_VERSION  # older ones have no changes
         if not same or (save_base and not saved.has_base):
             return None
         if new := model._history.changes[saved.count :]:
             end = append_changes(changes_folder(folder, saved.checksum), saved.end, new)
-            saved = model._saved = replace(saved, count=saved.count + len(new), end=end)
+            saved = replace(saved, count=saved.count + len(new), end=end)
+            model._saved[folder] = saved
         return saved
 
 

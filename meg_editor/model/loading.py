@@ -27,7 +27,7 @@ from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import ModelReference, WrongModelError
-from meg_editor.model.appending import Saved
+from meg_editor.model.appending import Saved, Settings
 from meg_editor.model.changes_folder import CHANGES, read_changes
 from meg_editor.model.checks import check_finite, check_neuron, check_sizes
 from meg_editor.model.folder import (
@@ -138,7 +138,7 @@ def from_pretrained(
         runtime,
         parts.verifier,
     )
-    model._history, model._saved = parts.history, parts.saved
+    model._history, model._saved = parts.history, {parts.saved.folder: parts.saved}
     return model
 
 
@@ -212,7 +212,7 @@ def _read(folder: Path, config: dict[str, Any], *, home: Path, own_base: bool) -
         history,
         len(history.changes),
         End.of(later, checksum),
-        hparams,
+        Settings.of(hparams, edition.gate, verifier),
         "base/config.json" in config["files"],
     )
     return _Parts(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
 from meg_editor.edits.change import History
+from meg_editor.edits.change_lock import ChangeLock
 from meg_editor.edits.edition import Edition
 from meg_editor.edits.live import LiveEdits
 from meg_editor.generators import WeightGenerator
@@ -27,7 +28,7 @@ from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.lm.working_copy import without_engine
-from meg_editor.model.appending import Saved
+from meg_editor.model.appending import Saved, Settings
 from meg_editor.model.batching import ContinuousBatching
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.in_force import InForce
@@ -97,14 +98,14 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         self.encoder = encoder
         self.states = HiddenStateReader(base, self._tokenizer, spec, self.reader)
         self.verifier = verifier
-        self._changing, self._history = threading.RLock(), History(edition)
-        self._saved: Saved | None = None
+        self._changing, self._history = ChangeLock(), History(edition)
+        self._saved: dict[Path, Saved] = {}  # by folder
         self._put_in_force(edition)
         self.hook, self._capture = self._hooks()
         self._while_decoding = WhileDecoding(self)
         for part in self._parts:
-            part.to(input_device(base))
-        self.eval()
+            part.to(input_device(base)).eval()
+        self.training = self.base.training
         silence_pipelines()
 
     @property
@@ -154,13 +155,17 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
     def fork(self) -> MeGModel:
         """Another model with these edits; base and encoder are shared, changes are not."""
         parts = (self.encoder, self.edition, self.runtime, self.verifier)
-        return type(self)(self.base, self.tokenizer, self.hparams, self.spec, *parts)
+        return type(self)(self.base, self.tokenizer, self.hparams.changed(), self.spec, *parts)
 
     @property
     def _parts(self) -> list[nn.Module]:
         """All modules but the base."""
         parts = [self.encoder, self.edition]
         return [*parts, self.verifier] if self.verifier else parts
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings.of(self.hparams, self.gate, self.verifier)
 
     @property
     def anchors(self) -> Tensor:
@@ -206,7 +211,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         with self._changing:
             state = {name: value for name, value in self.__dict__.items() if name not in apart}
             copied.__dict__.update(copy.deepcopy(state, memo))
-            copied._changing = threading.RLock()
+            copied._changing = ChangeLock()
             copied._put_in_force(copy.deepcopy(self.edition, memo))
         copied.hook, copied._capture = copied._hooks()
         copied._while_decoding = WhileDecoding(copied)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from meg_editor.lm.answers import greedy_answers
+from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.cache_routing import CacheRouting, cache_of, prompt_texts
@@ -154,7 +154,12 @@ class RoutedModel(nn.Module, ABC):
         prompts = [self.reader.wrap(text) for text in texts]
         with self.routed(texts) as routed:
             limit = self._answer_tokens(routed) if max_new_tokens is None else max_new_tokens
-            return greedy_answers(self, self._tokenizer, prompts, limit)
+            decision = cast(_Routed, value_of(self)).decision
+
+            def of_rows(rows: list[int]) -> AbstractContextManager[None]:
+                return self.with_decision(self.select_rows(decision, rows))
+
+            return batched_answers(self, self._tokenizer, prompts, limit, of_rows)
 
     def _answer_tokens(self, routed: Any) -> int:
         """Longest answer by default, in tokens, to the queries of a `routed` block."""
@@ -170,7 +175,8 @@ class RoutedModel(nn.Module, ABC):
         Raises:
             TypeError: something else than a tensor came as token ids.
             ValueError: there are no token ids to read the query from (inputs_embeds only) and no
-                surrounding `routed` block; or an edited model is to be the assistant.
+                surrounding `routed` block; an edited model is to be the assistant; or prompts are
+                to be healed, which transformers does one by one.
         """
         if args:  # by their place, such as a generation config
             kwargs |= signature(self.base.generate).bind_partial(None, *args).arguments
@@ -183,6 +189,12 @@ class RoutedModel(nn.Module, ABC):
             raise ValueError(
                 f"assistant_model: expected an unedited model, got a {type(assistant).__name__}: "
                 "pass its .base; it only proposes tokens, and the answers are those of this model"
+            )
+        config = kwargs.get("generation_config") or self.base.generation_config
+        if kwargs.get("token_healing", getattr(config, "token_healing", False)):
+            raise ValueError(
+                "token_healing: expected healed prompts; heal them before, without edits: "
+                "ids = model.base.heal_tokens(ids, tokenizer)"
             )
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         routed: _Routed | None = value_of(self)

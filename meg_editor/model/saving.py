@@ -54,7 +54,7 @@ _OF_CHANGES = re.compile(r"changes/[0-9a-f]{16}/(log\.jsonl|[0-9]{6,}\.safetenso
 def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = False) -> None:
     """Save the edits to `folder`, replacing edits saved there before.
 
-    In the folder which the model was loaded from, or saved to last, only the changes since are
+    In a folder which the model was loaded from, or saved to before, only the changes since are
     written, in one transaction each; a base model which is there stays.
 
     Args:
@@ -79,9 +79,9 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
                 f"cannot save a change to {own}: {error}; what was saved before is in force; free "
                 "space and save again, or use another folder",
             ) from error
-        former = model._saved
-        kept = former is not None and former.folder == own and former.has_base
-        model._saved = saved or save_whole(model, folder, save_base or kept)
+        former = model._saved.get(own)
+        kept = former is not None and former.has_base
+        model._saved[own] = saved or save_whole(model, folder, save_base or kept)
 
 
 def save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
@@ -106,10 +106,10 @@ def save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
         check_copyable(model.base)
     folder = check_destination(folder)
     written: list[str] = []
-    former = model._saved
+    former = model._saved.get(folder)
 
     def check() -> None:
-        if former is not None and former.folder == folder and (folder / CONFIG).is_file():
+        if former is not None and (folder / CONFIG).is_file():
             check_own(former)
 
     try:
@@ -124,7 +124,8 @@ def save_whole(model: MeGModel, folder: str | Path, save_base: bool) -> Saved:
         code = int(rust[1]) if rust else getattr(error, "errno", None)
         raise _not_saved(folder, error, code) from error
     history, end = model._history, End(written[0])
-    return Saved(folder, written[0], history, len(history.changes), end, model.hparams, save_base)
+    count, settings = len(history.changes), model._settings
+    return Saved(folder, written[0], history, count, end, settings, save_base)
 
 
 def stored_beside(generator: WeightGenerator) -> int | None:
@@ -209,7 +210,7 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> str:
         tensors = {name: value.cpu().contiguous() for name, value in part.state_dict().items()}
         save_file(tensors, folder / file)
     if model.verifier:
-        adapter = {name: value.cpu().contiguous() for name, value in model.verifier.adapter.items()}
+        adapter = {name: value.cpu().contiguous() for name, value in model.verifier.tensors.items()}
         save_file(adapter, folder / VERIFIER)
     versions = {lib.__name__: lib.__version__ for lib in (torch, transformers)}
     config = {

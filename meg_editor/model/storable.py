@@ -14,7 +14,7 @@ from meg_editor.config.input_files import short_repr
 from meg_editor.edits.change import Change
 from meg_editor.edits.conflicts import OnConflict
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.runtime.files import replacing
+from meg_editor.runtime.files import replacing, resolved
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
@@ -103,8 +103,8 @@ class StorableEdits(ModelHubMixin):
         save_pretrained(cast("MeGModel", self), save_directory, save_base=save_base)
         if not push_to_hub:
             return None
-        saved = cast("MeGModel", self)._saved
-        has_base = saved is not None and saved.has_base  # that of an earlier save stays
+        saved = cast("MeGModel", self)._saved[resolved(save_directory)]
+        has_base = saved.has_base  # that of an earlier save stays
         name = repo_id or Path(save_directory).name
         return self.push_to_hub(name, save_base=has_base, **push_to_hub_kwargs)
 

@@ -97,6 +97,18 @@ class Verifier(nn.Module):
         path = shipped_path(encoder)
         return cls(encoder, load_file(path)) if path.is_file() else None
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits in force, by name; which it does not know are not among them."""
+        known = {name: getattr(self, name) for name in _LIMITS}
+        return {name: float(limit) for name, limit in known.items() if limit is not None}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What makes it anew: the adapter, with the limits in force."""
+        learned = {name: value for name, value in self.adapter.items() if name not in _LIMITS}
+        return {**learned, **{name: torch.tensor(limit) for name, limit in self.limits.items()}}
+
     @torch.no_grad()
     def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
         """Of B prompts and a fact each: how sure it is that the reply states the fact, (B,)."""

@@ -39,11 +39,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON types of dataclasses, mappings and sequences, with None for NaN, which is no JSON.
+    """JSON types of dataclasses, mappings and sequences, with None for NaN and the text that
+    `float` reads for infinity: both are no JSON.
 
     Example:
-        >>> without_nan({"a": [float("nan"), 1.0], "b": 2})
-        {'a': [None, 1.0], 'b': 2}
+        >>> without_nan({"a": [float("nan"), 1.0], "b": float("inf")})
+        {'a': [None, 1.0], 'b': 'inf'}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
@@ -51,7 +52,9 @@ def without_nan(value: Any) -> Any:
         return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def read_json(path: Path, again: str) -> Any:

@@ -10,9 +10,11 @@ import torch
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Gradients are computed, and tensors without a device are made on the CPU.
+    """Gradients are computed, in the precision of the tensors, and tensors without a device are
+    made on the CPU.
 
-    So too within `torch.no_grad` and `torch.inference_mode`, and after `torch.set_default_device`.
+    So too within `torch.no_grad`, `torch.inference_mode` and `torch.autocast`, and after
+    `torch.set_default_device`.
     The default dtype is one for all threads, so it is not touched.
 
     Raises:
@@ -29,5 +31,6 @@ def torch_defaults() -> Iterator[None]:
         )
     elsewhere = torch.get_default_device().type != "cpu"
     device = torch.device("cpu") if elsewhere else nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), device:
+    plain = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
+    with torch.inference_mode(False), torch.enable_grad(), device, next(plain), next(plain):
         yield
