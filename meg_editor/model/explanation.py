@@ -48,7 +48,7 @@ class Explanation:
     def of(cls, model: MeGModel, prompt: str) -> Explanation:
         """By the edits which are in force now."""
         routing = model.route(prompt)
-        edits, routed = routing.edition.edition.edits, routing[0]
+        edits, routed = routing.in_force.edition.edits, routing[0]
         given = model.reader.read(prompt)
         read = given.of_spans(routing.spans[0])  # of an earlier turn, where that was gone back to
         alone = routed.is_edit and routed.read_with == "turn"  # earlier turns did not matter

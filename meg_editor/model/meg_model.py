@@ -233,7 +233,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         texts = query_texts(queries)
         in_force = self._in_force
         routing = in_force.router.route([self.reader.read(text) for text in texts])
-        return replace(routing, edition=in_force)
+        return replace(routing, in_force=in_force)
 
     def neurons(self, routing: Routing, steps: int | None = None) -> Tensor | None:
         """Neurons (B, P) of a routing: zeros for queries that are no edit; None if no query is one.
@@ -244,7 +244,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
             routing: of B queries.
             steps: sampling steps; default: those of the hyper-parameters.
         """
-        return (routing.edition or self._in_force).neurons(routing, steps)
+        return (routing.in_force or self._in_force).neurons(routing, steps)
 
     def generated_neurons(self, rows: int = 1024) -> Tensor:
         """Neurons (N, P) of all edits as the generator gives them, float32 on the CPU.
@@ -296,7 +296,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
     def _answer_tokens(self, routed: Routing) -> int:
         """As many as the longest target of the edits asked for takes, at least 32."""
         edits = torch.where(routed.is_edit, routed.nearest, -1).unique().tolist()
-        in_force = routed.edition or self._in_force
+        in_force = routed.in_force or self._in_force
         asked = [in_force.edition.edits[edit] for edit in edits if edit >= 0]
         return max_target_length(self._tokenizer, asked, super()._answer_tokens(routed))
 

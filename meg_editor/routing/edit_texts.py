@@ -43,7 +43,7 @@ class EditTexts:
         names: SubjectNameIndex,
         row_of_key: Mapping[str, int] | None = None,
     ) -> None:
-        self._edits, self._encoder, self._names = edits, encoder, names
+        self.edits, self._encoder, self._names = edits, encoder, names
         if row_of_key is None:
             row_of_key = {edit.key: row for row, edit in enumerate(edits)}
         self._row_of_key = row_of_key
@@ -60,32 +60,32 @@ class EditTexts:
         return {
             row
             for row in rows
-            if is_named(self._edits[row], said)
-            and not is_another(self._edits[row], text)
+            if is_named(self.edits[row], said)
+            and not is_another(self.edits[row], text)
             and self.has_unread(text, row)
         }
 
     @cached_property
     def may_be_unread(self) -> bool:
         """Whether an edit has letters that its encoder may not know."""
-        return not all(edit.prompt.isascii() for edit in self._edits)
+        return not all(edit.prompt.isascii() for edit in self.edits)
 
     def has_unread(self, text: str, row: int) -> bool:
         """Whether a text has those words of an edit which the encoder cannot read, but must.
 
         All of these are one to it: "What does 🐌 mean?" is "What does 🦒 mean?".
         """
-        if self._edits[row].prompt.isascii():
+        if self.edits[row].prompt.isascii():
             return True
         if (blind := self._blind.get(row)) is None:
-            blind = self._blind[row] = self._unread(self._edits[row])
+            blind = self._blind[row] = self._unread(self.edits[row])
         said = _plain(text)
         return all(word in said for word in blind)
 
     def spelled(self, row: int, text: str) -> str:
         """`text` with the subject of an edit as that spells it."""
         return spelled(
-            self._edits[row],
+            self.edits[row],
             text,
             lambda word: self._names.has(word) or self._encoder.is_word(word),
         )

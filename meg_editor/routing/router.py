@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,15 +11,15 @@ from torch import Tensor
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
-from meg_editor.requests.spans import canonical, excerpt, surface
+from meg_editor.requests.spans import excerpt, surface
 from meg_editor.requests.turns import ends_of, under
 from meg_editor.routing.edit_texts import EditTexts
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.few_best import few_best
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader
 from meg_editor.routing.index import Match, QueryIndex
-from meg_editor.routing.routing import Candidate, Routing
+from meg_editor.routing.pairs import pairs_of, verify
+from meg_editor.routing.routing import Routing
 from meg_editor.routing.verifier import Verifier, fact_text
 
 _UNDER_SYSTEM = 300  # characters of a turn that are read under a system text
@@ -225,10 +225,8 @@ class Router:
         places = places.to(score.device, non_blocking=True)
         best = score[places].argmax(1, keepdim=True)
         rows = places.gather(1, best)[:, 0]
-        # More edits may look the same to the encoder: the prompt of one is that one's.
-        itself = [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
-        own = torch.tensor([-1 if row is None else row for row in itself], dtype=torch.long)
-        own = own.to(score.device, non_blocking=True)
+        exact = [-1 if edit is None else edit for edit in self._exact(prompts)]
+        prompt_of = torch.tensor(exact, dtype=torch.long).to(score.device, non_blocking=True)
         return Routing(
             spans,
             rows - places[:, 0],
@@ -236,7 +234,7 @@ class Router:
             score[rows] >= min_score,
             score[rows],
             min_score,
-            torch.where(own < 0, match.index[rows], own),
+            torch.where(prompt_of < 0, match.index[rows], prompt_of),
             match.cosine[rows],
         )
 
@@ -252,6 +250,10 @@ class Router:
         )
         return Match(match.index.gather(1, order), score, match.cosine.gather(1, order))
 
+    def _exact(self, prompts: Sequence[ReadPrompt]) -> list[int | None]:
+        """The edits whose prompts these are: more may look the same to the encoder."""
+        return [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
+
     def _verified(
         self, verifier: Verifier, prompts: Sequence[ReadPrompt], threshold: float
     ) -> Routing:
@@ -260,60 +262,14 @@ class Router:
         plain, read = list(map(surface, flat)), [surface(prompt.text) for prompt in prompts]
         embeddings, match = self._retrieve(plain, self.gate.threshold)
         starts = list(accumulate(map(len, spans), initial=0))
-        scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
-        # More edits may look the same to the encoder than are compared.
-        itself = [self.texts.row_of(prompt.whole, prompt.text) for prompt in prompts]
-        retrieved = [
-            few_best(scores, edits, range(*ends), len(prompt.closing), own)
-            for ends, prompt, own in zip(pairwise(starts), prompts, itself, strict=True)
-        ]
-        places = {
-            (row, edit): place for row, found in enumerate(retrieved) for edit, _, place in found
-        }
-        texts = [canonical(prompt.text, "NFC") for prompt in prompts]
-        least = float(self.gate.threshold)
-        # An edited prompt itself needs no verification; who is not named needs none either.
-        sure = {
-            (row, edit): float(
-                edit == itself[row] or texts[row] == canonical(self.edits[edit].prompt, "NFC")
-            )
-            for row, edit in places
-        }
-        named = {pair for pair, certain in sure.items() if certain}
-        for row, found in enumerate(retrieved):
-            others = [edit for edit, *_ in found if not sure[row, edit]]
-            named.update((row, edit) for edit in self.texts.named(read[row], others))
-        pairs = [
-            (row, edit)
-            for row, found in enumerate(retrieved)
-            for edit, similarity, _ in found
-            if similarity >= least and not sure[row, edit] and (row, edit) in named
-        ]
-        probabilities = verifier.probability(
-            [
-                self.texts.spelled(edit, excerpt(read[row], plain[places[row, edit]]))
-                for row, edit in pairs
-            ],
-            [fact_text(self.edits[edit]) for _, edit in pairs],
-        )
-        sure.update(zip(pairs, probabilities.tolist(), strict=True))
-        candidates = [
-            sorted(
-                (
-                    Candidate(edit, flat[place], similarity, sure[row, edit], (row, edit) in named)
-                    for edit, similarity, place in found
-                ),
-                key=lambda c: (c.verified >= threshold, c.verified * c.similarity),
-                reverse=True,
-            )
-            for row, found in enumerate(retrieved)
-        ]
-        best = [found[0] for found in candidates]
+        pairs = pairs_of(prompts, read, match, starts, self._exact(prompts), self.texts)
+        verify(pairs, verifier, read, plain, self.texts, float(self.gate.threshold))
+        ranked = [sorted(row, key=lambda pair: pair.rank(threshold), reverse=True) for row in pairs]
+        best = [row[0] for row in ranked]
         device = embeddings.device
-        chosen = [places[row, candidate.edit] for row, candidate in enumerate(best)]
-        rows = torch.tensor(chosen, dtype=torch.long, device=device)
-        nearest = torch.tensor([c.edit for c in best], dtype=torch.long, device=device)
-        score = torch.tensor([c.verified for c in best], dtype=torch.float, device=device)
+        rows = torch.tensor([pair.place for pair in best], dtype=torch.long, device=device)
+        nearest = torch.tensor([pair.edit for pair in best], dtype=torch.long, device=device)
+        score = torch.tensor([pair.verified for pair in best], dtype=torch.float, device=device)
         return Routing(
             spans,
             rows - torch.tensor(starts[:-1], dtype=torch.long, device=device),
@@ -323,5 +279,5 @@ class Router:
             torch.tensor(threshold),
             nearest,
             (self.index.anchors[nearest].to(embeddings) * embeddings[rows]).sum(-1),
-            [tuple(found) for found in candidates],
+            [tuple(pair.candidate(flat[pair.place]) for pair in row) for row in ranked],
         )

@@ -93,7 +93,7 @@ class Routing:
         verified: what the verifier said of each query; empty without one.
         otherwise: the queries whose score is not of the turn alone: how they were read, and their
             lowest score of an edit.
-        edition: the edits in force when they were routed.
+        in_force: the edits by which they were routed (`meg_editor.model.in_force.InForce`).
 
     Example:
         >>> import torch
@@ -118,7 +118,7 @@ class Routing:
     cosine: Tensor
     verified: Sequence[tuple[Candidate, ...]] = ()
     otherwise: Mapping[int, tuple[ReadWith, float]] = field(default_factory=dict)
-    edition: Any = None
+    in_force: Any = None
 
     def improved(self, rows: Sequence[int], further: Routing) -> Routing:
         """This one, with those decisions of `further`, the dialogues of `rows`, that are edits."""
