@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from meg_editor.config.unicode_text import UNSPACED, canonical_text
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import surface
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.named import is_another, is_named, numbered, stand_in
-from meg_editor.routing.spelling import spelled
-from meg_editor.routing.subject_names import SubjectNameIndex
+from meg_editor.routing.spelling import corrected, spelled
+from meg_editor.routing.subject_names import SubjectNameIndex, words
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 
@@ -84,11 +84,14 @@ class EditTexts:
 
     def spelled(self, row: int, text: str) -> str:
         """`text` with the subject of an edit as that spells it."""
-        return spelled(
-            self.edits[row],
-            text,
-            lambda word: self._names.has(word) or self._encoder.is_word(word),
-        )
+        return spelled(self.edits[row], text, self._is_word)
+
+    def corrected(self, text: str) -> str:
+        """`text` with misspelt words as the subjects of edits have them."""
+        return corrected(text, partial(self._names.near, there=words(text)), self._is_word)
+
+    def _is_word(self, word: str) -> bool:
+        return self._names.has(word) or self._encoder.is_word(word)
 
     def _unread(self, edit: EditRequest) -> frozenset[str]:
         """The unread words by which an edit is known: those of its subject's name.

@@ -260,7 +260,8 @@ class Router:
         spans = [prompt.spans for prompt in prompts]
         flat = [span for given in spans for span in given]
         plain, read = list(map(surface, flat)), [surface(prompt.text) for prompt in prompts]
-        embeddings, match = self._retrieve(plain, self.gate.threshold)
+        right = list(map(self.texts.corrected, plain))
+        embeddings, match = self._retrieve(right, self.gate.threshold)
         starts = list(accumulate(map(len, spans), initial=0))
         pairs = pairs_of(prompts, read, match, starts, self._exact(prompts), self.texts)
         verify(pairs, verifier, read, plain, self.texts, float(self.gate.threshold))

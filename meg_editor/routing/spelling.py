@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
 from meg_editor.config.unicode_text import UNSPACED
@@ -52,8 +52,37 @@ def spelled(edit: EditRequest, text: str, is_word: Callable[[str], bool]) -> str
     return _WORD.sub(right, text) if long else text
 
 
+def corrected(
+    text: str, near: Callable[[str], Sequence[str]], is_word: Callable[[str], bool]
+) -> str:
+    """`text` with its misspelt words as the names that they are near to have them.
+
+    So that the edit is found at all which `spelled` reads the text with.
+
+    Args:
+        near: the words of names that differ from a word in one letter.
+
+    Example:
+        >>> corrected("capital of Austrlia?", lambda word: ["australia"], {"capital"}.__contains__)
+        'capital of australia?'
+    """
+
+    def right(match: re.Match[str]) -> str:
+        word = _plain(match[0])
+        if not word or is_word(word):
+            return match[0]
+        meant = [name for name in near(word) if len(name) >= _LONG and _misspells(word, name)]
+        return max(meant, key=lambda name: _ratio(word, name), default=match[0])
+
+    return _WORD.sub(right, text)
+
+
 def _plain(word: str) -> str:
     return "".join(words_in_order(word))
+
+
+def _ratio(word: str, name: str) -> float:
+    return SequenceMatcher(None, word, name, autojunk=False).ratio()
 
 
 def _misspells(word: str, name: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from meg_editor.lm.tokens import right_padded
 
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")  # of such scripts a character
 _LETTERS = "\u3099\u309a"  # voiced kana: パ is another letter than ハ
+_NAMES = 64  # of a word, at most, which a misspelt one is compared with
 
 
 def words(text: str) -> frozenset[str]:
@@ -83,7 +85,7 @@ class SubjectNameIndex(nn.Module):
         whole[: len(table), : table.shape[1]] = table[:, :width]
         for place, row in enumerate(rows, start=len(table)):
             whole[place, : len(row)] = row
-        self.table = torch.from_numpy(whole)
+        self.table, self._numbers = torch.from_numpy(whole), whole  # on the device, on the host
         # The names with word w are _postings[_starts[w] : _starts[w + 1]].
         names_with, columns = np.nonzero(whole >= 0)
         numbers = whole[names_with, columns]
@@ -99,6 +101,39 @@ class SubjectNameIndex(nn.Module):
     def has(self, word: str) -> bool:
         """Whether a word, as `words` gives it, occurs in any name."""
         return word in self._vocabulary
+
+    def near(self, word: str, there: Collection[str]) -> list[str]:
+        """The words of names that differ from `word` in one letter after the first: left out, too
+        many, another one, or in its neighbour's place.
+
+        Args:
+            there: the words that the rest of a name has to consist of: Tim Davie is not Marion
+                Davies.
+
+        Example:
+            >>> SubjectNameIndex(["Norway", "Marion Davies"]).near("norwaay", [])
+            ['norway']
+        """
+        parts = [(word[:place], word[place:]) for place in range(1, len(word) + 1)]
+        others = {before + after[1:] for before, after in parts}
+        others |= {before + after[1::-1] + after[2:] for before, after in parts}
+        for letter in self._letters:
+            others |= {before + letter + after for before, after in parts}
+            others |= {before + letter + after[1:] for before, after in parts}
+        known = sorted(other for other in others if other in self._vocabulary)
+        return [other for other in known if self._is_whole(self._vocabulary[other], there)]
+
+    def _is_whole(self, number: int, there: Collection[str]) -> bool:
+        """Whether a name with this word has its other words in `there`."""
+        rows = self._postings[self._starts[number] : self._starts[number + 1]][:_NAMES]
+        return any(
+            all(other in (-1, number) or self._words[other] in there for other in name)
+            for name in self._numbers[rows].tolist()
+        )
+
+    @cached_property
+    def _letters(self) -> set[str]:
+        return set("".join(self._words))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The numbers of those words of B texts which occur in any name."""
