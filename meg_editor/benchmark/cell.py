@@ -11,7 +11,7 @@ from typing import Any
 
 from meg_editor.evaluation.cost import Latency
 from meg_editor.evaluation.metrics import GateMatrix, Pair
-from meg_editor.runtime.text_files import read_json, without_nan
+from meg_editor.runtime.text_files import json_types, read_json
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Cell:
         optional = {entry.name for entry in fields if entry.default is not MISSING}
         values = {name: getattr(self, name) for name in (entry.name for entry in fields)}
         return {
-            name: without_nan(value)
+            name: json_types(value)
             for name, value in values.items()
             if value is not None or name not in optional
         }

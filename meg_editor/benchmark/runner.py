@@ -37,7 +37,8 @@ def run_benchmark(
     A method that fails has no cell, and the others are measured.
 
     Args:
-        report: called with a line per cell, and with why a method has none.
+        report: called with a line per cell, with why a method has none, and with how many facts
+            there are to choose from.
 
     Raises:
         ValueError: too few facts, or none to ask about, or chunks of none; two edits of a prompt.
@@ -54,11 +55,7 @@ def run_benchmark(
     model.eval()
     samples = []  # all of them now: a number of edits that there are not fails before hours of work
     for count in dict.fromkeys(benchmark.edits):
-        pool = _pool(benchmark, count, model, tokenizer, out)
-        report(
-            f"{benchmark.data}, {count} edits: {len(pool)} facts whose target the model does not "
-            "give yet"
-        )
+        pool = _pool(benchmark, count, model, tokenizer, out, report)
         samples += [
             (count, seed, benchmark.cases(pool, count, seed)) for seed in range(benchmark.seeds)
         ]
@@ -91,11 +88,19 @@ def run_benchmark(
 
 
 def _pool(
-    benchmark: Benchmark, count: int, model: CausalLM, tokenizer: Tokenizer, out: Path
+    benchmark: Benchmark,
+    count: int,
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    out: Path,
+    report: Callable[[str], None],
 ) -> list[EvaluationCase]:
     """Facts to choose `count` edits from: the same whatever other numbers are measured."""
     pool = list(benchmark.split.edited)
     if benchmark.sample is not None or benchmark.whole_pool:
         return pool
     store = ArtifactStore(out / "stages")
-    return only_wrong(sampled(pool, count), model, tokenizer, benchmark.hparams, store)
+    pool = only_wrong(sampled(pool, count), model, tokenizer, benchmark.hparams, store)
+    found = f"{len(pool)} facts whose target the model does not give yet"
+    report(f"{benchmark.data}, {count} edits: {found}")
+    return pool

@@ -92,7 +92,7 @@ def run_demo(
     cases = edit_cases(world, edits, seed)
     requests = [case.request for case in cases]
     if out:
-        check_nothing_is_lost(out / "model", requests, str(out / "model"), "")
+        check_nothing_is_lost(out / "model", requests, str(out / "model"))
     hparams_by_preset = {
         name: MeGHyperParams.preset(name, seed=seed, device=resolve_device(device))
         for name in presets

@@ -67,7 +67,7 @@ def run_pretrained(
     check_sources(hparams)
     folder: Path = options.out / "model"
     requests = [case.request for case in cases]
-    check_nothing_is_lost(folder, requests, str(folder), "")
+    check_nothing_is_lost(folder, requests, str(folder))
     model, tokenizer = load_model(hparams)
     say(f"{len(cases)} facts of {options.model} get a new answer. Its weights stay as they are.\n")
     edited, report = fit(model, tokenizer, requests, hparams)

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
         out,
         merged.requests,
         f"--out {options.out}",
-        f"`meg-editor add {options.out} --edits {options.edits}` adds to them; or ",
+        f"`meg-editor add {options.out} --edits {options.edits}` adds to them",
     )
     has_base = (out / "base" / "config.json").is_file()
     _LOG.info(

@@ -10,14 +10,14 @@ from meg_editor.requests.request import EditRequest
 
 
 def check_nothing_is_lost(
-    folder: Path, requests: Sequence[EditRequest], named: str, instead: str
+    folder: Path, requests: Sequence[EditRequest], named: str, instead: str | None = None
 ) -> None:
     """Refuse a folder with edits that came after a fit: they are in no file of facts.
 
     Args:
         requests: what is to be fitted.
         named: the folder in words, such as "--out edits".
-        instead: what to do, other than to name another folder or delete this one.
+        instead: what else to do than to name another folder or delete this one.
 
     Raises:
         ValueError: edits would be lost.
@@ -36,8 +36,8 @@ def check_nothing_is_lost(
         lost = [e for e in known if e.by != "fit" and (e.key, e.target_new) not in given]
         if not lost:
             return
-        # `compact` made them look fitted.
         what = f"{len(lost)} of its edits came later, such as {short_repr(lost[0].prompt)}"
+    way = f"{instead}; or " if instead else ""
     raise ValueError(
-        f"{named}: {what}, which would be lost: {instead}name another folder, or delete this one"
+        f"{named}: {what}, which would be lost: {way}name another folder, or delete this one"
     )

@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from meg_editor.lm.in_effect import in_effect, value_of
 
 
 class ChangeLock:
-    """A lock which a thread, or an asyncio task, may take again while it has it.
+    """A lock which whoever has it may take again: this thread, or tasks it has begun meanwhile.
 
     All tasks of a thread would pass an `RLock`: what one of them changes while another is amid a
     transaction would be rolled back with it.
 
     Example:
         >>> lock = ChangeLock()
-        >>> with lock, lock:
+        >>> with lock.taken(), lock.taken():
         ...     pass
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._tasks: list[asyncio.Task[Any] | None] = []
+        self._blocks: list[object] = []
 
-    def __enter__(self) -> None:
-        """Waits for another thread.
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Block which nobody else is in; waits for another thread.
 
         Raises:
-            RuntimeError: another task of this thread has it, and could not end while it is waited
+            RuntimeError: another task of this thread is in it, and could not end while it is waited
                 for.
         """
-        self._lock.acquire()
-        task = _current_task()
-        if self._tasks and self._tasks[-1] is not task:
-            self._lock.release()
-            raise RuntimeError(
-                "another asyncio task is amid a transaction of these edits: expected it to end "
-                "first; await that task, or make changes in threads (asyncio.to_thread), which wait"
-            )
-        self._tasks.append(task)
-
-    def __exit__(self, *_: object) -> None:
-        self._tasks.pop()
-        self._lock.release()
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        return None
+        with self._lock:
+            if self._blocks and value_of(self) is not self._blocks[-1]:
+                raise RuntimeError(
+                    "another task of this thread is amid a transaction of these edits: expected it "
+                    "to end first; await that task, or make changes in threads "
+                    "(asyncio.to_thread), which wait"
+                )
+            block = object()
+            self._blocks.append(block)
+            try:
+                with in_effect(self, block):
+                    yield
+            finally:
+                self._blocks.remove(block)

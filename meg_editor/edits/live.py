@@ -40,7 +40,8 @@ class LiveEdits:
     """Edits of a model that come and go; the LLM, the encoder and the other edits stay.
 
     A change is one transaction: a query sees the edits before it or after it. Neurons are
-    collected while other threads ask; of two changes at once the second waits.
+    collected while other threads ask; of two changes at once the second waits, or in another task
+    of the same thread is refused.
     """
 
     base: Any
@@ -118,7 +119,7 @@ class LiveEdits:
             RequestError: bad requests.
             UnknownEditError: a prompt is not edited; the message names the nearest ones.
         """
-        with self._changing:
+        with self._changing.taken():
             new = by_prompt(only_edits(requests), self.edition, self._nearest)
             return self._add(new, "replace", "replace")
 
@@ -132,7 +133,7 @@ class LiveEdits:
         given: Any = edits
         several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
         named = list(given) if several else [given]
-        with self._changing:
+        with self._changing.taken():
             return self._change("remove", rows_of(named, self.edition, self._nearest))
 
     def undo(self, steps: int = 1) -> list[Change]:
@@ -175,7 +176,7 @@ class LiveEdits:
             >>> len(edited.edits)
             1
         """
-        with self._changing:
+        with self._changing.taken():
             edition, hparams, history = self.edition, self.hparams, self._history
             changes, saved, fitted = list(history.changes), dict(self._saved), self.fitted
             try:
@@ -185,10 +186,9 @@ class LiveEdits:
                     self._put_in_force(edition)
                 self.hparams, self._history, self.fitted = hparams, history, fitted
                 history.changes[:] = changes
-                ended = History(edition)  # what has the changes is written whole next time
                 for folder, version in self._saved.items():
-                    if version is not saved.get(folder):
-                        self._saved[folder] = replace(version, history=ended)
+                    if version is not saved.get(folder):  # it has what is taken back
+                        self._saved[folder] = replace(version, history=None)
                 raise
 
     @torch_defaults()
@@ -199,20 +199,24 @@ class LiveEdits:
         lost: an edit keeps its stored neuron unless the generated one gives the target to its
         prompt, bare and in the contexts of collection. Ends the history.
         """
-        with self._changing, eager(self.base):
+        with self._changing.taken(), eager(self.base):
             edition, result = consolidated(
                 self.edition, self.hparams, self.spec.size, self._rightness
             )
             if edition is not self.edition:
                 self._put_in_force(edition)
                 self.hparams = self.hparams.changed(generator="dit")
-                self._history = History(edition)
+                self._end_history()
             return result
 
     def compact(self) -> None:
         """Forget the history, and with it what removed edits still occupy."""
-        with self._changing:
-            self._history = History(self.edition)
+        with self._changing.taken():
+            self._end_history()
+
+    def _end_history(self) -> None:
+        self._history = History(self.edition)
+        self._saved = {folder: replace(v, history=None) for folder, v in self._saved.items()}
 
     # ---------------------------------------------------------------- one change
 
@@ -225,7 +229,7 @@ class LiveEdits:
         rows: Mapping[str, Rows] | None = None,
     ) -> Change:
         """Add requests; those whose ids are in `rows` with the neuron they have there."""
-        with self._changing:
+        with self._changing.taken():
             check_lengths(self.base, self._tokenizer, requests, self.hparams)
             resolved = resolve(requests, self.edition, self.route, on_conflict, self.verifier)
             edits = edits_of(resolved.new, kind)

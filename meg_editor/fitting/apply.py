@@ -87,7 +87,7 @@ def apply_meg_to_model(
     if isinstance(model, MeGModel):
         given = (pseudo, calibration, encoder)
         if all(part is None for part in given) and _goes_on(model, hparams):
-            edited = copying.deepcopy(model) if copy else model.fork()
+            edited = (copying.deepcopy(model) if copy else model.fork()).eval()
             edited.add(new, on_conflict="keep")
             return edited, {}
         base = model.base

@@ -93,6 +93,7 @@ def train_verifier(
             parameters.append(types.requires_grad_(True))
         optimizer = torch.optim.AdamW(parameters, lr)
         model.train()
+        precision = bfloat16(device)
         batches = _batches(pairs, batch, rng)
         for step in progress_bar(range(steps), "verifier"):
             drawn = next(batches)
@@ -100,7 +101,7 @@ def train_verifier(
             optimizer.param_groups[0]["lr"] = lr * min(
                 1.0, progress / _WARM_UP, (1 - progress) / 0.6 + 1e-3
             )
-            with bfloat16(device):
+            with precision:
                 prompts = [pair.prompt for pair in drawn]
                 logits = head(reader.pooled(model, prompts, [pair.fact for pair in drawn]))[:, 0]
             labels = torch.tensor([float(pair.asks) for pair in drawn], device=device)

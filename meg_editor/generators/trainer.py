@@ -196,12 +196,13 @@ class LearnedGenerator(FittableGenerator):
         losses: list[Tensor] = []
         checks = {1, 25, 50, 100, *range(200, steps, 200)}
         self.train().requires_grad_(True)
+        precision = bfloat16(network[0].device)
         with seeded(seed, network[0].device), torch_defaults():  # dropout
             for step in progress_bar(range(steps), "generator"):
                 progress = step / steps
                 rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress))
                 optimizer.param_groups[0]["lr"] = h.generator_lr * rate
-                with bfloat16(network[0].device):
+                with precision:
                     loss = next_loss()
                 optimizer.zero_grad()
                 loss.backward()

@@ -34,9 +34,8 @@ def working_copy(model: Any, bfloat16: bool | None = None) -> Any:
     """
     if not _is_copyable(model):
         return model
-    tensors = [*model.parameters(), *model.buffers()]
     half = bfloat16 or (bfloat16 is None and _is_worth_it(model))
-    on_cpu = {t.device.type for t in tensors} == {"cpu"}
+    on_cpu = {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"cpu"}
     if not on_cpu and not half:
         return model
     copied: Any = shared_copy(model)

@@ -1,7 +1,8 @@
-"""Saving to the folder a model is of: only what has changed since is written."""
+"""Saving to a folder a model is of: only what has changed since is written."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class OtherWriterError(OSError):
-    """Another process saved to the folder since this model was loaded from it."""
+    """Somebody else saved to the folder since this model was loaded from it, or saved to it."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Settings:
     """What decides beside the edits, as it was at one time."""
 
     hparams: MeGHyperParams
-    limits: tuple[float, ...]
+    limits: Mapping[str, float]
 
     @classmethod
     def of(cls, hparams: MeGHyperParams, gate: Gate, verifier: Verifier | None) -> Settings:
         """As they are now: they may be changed in place."""
-        limits = verifier.limits.values() if verifier else ()
-        return cls(hparams.changed(), (float(gate.threshold), *limits))
+        limits = verifier.limits if verifier else {}
+        return cls(hparams.changed(), {"gate": float(gate.threshold), **limits})
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Saved:
     Attributes:
         folder: resolved.
         checksum: of its config.
-        history: the history which the version is the beginning of.
+        history: the history which the version is the beginning of; None: it is written whole next
+            time.
         count: changes of that history which it has.
         end: of its log.
         settings: which it has.
@@ -54,7 +56,7 @@ class Saved:
 
     folder: Path
     checksum: str
-    history: History
+    history: History | None
     count: int
     end: End
     settings: Settings
@@ -62,7 +64,7 @@ class Saved:
 
 
 def append(model: MeGModel, folder: Path, save_base: bool) -> Saved | None:
-    """Write the changes since the last save, if `folder` is the model's own; else None.
+    """Write the changes since the last save, if `folder` is one of the model's; else None.
 
     None too where the whole folder has to be written: its history was ended, other settings, or an
     older format.
@@ -102,7 +104,7 @@ def check_own(saved: Saved) -> object:
     place = changes_folder(saved.folder, saved.checksum)
     if config.get(CHECKSUM) != saved.checksum or not saved.end.is_last(place):
         raise OtherWriterError(
-            f"another process changed the edits in {saved.folder} since this model was loaded "
-            "from there; load it again and repeat the change, or save to another folder"
+            f"another process changed the edits in {saved.folder} since this model was loaded from "
+            "or saved to it; load it again and repeat the change, or save to another folder"
         )
     return config.get("format_version")

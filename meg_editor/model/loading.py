@@ -139,7 +139,7 @@ def from_pretrained(
         parts.verifier,
     )
     model._history, model._saved = parts.history, {parts.saved.folder: parts.saved}
-    return model
+    return model.eval()
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,8 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         self.add_module("_edition", edition)  # for state_dict
 
     def fork(self) -> MeGModel:
-        """Another model with these edits; base and encoder are shared, changes are not."""
+        """Another model with these edits; hyper-parameters and changes are its own, while base,
+        encoder, gate, verifier and neurons are shared."""
         parts = (self.encoder, self.edition, self.runtime, self.verifier)
         return type(self)(self.base, self.tokenizer, self.hparams.changed(), self.spec, *parts)
 
@@ -208,7 +209,7 @@ class MeGModel(LiveEdits, ContinuousBatching, RoutedModel, StorableEdits):
         memo |= without_engine(self.base, {})
         copied = memo[id(self)] = type(self).__new__(type(self))
         apart = ("hook", "_capture", "_changing", "_in_force", "_while_decoding")
-        with self._changing:
+        with self._changing.taken():
             state = {name: value for name, value in self.__dict__.items() if name not in apart}
             copied.__dict__.update(copy.deepcopy(state, memo))
             copied._changing = ChangeLock()

@@ -61,11 +61,12 @@ class Reattached:
 
 def merge(model: MeGModel, folder: str | Path, on_conflict: OnConflict) -> Change:
     """Add the edits of another saved folder; see `MeGModel.merge`."""
-    folder = local_folder(folder)
+    folder, mode = local_folder(folder), model.training
     try:
         other = type(model).from_pretrained(folder, base=model.base, tokenizer=model.tokenizer)
     except WrongModelError:  # edits of another base: their neurons do not serve here
         return model._add(only_edits(saved_edits(folder)), on_conflict, "merge")
+    model.train(mode)  # a model is loaded for answering
     requests = only_edits(other.edits)
     known: dict[str, Rows] = {}
     template = model.hparams.prompt_template == other.hparams.prompt_template
@@ -101,7 +102,7 @@ def reattach(
     if input_device(base) != input_device(model.base):  # a model takes its parts to its device
         parts = copy.deepcopy(parts)
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
-    moved = type(model)(base, tokenizer, hparams, spec, *parts)
+    moved = type(model)(base, tokenizer, hparams, spec, *parts).eval()
     right = [
         each
         for rows in chunks(len(moved.edits), _CHUNK)

@@ -63,11 +63,11 @@ def save_pretrained(model: MeGModel, folder: str | Path, *, save_base: bool = Fa
     Raises:
         ValueError: the gate or generator is not what the hyper-parameters describe, or the base
             model could not be loaded from a copy.
-        OSError: `check_destination` refuses, another process saved to the model's own folder
+        OSError: `check_destination` refuses, another process saved to a folder of the model's
             (`OtherWriterError`) or has been writing to it for a minute (`FolderBusyError`), or
             writing failed; the earlier content of `folder` is unchanged.
     """
-    with model._changing:
+    with model._changing.taken():
         own = resolved(folder)
         try:
             saved = append(model, own, save_base)
@@ -208,6 +208,8 @@ def _write(model: MeGModel, folder: Path, save_base: bool) -> str:
         (INDEX, edition.index),
     ):
         tensors = {name: value.cpu().contiguous() for name, value in part.state_dict().items()}
+        if part is edition.gate:  # it may have been set since the first change
+            tensors["threshold"] = model.gate.threshold.cpu()
         save_file(tensors, folder / file)
     if model.verifier:
         adapter = {name: value.cpu().contiguous() for name, value in model.verifier.tensors.items()}

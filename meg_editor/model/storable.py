@@ -126,7 +126,7 @@ class StorableEdits(ModelHubMixin):
     ) -> str:
         """Upload the edits to a repository of the hub, which is created if it is missing.
 
-        The model's own folder stays the one it was loaded from, or saved to.
+        The folders which it was loaded from, or saved to, stay its own.
 
         Args:
             save_base: upload the base model too.
@@ -143,7 +143,7 @@ class StorableEdits(ModelHubMixin):
         repo_id = hub.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
         further = [delete_patterns] if isinstance(delete_patterns, str) else delete_patterns or []
         with TemporaryDirectory() as folder:
-            with model._changing:
+            with model._changing.taken():
                 save_whole(model, folder, save_base)
             return hub.upload_folder(
                 repo_id=repo_id,

@@ -38,7 +38,7 @@ class HiddenStateReader:
     def __init__(
         self, model: CausalLM, tokenizer: Tokenizer, spec: NeuronSpec, reader: PromptReader
     ) -> None:
-        self.model, self.tokenizer, self.spec, self.reader = model, tokenizer, spec, reader
+        self.model, self.tokenizer, self.reader = model, tokenizer, reader
         middle = middle_layer(model, 1 / 2)
         self.module = spec.read if spec.layer >= middle else find_ffn_modules(model, middle).read
 

@@ -33,25 +33,24 @@ def write_json(path: Path, value: Any) -> None:
          "scores": [1, 2, 3]
         }
     """
-    text = json.dumps(without_nan(value), indent=1)
+    text = json.dumps(json_types(value), indent=1)
     text = _NUMBERS.sub(lambda match: f"[{' '.join(match.group()[1:-1].split())}]", text)
     write_text(path, f"{text}\n")
 
 
-def without_nan(value: Any) -> Any:
-    """JSON types of dataclasses, mappings and sequences, with None for NaN and the text that
-    `float` reads for infinity: both are no JSON.
+def json_types(value: Any) -> Any:
+    """JSON types of dataclasses, mappings and sequences; None for NaN, "inf" for infinity.
 
     Example:
-        >>> without_nan({"a": [float("nan"), 1.0], "b": float("inf")})
+        >>> json_types({"a": [float("nan"), 1.0], "b": float("inf")})
         {'a': [None, 1.0], 'b': 'inf'}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: without_nan(entry) for key, entry in value.items()}
+        return {key: json_types(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [without_nan(entry) for entry in value]
+        return [json_types(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

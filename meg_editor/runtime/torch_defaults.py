@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
@@ -31,6 +31,8 @@ def torch_defaults() -> Iterator[None]:
         )
     elsewhere = torch.get_default_device().type != "cpu"
     device = torch.device("cpu") if elsewhere else nullcontext()
-    plain = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
-    with torch.inference_mode(False), torch.enable_grad(), device, next(plain), next(plain):
+    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), device:
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         yield
