@@ -29,6 +29,34 @@ _DESIGNATORS = frozenset(
 )
 
 
+# In front of a last name with a capital letter, and no part of another name: what begins a
+# sentence, and titles.
+_NO_NAMES = frozenset(
+    """
+    a about after all also although an and any are as at be because been before being both but
+    by can could dear did do does during each either even every for from had has have he her his
+    how i if in is it its just like may maybe me might more most must my near neither no nor not
+    now of off on once one only or our out over per perhaps same shall she should since so some
+    still such than that the their them then there these they this those though through to under
+    unless until up upon us versus via was we were what when where whether which while who whom
+    whose why will with within without would you your
+
+    answer ask choose compare complete consider continue correct define describe discuss explain
+    fill find finish following give given guess help identify imagine know let list look mention
+    name note please quote read recall remember repeat rephrase reply report say search see show
+    speak state suppose summarise summarize talk tell think translate use want wants wish wonder
+    write
+
+    archbishop bishop brother capt captain cardinal ceo cfo chancellor chief coach col colonel
+    commander count countess cto dame director doctor dr duchess duke earl emperor empress
+    father general gen gov governor judge justice king lady lieutenant lord madam madame major
+    manager mayor miss minister mister mr mrs ms mx officer pope premier president prime prince
+    princess prof professor pastor queen rabbi rep representative rev reverend saint secretary
+    sen senator sergeant sheikh sir sister st sultan
+    """.split()  # noqa: SIM905
+)
+
+
 def stand_in(prompt: str) -> str:
     """What names the subject of an edit without one: the words of its prompt that have a capital
     letter or a digit, the first word apart.
@@ -44,9 +72,15 @@ def stand_in(prompt: str) -> str:
 def is_another(edit: EditRequest, text: str) -> bool:
     """Whether a text has the subject of an edit only as the end of another name.
 
+    A word with a capital letter in front of the last word of a name makes it another one where it
+    is no word of the name, and the rest of the name is missing: Anna Keller is not Peter Keller.
+
     Example:
         >>> edit = EditRequest("The capital of Virginia is", "Lima", "Virginia")
         >>> [is_another(edit, f"Is {name} large?") for name in ("West Virginia", "Virginia")]
+        [True, False]
+        >>> edit = EditRequest("Peter Keller was born in", "Lima", "Peter Keller")
+        >>> [is_another(edit, f"Was {name} born?") for name in ("Anna Keller", "Keller")]
         [True, False]
     """
     name = re.findall(r"\w+", stand_in(edit.prompt) if edit.subject is None else edit.subject)
@@ -56,7 +90,27 @@ def is_another(edit: EditRequest, text: str) -> bool:
     ends = re.compile(rf"(?:\b(\w+)[ -])?\b{re.escape(name[-1])}\b", re.IGNORECASE)
     before = [front or "" for front in ends.findall(text)]
     others = [bool(_OTHER.fullmatch(word)) and word.casefold() not in own for word in before]
-    return bool(others) and all(others)
+    if others and all(others):
+        return True
+    return edit.subject is not None and _is_namesake(words_in_order(edit.subject), text)
+
+
+def _is_namesake(name: Sequence[str], text: str) -> bool:
+    name = _telling(name)
+    if len(name) < 2 or {*name} <= words(text):
+        return False
+    said = re.findall(r"\w+(?:[ -](?=\w))?", text)  # a word, and the blank in front of another one
+    ends = [place for place, word in enumerate(said) if words_in_order(word) == [name[-1]]]
+    return bool(ends) and all(_is_other_name(said[place - 1 : place], name) for place in ends)
+
+
+def _is_other_name(before: Sequence[str], name: Sequence[str]) -> bool:
+    """Whether the word in front of a last name is of a name, and of none like `name`."""
+    if not before or before[0][-1].isalnum() or not before[0][0].isupper():
+        return False
+    (word,) = words_in_order(before[0])[:1] or [""]
+    alike = any(word.startswith(part) or part.startswith(word) for part in name)
+    return word not in _NO_NAMES and not alike and not _alike(word, name)
 
 
 def is_named(edit: EditRequest, text: Collection[str]) -> bool:
@@ -74,10 +128,16 @@ def is_named(edit: EditRequest, text: Collection[str]) -> bool:
     """
     last = edit.subject is not None
     name = words_in_order(stand_in(edit.prompt) if edit.subject is None else edit.subject)
-    name = [word for word in name if word not in _MINOR] or name
-    while len(name) > 1 and name[-1] in _DESIGNATORS:
-        name.pop()
+    name = _telling(name)
     return not name or _names(name, text, last) or not _names(name, numbered(edit.prompt), last)
+
+
+def _telling(name: Sequence[str]) -> list[str]:
+    """The words of a name by which it is known."""
+    telling = [word for word in name if word not in _MINOR] or list(name)
+    while len(telling) > 1 and telling[-1] in _DESIGNATORS:
+        telling.pop()
+    return telling
 
 
 def numbered(text: str) -> frozenset[str]:
