@@ -57,6 +57,24 @@ _NO_NAMES = frozenset(
 )
 
 
+# Who is asked about in place of somebody: "Marie Curie's mother", "the wife of Pierre Curie".
+_RELATIVE = (
+    r"(?:(?:grand|god|step|foster )?-?(?:mother|father|parent|son|daughter|child|children)|mom|mum"
+    r"|dad|wife|wive|husband|spouse|widow|widower|fianc[eé]e?|brother|sister|sibling|uncle|aunt|cousin"
+    r"|nephew|niece|ancestor|descendant|girlfriend|boyfriend)s?"
+)
+# "Sister city", "parent taxon"
+_NO_RELATIVE = (
+    r"(?! [a-z]*(?:tongue|language|country|company|organi[sz]ation|firm|group|cit(?:y|ies)|town"
+    r"|taxon|genus|body|ship|club|school|paper))"
+)
+_IS_RELATIVE = re.compile(
+    rf"\b(?:{_RELATIVE}|married|marry|marries|wed|fathered|mothered|paternal|maternal|birth|born to"
+    r"|progenitor|offspring|kin)\b",
+    re.IGNORECASE,
+)
+
+
 def stand_in(prompt: str) -> str:
     """What names the subject of an edit without one: the words of its prompt that have a capital
     letter or a digit, the first word apart.
@@ -74,14 +92,15 @@ def is_another(edit: EditRequest, text: str) -> bool:
 
     A word with a capital letter in front of the last word of a name makes it another one where it
     is no word of the name, and the rest of the name is missing: Anna Keller is not Peter Keller.
+    Nor is Peter Keller's wife, but where the edit is about her.
 
     Example:
         >>> edit = EditRequest("The capital of Virginia is", "Lima", "Virginia")
         >>> [is_another(edit, f"Is {name} large?") for name in ("West Virginia", "Virginia")]
         [True, False]
         >>> edit = EditRequest("Peter Keller was born in", "Lima", "Peter Keller")
-        >>> [is_another(edit, f"Was {name} born?") for name in ("Anna Keller", "Keller")]
-        [True, False]
+        >>> [is_another(edit, f"{name}?") for name in ("Anna Keller", "Keller", "Keller's wife")]
+        [True, False, True]
     """
     name = re.findall(r"\w+", stand_in(edit.prompt) if edit.subject is None else edit.subject)
     if not name:
@@ -92,7 +111,23 @@ def is_another(edit: EditRequest, text: str) -> bool:
     others = [bool(_OTHER.fullmatch(word)) and word.casefold() not in own for word in before]
     if others and all(others):
         return True
-    return edit.subject is not None and _is_namesake(words_in_order(edit.subject), text)
+    if edit.subject is None:
+        return False
+    return _is_namesake(words_in_order(edit.subject), text) or (
+        not _IS_RELATIVE.search(edit.prompt) and _is_relative(name[-1], text)
+    )
+
+
+def _is_relative(last: str, text: str) -> bool:
+    """Whether each time a name occurs, by its last word, somebody else of it is meant."""
+    end = rf"\b{re.escape(last)}\b"
+    of_it = re.compile(
+        rf"{end}['’]s? (?:\w+ )?{_RELATIVE}\b{_NO_RELATIVE}"
+        rf"|\b{_RELATIVE} of (?:\w+ ){{0,3}}{end}",
+        re.IGNORECASE,
+    )
+    relatives = len(of_it.findall(text))
+    return 0 < relatives == len(re.findall(end, text, re.IGNORECASE))
 
 
 def _is_namesake(name: Sequence[str], text: str) -> bool:
