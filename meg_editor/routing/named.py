@@ -57,10 +57,11 @@ _NO_NAMES = frozenset(
 )
 
 
-# Who is asked about in place of somebody: "Marie Curie's mother", "the wife of Pierre Curie".
+# Who is asked about in place of somebody: "Marie Curie's mother", "the wife of Pierre Curie". Not
+# parents: CounterFact's "Her parents are from" asks where she is from.
 _RELATIVE = (
-    r"(?:(?:grand|god|step|foster )?-?(?:mother|father|parent|son|daughter|child|children)|mom|mum"
-    r"|dad|wife|wive|husband|spouse|widow|widower|fianc[eé]e?|brother|sister|sibling|uncle|aunt|cousin"
+    r"(?:(?:grand|god|step|foster )?-?(?:mother|father|parent(?!s)|son|daughter|child|children)"
+    r"|mom|mum|dad|wife|wive|husband|spouse|widow|widower|fianc[eé]e?|brother|sister|sibling|uncle|aunt|cousin"
     r"|nephew|niece|ancestor|descendant|girlfriend|boyfriend)s?"
 )
 # "Sister city", "parent taxon"
