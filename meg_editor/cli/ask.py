@@ -69,11 +69,10 @@ def explained(why: Explanation, gate: str) -> list[str]:
     if why.goes_back is not None and why.goes_back < 0:
         lines.append(f"goes back to no earlier turn: {why.goes_back:.3f} < 0")
     for edit, candidate in why.considered:
-        verified = f", verified {candidate.verified:.3f}" if why.verified else ""
-        verified = verified if candidate.named else ", its subject is not named"
+        verdict = candidate.verdict or (", not verified" if why.verified else "")
         lines.append(
             f"edit {edit.id} {edit.prompt!r} by {candidate.span!r}: similarity "
-            f"{candidate.similarity:.3f}{verified}"
+            f"{candidate.similarity:.3f}{verdict}"
         )
     judge = "the verifier" if why.verified else f"the {gate} gate"
     lines.append(f"decided by {judge}{_READ[why.routed.read_with]}: {_compared(why.routed)}")

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.spans import canonical, excerpt
+from meg_editor.routing.contrasts import asks_otherwise
 from meg_editor.routing.edit_texts import EditTexts
 from meg_editor.routing.few_best import few_best
 from meg_editor.routing.index import Match
@@ -26,6 +27,7 @@ class Pair:
         place: of that span among the spans of all prompts.
         is_prompt: whether the prompt is the edit's: it needs no verification.
         named: whether the prompt names the subject of the edit; else it needs none either.
+        differs: whether it asks for something else in a word for it; nor does such a one.
         verified: how sure the verifier is, in [0, 1].
 
     Example:
@@ -39,6 +41,7 @@ class Pair:
     place: int
     is_prompt: bool
     named: bool = False
+    differs: bool = False
     verified: float = 0.0
 
     def rank(self, threshold: float) -> tuple[bool, float]:
@@ -47,12 +50,13 @@ class Pair:
 
     def candidate(self, span: str) -> Candidate:
         """As an explanation has it; `span` is that of the prompt."""
-        return Candidate(self.edit, span, self.similarity, self.verified, self.named)
+        return Candidate(self.edit, span, self.similarity, self.verified, self.named, self.differs)
 
 
 def pairs_of(
     prompts: Sequence[ReadPrompt],
     read: Sequence[str],
+    plain: Sequence[str],
     match: Match,
     starts: Sequence[int],
     exact: Sequence[int | None],
@@ -61,8 +65,8 @@ def pairs_of(
     """Each of B prompts with the edits it resembles, not verified yet.
 
     Args:
-        read: B prompts without what does not count.
-        match: of the spans of all prompts; those of a prompt begin at `starts` (B + 1).
+        read, plain: the prompts, and the spans of all of them, without what does not count.
+        match: of these spans; those of a prompt begin at `starts` (B + 1).
         exact: the edits whose prompts these are.
     """
     scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
@@ -77,6 +81,9 @@ def pairs_of(
         named = texts.named(read[row], [pair.edit for pair in near if not pair.is_prompt])
         for pair in near:
             pair.named = pair.is_prompt or pair.edit in named
+            pair.differs = not pair.is_prompt and asks_otherwise(
+                texts.edits[pair.edit], plain[pair.place]
+            )
         pairs.append(near)
     return pairs
 
@@ -99,7 +106,7 @@ def verify(
     for pair in (pair for near in pairs for pair in near):
         if pair.is_prompt:
             pair.verified = 1.0
-        elif pair.named and pair.similarity >= lowest:
+        elif pair.named and not pair.differs and pair.similarity >= lowest:
             asked.append(pair)
     probabilities = verifier.probability(
         [texts.spelled(pair.edit, excerpt(read[pair.row], plain[pair.place])) for pair in asked],

@@ -263,7 +263,7 @@ class Router:
         right = list(map(self.texts.corrected, plain))
         embeddings, match = self._retrieve(right, self.gate.threshold)
         starts = list(accumulate(map(len, spans), initial=0))
-        pairs = pairs_of(prompts, read, match, starts, self._exact(prompts), self.texts)
+        pairs = pairs_of(prompts, read, plain, match, starts, self._exact(prompts), self.texts)
         verify(pairs, verifier, read, plain, self.texts, float(self.gate.threshold))
         ranked = [sorted(row, key=lambda pair: pair.rank(threshold), reverse=True) for row in pairs]
         best = [row[0] for row in ranked]

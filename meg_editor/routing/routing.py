@@ -24,6 +24,7 @@ class Candidate:
         similarity: of the two, in the index.
         verified: how sure the verifier is, in [0, 1]; 0 without a verifier.
         named: whether the prompt names its subject; one that it does not name is not verified.
+        differs: whether it asks for something else in a word for it; then it is not verified.
     """
 
     edit: int
@@ -31,11 +32,19 @@ class Candidate:
     similarity: float
     verified: float = 0.0
     named: bool = True
+    differs: bool = False
 
     def __str__(self) -> str:
-        sure = "" if not self.verified else f", verified {self.verified:.3f}"
-        sure = sure if self.named else ", its subject is not named"
-        return f"edit {self.edit} by {self.span!r}: similarity {self.similarity:.3f}{sure}"
+        return f"edit {self.edit} by {self.span!r}: similarity {self.similarity:.3f}{self.verdict}"
+
+    @property
+    def verdict(self) -> str:
+        """What the verifier said, or why it was not asked; empty without one."""
+        if not self.named:
+            return ", its subject is not named"
+        if self.differs:
+            return ", something else is asked for in a word for it"
+        return f", verified {self.verified:.3f}" if self.verified else ""
 
 
 @dataclass(frozen=True)

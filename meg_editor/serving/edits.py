@@ -167,6 +167,7 @@ def _explained(model: MeGModel, text: str) -> Part:
                 "similarity": candidate.similarity,
                 "verified": candidate.verified,
                 "named": candidate.named,
+                "differs": candidate.differs,
             }
             for edit, candidate in why.considered
         ],
