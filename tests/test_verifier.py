@@ -26,6 +26,7 @@ from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import reference_encoder_path
 from meg_editor.requests.prompts import PromptReader, ReadPrompt
 from meg_editor.requests.request import EditRequest
+from meg_editor.routing.contrasts import asks_otherwise
 from meg_editor.routing.edit_texts import EditTexts
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
@@ -513,6 +514,35 @@ def test_another_subject_is_not_verified(tiny_encoder: TextEncoder) -> None:
 )
 def test_who_is_named(subject: str | None, prompt: str, text: str, named: bool) -> None:
     assert is_named(EditRequest(prompt, "x", subject), words(text)) is named
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "otherwise"),
+    [
+        ("The CEO of Capital One is", "Who is Capital One's CFO?", True),
+        ("The CEO of Capital One is", "Who is chief executive of Capital One?", False),
+        ("The CEO of Capital One is", "Who runs Capital One?", False),
+        ("The CEO of Capital One is", "Are the CEO and the CFO of Capital One one person?", False),
+        ("The e-mail address of Capital One is", "What is Capital One's street address?", True),
+        ("The e-mail address of Capital One is", "Capital One's email?", False),
+        ("Capital One opens at", "When does Capital One close?", True),
+        ("How many moons has Capital One?", "What's the number of rings of Capital One?", True),
+        ("How many moons has Capital One?", "How many satellites has Capital One?", False),
+        ("The price of Capital One is", "How much do members pay for Capital One?", False),
+        ("The currency of Capital One is", "What money is used at Capital One?", False),
+        ("Capital One was founded in", "Who is Capital One's CEO?", False),  # of no kind
+    ],
+)
+def test_a_word_for_another_thing_asks_otherwise(prompt: str, text: str, otherwise: bool) -> None:
+    assert asks_otherwise(EditRequest(prompt, "x", "Capital One"), text) is otherwise
+
+
+def test_who_asks_otherwise_gets_no_edit(tiny_encoder: TextEncoder) -> None:
+    routing = router_of(tiny_encoder, Agrees()).route(
+        [ReadPrompt.of(f"The {what} of Atlantis, what is it?") for what in ("capital", "anthem")]
+    )
+    assert routing.is_edit.tolist() == [True, False]
+    assert str(routing[1].candidates[0]).endswith("something else is asked for in a word for it")
 
 
 @pytest.mark.parametrize(

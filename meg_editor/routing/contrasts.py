@@ -52,7 +52,7 @@ _KINDS = (
     ),
     (r"arrive|arrives|arrival|arrivals", r"depart|departs|departure|departures|leave|leaves"),
     (r"check in", r"check out|checkout"),
-    # sizes
+    # numbers: sizes, money, counts
     (
         r"height|tall|high",
         r"width|wide",
@@ -66,9 +66,6 @@ _KINDS = (
         r"temperature|hot|warm|cold",
         r"speed|fast",
         r"age|old",
-    ),
-    # money
-    (
         r"price|prices|cost|costs|fee",
         r"revenue|revenues|turnover|sales",
         r"profit|profits|earnings|income",
@@ -77,30 +74,33 @@ _KINDS = (
         r"salary|wage|wages",
         r"debt|debts",
         r"donation|donations|endowment",
-    ),
-    # counts
-    (
-        r"moons?|satellites?",
-        r"rings?",
-        r"employees|staff|workers|headcount|people work",
-        r"offices|branches|locations",
-        r"stores|shops|outlets",
-        r"customers|users|subscribers|clients|members",
-        r"students|pupils|enrolled|enrolment|enrollment",
-        r"professors|teachers|lecturers|faculty",
-        r"floors|storeys|stories|levels",
-        r"rooms|bedrooms",
-        r"elevators|lifts",
-        r"seats|capacity",
-        r"runways",
-        r"terminals",
-        r"gates",
-        r"goals",
-        r"titles|trophies|championships|cups",
-        r"episodes",
-        r"seasons",
-        r"pages",
-        r"chapters",
+        *(
+            rf"(?:how many|number of|count of)(?: \w+){{0,2}}? (?:{each})"
+            for each in (
+                "moons?|satellites?",
+                "rings?",
+                "employees|staff|workers|people work",
+                "offices|branches|locations",
+                "stores|shops|outlets",
+                "customers|users|subscribers|clients",
+                "members",
+                "students|pupils",
+                "professors|teachers|lecturers",
+                "floors|storeys|stories",
+                "rooms|bedrooms",
+                "elevators|lifts",
+                "seats",
+                "runways",
+                "terminals",
+                "gates",
+                "goals",
+                "titles|trophies|championships|cups",
+                "episodes",
+                "seasons",
+                "pages",
+                "chapters",
+            )
+        ),
     ),
     # relatives
     (
