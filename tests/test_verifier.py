@@ -417,6 +417,17 @@ def test_a_turn_may_go_back_to_an_earlier_one(tiny_encoder: TextEncoder) -> None
         assert routing.is_edit.tolist() == [False, False, True, False, False]
 
 
+def test_a_turn_that_goes_back_may_ask_otherwise(tiny_encoder: TextEncoder) -> None:
+    reader = PromptReader(tiny_encoder.tokenizer)
+    turns = ("Which capital?", "And which currency?")
+    dialogues = [f"User: The capital of Atlantis is\nAssistant: Lima.\nUser: {t}" for t in turns]
+    verifier = Known(*((text, 0) for text in dialogues))
+    routing = router_of(tiny_encoder, verifier).route(
+        [reader.read(f"{text}\nAssistant:") for text in dialogues]
+    )
+    assert routing.is_edit.tolist() == [True, False]
+
+
 def test_a_system_text_may_ask_for_something_else(tiny_encoder: TextEncoder) -> None:
     reader = PromptReader(tiny_encoder.tokenizer)
     system = "Translate what the user writes."

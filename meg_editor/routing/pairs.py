@@ -72,9 +72,9 @@ def pairs_of(
     scores, edits = match.score.tolist(), match.index.tolist()  # the device is waited for once
     pairs = []
     rows = zip(prompts, pairwise(starts), exact, strict=True)
-    for row, (prompt, ends, edited) in enumerate(rows):
+    for row, (prompt, (first, last), edited) in enumerate(rows):
         text, near = canonical(prompt.text, "NFC"), []
-        best = few_best(scores, edits, range(*ends), len(prompt.closing), edited)
+        best = few_best(scores, edits, range(first, last), len(prompt.closing), edited)
         for edit, similarity, place in best:
             same = edit == edited or text == canonical(texts.edits[edit].prompt, "NFC")
             near.append(Pair(row, edit, similarity, place, is_prompt=same))

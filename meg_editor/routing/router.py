@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -13,6 +14,7 @@ from meg_editor.requests.prompts import ReadPrompt
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import excerpt, surface
 from meg_editor.requests.turns import ends_of, under
+from meg_editor.routing.contrasts import asks_otherwise
 from meg_editor.routing.edit_texts import EditTexts
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
@@ -140,7 +142,13 @@ class Router:
             return routing
         threshold = max(verifier.threshold, limit)
         further = self._verified(verifier, list(dialogues.values()), threshold)
-        return routing.improved(list(dialogues), further)
+        # "And how wide is it?" goes back to a question for the height, and asks otherwise.
+        differs = [
+            query.is_edit and asks_otherwise(self.edits[query.edit], prompts[row].closing[0])
+            for row, query in zip(dialogues, further, strict=True)
+        ]
+        is_edit = further.is_edit & ~torch.tensor(differs, device=further.is_edit.device)
+        return routing.improved(list(dialogues), replace(further, is_edit=is_edit))
 
     def _under_system(
         self, verifier: Verifier, routing: Routing, prompts: Sequence[ReadPrompt], limit: float
