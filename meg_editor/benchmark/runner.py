@@ -101,6 +101,6 @@ def _pool(
         return pool
     store = ArtifactStore(out / "stages")
     pool = only_wrong(sampled(pool, count), model, tokenizer, benchmark.hparams, store)
-    found = f"{len(pool)} facts whose target the model does not give yet"
-    report(f"{benchmark.data}, {count} edits: {found}")
+    facts = f"{len(pool)} facts whose target the model does not give yet"
+    report(f"{benchmark.data}, {count} edits: {facts}")
     return pool

@@ -141,10 +141,10 @@ def asks_otherwise(edit: EditRequest, question: str) -> bool:
     name = words(edit.subject or "")
     ours, theirs = (_without(name, text) for text in (edit.prompt, question))
     for alternatives in _PATTERNS:
-        wanted = {place for place, each in enumerate(alternatives) if each.search(ours)}
-        if wanted:
-            asked = {place for place, each in enumerate(alternatives) if each.search(theirs)}
-            if asked and not wanted & asked:
+        edited = {place for place, each in enumerate(alternatives) if each.search(ours)}
+        if edited:
+            other = {place for place, each in enumerate(alternatives) if each.search(theirs)}
+            if other and not edited & other:
                 return True
     return False
 

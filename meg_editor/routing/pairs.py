@@ -102,15 +102,15 @@ def verify(
         read, plain: the prompts, and the spans of all of them, without what does not count.
         lowest: similarity of an edit that is worth to be verified.
     """
-    asked = []
+    unsure = []
     for pair in (pair for near in pairs for pair in near):
         if pair.is_prompt:
             pair.verified = 1.0
         elif pair.named and not pair.differs and pair.similarity >= lowest:
-            asked.append(pair)
+            unsure.append(pair)
     probabilities = verifier.probability(
-        [texts.spelled(pair.edit, excerpt(read[pair.row], plain[pair.place])) for pair in asked],
-        [fact_text(texts.edits[pair.edit]) for pair in asked],
+        [texts.spelled(pair.edit, excerpt(read[pair.row], plain[pair.place])) for pair in unsure],
+        [fact_text(texts.edits[pair.edit]) for pair in unsure],
     )
-    for pair, probability in zip(asked, probabilities.tolist(), strict=True):
+    for pair, probability in zip(unsure, probabilities.tolist(), strict=True):
         pair.verified = probability
