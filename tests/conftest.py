@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from synthetic_neurons import Collector
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
+from meg_editor.edits import live
 from meg_editor.edits.edit import edits_of
 from meg_editor.edits.edition import Edition
 from meg_editor.generators import GENERATORS, NeuronBank
@@ -194,6 +196,21 @@ def make_meg_model(
         )
 
     return make
+
+
+@pytest.fixture
+def exact_model(make_meg_model: Callable[..., MeGModel]) -> MeGModel:
+    """With six stored edits, each found by its very prompt alone."""
+    model = make_meg_model("bank")
+    model.gate.threshold.fill_(0.999)
+    return model
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
+    """Neurons of later edits are random ones, not collected."""
+    monkeypatch.setattr(live, "collect", collector := Collector())
+    return collector
 
 
 def at_once(count: int, work: Callable[[int], None]) -> None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,7 @@ import pytest
 import torch
 from conftest import PROMPTS
 from live_facts import assert_same, facts, ids, listed, load, three_changes
-from synthetic_neurons import Collector
 
-from meg_editor.edits import live
 from meg_editor.model import saving
 from meg_editor.model.appending import OtherWriterError
 from meg_editor.model.meg_model import MeGModel
@@ -28,17 +25,12 @@ from meg_editor.runtime.files import holding
 CAMPAIGNS = Path(__file__).parent / "campaigns"
 
 
-@pytest.fixture(autouse=True)
-def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
-    monkeypatch.setattr(live, "collect", collector := Collector())
-    return collector
+pytestmark = pytest.mark.usefixtures("collector")
 
 
 @pytest.fixture
-def model(make_meg_model: Callable[..., MeGModel]) -> MeGModel:
-    model = make_meg_model("bank")
-    model.gate.threshold.fill_(0.999)
-    return model
+def model(exact_model: MeGModel) -> MeGModel:
+    return exact_model
 
 
 @pytest.fixture

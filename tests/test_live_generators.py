@@ -12,12 +12,11 @@ import pytest
 import torch
 from conftest import PROMPTS
 from live_facts import assert_same, facts, load
-from synthetic_neurons import Collector, neuron_of
+from synthetic_neurons import neuron_of
 from torch import Tensor
 
 from meg_editor.collection.collect import answers_with
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.edits import live
 from meg_editor.edits.edit import edits_of
 from meg_editor.edits.edition import Rows
 from meg_editor.generators import NeuronBank
@@ -38,10 +37,7 @@ MANY = 160
 PLACES = [prompt.split()[-2] for prompt in PROMPTS[:7]]
 
 
-@pytest.fixture(autouse=True)
-def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
-    monkeypatch.setattr(live, "collect", collector := Collector())
-    return collector
+pytestmark = pytest.mark.usefixtures("collector")
 
 
 def states(model: MeGModel) -> list[str]:

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import PROMPTS
 from live_facts import TEXTS, assert_same, facts, ids, listed, load, log_of, three_changes
-from synthetic_neurons import Collector
 from test_persistence import contents, retell, rewrite
 
-from meg_editor.edits import live
 from meg_editor.edits.log import read_log
 from meg_editor.model.listing import saved_changes, saved_edits
 from meg_editor.model.manifest import SavedModelError
 from meg_editor.model.meg_model import MeGModel
 
-
-@pytest.fixture(autouse=True)
-def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
-    monkeypatch.setattr(live, "collect", collector := Collector())
-    return collector
+pytestmark = pytest.mark.usefixtures("collector")
 
 
 @pytest.fixture
-def model(make_meg_model: Callable[..., MeGModel]) -> MeGModel:
-    model = make_meg_model("bank")
-    model.gate.threshold.fill_(0.999)
-    return model
+def model(exact_model: MeGModel) -> MeGModel:
+    return exact_model
 
 
 @pytest.fixture

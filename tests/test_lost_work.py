@@ -11,26 +11,18 @@ from pathlib import Path
 import pytest
 from conftest import PROMPTS
 from live_facts import facts, ids, listed, load
-from synthetic_neurons import Collector
 
 from meg_editor.cli.demo import run_demo
-from meg_editor.edits import live
 from meg_editor.model.appending import OtherWriterError
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.routing.verifier import Verifier
 
-
-@pytest.fixture(autouse=True)
-def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
-    monkeypatch.setattr(live, "collect", collector := Collector())
-    return collector
+pytestmark = pytest.mark.usefixtures("collector")
 
 
 @pytest.fixture
-def model(make_meg_model: Callable[..., MeGModel]) -> MeGModel:
-    model = make_meg_model("bank")
-    model.gate.threshold.fill_(0.999)
-    return model
+def model(exact_model: MeGModel) -> MeGModel:
+    return exact_model
 
 
 def test_a_copy_elsewhere_does_not_make_a_folder_ones_own(model: MeGModel, tmp_path: Path) -> None:

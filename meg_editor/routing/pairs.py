@@ -27,7 +27,7 @@ class Pair:
         place: of that span among the spans of all prompts.
         is_prompt: whether the prompt is the edit's: it needs no verification.
         named: whether the prompt names the subject of the edit; else it needs none either.
-        differs: whether it asks for something else in a word for it; nor does such a one.
+        differs: whether one that names it asks for something else in a word for it; nor does that.
         verified: how sure the verifier is, in [0, 1].
 
     Example:
@@ -81,7 +81,7 @@ def pairs_of(
         named = texts.named(read[row], [pair.edit for pair in near if not pair.is_prompt])
         for pair in near:
             pair.named = pair.is_prompt or pair.edit in named
-            pair.differs = not pair.is_prompt and asks_otherwise(
+            pair.differs = pair.edit in named and asks_otherwise(
                 texts.edits[pair.edit], plain[pair.place]
             )
         pairs.append(near)
