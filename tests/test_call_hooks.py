@@ -14,8 +14,7 @@ import torch
 from conftest import OTHERS, PROMPTS
 
 from meg_editor.baselines.core.activations import activations_at
-from meg_editor.baselines.core.call_hooks import CallHooks
-from meg_editor.baselines.horen import HoReNHyperParams, apply_horen_to_model
+from meg_editor.baselines.horen import HoReNHyperParams, apply_horen_to_model, left_padding
 from meg_editor.baselines.neuraldb import NeuralDBHyperParams, apply_neuraldb_to_model
 from meg_editor.baselines.retrieval import RetrievalHyperParams, apply_retrieval_to_model
 from meg_editor.baselines.scen import SCENHyperParams, apply_scen_to_model
@@ -123,17 +122,28 @@ def test_a_copy_of_the_base_is_unedited_and_a_copy_of_the_model_answers_as_it(
     assert greedy_answers(other, tiny_tokenizer, QUERIES, 6) != alone
 
 
-def test_hooks_act_within_active_alone_and_nest() -> None:
-    layer, hooks = torch.nn.Linear(2, 2, bias=False), CallHooks()
-    hooks.before(layer, lambda call, args, kwargs: ((args[0] * call,), kwargs))
-    x = torch.tensor([[1.0, 2.0]])
-    plain = layer(x)
-    with hooks.active(2.0):
-        torch.testing.assert_close(layer(x), 2 * plain)
-        with hooks.active(3.0):
-            torch.testing.assert_close(layer(x), 3 * plain)
-        torch.testing.assert_close(layer(x), 2 * plain)
-    torch.testing.assert_close(layer(x), plain)
+def test_padding_before_prompts_by_any_mask() -> None:
+    flat = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    seen = flat.bool()[:, None, None, :] & torch.ones(4, 6).tril().bool()[None, None, :, :4]
+    seen = torch.nn.functional.pad(seen, (0, 2))  # a static cache is longer
+    added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    for mask in (flat, seen, added, {"sliding_attention": None, "full_attention": seen}):
+        assert left_padding(mask).tolist() == [2, 0]
+    assert left_padding(None) == 0
+
+
+def test_a_static_cache_changes_no_answer(editors: dict[str, Editor], tiny_tokenizer: Any) -> None:
+    """The decoder's mask has four dimensions then: HoReN took padding for the prompt."""
+    tiny_tokenizer.padding_side = "left"
+    batch = tiny_tokenizer([QUERIES[0], f"Well. {QUERIES[2]}"], padding=True, return_tensors="pt")
+    assert not batch["attention_mask"].all()
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    for method in ("horen", "scen"):
+        model = editors[method]()
+        plain = model.generate(**batch, **options)
+        assert plain.tolist() != model.base.generate(**batch, **options).tolist()
+        static = model.generate(**batch, **options, cache_implementation="static")
+        assert static.tolist() == plain.tolist()
 
 
 def test_the_input_at_the_last_token(tiny_llama: Any, tiny_tokenizer: Any) -> None:

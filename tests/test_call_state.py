@@ -348,6 +348,11 @@ def test_a_cache_nobody_routed_is_an_error(model: MeGModel, make_meg_model: Any)
     with model.routed(EDITED):
         model(input_ids=token, past_key_values=filled)
     model(input_ids=token, past_key_values=filled)  # it was named: now it is known
+    options = {"past_key_values": foreign, "max_new_tokens": 2, "pad_token_id": 0}
+    mask = torch.ones(1, foreign.get_seq_length() + 1)
+    with model.routed(EDITED):
+        model.generate(token, attention_mask=mask, **options)
+    model(input_ids=token, past_key_values=foreign)
 
 
 def test_padding_without_a_mask_and_masks_of_other_shapes(model: MeGModel) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from published import published
 
 from meg_editor.data.cases import Dataset, EvaluationCase, Probe
 from meg_editor.data.loaders.counterfact import load_counterfact
@@ -19,9 +19,6 @@ from meg_editor.data.loaders.mquake import load_mquake
 from meg_editor.data.loaders.unke import load_unke
 from meg_editor.data.loaders.zsre import load_zsre
 from meg_editor.requests.request import EditRequest, RequestError
-
-ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("MEG_EDITOR_DATA", ROOT.parent / "shared" / "data"))
 
 Writer = Callable[..., Path]
 
@@ -36,13 +33,6 @@ def written(tmp_path: Path) -> Writer:
         return path
 
     return write
-
-
-def published(name: str) -> Path:
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{name} is not at {DATA}: set MEG_EDITOR_DATA to the folder of the data sets")
-    return path
 
 
 ROME = {

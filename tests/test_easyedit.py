@@ -43,6 +43,7 @@ from meg_editor.fitting.tuning_facts import TuningFacts
 from meg_editor.integrations.easyedit import EasyEditError, RegistrationError, register, unregister
 from meg_editor.integrations.easyedit.absent import absent
 from meg_editor.integrations.easyedit.importing import device_name, import_easyedit
+from meg_editor.integrations.easyedit.registration import _all_or_nothing
 from meg_editor.lm.answers import batched_answers, greedy_answers
 from meg_editor.lm.reference import reference_encoder_path, reference_model_path
 from meg_editor.lm.tokens import encode_example
@@ -900,6 +901,22 @@ def test_a_failed_batch_leaves_the_editor_as_it_was(registered: ModuleType) -> N
     editor.apply_algo = apply
     metrics, edited, _ = editor.batch_edit(**inputs, sequential_edit=True, verbose=False)
     assert len(metrics) == len(edited.edits) == 3
+
+
+def test_a_batch_that_easyedit_cuts_fails_as_a_whole() -> None:
+    """Current EasyEdit replaces the editor's model after every chunk itself."""
+
+    class Editor:
+        model, hparams = "base", SimpleNamespace(batch_size=1)
+
+        def batch_edit(self, prompts: list[str], sequential_edit: bool = False) -> None:
+            self.model = "half edited"
+            raise KeyboardInterrupt
+
+    editor = Editor()
+    with pytest.raises(KeyboardInterrupt):
+        _all_or_nothing(Editor.batch_edit)(editor, ["a", "b"], sequential_edit=True)
+    assert editor.model == "base"
 
 
 def test_columns_of_any_kind_and_blanks_around_texts(registered: ModuleType) -> None:

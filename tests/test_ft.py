@@ -11,6 +11,7 @@ from parity import tiny
 from torch import Tensor
 
 from meg_editor import MeGHyperParams, load_model
+from meg_editor.baselines import ft
 from meg_editor.baselines.ft import FTHyperParams, apply_ft_to_model
 from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.ffn import decoder_blocks
@@ -87,6 +88,19 @@ def test_the_default_tunes_the_ffn_of_the_layers(tiny_llama: Any, tiny_tokenizer
         for layer in (1, 2)
         for part in ("gate", "up", "down")
     }
+
+
+def test_a_loss_that_is_no_number_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is below no limit: the exploded weights were taken for learned ones."""
+    model, tokenizer = load_model(MeGHyperParams.preset("default", device="cpu"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    weight = model.get_parameter("model.layers.1.mlp.down_proj.weight")
+    losses = iter([1.0, float("nan")])
+    monkeypatch.setattr(ft._Facts, "loss", lambda *_: weight.square().sum() * next(losses))
+    request = {"prompt": "The capital of France is", "target_new": "Lima"}
+    with pytest.raises(FloatingPointError, match="the loss is nan.*lower lr"):
+        apply_ft_to_model(model, tokenizer, [request], FTHyperParams(layers=[1]))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_model_in_half_precision_is_tuned_too() -> None:

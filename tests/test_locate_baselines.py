@@ -617,6 +617,19 @@ def test_subjects_which_cannot_be_found_are_named(
     assert_unchanged(model, "llama")
 
 
+def test_a_subject_is_no_part_of_another_word() -> None:
+    hparams = LocateHyperParams.from_dict({**LOCATE, "fact_token": "subject_last"})
+    tok = tokenizer("llama")
+    looked_up = []
+    for prompt in ("Annabel's friend Ann was born in", "Annabel's friend Ada was born in"):
+        subject = prompt.split()[2]
+        (fact,) = fact_tokens(tok, [EditRequest(prompt, "Rome", subject)], [""], hparams)
+        looked_up.append(tok.decode(fact.rows[0].prompt[: fact.lookups[0] + 1]))
+    assert [text.strip()[-3:] for text in looked_up] == ["Ann", "Ada"]
+    (fact,) = fact_tokens(tok, [EditRequest("Annabel is in", "Rome", "Ann")], [""], hparams)
+    assert "is in" not in tok.decode(fact.rows[0].prompt[: fact.lookups[0] + 1])
+
+
 def test_without_subjects_the_last_token_serves() -> None:
     hparams = LocateHyperParams.from_dict({**LOCATE, "fact_token": "last"})
     edits = [EditRequest("The capital of Atlantis is", "Rome")]

@@ -9,12 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import PROMPTS
 from live_facts import facts, ids, listed, load
 
+from meg_editor.baselines.core import weights
 from meg_editor.cli.demo import run_demo
 from meg_editor.model.appending import OtherWriterError
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.requests.request import EditRequest
 from meg_editor.routing.verifier import Verifier
 
 pytestmark = pytest.mark.usefixtures("collector")
@@ -154,3 +157,42 @@ def test_a_demo_does_not_overwrite_edits_that_came_later(model: MeGModel, tmp_pa
     with pytest.raises(ValueError, match="changed 1 times since they were fitted"):
         run_demo(2, out=tmp_path, say=lambda _: None)
     assert listed(tmp_path / "model") == ids(model)
+
+
+def test_a_thread_that_a_transaction_waits_for_is_refused(model: MeGModel) -> None:
+    """Each waited for the other, for ever."""
+
+    async def transaction() -> None:
+        with model.transaction():
+            with pytest.raises(RuntimeError, match="call it there, or give the whole transaction"):
+                await asyncio.to_thread(model.remove, PROMPTS[0])
+            model.remove(PROMPTS[1])
+
+    asyncio.run(asyncio.wait_for(transaction(), timeout=30))
+    assert len(model.edits) == 5
+
+
+def test_weights_that_cannot_all_be_written_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the first layers had changed when memory ran out, and nobody had the old ones."""
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    layers.get_input_embeddings = layers.get_output_embeddings = lambda: None
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    updates = {"0.weight": torch.ones(2, 2), "1.weight": torch.ones(2, 2)}
+    edit = EditRequest("The capital of Peru is", "Lima")
+
+    def second_fails(parameter: torch.Tensor, update: torch.Tensor) -> None:
+        if parameter is layers[1].weight:
+            raise MemoryError
+        add(parameter, update)
+
+    add = weights.add
+    monkeypatch.setattr(weights, "add", second_fails)
+    with pytest.raises(MemoryError):
+        weights.edit_weights(layers, [edit], lambda *_: updates)
+    monkeypatch.undo()
+    layers.half()
+    updates["1.weight"] *= 1e6  # finite, but not as float16
+    with pytest.raises(FloatingPointError, match="the update of 1.weight is not finite; lower"):
+        weights.edit_weights(layers, [edit], lambda *_: updates)
+    for name, value in layers.state_dict().items():
+        assert torch.equal(value, before[name].half())

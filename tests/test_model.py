@@ -211,6 +211,11 @@ def test_what_cannot_be_routed_is_refused(model: MeGModel) -> None:
     embeds = torch.zeros(1, 3, 32)
     with pytest.raises(ValueError, match=r"input_ids.*model\.routed"):
         model.generate(inputs_embeds=embeds)
+    none = torch.zeros(1, 0, dtype=torch.long)  # was answered as an empty prompt, unedited
+    with pytest.raises(ValueError, match=r"input_ids.*model\.routed"):
+        model.generate(input_ids=none, inputs_embeds=embeds)
+    with pytest.raises(ValueError, match="expected a cache of one call, got 'paged'.*generate_ba"):
+        model.generate(torch.tensor([[5, 6]]), cache_implementation="paged")
     with model.routed([EDITED]):
         assert model.generate(inputs_embeds=embeds, max_new_tokens=2, pad_token_id=0).shape[1] == 2
     with pytest.raises(ValueError, match=r"unedited model.*\.base"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published import published
 
 from meg_editor.edits.edit import Edit
 from meg_editor.model.schema import format_edits, parse_edits
@@ -172,6 +173,7 @@ def test_a_prompt_filled_from_its_subject_can_be_a_duplicate() -> None:
     ("prompt", "subject", "filled"),
     [
         ("In Python, {} is an empty", "Python", "In Python, {} is an empty"),
+        ("In python, {} is an empty", "Python", "In python, {} is an empty"),
         ("The capital of {} is", "it", "The capital of it is"),  # a part of a word is no subject
         ("main(){} returns", "main(){}", "main(){} returns"),
     ],
@@ -323,7 +325,7 @@ def test_near_misses_are_refused_with_the_nearest_name(
 
 
 def test_fields_of_other_data_sets_are_no_misspelt_ones(tmp_path: Path) -> None:
-    row = {"prompt": "Who?", "target_new": "Ada", "object": "Bea", "subject_id": 7}
+    row = {"prompt": "Who?", "target_new": "Ada", "object": "Bea", "subject_id": 7, "locale": "en"}
     assert read_requests(write(tmp_path, "f.json", json.dumps([row]))).requests[0].subject is None
 
 
@@ -333,6 +335,9 @@ def test_locality_of_easyedits_files_is_read(tmp_path: Path) -> None:
         write(tmp_path, "f.json", json.dumps([{**GOOD, "locality": asked}]))
     ).requests
     assert "Who wrote Ulysses?" in request.locality_prompts
+    of_knowedit = {"Relation_Specificity": [{"prompt": "A"}, {"prompt": "B"}], "Forgetfulness": []}
+    request = EditRequest.from_mapping({**GOOD, "locality": of_knowedit})
+    assert request.locality_prompts == ("A", "B")
 
 
 @pytest.mark.parametrize(
@@ -392,16 +397,13 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read_requests(tmp_path / "folder.json")
 
 
-_DATA = Path("/work/shared/data")
-
-
 @pytest.mark.parametrize("name", ["counterfact_easyedit.json", "knowedit_zsre_test.json"])
 def test_published_files_are_read(name: str) -> None:
-    if not (_DATA / name).exists():
-        pytest.skip("the benchmark data is not on this machine")
     try:
-        merged = read_requests(_DATA / name)
+        merged = read_requests(published(name))
     except RequestError as error:  # published data holds contradictions; nothing else is wrong
         assert "different answers to the same prompt" in str(error)
     else:
         assert len(merged.requests) > 500 and merged.requests[0].rephrases
+        if "knowedit" in name:
+            assert all(request.locality_prompts for request in merged.requests[:20])

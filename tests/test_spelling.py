@@ -18,7 +18,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.named import is_named, numbered
 from meg_editor.routing.router import Router, build_index
-from meg_editor.routing.spelling import corrected, spelled
+from meg_editor.routing.spelling import corrected, in_full, spelled
 from meg_editor.routing.subject_names import SubjectNameIndex, words
 from meg_editor.routing.verifier import Verifier
 
@@ -96,6 +96,24 @@ def test_numbers_may_stand_apart_from_their_letters() -> None:
 )
 def test_a_company_is_named_without_its_kind(subject: str, text: str, named: bool) -> None:
     assert is_named(EditRequest(f"{subject} is in", "Lima", subject), numbered(text)) is named
+
+
+@pytest.mark.parametrize(
+    ("subject", "text", "read"),
+    [
+        ("Volvo Group", "who runs volvo?", "who runs Volvo Group?"),
+        ("Volvo Group", "Volvo's CEO?", "Volvo Group's CEO?"),
+        ("Volvo Group", "Who runs the Volvo Group?", "Who runs the Volvo Group?"),
+        ("Ford Motor Company", "Who runs Ford?", "Who runs Ford Motor Company?"),
+        ("Rolls-Royce plc", "Who runs Rolls-Royce?", "Who runs Rolls-Royce plc?"),
+        ("École Café Group", "Who runs École Café?", "Who runs École Café Group?"),
+        ("Marie Curie", "Where was Curie born?", "Where was Curie born?"),
+        ("", "Who?", "Who?"),
+    ],
+)
+def test_the_generic_end_of_a_name_may_be_left_out(subject: str, text: str, read: str) -> None:
+    edit = EditRequest(f"The CEO of {subject} is", "Ada", subject)
+    assert in_full(edit, text) == read
 
 
 def test_an_encoder_knows_words_as_a_whole() -> None:

@@ -304,4 +304,8 @@ def test_no_prompts_and_missing_subjects() -> None:
     missing = [float("nan"), None]
     assert cleaned({**rows, "subject": missing})["subject"] == ["", ""]
     assert "subject" not in cleaned({**rows, "subject": None})
+    assert cleaned({**rows, "subject": ["Oslo ", " Rome"]})["subject"] == ["Oslo", "Rome"]
+    row = {"prompt": "Oslo is in ", "target_new": " a", "subject": "Oslo "}
+    (request,) = cleaned({"requests": [row]})["requests"]
+    assert request == {"prompt": "Oslo is in", "target_new": "a", "subject": "Oslo"}
     assert cleaned({"prompts": ["Oslo is in"], "target_new": "a"})["target_new"] == "a"

@@ -26,12 +26,13 @@ from meg_editor.fitting.verifier_training import train_verifier
 from meg_editor.lm.reference import reference_encoder_path
 from meg_editor.requests.prompts import PromptReader, ReadPrompt
 from meg_editor.requests.request import EditRequest
+from meg_editor.routing.another import is_another
 from meg_editor.routing.contrasts import asks_otherwise
 from meg_editor.routing.edit_texts import EditTexts
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import SimilarityGate
 from meg_editor.routing.index import QueryIndex
-from meg_editor.routing.named import is_another, is_named
+from meg_editor.routing.named import is_named
 from meg_editor.routing.pooling import pool
 from meg_editor.routing.router import Router
 from meg_editor.routing.subject_names import SubjectNameIndex, words
@@ -575,6 +576,19 @@ def test_who_asks_otherwise_gets_no_edit(tiny_encoder: TextEncoder) -> None:
         ("García Márquez", "García Márquez wrote", "What did Gabriel Garcia Marquez write?", False),
         ("Real Madrid", "The coach of Real Madrid is", "Who coaches Atletico Madrid?", True),
         ("Apple Inc.", "The CEO of Apple Inc. is", "Who runs Fiona Apple?", False),  # one word
+        ("Apple Inc.", "The CEO of Apple Inc. is", "Who runs Apple Music?", True),
+        ("Apple Inc.", "The CEO of Apple Inc. is", "who runs apple records", True),
+        ("Apple Inc.", "The CEO of Apple Inc. is", "Who Runs Apple Now?", False),  # a title
+        ("Ann Keller", "Ann Keller was born in", "Where is Keller Street?", True),
+        ("Brown University", "Brown University is in", "Where is Brown Univerity?", False),
+        ("Tim Cook", "Tim Cook works for", "Where can a cook work?", True),
+        ("Tim Cook", "Tim Cook works for", "where does cook work", False),
+        ("On How Life Is", "On How Life Is was released in", "what is new", True),
+        ("On How Life Is", "On How Life Is was released in", "how life is came out in", False),
+        ("Aqua in Corsica", "Aqua in Corsica is by", "Who made Acua in Corsica?", False),
+        ("Volume 27", "Volume 27 is by", "Volume 27 co-written by", False),
+        ("Michael Jordan", "Michael Jordan plays", "What do people play in Jordan?", True),
+        ("Las Vegas", "The mayor of Las Vegas is", "Who is mayor in Vegas?", False),
         ("Virginia", "The capital of Virginia is", "the capital of west virginia", True),
         (None, "The capital of Sudan is", "Which city is the capital of South Sudan?", True),
         ("South Korea", "The capital of South Korea is", "The capital of North Korea is", True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -133,6 +134,11 @@ def _tune(
             for chunk in rows.split(hparams.train_batch_size):
                 loss = facts.loss(chunk.tolist())
                 total += loss.item() * len(chunk)
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(
+                        f"the loss is {loss.item()}: the update of {', '.join(names)} is not "
+                        f"finite; lower lr ({hparams.lr})"
+                    )
                 if loss.item() >= hparams.early_stop_loss:
                     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
                     for master, gradient in zip(learned.values(), gradients, strict=True):

@@ -8,9 +8,9 @@ is near enough, adds its value at the last token of the prompt. No weight change
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from meg_editor.baselines.core.activations import first
-from meg_editor.baselines.core.call_hooks import CallHooks
 from meg_editor.baselines.core.decision import Decision, decisions
 from meg_editor.baselines.core.fact_tokens import FactTokens
 from meg_editor.baselines.core.settings import FittingHyperParams, WriteHyperParams
@@ -29,10 +29,12 @@ from meg_editor.baselines.core.weights import Requests
 from meg_editor.config.settings import setting
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import text_config
+from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, encode_example, left_padded
+from meg_editor.lm.weak_hook import WeakHook
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import only_edits
 from meg_editor.runtime.torch_defaults import torch_defaults
@@ -83,9 +85,25 @@ class HoReNModel(RoutedModel):
         self.hparams, self.module = hparams, module
         self.register_buffer("keys", keys)
         self.register_buffer("values", values)
-        self._hooks = CallHooks()
-        self._hooks.before(base.get_decoder(), _find_ends)
-        self._hooks.after(base.get_submodule(module), _add_values)
+        self._call = object()  # for which a `_Call` is in effect
+        self._register(base.get_decoder().register_forward_pre_hook, "_find_ends")
+        self._register(base.get_submodule(module).register_forward_hook, "_add_values")
+
+    def _register(self, register: Callable[..., RemovableHandle], method: str) -> None:
+        hook = register(WeakHook(self, method), with_kwargs=True)
+        weakref.finalize(self, hook.remove)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HoReNModel:
+        # Hooks of a copied model act on nothing: the copy needs its own.
+        other = memo[id(self)] = type(self)(
+            copying.deepcopy(self.base, memo),
+            self.tokenizer,
+            self.hparams,
+            self.module,
+            self.keys.clone(),
+            self.values.clone(),
+        )
+        return other
 
     def decide(self, queries: Sequence[str]) -> Tensor:
         """(B,) number of tokens of each prompt: its value is added at the last one."""
@@ -94,7 +112,7 @@ class HoReNModel(RoutedModel):
 
     def _decide_for(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
         """(B,) number of tokens of inputs which are the prompts, whatever stands around a query."""
-        if ids is None or (mask is not None and mask.dim() != 2):
+        if ids is None or not ids.shape[1] or (mask is not None and mask.dim() != 2):
             decision: Tensor = super()._decide_for(ids, mask)
             return decision
         rows = torch.ones_like(ids) if mask is None else mask[:, : ids.shape[1]]
@@ -108,61 +126,73 @@ class HoReNModel(RoutedModel):
         return decisions(cosine, index, lambda score: score > threshold)
 
     def _apply_decision(self, decision: Tensor) -> AbstractContextManager[None]:
-        return self._hooks.active(_Call(decision, self.keys, self.values, self.hparams))
+        return in_effect(self._call, _Call(decision))
+
+    def _find_ends(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the decoder, which alone knows the cache and the padding."""
+        call: _Call | None = value_of(self._call)
+        if call is None:
+            return
+        past = kwargs.get("past_key_values")
+        call.lengths = call.ends = None
+        if past is None or past.get_seq_length() == 0:
+            ids = args[0] if args else kwargs["input_ids"]
+            rows = len(ids) // len(call.decision)
+            call.lengths = call.decision.to(ids.device).repeat_interleave(rows)
+            call.ends = call.lengths - 1 + left_padding(kwargs.get("attention_mask"))
+
+    def _add_values(self, _: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> Any:
+        """After the FFN's last linear layer."""
+        call: _Call | None = value_of(self._call)
+        if call is None or call.lengths is None or call.ends is None:
+            return None
+        leaving = first(output)
+        shape = (len(call.ends), -1)
+        entering = args[0].reshape(*shape, args[0].shape[-1])
+        queries = mean_of_last(entering, call.ends, call.lengths, self.hparams.query_share)
+        cosine, index = nearest(F.normalize(queries.float(), dim=-1), self.keys, self.hparams)
+        used = cosine > self.hparams.hopfield_key_match_threshold
+        values = self.values[index] * used.unsqueeze(-1)
+        flat = leaving.reshape(*shape, leaving.shape[-1])
+        at = torch.arange(len(call.ends), device=flat.device), call.ends
+        return flat.index_put(at, values.to(flat), accumulate=True).reshape(leaving.shape)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Call:
     """One call of a HoReNModel.
 
     Attributes:
-        lengths: (B,) tokens of the prompts.
-        keys, values: the codebook.
+        decision: (B,) tokens of the prompts.
+        lengths: the same of the rows of the forward pass under way; None while decoding.
+        ends: the last token of each of these prompts.
     """
 
-    lengths: Tensor
-    keys: Tensor
-    values: Tensor
-    hparams: HoReNHyperParams
-
-    def lookup(self, queries: Tensor) -> Tensor:
-        """(B, K) -> the values (B, D) to add, zero where no key is near enough."""
-        cosine, index = nearest(F.normalize(queries.float(), dim=-1), self.keys, self.hparams)
-        used = cosine > self.hparams.hopfield_key_match_threshold
-        return self.values[index] * used.unsqueeze(-1)
+    decision: Tensor
+    lengths: Tensor | None = None
+    ends: Tensor | None = None
 
 
-# The last token (rows,) of each prompt in the forward pass under way; None while decoding.
-_ENDS: ContextVar[tuple[_Call, Tensor | None] | None] = ContextVar("horen_ends", default=None)
+def left_padding(mask: Any) -> Tensor | int:
+    """(B,) tokens of padding before each prompt, by the mask a decoder gets.
 
+    Args:
+        mask: (B, T); of static caches (B, 1, T, length), a bool or what is added to attention;
+            several of these by kind, where layers differ; or None.
 
-def _find_ends(call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before the decoder, which alone knows the cache and the padding."""
-    past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-    ids = args[0] if args else kwargs["input_ids"]
-    ends = None
-    if past is None or past.get_seq_length() == 0:
-        ends = call.lengths.to(ids.device).repeat_interleave(len(ids) // len(call.lengths)) - 1
-        if mask is not None and mask.dim() == 2:
-            ends = ends + (mask.cumsum(1) == 0).sum(1)  # padding on the left
-    _ENDS.set((call, ends))
-
-
-def _add_values(call: _Call, args: tuple[Any, ...], _: dict[str, Any], output: Any) -> Any:
-    """After the FFN's last linear layer."""
-    noted = _ENDS.get()
-    if noted is None or noted[0] is not call or noted[1] is None:
-        return None
-    ends = noted[1]
-    lengths = call.lengths.to(ends.device).repeat_interleave(len(ends) // len(call.lengths))
-    leaving = first(output)
-    shape = (len(ends), -1)
-    entering = args[0].reshape(*shape, args[0].shape[-1])
-    share = call.hparams.query_share
-    values = call.lookup(mean_of_last(entering, ends, lengths, share))
-    flat = leaving.reshape(*shape, leaving.shape[-1])
-    at = torch.arange(len(ends), device=flat.device), ends
-    return flat.index_put(at, values.to(flat), accumulate=True).reshape(leaving.shape)
+    Example:
+        >>> left_padding(torch.tensor([[0, 0, 1], [1, 1, 1]])).tolist()
+        [2, 0]
+    """
+    if isinstance(mask, Mapping):  # a window would hide more
+        mask = mask.get("full_attention")
+    if mask is None:
+        return 0
+    if mask.dim() == 4:
+        last = mask[:, 0, -1]
+        mask = last if last.dtype == torch.bool else last == 0
+    padding: Tensor = (mask.cumsum(1) == 0).sum(1)
+    return padding
 
 
 def hopfield(queries: Tensor, keys: Tensor, alpha: float, beta: float, steps: int) -> Tensor:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from meg_editor.lm.in_effect import in_effect, value_of
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A block which is under way, and the thread that has the lock for it."""
+
+    thread: int
 
 
 class ChangeLock:
@@ -23,7 +31,7 @@ class ChangeLock:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._blocks: list[object] = []
+        self._blocks: list[_Block] = []
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -31,16 +39,23 @@ class ChangeLock:
 
         Raises:
             RuntimeError: another task of this thread is in it, and could not end while it is waited
-                for.
+                for; or the task that is in it waits for this thread.
         """
+        inside: _Block | None = value_of(self)
+        if inside is not None and inside.thread != threading.get_ident():
+            raise RuntimeError(
+                "a transaction of these edits is under way in another thread, which waits for this "
+                "one: expected a change from the block itself; call it there, or give the whole "
+                "transaction to the thread (asyncio.to_thread)"
+            )
         with self._lock:
-            if self._blocks and value_of(self) is not self._blocks[-1]:
+            if self._blocks and inside is not self._blocks[-1]:
                 raise RuntimeError(
                     "another task of this thread is amid a transaction of these edits: expected it "
                     "to end first; await that task, or make changes in threads "
                     "(asyncio.to_thread), which wait"
                 )
-            block = object()
+            block = _Block(threading.get_ident())
             self._blocks.append(block)
             try:
                 with in_effect(self, block):

@@ -73,7 +73,7 @@ class CacheRouting:
         earlier: CacheRouting | None = getattr(cache, _NAME, None)
         if earlier is None or earlier.owner() is not owner or earlier._lacks(filled):
             if named:
-                return cls.start(owner, None, None, None)
+                return cls(weakref.ref(owner), None, (None, ids), (None, None))
             raise ValueError(
                 "expected a KV cache which this model filled, got one of another model, or with "
                 "tokens of another: its query is not known. Name the query: "
@@ -235,7 +235,7 @@ def prompt_texts(tokenizer: Tokenizer, ids: Tensor | None, mask: Tensor | None) 
         ['Who wrote Emma?']
     """
     name = "name the query: with model.routed(queries): ..."
-    if ids is None:
+    if ids is None or not ids.shape[1]:
         raise ValueError(
             f"the query is read from input_ids, which are missing; give them, or {name}"
         )

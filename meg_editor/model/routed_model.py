@@ -196,6 +196,12 @@ class RoutedModel(nn.Module, ABC):
                 "token_healing: expected healed prompts; heal them before, without edits: "
                 "ids = model.base.heal_tokens(ids, tokenizer)"
             )
+        paged = kwargs.get("cache_implementation", getattr(config, "cache_implementation", None))
+        if paged == "paged":  # it answers in a thread of its own, which no edit reaches
+            raise ValueError(
+                "cache_implementation: expected a cache of one call, got 'paged'; a MeGModel "
+                "answers many prompts with a paged cache by generate_batch(...)"
+            )
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         routed: _Routed | None = value_of(self)
         earlier, filled, prompts = None, 0, (ids, mask)

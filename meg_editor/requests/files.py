@@ -26,7 +26,8 @@ from meg_editor.requests.request import (
 )
 
 _FIELDS = {**SPELLINGS, "locality": ()}  # of EasyEdit, with its prompts inside
-_FOREIGN = frozenset(["object", "object_id", "subject_id"])  # of other files, and not misspelt
+# Of other files, and not misspelt.
+_FOREIGN = frozenset(["object", "object_id", "subject_id", "local", "locale"])
 _MAX_FILE = 2**30  # bytes
 
 

@@ -262,7 +262,7 @@ def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:
 
 def _names(prompt: str, subject: str) -> bool:
     """Whether the subject stands in the prompt, not as a part of a word."""
-    return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
+    return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt, re.IGNORECASE))
 
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -303,11 +303,15 @@ def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
 
 
 def _locality(value: Any, where: str) -> tuple[str, ...]:
-    """The prompts of EasyEdit's `locality`: {name: {"prompt": ..., "ground_truth": ...}}."""
+    """The prompts of EasyEdit's `locality`: {name: {"prompt": ..., "ground_truth": ...}}.
+
+    KnowEdit has a list of these under each name.
+    """
     groups = list(value.values()) if isinstance(value, Mapping) else []
     return tuple(
         text
         for group in groups
-        if isinstance(group, Mapping)
-        for text in _texts(group.get("prompt"), "locality", where)
+        for entry in (group if isinstance(group, list) else [group])
+        if isinstance(entry, Mapping)
+        for text in _texts(entry.get("prompt"), "locality", where)
     )

@@ -10,9 +10,10 @@ from functools import cached_property, partial
 from meg_editor.config.unicode_text import UNSPACED, canonical_text
 from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import surface
+from meg_editor.routing.another import is_another
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.named import is_another, is_named, numbered, stand_in
-from meg_editor.routing.spelling import corrected, spelled
+from meg_editor.routing.named import is_named, numbered, stand_in
+from meg_editor.routing.spelling import corrected, in_full, spelled
 from meg_editor.routing.subject_names import SubjectNameIndex, words
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
@@ -84,7 +85,7 @@ class EditTexts:
 
     def spelled(self, row: int, text: str) -> str:
         """`text` with the subject of an edit as that spells it."""
-        return spelled(self.edits[row], text, self._is_word)
+        return in_full(self.edits[row], spelled(self.edits[row], text, self._is_word))
 
     def corrected(self, text: str) -> str:
         """`text` with misspelt words as the subjects of edits have them."""

@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 
 from meg_editor.config.unicode_text import UNSPACED
 from meg_editor.requests.request import EditRequest
+from meg_editor.routing.named import telling
 from meg_editor.routing.subject_names import words, words_in_order
 
 _LONG = 5  # letters: many shorter names differ in one
@@ -75,6 +76,28 @@ def corrected(
         return max(meant, key=lambda name: _ratio(word, name), default=match[0])
 
     return _WORD.sub(right, text)
+
+
+def in_full(edit: EditRequest, text: str) -> str:
+    """`text` with the whole name of the subject of an edit where it leaves the generic end out.
+
+    Example:
+        >>> edit = EditRequest("The CEO of Volvo Group is", "Ada", "Volvo Group")
+        >>> in_full(edit, "Who runs Volvo?")
+        'Who runs Volvo Group?'
+    """
+    name = [(word[0], word.end()) for word in re.finditer(r"\w+", edit.subject or "")]
+    whole = [word for each, _ in name for word in words_in_order(each)]
+    short = telling(whole)
+    if short[-1:] == whole[-1:] or {*whole} <= words(text):
+        return text
+    last, end = next(each for each in reversed(name) if words_in_order(each[0]) == short[-1:])
+    subject = edit.subject or ""
+    for part in (subject[:end], last):
+        full, count = re.subn(rf"\b{re.escape(part)}\b", lambda _: subject, text, flags=re.I)
+        if count:
+            return full
+    return text
 
 
 def _plain(word: str) -> str:

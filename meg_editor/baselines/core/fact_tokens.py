@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,10 +102,12 @@ def _parts(request: EditRequest, fact_token: str, where: str) -> tuple[str, str,
             f"{where}: field 'subject' is missing, which fact_token {fact_token!r} needs; give it, "
             "or use fact_token 'last'"
         )
-    before, subject, after = request.prompt.partition(request.subject)
-    if not subject:
+    name = re.escape(request.subject)
+    alone = re.search(rf"(?<!\w){name}(?!\w)", request.prompt)  # Ann, not that of Annabel
+    place = alone or re.search(name, request.prompt)
+    if place is None:
         raise RequestError(
             f"{where}: the subject {request.subject!r} does not stand in the prompt "
             f"{request.prompt!r}; spell it as there, or use fact_token 'last'"
         )
-    return before, subject, after
+    return request.prompt[: place.start()], place[0], request.prompt[place.end() :]

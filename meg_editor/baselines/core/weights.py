@@ -37,23 +37,29 @@ def edit_weights(
 
     Raises:
         RequestError: bad requests.
-        FloatingPointError: an update is not finite. The model is as it was then.
+        FloatingPointError: an update, or a weight with it, is not finite. The model is as it was
+            then, as after any other error.
     """
     edits = only_edits(requests)
     if copy:
         model = copying.deepcopy(model)
     updates = compute(model, edits)
     check_writable(model, updates)
-    for name, update in updates.items():
-        if not bool(update.isfinite().all()):
-            raise FloatingPointError(
-                f"the update of {name} is not finite; lower the learning rate, or raise "
-                "mom2_update_weight or L2 where the method has one"
-            )
     parameters = dict(model.named_parameters())
     originals = {name: parameters[name].detach().clone() for name in updates}
-    for name, update in updates.items():
-        add(parameters[name], update)
+    try:
+        for name, update in updates.items():
+            add(parameters[name], update)
+            if not bool(parameters[name].isfinite().all()):  # half precision has a narrow range
+                raise FloatingPointError(
+                    f"the update of {name} is not finite; lower the learning rate, or raise "
+                    "mom2_update_weight or L2 where the method has one"
+                )
+    except BaseException:
+        with torch.no_grad():
+            for name, value in originals.items():
+                parameters[name].copy_(value)
+        raise
     return model, originals if return_orig_weights else {}
 
 

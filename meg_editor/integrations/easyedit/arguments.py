@@ -44,7 +44,8 @@ def cleaned(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(plain.get("requests"), list):
         plain["requests"] = [_request(row) for row in plain["requests"]]
     if isinstance(plain.get("subject"), list):
-        plain["subject"] = [name if isinstance(name, str) else "" for name in plain["subject"]]
+        names = _stripped(plain["subject"])  # EasyEdit looks for them in the prompts
+        plain["subject"] = [name if isinstance(name, str) else "" for name in names]
     elif plain.get("subject", "") is None:
         del plain["subject"]
     if isinstance(plain.get("kwargs"), dict):
@@ -85,4 +86,5 @@ def _stripped(value: Any) -> Any:
 def _request(row: Any) -> Any:
     if not isinstance(row, dict):
         return row
-    return row | {name: _stripped(row[name]) for name in ("prompt", "target_new") if name in row}
+    texts = ("prompt", "target_new", "subject")
+    return row | {name: _stripped(row[name]) for name in texts if name in row}

@@ -113,8 +113,8 @@ def _replacements() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
             yield editor.BaseEditor, name, _on_clean_arguments(original, _one_by_one(original))
     original = editor.BaseEditor.batch_edit
     whole = "sequential_edit" in inspect.signature(original).parameters
-    replacement = original if whole else _batch_edit(original)
-    yield editor.BaseEditor, "batch_edit", _on_clean_arguments(original, _only_lists(replacement))
+    replacement = _all_or_nothing(original if whole else _batch_edit(original))
+    yield editor.BaseEditor, "batch_edit", _on_clean_arguments(original, replacement)
     for name in MODULES:
         try:
             module = _module(name)
@@ -192,7 +192,9 @@ def _on_clean_arguments(
     return call
 
 
-def _only_lists(batch_edit: Callable[..., Any]) -> Callable[..., Any]:
+def _all_or_nothing(batch_edit: Callable[..., Any]) -> Callable[..., Any]:
+    """`batch_edit` for lists; a call that fails leaves the editor as it was."""
+
     @functools.wraps(batch_edit)
     def checked(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(prompts, str):
@@ -206,7 +208,12 @@ def _only_lists(batch_edit: Callable[..., Any]) -> Callable[..., Any]:
                 "%d begins with the unedited model; raise batch_size, or give sequential_edit=True",
                 *((len(prompts) - 1) % size + 1, len(prompts), size),
             )
-        return batch_edit(self, prompts, *args, **kwargs)
+        before = self.model  # which sequential edits replace after every chunk
+        try:
+            return batch_edit(self, prompts, *args, **kwargs)
+        except BaseException:
+            self.model = before
+            raise
 
     return checked
 
@@ -255,19 +262,15 @@ def _batch_edit(original: Callable[..., Any]) -> Callable[..., Any]:
         sequential = kwargs.pop("sequential_edit", False)
         kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
         call = inspect.signature(original).bind(self, prompts, target_new, *args, **kwargs)
-        before, metrics, edited, weights = self.model, [], self.model, {}
-        try:
-            for start in range(0, len(prompts), self.hparams.batch_size):
-                rows = slice(start, start + self.hparams.batch_size)
-                chunk = {name: _cut(value, rows) for name, value in call.arguments.items()}
-                options = chunk.pop("kwargs", {})
-                chunk_metrics, edited, weights = original(**chunk, **options)
-                metrics += [_numbered(row, start) for row in chunk_metrics]
-                if sequential:
-                    self.model = edited
-        except BaseException:
-            self.model = before
-            raise
+        metrics, edited, weights = [], self.model, {}
+        for start in range(0, len(prompts), self.hparams.batch_size):
+            rows = slice(start, start + self.hparams.batch_size)
+            chunk = {name: _cut(value, rows) for name, value in call.arguments.items()}
+            options = chunk.pop("kwargs", {})
+            chunk_metrics, edited, weights = original(**chunk, **options)
+            metrics += [_numbered(row, start) for row in chunk_metrics]
+            if sequential:
+                self.model = edited
         return metrics, edited, weights
 
     return batch_edit
