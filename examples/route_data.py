@@ -6,7 +6,8 @@
     python examples/route_data.py --path counterfact.json --edits 1024 --tuned --held-out
 
 With so many facts edited, questions about --ask of them, in percent: prompts, also with another
-article before the subject or a letter of it wrong, and paraphrases routed to their very edit;
+article before the subject, a letter of it wrong or its last word alone, and paraphrases routed to
+their very edit;
 neighbours, negations, inverse questions and other questions about the subject routed to any edit,
 which should be none; milliseconds a question. "Same subject" takes any other relation of the data
 set, "fitting" those which such a subject has: no lake is asked for its mother tongue. Facts are
@@ -43,7 +44,7 @@ from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.verifier import Verifier
 
 NEIGHBOURS, ROWS = 3, 256
-ITS_OWN = ("prompt", "article", "misspelt", "paraphrase")
+ITS_OWN = ("prompt", "article", "misspelt", "last word", "paraphrase")
 
 
 def questions(
@@ -70,6 +71,7 @@ def questions(
         "prompt": [edit.prompt],
         "article": [other_article(edit)],
         "misspelt": misspelt(edit, random.Random(edit.prompt)),
+        "last word": last_word(edit),
         "paraphrase": list(case.paraphrases),
         "neighbour": [text for text in near if text not in edited][:NEIGHBOURS],
         **{kind: [t for t in texts if t and t not in edited] for kind, texts in traps.items()},
@@ -99,6 +101,16 @@ def misspelt(edit: EditRequest, rng: random.Random) -> list[str]:
     one, two = word[at], word[at + 1]
     wrong = rng.choice([two, one + one + two, two + one])
     return [edit.prompt.replace(word, word[:at] + wrong + word[at + 2 :], 1)]
+
+
+def last_word(edit: EditRequest) -> list[str]:
+    """An edited prompt with the last word of its subject alone; none where that has fewer than four
+    letters or is the whole name.
+    """
+    name = (edit.subject or "").split()
+    if len(name) < 2 or len(name[-1]) < 4 or not name[-1].isalpha():
+        return []
+    return [edit.prompt.replace(edit.subject or "", name[-1], 1)]
 
 
 def measure(
