@@ -10,17 +10,18 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from meg_editor.collection.collect import answers_with, collect
+from meg_editor.collection.collect import collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.evaluation.long_answers import embedding_similarity
 from meg_editor.evaluation.metrics import percent, token_accuracy
+from meg_editor.lm.answers import answers_with
 from meg_editor.lm.context import context_length
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Batch, encode_example, target_logits
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import in_template
 from meg_editor.requests.request import EditRequest
 
 _ROWS = 8
@@ -58,12 +59,9 @@ def capacity(
     Raises:
         ValueError: no fact fits into the model's context.
     """
-    reader = PromptReader(tokenizer, hparams.prompt_template)
+    prompts = {fact: in_template(hparams.prompt_template, fact.prompt) for fact in facts}
     limit = context_length(model) or 10**9
-    pairs = [
-        (fact, encode_example(tokenizer, reader.wrap(fact.prompt), fact.target_new))
-        for fact in facts
-    ]
+    pairs = [(fact, encode_example(tokenizer, prompts[fact], fact.target_new)) for fact in facts]
     pairs = [(fact, example) for fact, example in pairs if len(example) <= limit]
     if not pairs:
         raise ValueError(f"no prompt with its target fits into the model's {limit} tokens")
@@ -84,8 +82,8 @@ def capacity(
             for row in range(len(examples)):
                 at = rows == row
                 right += token_accuracy([best[at].tolist()], [targets[at].tolist()])
-    prompts = [reader.wrap(fact.prompt) for fact in chosen]
-    answers = answers_with(model, tokenizer, spec, neurons, prompts, longest, _ROWS)
+    asked = [prompts[fact] for fact in chosen]
+    answers = answers_with(model, tokenizer, spec, neurons, asked, longest, _ROWS)
     expected = [fact.target_new for fact in chosen]
     return Capacity(
         len(chosen),

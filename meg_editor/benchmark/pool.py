@@ -16,7 +16,7 @@ from meg_editor.lm.answers import batched_answers, end_tokens
 from meg_editor.lm.fingerprint import fingerprint
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import in_template
 from meg_editor.runtime.artifacts import ArtifactStore
 
 _FACTS, _LEAST = 16, 512  # to choose from: so many for each edit, and at least
@@ -42,8 +42,7 @@ def only_wrong(
     Args:
         store: has the result where the same model was asked the same before.
     """
-    reader = PromptReader(tokenizer, hparams.prompt_template)
-    prompts = [reader.wrap(case.request.prompt) for case in cases]
+    prompts = [in_template(hparams.prompt_template, case.request.prompt) for case in cases]
     targets = [case.request.target_new for case in cases]
     length = max_target_length(tokenizer, [case.request for case in cases], MAX_NEW_TOKENS)
 

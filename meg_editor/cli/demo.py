@@ -28,7 +28,7 @@ from meg_editor.lm.loading import load_model, resolve_device
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import PromptReader, in_template
 from meg_editor.runtime.artifacts import ArtifactStore
 
 PRESETS = ("default", "paper")
@@ -166,12 +166,12 @@ def before_and_after(
     edited: MeGModel, cases: Sequence[EvaluationCase], seed: int, count: int = 5
 ) -> str:
     """A table of some edits, one paraphrase each, and a neighbour that must not change."""
-    reader = PromptReader(edited.tokenizer, edited.hparams.prompt_template)
+    template = edited.hparams.prompt_template
     lines = [f"{'':12} {'question':58} {'before':22} after"]
     for case in random.Random(seed).sample(list(cases), min(count, len(cases))):
         rows = [("edited", case.request.prompt), ("paraphrase", case.paraphrases[0])]
         rows += [("neighbour", probes[0].prompt) for probes in list(case.locality.values())[:1]]
-        prompts = [reader.wrap(prompt) for _, prompt in rows]
+        prompts = [in_template(template, prompt) for _, prompt in rows]
         before = greedy_answers(edited.base, edited.tokenizer, prompts, 12)
         after = greedy_answers(edited, edited.tokenizer, prompts, 12)
         for (kind, prompt), old, new in zip(rows, before, after, strict=True):

@@ -9,7 +9,7 @@ from meg_editor.lm.answers import batched_answers, says
 from meg_editor.lm.context import context_length
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import encode_example, max_target_length
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import in_template
 from meg_editor.requests.request import EditRequest, RequestError
 
 
@@ -32,9 +32,12 @@ def check_lengths(
     """
     context = context_length(model) or hparams.max_length
     limit = min(hparams.max_length, context)
-    reader = PromptReader(tokenizer, hparams.prompt_template)
     for row, edit in enumerate(edits):
-        length = len(encode_example(tokenizer, reader.wrap(edit.prompt), edit.target_new))
+        length = len(
+            encode_example(
+                tokenizer, in_template(hparams.prompt_template, edit.prompt), edit.target_new
+            )
+        )
         if length > limit:
             raise RequestError(
                 f"request {row} ({edit.prompt[:40]!r}...): prompt and target take {length} tokens, "
@@ -55,8 +58,7 @@ def already_correct(
         >>> already_correct(*load_model(hparams), facts, hparams)
         ['The capital of France is']
     """
-    reader = PromptReader(tokenizer, hparams.prompt_template)
-    prompts = [reader.wrap(edit.prompt) for edit in edits]
+    prompts = [in_template(hparams.prompt_template, edit.prompt) for edit in edits]
     answers = batched_answers(model, tokenizer, prompts, max_target_length(tokenizer, edits))
     return [
         edit.prompt

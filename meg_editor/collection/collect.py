@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
-from meg_editor.collection.contexts import fact_contexts
-from meg_editor.collection.optimizer import Rows, optimise, row_losses
+from meg_editor.collection.contexts import contexts_that_fit
+from meg_editor.collection.optimizer import Descent, Rows, optimise, row_losses
 from meg_editor.collection.units import natural_units
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.lm.answers import batched_answers, decoded, end_tokens, says
-from meg_editor.lm.context import that_fit
+from meg_editor.lm.answers import answers_with, decoded, end_tokens, says
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import Batch, Example, encode_example
+from meg_editor.lm.tokens import Batch, Example
 from meg_editor.lm.working_copy import working_copy
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import in_template
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.memory import free_bytes, rows_within
 from meg_editor.runtime.progress import progress_bar
@@ -130,23 +130,9 @@ def collect(
     if not requests:
         return Collection.empty(spec)
     runtime = runtime or RuntimeConfig()
-    reader = PromptReader(tokenizer, hparams.prompt_template)
-    contexts = fact_contexts(
-        tokenizer,
-        [request.prompt for request in requests],
-        hparams.collection_contexts,
-        hparams.prompt_template,
-        hparams.seed,
-    )
-    examples = [
-        [encode_example(tokenizer, prompt, request.target_new) for prompt in prompts]
-        for request, prompts in zip(requests, contexts, strict=True)
-    ]
-    examples = [[rows[row] for row in that_fit(model, list(map(len, rows)))] for rows in examples]
+    contexts = contexts_that_fit(model, tokenizer, requests, hparams)
+    examples = [[example for _, example in pairs] for pairs in contexts]
     working = working_copy(model, runtime.collection_bfloat16)
-    copies = [working]
-    if working.dtype != model.dtype:
-        copies.append(working_copy(model, bfloat16=False))
     if hparams.collection_optimizer == "scaled":
         units = natural_units(working, spec, [rows[0] for rows in examples])
     else:
@@ -155,53 +141,17 @@ def collect(
     neurons = (start * units).repeat(len(requests), 1)
     success = torch.zeros(len(requests), dtype=torch.bool)
     steps = torch.zeros(len(requests), dtype=torch.long)
-    longest = max(len(row.target) for rows in examples for row in rows)
-    said = _said_when_converged(
-        model, tokenizer, requests, [list(rows[0].target) for rows in examples]
-    )
-    prompts = [reader.wrap(request.prompt) for request in requests]
-    unlearned = list(range(len(requests)))
-    any_finite = False
-    with ExitStack() as stack:
-        hooks = [stack.enter_context(NeuronHook(copy, spec)) for copy in copies]
-        rows = _rows_at_once(copies[-1], hooks[-1], start, examples, runtime)
-        # Out of memory all the same: it restarts with fewer rows.
-        fitting = find_executable_batch_size(optimise, starting_batch_size=rows)
+    is_right = partial(_learned, model, tokenizer, spec, requests, examples, hparams)
+    unlearned, any_finite = list(range(len(requests))), False
+    with _descents(model, working, spec, examples, start, units, hparams, runtime) as descend:
         for attempt in range(1 + retries):
-            attempted = torch.tensor(unlearned)
-            starts = start
-            for copy, hook, what in zip(copies, hooks, ("collection", "check"), strict=False):
-                with progress_bar(range(len(unlearned)), what, "fact") as bar:
-                    descent = fitting(
-                        copy,
-                        hook,
-                        starts,
-                        [examples[fact] for fact in unlearned],
-                        hparams.collection_lr / 2**attempt,
-                        hparams.collection_steps * 2**attempt,
-                        hparams,
-                        units,
-                        bar.update,
-                    )
-                starts = descent.neurons / units
-                steps[attempted] += descent.steps
+            facts = torch.tensor(unlearned)
+            descent = descend(unlearned, attempt)
             finite = descent.neurons.isfinite().all(1)
             any_finite = any_finite or bool(finite.any())
-            learned = descent.converged & finite & said[attempted]  # these need not be asked
-            unconverged = (finite & ~learned).nonzero().flatten().tolist()
-            facts = [unlearned[row] for row in unconverged]
-            answers = answers_with(
-                model,
-                tokenizer,
-                spec,
-                descent.neurons[unconverged],
-                [prompts[fact] for fact in facts],
-                longest,
-            )
-            for row, fact, answer in zip(unconverged, facts, answers, strict=True):
-                learned[row] = says(answer, requests[fact].target_new)
-            neurons[attempted[finite]] = descent.neurons[finite]
-            success[attempted] = learned
+            neurons[facts[finite]] = descent.neurons[finite]
+            steps[facts] += descent.steps
+            success[facts] = is_right(unlearned, descent)
             unlearned = [fact for fact in unlearned if not success[fact]]
             if not unlearned:
                 break
@@ -213,6 +163,81 @@ def collect(
     neurons = spec.in_half_range(neurons)
     success &= neurons.half().isfinite().all(1)
     return Collection(neurons, success, steps)
+
+
+@contextmanager
+def _descents(
+    model: CausalLM,
+    working: CausalLM,
+    spec: NeuronSpec,
+    examples: Sequence[Sequence[Example]],
+    start: Tensor,
+    units: Tensor,
+    hparams: MeGHyperParams,
+    runtime: RuntimeConfig,
+) -> Iterator[Callable[[list[int], int], Descent]]:
+    """Within the block: descents on some of N facts (their indices, the number of the attempt).
+
+    They go down on the working copy, and from there in the model's own precision where that is
+    another one.
+    """
+    copies = [working]
+    if working.dtype != model.dtype:
+        copies.append(working_copy(model, bfloat16=False))
+    with ExitStack() as stack:
+        hooks = [stack.enter_context(NeuronHook(copy, spec)) for copy in copies]
+        rows = _rows_at_once(copies[-1], hooks[-1], start, examples, runtime)
+        # Out of memory all the same: it restarts with fewer rows.
+        fitting = find_executable_batch_size(optimise, starting_batch_size=rows)
+
+        def descend(facts: list[int], attempt: int) -> Descent:
+            starts, steps = start, torch.zeros(len(facts), dtype=torch.long)
+            descent: Descent
+            for copy, hook, what in zip(copies, hooks, ("collection", "check"), strict=False):
+                with progress_bar(range(len(facts)), what, "fact") as bar:
+                    descent = fitting(
+                        copy,
+                        hook,
+                        starts,
+                        [examples[fact] for fact in facts],
+                        hparams.collection_lr / 2**attempt,
+                        hparams.collection_steps * 2**attempt,
+                        hparams,
+                        units,
+                        bar.update,
+                    )
+                starts, steps = descent.neurons / units, steps + descent.steps
+            return replace(descent, steps=steps)
+
+        yield descend
+
+
+def _learned(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    spec: NeuronSpec,
+    requests: Sequence[EditRequest],
+    examples: Sequence[Sequence[Example]],
+    hparams: MeGHyperParams,
+    facts: Sequence[int],
+    descent: Descent,
+) -> Tensor:
+    """(M,) bool: whether the greedy answer of each of these facts is its target now.
+
+    Facts that have converged are not asked, where that says it.
+    """
+    requests = [requests[fact] for fact in facts]
+    targets = [examples[fact][0].target for fact in facts]
+    said = _said_when_converged(model, tokenizer, requests, [list(row) for row in targets])
+    finite = descent.neurons.isfinite().all(1)
+    learned = descent.converged & finite & said
+    unsure = (finite & ~learned).nonzero().flatten().tolist()
+    prompts = [in_template(hparams.prompt_template, requests[row].prompt) for row in unsure]
+    longest = max(len(row.target) for rows in examples for row in rows)
+    answers = answers_with(model, tokenizer, spec, descent.neurons[unsure], prompts, longest)
+    for row, answer in zip(unsure, answers, strict=True):
+        learned[row] = says(answer, requests[row].target_new)
+    return learned
 
 
 def _said_when_converged(
@@ -264,25 +289,3 @@ def _rows_at_once(
     budget = runtime.collection_memory * free_bytes(device)
     fitting = rows_within(budget, forward, 1, model.parameters())
     return min(fitting, _MAX_ROWS.get(device.type, 4096))
-
-
-def answers_with(
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    spec: NeuronSpec,
-    neurons: Tensor,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    rows: int = 256,
-) -> list[str]:
-    """Greedy answers to B prompts, row i with neuron i of `neurons` (B, P); `rows` at once."""
-    neurons = neurons.to(input_device(model))
-    with NeuronHook(model, spec) as hook:
-        return batched_answers(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens,
-            lambda chunk: hook.attached(neurons[chunk]),
-            rows,
-        )

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.lm.chat import in_chat
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.lm.context import that_fit
+from meg_editor.lm.protocols import CausalLM
+from meg_editor.lm.tokens import Example, encode_example
+from meg_editor.requests.prompts import in_template
+from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import canonical
 
 _MARK = "§question§"
@@ -54,7 +60,7 @@ def fact_contexts(
         [['The capital of France is', 'The meeting was put off. The capital of France is']]
     """
     rng = random.Random(seed)
-    wrap = PromptReader(tokenizer, template).wrap
+    wrap = partial(in_template, template)
     # Few prompts are no choice of texts to stand before one of them.
     others = [*prompts, *(_OTHERS if len(prompts) < len(_OTHERS) else ())]
     beginnings = [" ".join(prompt.split()[:5]).rstrip("?.,") for prompt in others]
@@ -92,6 +98,37 @@ def fact_contexts(
         [wrap(prompt), *(kinds[n % len(kinds)](prompt) for n in range(count - 1))]
         for prompt in prompts
     ]
+
+
+def contexts_that_fit(
+    model: CausalLM, tokenizer: Any, requests: Sequence[EditRequest], hparams: MeGHyperParams
+) -> list[list[tuple[str, Example]]]:
+    """The contexts of each of N facts that are not too long for the model, with its target there.
+
+    Args:
+        hparams: `collection_contexts`, `prompt_template` and `seed`.
+
+    Example:
+        >>> from meg_editor import load_model
+        >>> hparams = MeGHyperParams.preset("default", device="cpu")
+        >>> model, tokenizer = load_model(hparams)
+        >>> facts = [EditRequest("The capital of France is", "Lima")]
+        >>> [prompt for prompt, _ in contexts_that_fit(model, tokenizer, facts, hparams)[0]][:1]
+        ['The capital of France is']
+    """
+    contexts = fact_contexts(
+        tokenizer,
+        [request.prompt for request in requests],
+        hparams.collection_contexts,
+        hparams.prompt_template,
+        hparams.seed,
+    )
+    examples = []
+    for request, prompts in zip(requests, contexts, strict=True):
+        rows = [(text, encode_example(tokenizer, text, request.target_new)) for text in prompts]
+        fitting = that_fit(model, [len(example) for _, example in rows])
+        examples.append([rows[row] for row in fitting])
+    return examples
 
 
 def retyped(prompt: str) -> str:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meg_editor.collection.collect import Collection, answers_with, collect
+from meg_editor.collection.collect import Collection, collect
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.lm.answers import says
+from meg_editor.lm.answers import answers_with, says
 from meg_editor.lm.neuron import NeuronSpec, usable_layers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import in_template
 from meg_editor.requests.request import EditRequest
 
 
@@ -95,12 +95,11 @@ def _generality(
     neurons: Tensor,
     hparams: MeGHyperParams,
 ) -> float | None:
-    reader = PromptReader(tokenizer, hparams.prompt_template)
     paraphrases = [(index, p) for index, request in enumerate(requests) for p in request.rephrases]
     if not paraphrases:
         return None
     neurons = neurons[[index for index, _ in paraphrases]]
-    prompts = [reader.wrap(prompt) for _, prompt in paraphrases]
+    prompts = [in_template(hparams.prompt_template, prompt) for _, prompt in paraphrases]
     longest = max_target_length(tokenizer, requests)
     answers = answers_with(model, tokenizer, spec, neurons, prompts, longest)
     right = sum(

@@ -7,13 +7,12 @@ from unicodedata import normalize
 
 from torch import Tensor
 
-from meg_editor.collection.collect import answers_with
-from meg_editor.collection.contexts import fact_contexts
+from meg_editor.collection.contexts import contexts_that_fit
 from meg_editor.config.hparams import MeGHyperParams
-from meg_editor.lm.context import that_fit
+from meg_editor.lm.answers import answers_with
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import encode_example, max_target_length
+from meg_editor.lm.tokens import max_target_length
 from meg_editor.requests.request import EditRequest
 
 
@@ -41,17 +40,9 @@ def rightness(
         2
     """
     prompts = []
-    for edit in edits:
-        (contexts,) = fact_contexts(  # of each alone: the same whatever it is asked with
-            tokenizer,
-            [edit.prompt],
-            hparams.collection_contexts,
-            hparams.prompt_template,
-            hparams.seed,
-        )
-        texts = list(dict.fromkeys(contexts))
-        lengths = [len(encode_example(tokenizer, text, edit.target_new)) for text in texts]
-        prompts.append([texts[row] for row in that_fit(model, lengths)])
+    for edit in edits:  # each alone: the same whatever it is asked with
+        (contexts,) = contexts_that_fit(model, tokenizer, [edit], hparams)
+        prompts.append(list(dict.fromkeys(text for text, _ in contexts)))
     owner = [row for row, texts in enumerate(prompts) for _ in texts]
     answers = answers_with(
         model,

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meg_editor.collection.collect import Collection, answers_with
+from meg_editor.collection.collect import Collection
 from meg_editor.fitting.context import FitContext
 from meg_editor.fitting.stage import Stage, tensor_key
 from meg_editor.fitting.tuning_facts import tokens_of
 from meg_editor.generators import GENERATORS, FittableGenerator
 from meg_editor.generators.auto import bank_bytes, dit_bytes, smallest
-from meg_editor.lm.answers import says
+from meg_editor.lm.answers import answers_with, says
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.tokens import max_target_length
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import in_template
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.runtime.artifacts import Artifact, Tensors
 
@@ -129,7 +129,7 @@ class GeneratorStage(Stage):
         c = self.context
         generator = self._build("dit")
         generator.load_state_dict(tensors)
-        reader = PromptReader(c.tokenizer, self.hparams.prompt_template)
+        template = self.hparams.prompt_template
         rows = self.collection.success.nonzero().flatten().tolist()
         if not rows:
             return 0
@@ -138,7 +138,7 @@ class GeneratorStage(Stage):
             c.tokenizer,
             c.spec,
             torch.cat([generator.generate(part) for part in self.anchors[rows].split(_ROWS)]),
-            [reader.wrap(c.edits[row].prompt) for row in rows],
+            [in_template(template, c.edits[row].prompt) for row in rows],
             max_target_length(c.tokenizer, c.edits),
         )
         return sum(

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meg_editor.collection.collect import answers_with, collect
+from meg_editor.collection.collect import collect
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.fitting.context import FitContext
-from meg_editor.lm.answers import batched_answers
+from meg_editor.lm.answers import answers_with, batched_answers
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.tokens import max_target_length
-from meg_editor.requests.prompts import PromptReader
+from meg_editor.requests.prompts import in_template
 from meg_editor.requests.request import EditRequest
 
 _ANSWER_TOKENS = 12  # at least: what begins alike for so long counts as unchanged
@@ -85,7 +85,7 @@ class JudgeByAnswers(Judge):
         neurons: Tensor,
     ) -> None:
         self.context = context
-        self.reader = PromptReader(context.tokenizer, hparams.prompt_template)
+        self.template = hparams.prompt_template
         self.length = max_target_length(context.tokenizer, context.calibration, _ANSWER_TOKENS)
         facts = with_new_targets(facts, self._answers([fact.prompt for fact in facts]))
         self.targets = [""] * len(neurons) + [fact.target_new for fact in facts]
@@ -115,7 +115,7 @@ class JudgeByAnswers(Judge):
 
     def _answers(self, texts: Sequence[str], neurons: Tensor | None = None) -> list[str]:
         c = self.context
-        prompts = [self.reader.wrap(text) for text in texts]
+        prompts = [in_template(self.template, text) for text in texts]
         if neurons is None:
             return batched_answers(c.model, c.tokenizer, prompts, self.length)
         return answers_with(c.model, c.tokenizer, c.spec, neurons, prompts, self.length)

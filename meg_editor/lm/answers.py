@@ -9,8 +9,11 @@ from typing import Any
 from unicodedata import normalize
 
 import torch
+from torch import Tensor
 
 from meg_editor.lm.devices import input_device
+from meg_editor.lm.neuron import NeuronSpec
+from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, left_padded, pad_token
 from meg_editor.runtime.progress import progress_bar
@@ -76,8 +79,13 @@ def greedy_tokens(
     return answers
 
 
-def end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int]:
+def end_tokens(
+    model: CausalLM, tokenizer: Tokenizer, options: Mapping[str, Any] = MappingProxyType({})
+) -> set[int]:
     """EOS of the tokenizer, and what else ends a text by the model's generation config.
+
+    Args:
+        options: of `generate`, which may name other ones.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
@@ -85,10 +93,20 @@ def end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int]:
         >>> end_tokens(model, tokenizer) == {tokenizer.eos_token_id}
         True
     """
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, list | tuple) else [ends])}
-    return {token for token in listed if token is not None}
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+    given = options.get("eos_token_id", getattr(config, "eos_token_id", None))
+    return {*token_ids(given), *token_ids(tokenizer.eos_token_id)}
+
+
+def token_ids(ids: Any) -> list[int]:
+    """Token ids as a config has them: several, one or none.
+
+    Example:
+        >>> token_ids([1, 2]), token_ids(3), token_ids(None)
+        ([1, 2], [3], [])
+    """
+    listed = ids if isinstance(ids, list | tuple) else [ids]
+    return [token for token in listed if isinstance(token, int)]
 
 
 def decoded(tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -156,3 +174,25 @@ def batched_answers(
 ) -> list[str]:
     """`batched_tokens` as texts: one string per prompt."""
     return decoded(tokenizer, batched_tokens(model, tokenizer, *arguments, **options))
+
+
+def answers_with(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    spec: NeuronSpec,
+    neurons: Tensor,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    rows: int = 256,
+) -> list[str]:
+    """Greedy answers to B prompts, row i with neuron i of `neurons` (B, P); `rows` at once."""
+    neurons = neurons.to(input_device(model))
+    with NeuronHook(model, spec) as hook:
+        return batched_answers(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens,
+            lambda chunk: hook.attached(neurons[chunk]),
+            rows,
+        )

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from meg_editor.config.hparams import MeGHyperParams, check_hparams
 from meg_editor.config.settings import HParamsError
+from meg_editor.lm.answers import token_ids
 from meg_editor.lm.model_files import load_causal_lm
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.reference import resolve_model_name
@@ -96,6 +97,5 @@ def load_model(hparams: MeGHyperParams) -> tuple[Any, Any]:
 
 def _end_token(model: Any, tokenizer: Any) -> str | None:
     """What ends a text by the model's generation config, as the tokenizer spells it."""
-    ends = model.generation_config.eos_token_id
-    end = ends[0] if isinstance(ends, list) and ends else ends
-    return tokenizer.convert_ids_to_tokens(end) if isinstance(end, int) else None
+    ends = token_ids(model.generation_config.eos_token_id)
+    return tokenizer.convert_ids_to_tokens(ends[0]) if ends else None

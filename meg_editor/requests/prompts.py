@@ -59,6 +59,16 @@ class ReadPrompt:
         return self.dialogue if self.dialogue and tuple(spans) == self.dialogue.spans else self
 
 
+def in_template(template: str, query: str) -> str:
+    """The prompt of a bare query; not by `str.format`, as both may have braces of their own.
+
+    Example:
+        >>> in_template("Question: {} Answer:", "What is {1}?")
+        'Question: What is {1}? Answer:'
+    """
+    return template.replace("{}", query)
+
+
 class PromptReader:
     """Puts queries into the prompt template, and reads what prompts ask.
 
@@ -88,7 +98,7 @@ class PromptReader:
 
     def wrap(self, query: str) -> str:
         """The prompt of a bare query: the query in the prompt template."""
-        return self.template.replace("{}", query)
+        return in_template(self.template, query)
 
     def wrapped(self, prompt: str) -> str:
         """The prompt as it is where the template is around it, else in the template."""

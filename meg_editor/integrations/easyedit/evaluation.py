@@ -13,6 +13,7 @@ from typing import Any
 
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import in_template
 
 # Modules which call these functions by name; not every version has all of them.
 MODULES = ("evaluate.evaluate", "evaluate.portability_evaluate", "editors.editor")
@@ -39,7 +40,7 @@ def on_the_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
         queries = [prompts] if isinstance(prompts, str) else list(prompts)
         hparams, model = given.get("hparams"), given["model"]
         if isinstance(hparams, MeGHyperParams):
-            wrapped = [hparams.prompt_template.replace("{}", query) for query in queries]
+            wrapped = [in_template(hparams.prompt_template, query) for query in queries]
             given[name] = wrapped[0] if isinstance(prompts, str) else wrapped
         # Generation from the bare prompt is routed on its input.
         if not isinstance(model, RoutedModel) or given.get("vanilla_generation"):
