@@ -6,7 +6,6 @@ import argparse
 import sys
 
 from meg_editor.lm.answers import greedy_answers
-from meg_editor.lm.loading import resolve_device
 from meg_editor.model.explanation import Explanation
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import ANSWER_TOKENS
@@ -23,8 +22,7 @@ def run(options: argparse.Namespace) -> None:
     """Print each answer, how it was routed, and with --base the unedited answer."""
     if options.question is not None and not options.question.strip():
         raise ValueError("the question is empty")
-    device = resolve_device(options.device)
-    model = MeGModel.from_pretrained(options.folder, base=options.model, device=device)
+    model = MeGModel.from_pretrained(options.folder, base=options.model, device=options.device)
     if options.question is not None:
         _answer(model, options.question, options)
         return

@@ -13,6 +13,6 @@ def run(options: argparse.Namespace) -> None:
     hparams, paper = read_hparams(options), read_paper_hparams(options)
     check_sources(hparams)
 
-    from meg_editor.benchmark.commands import benchmark_command
+    from meg_editor.cli.benchmark_commands import benchmark_command
 
     benchmark_command(options, hparams, paper, command_line(options))

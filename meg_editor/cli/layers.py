@@ -42,7 +42,7 @@ def _facts(options: argparse.Namespace, hparams: MeGHyperParams) -> Sequence[Edi
 
         return read_requests(options.edits).requests
     if options.data:
-        from meg_editor.benchmark.commands import calibration_facts
+        from meg_editor.cli.benchmark_commands import calibration_facts
 
         return calibration_facts(options, options.count)
     from meg_editor.data.world.requests import sweep_requests

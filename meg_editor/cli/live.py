@@ -25,11 +25,9 @@ def run(options: argparse.Namespace) -> None:
         requests = read_requests(options.edits).requests
 
     from meg_editor.edits.conflicts import ConflictError
-    from meg_editor.lm.loading import resolve_device
     from meg_editor.model.meg_model import MeGModel
 
-    device = resolve_device(options.device)
-    model = MeGModel.from_pretrained(options.folder, base=options.base, device=device)
+    model = MeGModel.from_pretrained(options.folder, base=options.base, device=options.device)
     changes: dict[str, Callable[[], Any]] = {
         "add": lambda: model.add(requests, on_conflict=options.on_conflict),
         "replace": lambda: model.replace(requests),

@@ -15,7 +15,6 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--out and --card: expected two files, got {options.out} twice")
     outputs = {name: _writable(path, options.folder, f"--{name}") for name, path in given}
 
-    from meg_editor.lm.loading import resolve_device
     from meg_editor.model.loading import local_folder
     from meg_editor.model.meg_model import MeGModel
     from meg_editor.reports.card import card
@@ -23,9 +22,8 @@ def run(options: argparse.Namespace) -> None:
     from meg_editor.reports.page import page
     from meg_editor.runtime.text_files import write_text
 
-    device = resolve_device(options.device)
     folder = local_folder(options.folder)
-    model = MeGModel.from_pretrained(folder, base=options.base, device=device)
+    model = MeGModel.from_pretrained(folder, base=options.base, device=options.device)
     # A repository of the hub lies in a folder of another name.
     name = str(options.folder) if folder != resolved(options.folder) else folder.name
     report = measure(model, folder, options.edits, name=name)

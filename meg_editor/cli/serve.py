@@ -36,15 +36,13 @@ def run(options: argparse.Namespace) -> None:
     made = admin is None
     keys = Keys(admin or secrets.token_urlsafe(16), api)
 
-    from meg_editor.lm.loading import resolve_device
     from meg_editor.model.meg_model import MeGModel
     from meg_editor.serving.app import build_app
     from meg_editor.serving.check import check_batching
     from meg_editor.serving.server import Limits, Server
 
     listening = _listening(options.host, options.port)
-    device = resolve_device(options.device)
-    model = MeGModel.from_pretrained(options.folder, base=options.base, device=device)
+    model = MeGModel.from_pretrained(options.folder, base=options.base, device=options.device)
     if model.hparams.routing == "decoding":
         folder = shlex.quote(str(options.folder))
         raise ValueError(

@@ -13,6 +13,6 @@ def run(options: argparse.Namespace) -> None:
     hparams = read_hparams(options)
     check_sources(hparams)
 
-    from meg_editor.benchmark.commands import tables_command
+    from meg_editor.cli.benchmark_commands import tables_command
 
     tables_command(options, hparams, command_line(options))

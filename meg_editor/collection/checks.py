@@ -33,11 +33,8 @@ def check_lengths(
     context = context_length(model) or hparams.max_length
     limit = min(hparams.max_length, context)
     for row, edit in enumerate(edits):
-        length = len(
-            encode_example(
-                tokenizer, in_template(hparams.prompt_template, edit.prompt), edit.target_new
-            )
-        )
+        prompt = in_template(hparams.prompt_template, edit.prompt)
+        length = len(encode_example(tokenizer, prompt, edit.target_new))
         if length > limit:
             raise RequestError(
                 f"request {row} ({edit.prompt[:40]!r}...): prompt and target take {length} tokens, "

@@ -71,8 +71,9 @@ class History:
         (1, [])
     """
 
-    def __init__(self, origin: Edition, changes: Sequence[Change] = ()) -> None:
-        self.origin, self.changes = origin, list(changes)
+    def __init__(self, origin: Edition) -> None:
+        self.origin = origin
+        self.changes: list[Change] = []
 
     @property
     def next_number(self) -> int:

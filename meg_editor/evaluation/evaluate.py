@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from meg_editor.data.cases import EvaluationCase
+from meg_editor.evaluation.asked import reader_of
 from meg_editor.evaluation.metrics import (
     METRICS,
     GateMatrix,
@@ -84,7 +85,7 @@ def evaluate(
     """
     edited = model if isinstance(model, MeGModel) else None
     routed = model if isinstance(model, RoutedModel) else None
-    reader = routed.reader if routed else reader or PromptReader(tokenizer)
+    reader = reader_of(model, reader or PromptReader(tokenizer))
     if questions is None:
         base = routed.base if routed else model
         questions = questions_of(base, tokenizer, cases, reader, max_new_tokens)

@@ -8,13 +8,13 @@ likelier than the old one. The end of text is no part of a target here.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 
 import torch
 
 from meg_editor.data.cases import EvaluationCase
+from meg_editor.evaluation.asked import decided, reader_of
 from meg_editor.evaluation.evaluate import forced_logits
 from meg_editor.evaluation.metrics import matches, percent
 from meg_editor.evaluation.questions import Question
@@ -22,7 +22,6 @@ from meg_editor.lm.answers import end_tokens
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Example, by_length, encode_example, means
-from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
 
 _ROWS = 64
@@ -112,8 +111,7 @@ def likelihoods(
         targets: texts, or the tokens of one.
         reader: has the prompt template; that of a RoutedModel is its own.
     """
-    routed = model if isinstance(model, RoutedModel) else None
-    reader = routed.reader if routed else reader
+    reader = reader_of(model, reader)
     wrapped = [reader.wrap(prompt) for prompt in prompts]
     examples = [
         _example(tokenizer, text, target) for text, target in zip(wrapped, targets, strict=True)
@@ -124,7 +122,7 @@ def likelihoods(
     accuracy, log_prob = [0.0] * len(pairs), [0.0] * len(pairs)
     for indices in by_length([len(wrapped[row]) for row in rows], _ROWS):
         chunk = [rows[index] for index in indices]
-        with _decided(routed, [wrapped[row] for row in chunk]):
+        with decided(model, [wrapped[row] for row in chunk]):
             logits, tokens, places = forced_logits(model, [examples[row] for row in chunk])
         right = (logits.argmax(-1) == tokens).float()
         log_probs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
@@ -132,15 +130,6 @@ def likelihoods(
             for row, value in zip(chunk, means(values, places, len(chunk)).tolist(), strict=True):
                 result[row] = value
     return [accuracy[row_of[pair]] for pair in pairs], [log_prob[row_of[pair]] for pair in pairs]
-
-
-def _decided(routed: RoutedModel | None, prompts: Sequence[str]) -> AbstractContextManager[None]:
-    """Decisions for `prompts` in effect: one for all targets of a prompt."""
-    if routed is None:
-        return nullcontext()
-    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    decision = routed.decide([*row_of])
-    return routed.applied(routed.select_rows(decision, [row_of[prompt] for prompt in prompts]))
 
 
 def _example(tokenizer: Tokenizer, prompt: str, target: str | Sequence[int]) -> Example:

@@ -16,7 +16,7 @@ from meg_editor.evaluation.metrics import mentions, percent
 from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.chat import as_dialogue, in_chat
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import by_length
+from meg_editor.lm.tokens import by_length, in_order
 
 _ROWS = 256
 FORM_TOKENS = 12  # of an answer that has to be the unedited model's
@@ -208,12 +208,12 @@ def _edits_of(model: Any, prompts: Sequence[str]) -> list[int | None] | None:
     """The edit each prompt is routed to; None where the model does not tell."""
     if not hasattr(model, "route"):
         return None
-    edits: list[int | None] = [None] * len(prompts)
-    for rows in by_length([len(prompt) for prompt in prompts], _ROWS):
+
+    def edits(rows: list[int]) -> list[int | None]:
         routing = model.route([prompts[row] for row in rows])
-        for row, query in zip(rows, routing, strict=True):
-            edits[row] = query.edit if query.is_edit else None
-    return edits
+        return [query.edit if query.is_edit else None for query in routing]
+
+    return in_order(by_length([len(prompt) for prompt in prompts], _ROWS), edits)
 
 
 def _right_answers(

@@ -7,14 +7,14 @@ on is wrong by exact match, and right by the share of the target's words.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager
 
+from meg_editor.evaluation.asked import decided, reader_of
 from meg_editor.evaluation.long_answers import token_recall
 from meg_editor.evaluation.metrics import METRICS, exact, percent
 from meg_editor.evaluation.questions import Question
 from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.prompts import PromptReader
 
 NATURAL_TOKENS = 50  # for models that do not stop; more where a target is longer
@@ -33,13 +33,13 @@ def natural_answers(
         model: unedited, or edited by any method.
         reader: has the prompt template; that of a RoutedModel is its own.
     """
-    routed = model if isinstance(model, RoutedModel) else None
-    wrapped = [(routed.reader if routed else reader).wrap(prompt) for prompt in prompts]
+    reader = reader_of(model, reader)
+    wrapped = [reader.wrap(prompt) for prompt in prompts]
 
-    def attach(rows: list[int]) -> Any:
-        return routed.applied(routed.decide([wrapped[row] for row in rows])) if routed else None
+    def attach(rows: list[int]) -> AbstractContextManager[None]:
+        return decided(model, [wrapped[row] for row in rows])
 
-    return batched_answers(model, tokenizer, wrapped, max_new_tokens, attach if routed else None)
+    return batched_answers(model, tokenizer, wrapped, max_new_tokens, attach)
 
 
 def natural_scores(

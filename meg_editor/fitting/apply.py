@@ -78,7 +78,7 @@ def apply_meg_to_model(
     check_hparams(hparams)
     if not isinstance(hparams.model_name, str):  # EasyEdit's pair of model and tokenizer
         name = str(getattr(model, "name_or_path", "") or "")
-        hparams = _named(hparams, name)
+        hparams = dataclasses.replace(hparams, model_name=name)
     new = only_edits(requests)
     retained: list[EditRequest] = []
     unlearned: list[str] = []
@@ -132,8 +132,3 @@ def _goes_on(model: MeGModel, hparams: MeGHyperParams) -> bool:
     if model.hparams.gate != ("similarity" if similarity else hparams.gate):
         return False
     return all(ours[name] == theirs[name] for name in theirs.keys() - chosen)
-
-
-def _named(hparams: MeGHyperParams, name: str) -> MeGHyperParams:
-    fields = {f.name: getattr(hparams, f.name) for f in dataclasses.fields(hparams)}
-    return MeGHyperParams(**{**fields, "model_name": name})

@@ -15,7 +15,7 @@ from meg_editor.lm.devices import input_device
 from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.neuron_hook import NeuronHook
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import by_length, left_padded, pad_token
+from meg_editor.lm.tokens import by_length, in_order, left_padded, pad_token
 from meg_editor.runtime.progress import progress_bar
 
 _NONE = """
@@ -159,14 +159,13 @@ def batched_tokens(
             such as `NeuronHook.attached` with their neurons.
         rows: prompts of a batch.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    chunks = list(by_length([len(prompt) for prompt in prompts], rows))
-    for chunk in progress_bar(chunks, "answers", "batch"):
+
+    def answer(chunk: list[int]) -> list[list[int]]:
         with attach(chunk) if attach else nullcontext():
-            batch = greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
-        for index, tokens in zip(chunk, batch, strict=True):
-            answers[index] = tokens
-    return answers
+            return greedy_tokens(model, tokenizer, [prompts[i] for i in chunk], max_new_tokens)
+
+    chunks = list(by_length([len(prompt) for prompt in prompts], rows))
+    return in_order(progress_bar(chunks, "answers", "batch"), answer)
 
 
 def batched_answers(

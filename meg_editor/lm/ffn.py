@@ -56,10 +56,12 @@ def find_ffn_modules(model: CausalLM, layer: int, module_template: str | None = 
 
     Args:
         layer: index of the block, from 0.
-        module_template: as for `find_ffn`.
+        module_template: such as "model.layers.{}.mlp" (EasyEdit's mlp_module_tmp); default: by
+            structure.
 
     Raises:
-        ValueError: as `find_ffn`, except for mixtures of experts.
+        ValueError: a template which names no FFN; else as `find_ffn`, but not for mixtures of
+            experts.
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
@@ -67,25 +69,34 @@ def find_ffn_modules(model: CausalLM, layer: int, module_template: str | None = 
         >>> find_ffn_modules(model, 2)
         FFNModules(read='model.layers.2.mlp', write='model.layers.2.mlp', gated=True)
     """
-    experts = _mixture_of_experts(model, block_name(model, layer))
+    block = block_name(model, layer)
+    experts = _mixture_of_experts(model, block)
     if experts is not None and module_template in (None, experts.replace(f".{layer}.", ".{}.")):
         return FFNModules(experts, experts, gated=True)
-    ffn = _find_ffn(model, layer, module_template, experts)
-    return FFNModules(ffn.read, ffn.write, ffn.gated)
+    if module_template is None:
+        ffn = _widest_ffn(model, block)
+        return FFNModules(ffn.read, ffn.write, ffn.gated)
+    if "{}" not in module_template:
+        raise ValueError(f"module_template {module_template!r} has no {{}} for the layer")
+    path = module_template.replace("{}", str(layer))
+    exists = path in dict(model.named_modules())
+    if exists and (named := _ffn_at(model, path)):
+        return FFNModules(named.read, named.write, named.gated)
+    problem = "is not an FFN, nor a linear layer of one" if exists else "does not exist"
+    default = experts or _widest_ffn(model, block).write
+    raise ValueError(f"module_template: {path!r} {problem}; by default it is {default!r}")
 
 
-def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) -> FFN:
-    """Linear layers of the FFN of decoder block `layer`, found by its structure or a template.
+def find_ffn(model: CausalLM, layer: int) -> FFN:
+    """Linear layers of the FFN of decoder block `layer`, found by its structure.
 
     Args:
         layer: index of the block, from 0.
-        module_template: such as "model.layers.{}.mlp" (EasyEdit's mlp_module_tmp); default: by
-            structure.
 
     Raises:
-        ValueError: no such layer, a template which names no FFN, or a block without a usable one:
-            a mixture of experts, which only the neuron is added to (`find_ffn_modules`), FFNs
-            which add the residual (Bloom, MPT), recurrent blocks without one (Mamba).
+        ValueError: no such layer, or a block without a usable FFN: a mixture of experts, which only
+            the neuron is added to (`find_ffn_modules`), FFNs which add the residual (Bloom, MPT),
+            recurrent blocks without one (Mamba).
 
     Example:
         >>> from meg_editor import MeGHyperParams, load_model
@@ -93,28 +104,13 @@ def find_ffn(model: CausalLM, layer: int, module_template: str | None = None) ->
         >>> find_ffn(model, 2).down
         'model.layers.2.mlp.down_proj'
     """
-    experts = _mixture_of_experts(model, block_name(model, layer))
-    if experts is not None and module_template is None:
+    block = block_name(model, layer)
+    if (experts := _mixture_of_experts(model, block)) is not None:
         raise ValueError(
             f"layer {layer} is a mixture of experts ({experts}): no linear layer of it is the one "
             "which every token passes; choose a layer without experts, or edit with neurons (MeG)"
         )
-    return _find_ffn(model, layer, module_template, experts)
-
-
-def _find_ffn(model: CausalLM, layer: int, module_template: str | None, experts: str | None) -> FFN:
-    block = block_name(model, layer)
-    if module_template is None:
-        return _widest_ffn(model, block)
-    if "{}" not in module_template:
-        raise ValueError(f"module_template {module_template!r} has no {{}} for the layer")
-    path = module_template.replace("{}", str(layer))
-    exists = path in dict(model.named_modules())
-    if exists and (ffn := _ffn_at(model, path)):
-        return ffn
-    problem = "is not an FFN, nor a linear layer of one" if exists else "does not exist"
-    default = experts or _widest_ffn(model, block).write
-    raise ValueError(f"module_template: {path!r} {problem}; by default it is {default!r}")
+    return _widest_ffn(model, block)
 
 
 def decoder_blocks(model: CausalLM) -> tuple[str, nn.ModuleList]:

@@ -51,16 +51,16 @@ def nothing_in_effect() -> Iterator[None]:
     yield from _block(None, None)
 
 
-def value_of(owner: object, default: Any = None) -> Any:
-    """What is in effect for `owner` in this thread or task."""
+def value_of(owner: object) -> Any:
+    """What is in effect for `owner` in this thread or task; None if nothing is."""
     entry = _INNERMOST.get()
     while entry is not None:
         if entry.entered and entry.owner is None:
-            return default
+            return None
         if entry.entered and entry.owner == id(owner):
             return entry.value
         entry = entry.parent
-    return default
+    return None
 
 
 def _block(owner: int | None, value: Any) -> Iterator[None]:

@@ -23,7 +23,7 @@ from meg_editor.lm.ffn import decoder_blocks, decoder_of, last_hidden_states, te
 from meg_editor.lm.in_effect import in_effect, nothing_in_effect, value_of
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.protocols import CausalLM
-from meg_editor.lm.tokens import Batch, Example, by_length
+from meg_editor.lm.tokens import Batch, Example, by_length, in_order
 from meg_editor.lm.weak_hook import WeakHook
 
 _INSTALLING = threading.Lock()
@@ -114,12 +114,13 @@ class LayersFrom:
         Args:
             rows_at_once: rows of a forward pass.
         """
-        streams: dict[int, Tensor] = {}
-        for chunk in self.passes(examples, rows_at_once):
+
+        def streams(chunk: list[int]) -> list[Tensor]:
             batch = Batch.of([examples[row] for row in chunk], input_device(self.model))
-            for row, stream in zip(chunk, self.residual_stream(batch.ids), strict=True):
-                streams[row] = stream[: len(examples[row])]
-        return [streams[row] for row in range(len(examples))]
+            rows = zip(chunk, self.residual_stream(batch.ids), strict=True)
+            return [stream[: len(examples[row])] for row, stream in rows]
+
+        return in_order(self.passes(examples, rows_at_once), streams)
 
     def passes(self, examples: Sequence[Example], rows_at_once: int) -> Iterator[list[int]]:
         """Which of N examples share a forward pass: of like length, so that little is padding."""

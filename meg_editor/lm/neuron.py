@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -192,14 +193,38 @@ def middle_layer(model: CausalLM, share: float = 15 / 32) -> int:
         >>> middle_layer(load_model(MeGHyperParams.preset("default", device="cpu"))[0])
         1
     """
-    depth = count_layers(model)
-    wanted = int(share * depth)  # 14 of 30, as measured on SmolLM2; the paper: 14 of 32
-    order = sorted(range(depth), key=lambda layer: (abs(layer - wanted), -layer))
-    for layer in order:
-        if _is_usable(model, layer):
+    wanted = int(
+        share * count_layers(model)
+    )  # 14 of 30, as measured on SmolLM2; the paper's 14 of 32
+    return nearest_layer(model, wanted, partial(find_ffn_modules, model))
+
+
+def nearest_layer(model: CausalLM, wanted: int, check: Callable[[int], object]) -> int:
+    """The layer nearest to `wanted` that `check` does not refuse by a ValueError, the upper of two.
+
+    Raises:
+        ValueError: it refuses all; what is wrong with `wanted`.
+
+    Example:
+        >>> from meg_editor import MeGHyperParams, load_model
+        >>> model, _ = load_model(MeGHyperParams.preset("default", device="cpu"))
+        >>> nearest_layer(model, 2, partial(find_ffn_modules, model))
+        2
+    """
+    for layer in sorted(range(count_layers(model)), key=lambda n: (abs(n - wanted), -n)):
+        if accepts(check, layer):
             return layer
-    find_ffn_modules(model, wanted)  # says why it is not usable
-    return wanted
+    check(wanted)
+    raise ValueError(f"layer {wanted}: the model has no decoder blocks")
+
+
+def accepts(check: Callable[[int], object], layer: int) -> bool:
+    """Whether `check` does not refuse a layer by a ValueError."""
+    try:
+        check(layer)
+    except ValueError:
+        return False
+    return True
 
 
 def usable_layers(model: CausalLM) -> list[int]:
@@ -210,15 +235,8 @@ def usable_layers(model: CausalLM) -> list[int]:
         >>> usable_layers(load_model(MeGHyperParams.preset("default", device="cpu"))[0])
         [0, 1, 2, 3]
     """
-    return [layer for layer in range(count_layers(model)) if _is_usable(model, layer)]
-
-
-def _is_usable(model: CausalLM, layer: int) -> bool:
-    try:
-        find_ffn_modules(model, layer)
-    except ValueError:
-        return False
-    return True
+    check = partial(find_ffn_modules, model)
+    return [layer for layer in range(count_layers(model)) if accepts(check, layer)]
 
 
 def count_layers(model: CausalLM) -> int:

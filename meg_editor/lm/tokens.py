@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from meg_editor.lm.ffn import last_hidden_states, text_config
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,17 @@ def by_length(lengths: Sequence[int], rows: int, padding: int | None = None) -> 
         held += lengths[index]
     if chunk:
         yield chunk
+
+
+def in_order(chunks: Iterable[list[int]], run: Callable[[list[int]], Iterable[T]]) -> list[T]:
+    """The results of `run` for chunks of N rows, in the order of the rows.
+
+    Example:
+        >>> in_order([[1, 2], [0]], lambda rows: [10 * row for row in rows])
+        [0, 10, 20]
+    """
+    found = {row: each for chunk in chunks for row, each in zip(chunk, run(chunk), strict=True)}
+    return [found[row] for row in range(len(found))]
 
 
 def pad_token(tokenizer: Tokenizer) -> int:

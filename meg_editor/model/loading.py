@@ -115,6 +115,7 @@ def from_pretrained(
         WrongModelError: the given or loaded base model has other weights.
         OSError: the base model cannot be loaded.
     """
+    device = None if device is None else resolve_device(device)
     folder = resolved(folder)
     if not (folder / CONFIG).is_file():
         reason = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
@@ -122,12 +123,12 @@ def from_pretrained(
     parts = read_version(folder, partial(_read, home=folder, own_base=base is None))
     if not isinstance(base, nn.Module):
         base = parts.base if parts.base is not None else parts.reference.load(base)
-        device = device or "auto"
+        device = device or resolve_device("auto")
     if isinstance(base, MeGModel):
         raise WrongModelError("expected an unedited base model, got a MeGModel: pass its .base")
     parts.reference.check(base)
     check_neuron(parts.spec, parts.hparams, base)
-    base = base if device is None else base.to(resolve_device(device))
+    base = base if device is None else base.to(device)
     model = MeGModel(
         base,
         parts.tokenizer if tokenizer is None else tokenizer,

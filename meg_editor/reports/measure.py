@@ -19,7 +19,7 @@ from meg_editor.evaluation.report import versions
 from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM
-from meg_editor.lm.tokens import by_length, max_target_length
+from meg_editor.lm.tokens import by_length, in_order, max_target_length
 from meg_editor.model.manifest import CONFIG, read_config, reading
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import ANSWER_TOKENS
@@ -140,11 +140,10 @@ class _Asked:
 
     def route(self, prompts: Sequence[str]) -> list[RoutedQuery]:
         """The routing decisions of prompts."""
-        routed: dict[int, RoutedQuery] = {}
-        parts = list(by_length([len(prompt) for prompt in prompts], _ROWS))
-        for part in progress_bar(parts, "routing", "batch"):
-            routed.update(zip(part, self.model.route([prompts[i] for i in part]), strict=True))
-        return [routed[row] for row in range(len(prompts))]
+        parts = progress_bar(
+            list(by_length([len(prompt) for prompt in prompts], _ROWS)), "routing", "batch"
+        )
+        return in_order(parts, lambda part: self.model.route([prompts[i] for i in part]))
 
     def answers(self, model: CausalLM, prompts: Sequence[str]) -> list[str]:
         """Greedy answers of the edited model or its base."""

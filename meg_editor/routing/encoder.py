@@ -17,6 +17,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.sources import load_options
+from meg_editor.lm.tokens import by_length
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.pooling import check_pooling, own_pooling, pool
 from meg_editor.runtime.progress import progress_bar
@@ -134,12 +135,10 @@ class TextEncoder(nn.Module):
         if not texts:
             return torch.empty(0, self.dimension, device=next(self.parameters()).device)
         # Equal lengths together: no padding to pay for.
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
+        chunks = list(by_length([len(text) for text in texts], _CHUNK))
         bar = progress_bar(chunks, "embeddings", "batch")
         parts = [self([texts[index] for index in chunk]) for chunk in bar]
-        inverse = torch.empty(len(order), dtype=torch.long)
-        inverse[torch.tensor(order)] = torch.arange(len(order))
+        inverse = torch.tensor([row for chunk in chunks for row in chunk]).argsort()
         return torch.cat(parts)[inverse.to(parts[0].device, non_blocking=True)]
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from meg_editor.lm.fingerprint import fingerprint
+from meg_editor.lm.tokens import by_length
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.pooling import pool
@@ -113,9 +114,8 @@ class Verifier(nn.Module):
     def probability(self, prompts: Sequence[str], facts: Sequence[str]) -> Tensor:
         """Of B prompts and a fact each: how sure it is that the reply states the fact, (B,)."""
         scores = torch.zeros(len(prompts))
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]) + len(facts[row]))
-        for start in range(0, len(order), _CHUNK):
-            rows = order[start : start + _CHUNK]
+        lengths = [len(prompt) + len(fact) for prompt, fact in zip(prompts, facts, strict=True)]
+        for rows in by_length(lengths, _CHUNK):
             pooled = self.reader.pooled(
                 self.model, [prompts[row] for row in rows], [facts[row] for row in rows]
             )

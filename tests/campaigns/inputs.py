@@ -53,7 +53,7 @@ def run_line(arguments: list[str], top: Path) -> int:
     def load_model(*_: Any) -> None:
         raise SystemExit(ACCEPTED)
 
-    for name in ("lm.loading", "benchmark.commands", "cli.demo"):
+    for name in ("lm.loading", "cli.benchmark_commands", "cli.demo"):
         import_module(f"meg_editor.{name}").load_model = load_model  # type: ignore[attr-defined]
     sys.addaudithook(hook)
     return main(arguments)
@@ -148,7 +148,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="inputs-") as name:
         top = Path(name).resolve()
         os.environ |= {"HOME": str(top), "HF_HOME": str(top / "hub"), "TMPDIR": str(top)}
-        prepare("cli.ask", "cli.demo", "cli.layers", "benchmark.commands", "cli.settings")
+        prepare("cli.ask", "cli.demo", "cli.layers", "cli.benchmark_commands", "cli.settings")
         share()
         box = Sandbox.made_in(top, random.Random(options.seed))
         parts = [

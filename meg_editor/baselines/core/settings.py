@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 from meg_editor.config.input_files import short_repr
 from meg_editor.config.settings import FlatHyperParams, HParamsError, setting
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
+from meg_editor.lm.neuron import accepts, nearest_layer
 from meg_editor.lm.protocols import CausalLM
 
 Params = TypeVar("Params", bound="BaselineHyperParams")
@@ -173,21 +175,9 @@ class LayerHyperParams(BaselineHyperParams):
             return self.layers
         depth = len(decoder_blocks(model)[1])
         first, last = (int(share * depth) for share in self.span)
-        chosen = [layer for layer in range(first, last + 1) if self._is_usable(model, layer)]
-        if chosen:
-            return chosen
-        others = sorted(range(depth), key=lambda layer: abs(layer - first))
-        nearest = [layer for layer in others if self._is_usable(model, layer)]
-        if not nearest:
-            self._check_layer(model, first)  # says why it is not usable
-        return nearest[:1]
-
-    def _is_usable(self, model: CausalLM, layer: int) -> bool:
-        try:
-            self._check_layer(model, layer)
-        except ValueError:
-            return False
-        return True
+        check = partial(self._check_layer, model)
+        chosen = [layer for layer in range(first, last + 1) if accepts(check, layer)]
+        return chosen or [nearest_layer(model, first, check)]
 
     def _check_layer(self, model: CausalLM, layer: int) -> None:
         """Raises ValueError where the method cannot work in this layer."""
