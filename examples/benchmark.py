@@ -24,7 +24,7 @@ from typing import Any
 
 from meg_editor import MeGHyperParams, fit, load_model
 from meg_editor.baselines.core.locate import Locate
-from meg_editor.baselines.core.settings import LocateHyperParams
+from meg_editor.baselines.core.settings import CovarianceHyperParams
 from meg_editor.baselines.registry import BASELINES
 from meg_editor.benchmark import Method, edited
 from meg_editor.collection.collect import collect
@@ -149,8 +149,8 @@ def baselines(options: argparse.Namespace) -> None:
         seconds = {}
         chosen = BASELINES[name].settings(**changes)
         ways = {"": BASELINES[name].apply, "easyedit:": easyedit_method(name)}
-        if isinstance(chosen, LocateHyperParams):
-            Locate(store=store).moments(model, tokenizer, chosen)
+        if isinstance(chosen, CovarianceHyperParams):
+            Locate(tokenizer, chosen, store=store).moments(model)
         for prefix, apply in ways.items():
             method = Method(prefix + name, apply, chosen)
             start = time.perf_counter()

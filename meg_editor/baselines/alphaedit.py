@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from meg_editor.baselines.core.locate import Locate, locate_then_edit, value_settings
+from meg_editor.baselines.core.locate import Locate
 from meg_editor.baselines.core.settings import CovarianceHyperParams
-from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
+from meg_editor.baselines.core.weights import Requests, edit_weights
 from meg_editor.config.settings import setting
-from meg_editor.lm.ffn import block_name
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.torch_defaults import torch_defaults
 
@@ -71,18 +70,6 @@ def apply_alphaedit_to_model(
     before = earlier or {}
     after: dict[str, Tensor] = {}
 
-    def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
-        return locate_then_edit(
-            target,
-            tok,
-            edits,
-            hparams,
-            Locate(texts, prefixes, store, {name: both[0] for name, both in before.items()}),
-            [block_name(target, hparams.layers_of(target)[-1])],
-            value_settings(hparams),
-            solve,
-        )
-
     def solve(name: str, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
         """R Kᵀ P (K Kᵀ P + E P + L2)⁻¹, with E = Σ k kᵀ of earlier edits (eq. 14)."""
         free = null_space(moment, hparams.nullspace_threshold)
@@ -95,6 +82,9 @@ def apply_alphaedit_to_model(
         update: Tensor = torch.linalg.solve(left, right).T
         return update
 
+    known = {name: both[0] for name, both in before.items()}
+    locate = Locate(tok, hparams, texts, prefixes, store, known)
+    compute = partial(locate.updates, solve=solve)
     edited = edit_weights(model, requests, compute, copy, return_orig_weights)
     if earlier is not None:
         earlier.update(after)

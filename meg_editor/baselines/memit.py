@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from meg_editor.baselines.core.locate import Locate, locate_then_edit, value_settings
+from meg_editor.baselines.core.locate import Locate, preserving
 from meg_editor.baselines.core.settings import CovarianceHyperParams
-from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
+from meg_editor.baselines.core.weights import Requests, edit_weights
 from meg_editor.config.settings import setting
-from meg_editor.lm.ffn import block_name
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
 from meg_editor.runtime.torch_defaults import torch_defaults
 
@@ -74,26 +72,6 @@ def apply_memit_to_model(
         >>> list(old)
         ['model.layers.1.mlp.down_proj.weight']
     """
-
-    def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
-        return locate_then_edit(
-            target,
-            tok,
-            edits,
-            hparams,
-            Locate(texts, prefixes, store),
-            [block_name(target, hparams.layers_of(target)[-1])],
-            value_settings(hparams),
-            solve,
-        )
-
-    def solve(_: str, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
-        return least_squares(keys, residuals, hparams.mom2_update_weight * moment)
-
+    locate = Locate(tok, hparams, texts, prefixes, store)
+    compute = partial(locate.updates, solve=preserving(hparams.mom2_update_weight))
     return edit_weights(model, requests, compute, copy, return_orig_weights)
-
-
-def least_squares(keys: Tensor, residuals: Tensor, preserved: Tensor) -> Tensor:
-    """R Kᵀ (K Kᵀ + C)⁻¹ (MEMIT, eq. 14): (D, K) from keys (N, K), residuals (N, D), C (K, K)."""
-    update: Tensor = torch.linalg.solve(keys.T @ keys + preserved, keys.T @ residuals).T
-    return update

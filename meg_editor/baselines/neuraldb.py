@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meg_editor.baselines.core.locate import Locate, keys_of, value_settings
+from meg_editor.baselines.core.locate import facts_in_contexts, keys_of, value_settings
 from meg_editor.baselines.core.settings import LocateHyperParams
 from meg_editor.baselines.core.target_values import optimise_values
 from meg_editor.baselines.core.weights import Requests
@@ -97,7 +97,7 @@ def apply_neuraldb_to_model(
     edits = only_edits(requests)
     hparams.check(model)
     (name,) = hparams.down_projections(model)
-    facts = Locate(prefixes=prefixes).facts(model, tok, edits, hparams)
+    facts = facts_in_contexts(model, tok, edits, hparams, prefixes)
     keys = keys_of(model, facts, name, hparams.rows_at_once)
     values = optimise_values(
         model,

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from meg_editor.baselines.core.locate import Locate, locate_then_edit, value_settings
+from meg_editor.baselines.core.locate import Locate, preserving, value_settings
 from meg_editor.baselines.core.settings import CovarianceHyperParams
 from meg_editor.baselines.core.weights import Requests, Updates, edit_weights
-from meg_editor.baselines.memit import least_squares
 from meg_editor.config.settings import HParamsError, setting
 from meg_editor.lm.ffn import attention_name
 from meg_editor.lm.protocols import CausalLM, Tokenizer
@@ -82,22 +81,17 @@ def apply_pmet_to_model(
         >>> list(old)
         ['model.layers.1.mlp.down_proj.weight']
     """
+    locate = Locate(tok, hparams, texts, prefixes, store)
 
     def compute(target: CausalLM, edits: Sequence[EditRequest]) -> Updates:
         ffn = hparams.down_projections(target)[-1]
-        return locate_then_edit(
+        return locate.updates(
             target,
-            tok,
             edits,
-            hparams,
-            Locate(texts, prefixes, store),
+            preserving(hparams.mom2_update_weight),
             [ffn, attention_name(target, hparams.layers_of(target)[-1])],
             value_settings(hparams, nll=hparams.nll_loss_factor, relax=True),
-            solve,
             math.sqrt,  # spreads the residual unevenly: more of it in the upper layers (eq. 12)
         )
-
-    def solve(_: str, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
-        return least_squares(keys, residuals, hparams.mom2_update_weight * moment)
 
     return edit_weights(model, requests, compute, copy, return_orig_weights)

@@ -20,6 +20,7 @@ from meg_editor.baselines.core.settings import CovarianceHyperParams, LocateHype
 from meg_editor.baselines.core.target_values import TargetValues, ValueSettings, optimise_values
 from meg_editor.baselines.core.weights import Updates, add, check_writable, oriented, restored
 from meg_editor.data.world.requests import reference_texts
+from meg_editor.lm.ffn import block_name
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.artifacts import ArtifactStore
@@ -31,9 +32,10 @@ Solve = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Locate:
-    """The material of one edit, apart from the facts.
+    """Locate-then-edit under the settings of one method.
 
     Attributes:
+        tok, hparams: of the model to edit, and of the method.
         texts: known texts to preserve, for the covariance; None: those of the reference world.
         prefixes: of contexts, the empty one first; None: sampled from the model.
         store: keeps covariances.
@@ -41,42 +43,82 @@ class Locate:
             all are computed.
     """
 
+    tok: Tokenizer
+    hparams: CovarianceHyperParams
     texts: Sequence[str] | None = None
     prefixes: Sequence[str] | None = None
     store: ArtifactStore | None = None
     known: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def facts(
-        self,
-        model: CausalLM,
-        tok: Tokenizer,
-        edits: Sequence[EditRequest],
-        hparams: LocateHyperParams,
-    ) -> list[FactTokens]:
-        """The edits as tokens, each in all contexts."""
-        prefixes = self.prefixes
-        if prefixes is None:
-            prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
-        return fact_tokens(tok, edits, prefixes, hparams)
-
-    def moments(
-        self, model: CausalLM, tok: Tokenizer, hparams: CovarianceHyperParams
-    ) -> dict[str, Tensor]:
-        """Second moments of the keys, by module."""
-        names = hparams.down_projections(model)
+    def moments(self, model: CausalLM) -> dict[str, Tensor]:
+        """Second moments (K, K) of the keys, by module."""
+        names = self.hparams.down_projections(model)
         check_writable(model, [f"{name}.weight" for name in names])
         if set(names) <= set(self.known):
             return {name: self.known[name] for name in names}
         known = reference_texts() if self.texts is None else self.texts
         return second_moments(
             model,
-            tok,
-            list(known)[: hparams.mom2_n_samples],
+            self.tok,
+            list(known)[: self.hparams.mom2_n_samples],
             names,
-            hparams.mom2_max_length,
+            self.hparams.mom2_max_length,
             self.store or ArtifactStore(),
-            getattr(torch, hparams.mom2_dtype),
+            getattr(torch, self.hparams.mom2_dtype),
         )
+
+    def updates(
+        self,
+        model: CausalLM,
+        edits: Sequence[EditRequest],
+        solve: Solve,
+        modules: Sequence[str] | None = None,
+        settings: ValueSettings | None = None,
+        share: Callable[[int], float] = float,
+    ) -> Updates:
+        """Updates with which `modules[0]` of the last layer outputs the target values.
+
+        Args:
+            modules: those whose values are optimised together; None: the last layer's block.
+            settings: None: `value_settings(hparams)`.
+            share: number of layers that are left -> what the residual is divided by.
+
+        Returns:
+            {parameter: its update}; the model is as it was.
+        """
+        self.hparams.check(model)
+        moments = self.moments(model)
+        facts = facts_in_contexts(model, self.tok, edits, self.hparams, self.prefixes)
+        last, rows_at_once = self.hparams.layers_of(model)[-1], self.hparams.rows_at_once
+        modules = modules or [block_name(model, last)]
+        settings = settings or value_settings(self.hparams)
+        values = optimise_values(model, facts, last, modules, settings, rows_at_once)
+        weights = {name: f"{name}.weight" for name in moments}
+        updates: Updates = {}
+        with restored(model, list(weights.values())) as parameters, torch.no_grad():
+            for place, (name, weight) in enumerate(weights.items()):
+                keys = keys_of(model, facts, name, rows_at_once).double()
+                residuals = residuals_of(model, facts, values, modules[0], rows_at_once).double()
+                residuals = residuals / share(len(weights) - place)
+                update = solve(name, moments[name].to(keys), keys, residuals)
+                updates[weight] = oriented(model, name, update)
+                add(parameters[weight], updates[weight])
+        return updates
+
+
+def preserving(weight: float) -> Solve:
+    """The solve of MEMIT and PMET: the covariance, times `weight`, is what is preserved."""
+
+    def solve(_: str, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
+        return least_squares(keys, residuals, weight * moment)
+
+    return solve
+
+
+def least_squares(keys: Tensor, residuals: Tensor, preserved: Tensor) -> Tensor:
+    """R Kᵀ (K Kᵀ + C)⁻¹ (MEMIT, eq. 14): (D, K) from keys (N, K), residuals (N, D), C (K, K)."""
+    update: Tensor = torch.linalg.solve(keys.T @ keys + preserved, keys.T @ residuals).T
+    return update
 
 
 def value_settings(hparams: LocateHyperParams, **changes: Any) -> ValueSettings:
@@ -91,46 +133,17 @@ def value_settings(hparams: LocateHyperParams, **changes: Any) -> ValueSettings:
     return ValueSettings(**{**settings, **changes})
 
 
-def locate_then_edit(
+def facts_in_contexts(
     model: CausalLM,
     tok: Tokenizer,
     edits: Sequence[EditRequest],
-    hparams: CovarianceHyperParams,
-    material: Locate,
-    modules: Sequence[str],
-    settings: ValueSettings,
-    solve: Solve,
-    share: Callable[[int], float] = float,
-) -> Updates:
-    """Updates with which `modules[0]` of the last layer outputs the target values.
-
-    Args:
-        modules: those whose values are optimised together.
-        share: number of layers that are left -> what the residual is divided by.
-
-    Returns:
-        {parameter: its update}; the model is as it was.
-    """
-    hparams.check(model)
-    moments = material.moments(model, tok, hparams)
-    facts = material.facts(model, tok, edits, hparams)
-    values = optimise_values(
-        model, facts, hparams.layers_of(model)[-1], modules, settings, hparams.rows_at_once
-    )
-    names = hparams.down_projections(model)
-    weights = [f"{name}.weight" for name in names]
-    updates: Updates = {}
-    with restored(model, weights) as parameters, torch.no_grad():
-        for place, (name, weight) in enumerate(zip(names, weights, strict=True)):
-            keys = keys_of(model, facts, name, hparams.rows_at_once).double()
-            residuals = residuals_of(
-                model, facts, values, modules[0], hparams.rows_at_once
-            ).double()
-            residuals = residuals / share(len(names) - place)
-            update = solve(name, moments[name].to(keys), keys, residuals)
-            updates[weight] = oriented(model, name, update)
-            add(parameters[weight], updates[weight])
-    return updates
+    hparams: LocateHyperParams,
+    prefixes: Sequence[str] | None,
+) -> list[FactTokens]:
+    """The edits as tokens, each after all prefixes; None: those sampled from the model."""
+    if prefixes is None:
+        prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
+    return fact_tokens(tok, edits, prefixes, hparams)
 
 
 def residuals_of(

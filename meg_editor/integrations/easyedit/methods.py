@@ -166,7 +166,7 @@ def _fill_caches(
         prefixes = context_prefixes(model, tok, hparams.context_prefixes, hparams.seed)
     contexts = [f"{prefix.replace('{', ' ').replace('}', ' ')}{{}}" for prefix in prefixes[1:]]
     module.CONTEXT_TEMPLATES_CACHE = [["{}"], contexts] if contexts else [["{}"]]
-    moments = Locate(texts, store=store).moments(model, tok, hparams)
+    moments = Locate(tok, hparams, texts, store=store).moments(model)
     module.COV_CACHE.clear()  # Quirk: not cleared for another model
     for name, moment in moments.items():
         module.COV_CACHE[model.config._name_or_path.replace("/", "_"), name] = moment
