@@ -26,7 +26,7 @@ from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.layers_from import LayersFrom
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import Batch, Example, encode_example, means, target_logits
+from meg_editor.lm.tokens import Batch, Example, means, target_logits
 from meg_editor.requests.request import EditRequest
 from meg_editor.runtime.progress import progress_bar
 from meg_editor.runtime.torch_defaults import torch_defaults
@@ -104,12 +104,7 @@ def apply_ft_to_model(
 def _tune(
     model: CausalLM, tok: Tokenizer, edits: Sequence[EditRequest], hparams: FTHyperParams
 ) -> Updates:
-    examples = [
-        encode_example(
-            tok, hparams.prompt_template.replace("{}", r.prompt), r.target_new, hparams.target_end
-        )
-        for r in edits
-    ]
+    examples = [hparams.example(tok, edit.prompt, edit.target_new) for edit in edits]
     generator = torch.Generator().manual_seed(hparams.seed)
     rows = torch.arange(len(examples))
     names = _tuned(model, hparams)

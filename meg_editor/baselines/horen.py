@@ -33,7 +33,7 @@ from meg_editor.lm.in_effect import in_effect, value_of
 from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import by_length, encode_example, left_padded
+from meg_editor.lm.tokens import by_length, left_padded
 from meg_editor.lm.weak_hook import WeakHook
 from meg_editor.model.routed_model import RoutedModel
 from meg_editor.requests.request import only_edits
@@ -263,11 +263,8 @@ def apply_horen_to_model(
     if copy:
         model = copying.deepcopy(model)
     (name,) = hparams.down_projections(model)
-    facts = []
-    for edit in edits:
-        prompt = hparams.prompt_template.replace("{}", edit.prompt)
-        example = encode_example(tok, prompt, edit.target_new, hparams.target_end)
-        facts.append(FactTokens((example,), (len(example.prompt) - 1,), None, 0))
+    examples = [hparams.example(tok, edit.prompt, edit.target_new) for edit in edits]
+    facts = [FactTokens((row,), (len(row.prompt) - 1,), None, 0) for row in examples]
     generator = torch.Generator().manual_seed(hparams.seed)
     values = optimise_values(
         model,

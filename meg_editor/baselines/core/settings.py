@@ -18,7 +18,8 @@ from meg_editor.config.input_files import short_repr
 from meg_editor.config.settings import FlatHyperParams, HParamsError, setting
 from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.neuron import accepts, nearest_layer
-from meg_editor.lm.protocols import CausalLM
+from meg_editor.lm.protocols import CausalLM, Tokenizer
+from meg_editor.lm.tokens import Example, encode_example
 
 Params = TypeVar("Params", bound="BaselineHyperParams")
 
@@ -202,6 +203,11 @@ class WriteHyperParams(LayerHyperParams):
     target_end: bool = setting(
         True, "End targets with the end-of-text token; false: answers may run on."
     )
+
+    def example(self, tok: Tokenizer, prompt: str, target: str) -> Example:
+        """A prompt in the template and its target as tokens."""
+        wrapped = self.prompt_template.replace("{}", prompt)
+        return encode_example(tok, wrapped, target, self.target_end)
 
     def down_projections(self, model: CausalLM) -> list[str]:
         """The dotted name of the FFN's last linear layer, for each of `layers_of(model)`.

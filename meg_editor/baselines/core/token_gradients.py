@@ -22,8 +22,8 @@ from meg_editor.baselines.core.weights import check_writable, oriented
 from meg_editor.config.settings import setting
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import find_ffn
-from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import Batch, Example, encode_example, target_logits
+from meg_editor.lm.protocols import CausalLM
+from meg_editor.lm.tokens import Batch, Example, target_logits
 
 _EPSILON = torch.finfo(torch.float32).eps  # added to standard deviations, as in the references
 
@@ -59,11 +59,6 @@ class TokenGradientHyperParams(WriteHyperParams):
     editor_batch_size: int = setting(
         1024, "Tokens computed with at once; the results are the same.", ge=1
     )
-
-    def example(self, tok: Tokenizer, prompt: str, target: str) -> Example:
-        """A prompt in the template and its target as tokens."""
-        wrapped = self.prompt_template.replace("{}", prompt)
-        return encode_example(tok, wrapped, target, self.target_end)
 
     def linear_layers(self, model: CausalLM) -> list[str]:
         """The dotted names of the layers which are edited.
