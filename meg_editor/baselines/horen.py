@@ -8,8 +8,7 @@ is near enough, adds its value at the last token of the prompt. No weight change
 from __future__ import annotations
 
 import copy as copying
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from meg_editor.baselines.core.activations import first
 from meg_editor.baselines.core.decision import Decision, decisions
@@ -34,8 +32,9 @@ from meg_editor.lm.partial_forward import capture_input
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, left_padded
-from meg_editor.lm.weak_hook import WeakHook
+from meg_editor.lm.weak_hook import hook_weakly
 from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import in_template
 from meg_editor.requests.request import only_edits
 from meg_editor.runtime.torch_defaults import torch_defaults
 
@@ -86,12 +85,9 @@ class HoReNModel(RoutedModel):
         self.register_buffer("keys", keys)
         self.register_buffer("values", values)
         self._call = object()  # for which a `_Call` is in effect
-        self._register(base.get_decoder().register_forward_pre_hook, "_find_ends")
-        self._register(base.get_submodule(module).register_forward_hook, "_add_values")
-
-    def _register(self, register: Callable[..., RemovableHandle], method: str) -> None:
-        hook = register(WeakHook(self, method), with_kwargs=True)
-        weakref.finalize(self, hook.remove)
+        decoder, place = base.get_decoder(), base.get_submodule(module)
+        hook_weakly(self, "_find_ends", decoder.register_forward_pre_hook, with_kwargs=True)
+        hook_weakly(self, "_add_values", place.register_forward_hook, with_kwargs=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HoReNModel:
         # Hooks of a copied model act on nothing: the copy needs its own.
@@ -275,7 +271,7 @@ def apply_horen_to_model(
         hparams.rows_at_once,
         start=torch.rand(len(edits), text_config(model).hidden_size, generator=generator),
     )
-    prompts = [hparams.prompt_template.replace("{}", edit.prompt) for edit in edits]
+    prompts = [in_template(hparams.prompt_template, edit.prompt) for edit in edits]
     keys = _keys(model, tok, prompts, name, hparams)
     return HoReNModel(model, tok, hparams, name, keys, values.shift[name]), {}
 

@@ -33,6 +33,7 @@ from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.model.routed_model import RoutedModel
+from meg_editor.requests.prompts import in_template
 from meg_editor.requests.request import EditRequest, only_edits
 from meg_editor.runtime.torch_defaults import torch_defaults
 
@@ -193,7 +194,7 @@ def apply_scen_to_model(
     facts = pseudo_requests() if pseudo is None else pseudo
     texts = [text for fact in facts for text in (fact.prompt, *fact.locality_prompts)]
     wrapped = [
-        [hparams.prompt_template.replace("{}", text) for text in group]
+        [in_template(hparams.prompt_template, text) for text in group]
         for group in ([edit.prompt for edit in edits], texts)
     ]
     edited, others = (

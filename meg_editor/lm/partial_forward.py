@@ -5,7 +5,6 @@ The hooks act on calls of this thread or asyncio task only.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from meg_editor.lm.in_effect import in_effect, value_of
-from meg_editor.lm.weak_hook import WeakHook
+from meg_editor.lm.weak_hook import WeakHook, hook_weakly
 
 
 class _Exit(Exception):
@@ -44,9 +43,8 @@ class InputCapture:
         self.shared = shared
         self._name = type(module).__name__
         # Before any NeuronHook on the module, which must not see a pass that ends here.
-        hook = WeakHook(self, "_capture")
-        handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-        self.remove = weakref.finalize(self, handle.remove)
+        register = module.register_forward_pre_hook
+        self.remove = hook_weakly(self, "_capture", register, prepend=True, with_kwargs=True)
 
     def of(self, forward: Callable[[], Any]) -> Tensor:
         """Input of the module in the forward pass `forward`; see `capture_input`."""

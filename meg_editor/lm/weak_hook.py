@@ -54,3 +54,14 @@ class WeakHook:
                     hooks.pop(key, None)
             return None
         return getattr(owner, self._method)(module, *arguments)
+
+
+def hook_weakly(
+    owner: object, method: str, register: Callable[..., Any], **options: Any
+) -> Callable[[], Any]:
+    """Register a `WeakHook`, which comes off with its owner; returns what takes it off before.
+
+    Args:
+        register: such as `module.register_forward_hook`, called with `options`.
+    """
+    return weakref.finalize(owner, register(WeakHook(owner, method), **options).remove)

@@ -12,6 +12,7 @@ from meg_editor.baselines.core.hypernetwork import HyperNetworkHyperParams
 from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Example
+from meg_editor.requests.prompts import in_template
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.subject_names import words
 
@@ -97,7 +98,7 @@ def _answers(
 ) -> dict[str, str]:
     """Greedy answers by prompt, in as many tokens as the facts' targets need."""
     unique = list(dict.fromkeys(prompts))
-    wrapped = [hparams.prompt_template.replace("{}", prompt) for prompt in unique]
+    wrapped = [in_template(hparams.prompt_template, prompt) for prompt in unique]
     lengths = [len(hparams.example(tok, fact.prompt, fact.target_new).target) for fact in facts]
     length = max(_ANSWER_TOKENS, *lengths)
     answers = batched_answers(model, tok, wrapped, length, rows=hparams.rows_at_once)

@@ -20,6 +20,7 @@ from meg_editor.lm.ffn import decoder_blocks, find_ffn
 from meg_editor.lm.neuron import accepts, nearest_layer
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import Example, encode_example
+from meg_editor.requests.prompts import in_template
 
 Params = TypeVar("Params", bound="BaselineHyperParams")
 
@@ -206,8 +207,9 @@ class WriteHyperParams(LayerHyperParams):
 
     def example(self, tok: Tokenizer, prompt: str, target: str) -> Example:
         """A prompt in the template and its target as tokens."""
-        wrapped = self.prompt_template.replace("{}", prompt)
-        return encode_example(tok, wrapped, target, self.target_end)
+        return encode_example(
+            tok, in_template(self.prompt_template, prompt), target, self.target_end
+        )
 
     def down_projections(self, model: CausalLM) -> list[str]:
         """The dotted name of the FFN's last linear layer, for each of `layers_of(model)`.
