@@ -13,8 +13,10 @@ from transformers import TextIteratorStreamer
 from meg_editor import MeGHyperParams, fit, load_model
 from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.tokens import left_padded
-from meg_editor.model.decoding import DecodingRouter, Proposal, about
+from meg_editor.model.decoding import DecodingRouter, Proposal
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.sentences import about
+from meg_editor.model.while_decoding import EditedAnswers
 from meg_editor.requests.request import EditRequest
 
 WORDS = [
@@ -36,10 +38,6 @@ WORDS = [
 EDITS = [EditRequest("The capital of France is", "Lima", "France")]
 PROMPT = [1, 2, 3, 4]
 QUESTION = "Tell me about France.\n"
-
-
-def decode(ids: Sequence[int]) -> str:
-    return " ".join(WORDS[token] for token in ids)
 
 
 class France:
@@ -78,6 +76,12 @@ class Judges:
         scores[:, self.says] = 5.0
         return scores
 
+    def target(self, edit: int) -> tuple[str, int]:
+        return EDITS[edit].target_new, 1
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(WORDS[token] for token in ids)
+
 
 def router(
     judges: Judges,
@@ -85,19 +89,8 @@ def router(
     edited: Sequence[int] = (),
     question: str = QUESTION,
 ) -> DecodingRouter:
-    return DecodingRouter(
-        torch.tensor(prompts),
-        [question] * len(prompts),
-        edited,
-        France(),
-        judges.propose,
-        judges.confirm,
-        judges.logits,
-        decode,
-        EDITS,
-        lambda edit: 1,
-        ends=[12],
-    )
+    questions = [question] * len(prompts)
+    return DecodingRouter(torch.tensor(prompts), questions, edited, France(), judges, ends=[12])
 
 
 def step(routing: DecodingRouter, *rows: Sequence[int]) -> Tensor:
@@ -180,7 +173,7 @@ def test_a_refused_word_is_not_verified_again() -> None:
 
 def test_a_growing_word_is_verified_once() -> None:
     routing = router(judges := Judges("never"))
-    routing.decode = lambda ids: "".join(" is" if token == 6 else WORDS[token] for token in ids)
+    judges.decode = lambda ids: "".join(" is" if token == 6 else WORDS[token] for token in ids)
     for text in ([8], [8, 9], [8, 9, 13]):  # "Its", "Itscapital", "ItscapitalFrance"
         step(routing, [*PROMPT, *text])
     assert len(judges.verified) == 1
@@ -191,10 +184,10 @@ def test_a_growing_word_is_verified_once() -> None:
 def test_what_is_refused_of_a_candidate_is_asked_again_of_the_text() -> None:
     """Prompt-lookup decoding calls the router with candidates, to see what is ruled out."""
     text = [*PROMPT, 8, 9, 6]
-    routing = router(Judges("never"))
+    routing = router(judges := Judges("never"))
     for candidate in (5, 6):
         assert not step(routing, [*text, candidate]).any()
-    routing.confirm = Judges().confirm
+    judges.confirm = Judges().confirm
     assert step(routing, text).argmax() == 10
 
 
@@ -203,7 +196,7 @@ def test_candidates_that_are_dropped_leave_the_edit_in_effect() -> None:
     text = [*PROMPT, 8, 9, 6]
     for candidates in ([], [7], [7, 5], [7, 5, 5]):  # checked together; "big." would end it
         step(routing, [*text, *candidates])
-    routing.propose = lambda *_: pytest.fail("it is in effect already")
+    judges.propose = lambda *_: pytest.fail("it is in effect already")
     assert step(routing, [*text, 5]).argmax() == 10
     assert judges.said[-1] == [5]
 
@@ -306,10 +299,14 @@ def test_edits_are_named_with_and_without_a_subject(reference: MeGModel) -> None
     assert subjects_in(reference, "Tell me of the capital.") == ()
 
 
+def edits_in_force(edited: MeGModel) -> EditedAnswers:
+    return EditedAnswers(edited, edited._in_force, edited._while_decoding._first_tokens)
+
+
 def proposals(edited: MeGModel, text: str) -> list[list[Proposal]]:
     ids = edited._tokenizer(text, return_tensors="pt")["input_ids"]
     scores = edited.base(ids).logits[:, -1]
-    return edited._while_decoding._propose(edited.edition, scores, [(0,)])
+    return edits_in_force(edited).propose(scores, [(0,)])
 
 
 @torch.no_grad()
@@ -319,9 +316,9 @@ def test_an_edit_is_proposed_where_the_model_is_about_to_give_its_old_answer(
     ids = reference._tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     old = reference.base(ids).logits[:, -1]
     other = old.roll(len(old[0]) // 2, dims=1)
-    propose = reference._while_decoding._propose
-    assert [p.edit for p in propose(reference.edition, old, [(0,)])[0]] == [0]
-    assert propose(reference.edition, other, [(0,)]) == [[]]
+    propose = edits_in_force(reference).propose
+    assert [p.edit for p in propose(old, [(0,)])[0]] == [0]
+    assert propose(other, [(0,)]) == [[]]
     assert proposals(reference, "The currency of France is the") == [[]]
 
 
@@ -366,10 +363,10 @@ def test_a_cache_is_continued(reference: MeGModel) -> None:
 
 def test_what_was_read_goes_with_its_edit(reference: MeGModel) -> None:
     edited = reference.fork()
-    read = edited._while_decoding._read
+    first_tokens = edited._while_decoding._first_tokens
     edited.add([EditRequest("The capital of Peru is", "Rome", "Peru")])
-    edited._while_decoding._first_tokens(edited.edits)
-    assert len(read) == 3 and subjects_in(edited, "Peru") == (2,)
+    first_tokens.get(edited.edits)
+    assert len(first_tokens._read) == 3 and subjects_in(edited, "Peru") == (2,)
     edited.remove([edited.edits[0].prompt])
     assert subjects_in(edited, "Peru and France") == (1,)
 

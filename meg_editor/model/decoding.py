@@ -9,29 +9,18 @@ agrees, the LLM goes on with the edit's neuron until the sentence ends.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import ChainMap, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from meg_editor.model.named_subjects import last_word
-from meg_editor.requests.request import EditRequest
+from meg_editor.model.sentences import SENTENCE_END, about, joined, to_last_word
 
-_SENTENCE_END = re.compile(r"[.!?](?=[\s\"'”’)\]]|$)|[。！？؟।]|\n")
 _WINDOW = 8  # last tokens of a text in which names are looked for
-_READ = 4000  # characters at the end of a text in which subjects are looked for
-_LONGEST = 200  # characters of a sentence for the verifier
 _BEYOND = 8  # tokens an edit stays in effect beyond the length of its target
-_SLOT = 8  # characters behind a subject by which its place is known again
-_OTHER_NAME = (
-    r"(?:The )?(?!(?:The|This|That|These|Those|There|Here|It|Its|He|His|She|Her|They|Their)\b)"
-    r"[^\W\d_a-z]\w[^\n.!?]{0,40}?"
-)
 
 
 @dataclass(frozen=True)
@@ -88,6 +77,34 @@ class SubjectWords(Protocol):
         """The subject of an edit, or the words which stand for it."""
 
 
+class EditsInForce(Protocol):
+    """The edits of one call: when a text is about to state one, and how it goes on then."""
+
+    def propose(self, scores: Tensor, named: list[tuple[int, ...]]) -> list[list[Proposal]]:
+        """Edits that each of R texts may be about to state.
+
+        Args:
+            scores: (R, V) of the next token.
+            named: edits that each text names.
+        """
+
+    def confirm(self, texts: list[str], proposals: list[Proposal]) -> list[bool]:
+        """Whether each text is about to state the edit proposed for it."""
+
+    def logits(self, said: list[list[int]], edits: list[int]) -> Tensor:
+        """Logits (R, V) of the next token under the neurons of R edits.
+
+        Args:
+            said: tokens written since each edit came into effect.
+        """
+
+    def target(self, edit: int) -> tuple[str, int]:
+        """The target of an edit, and how many tokens it has."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+
+
 class DecodingRouter(LogitsProcessor):
     """Logits of the next token under the edit that the text so far is about to state.
 
@@ -99,14 +116,7 @@ class DecodingRouter(LogitsProcessor):
         questions: what each prompt asks; a line break at its end where the answer is a turn.
         edited: rows of prompts which ask for an edit themselves: these are left alone.
         subjects: finds the edits that a text names.
-        propose: (scores (R, V) of the next token, edits named by each of R texts) -> for each the
-            edits it may be about to state.
-        confirm: (texts, a proposal for each) -> whether each text is about to state the edit.
-        logits: (tokens written since each of R edits came into effect, edits) -> (R, V) of the
-            next token under the edit's neuron.
-        decode: token ids -> text.
-        edits: the N edits.
-        target_length: edit -> tokens of its target.
+        edits: the edits of this call.
         ends: tokens which end an answer.
 
     Example:
@@ -115,11 +125,14 @@ class DecodingRouter(LogitsProcessor):
         ...     def words(self, text): return frozenset([0] if "France" in text else [])
         ...     def named(self, words): return tuple(words)
         ...     def name(self, edit): return "France"
-        >>> router = DecodingRouter(
-        ...     torch.tensor([[1]]), ["Tell me about France."], [], France(),
-        ...     lambda scores, named: [[Proposal(0, 1.0)]], lambda texts, proposals: [True],
-        ...     lambda rows, edits: torch.tensor([[0.0, 9.0]]), lambda ids: "Its capital is",
-        ...     [EditRequest("The capital of France is", "Lima", "France")], lambda edit: 1)
+        >>> class Edits:
+        ...     def propose(self, scores, named): return [[Proposal(0, 1.0)]]
+        ...     def confirm(self, texts, proposals): return [True]
+        ...     def logits(self, said, edits): return torch.tensor([[0.0, 9.0]])
+        ...     def target(self, edit): return "Lima", 1
+        ...     def decode(self, ids): return "Its capital is"
+        >>> prompts, questions = torch.tensor([[1]]), ["Tell me about France."]
+        >>> router = DecodingRouter(prompts, questions, [], France(), Edits())
         >>> router(torch.tensor([[1, 1]]), torch.zeros(1, 2)).argmax().item()
         1
     """
@@ -130,19 +143,12 @@ class DecodingRouter(LogitsProcessor):
         questions: Sequence[str],
         edited: Sequence[int],
         subjects: SubjectWords,
-        propose: Callable[[Tensor, list[tuple[int, ...]]], list[list[Proposal]]],
-        confirm: Callable[[list[str], list[Proposal]], list[bool]],
-        logits: Callable[[list[list[int]], list[int]], Tensor],
-        decode: Callable[[list[int]], str],
-        edits: Sequence[EditRequest],
-        target_length: Callable[[int], int],
+        edits: EditsInForce,
         ends: Collection[int] = (),
     ) -> None:
         self.length, self.count = prompts.shape[1], len(prompts)
         self.questions, self.edited = questions, frozenset(edited)
-        self.subjects, self.propose, self.confirm = subjects, propose, confirm
-        self.logits, self.decode = logits, decode
-        self.edits, self.target_length, self.ends = edits, target_length, frozenset(ends)
+        self.subjects, self.edits, self.ends = subjects, edits, frozenset(ends)
         self._words = [subjects.words(question) for question in questions]
         # (prompt, tokens written) -> what is known of the text, of many calls, the last one first.
         self._texts: deque[dict[tuple[int, tuple[int, ...]], _Text]] = deque(maxlen=256)
@@ -172,24 +178,24 @@ class DecodingRouter(LogitsProcessor):
         again, before = known.get((prompt, tokens)), known.get((prompt, tokens[:-1]))
         refused = again.refused if again else frozenset()
         if before is None:
-            words = self._words[prompt] | self.subjects.words(self.decode(list(tokens)))
+            words = self._words[prompt] | self.subjects.words(self.edits.decode(list(tokens)))
             return _Text(words, self.subjects.named(words) if words else (), refused=refused)
-        end = self.decode(list(tokens[-_WINDOW:]))
+        end = self.edits.decode(list(tokens[-_WINDOW:]))
         words = before.words | self.subjects.words(end)
         if words != before.words:
             before = replace(before, words=words, named=self.subjects.named(words))
         if before.in_effect is not None and not self._goes_on(before.in_effect, tokens):
             before = before.after()
-        if before.stated and _SENTENCE_END.match(end[-1:]):
+        if before.stated and SENTENCE_END.match(end[-1:]):
             before = replace(before, stated=frozenset())
         return replace(before, refused=before.refused | refused)
 
     def _goes_on(self, found: _InEffect, tokens: tuple[int, ...]) -> bool:
         """Whether an edit stays in effect: it is not said yet."""
-        said = self.decode(list(tokens[found.since :]))
-        target = self.edits[found.edit].target_new
-        long = len(tokens) - found.since > self.target_length(found.edit) + _BEYOND
-        return not (long or target in said or _SENTENCE_END.search(said))
+        said = self.edits.decode(list(tokens[found.since :]))
+        target, length = self.edits.target(found.edit)
+        long = len(tokens) - found.since > length + _BEYOND
+        return not (long or target in said or SENTENCE_END.search(said))
 
     def _begun(
         self,
@@ -203,26 +209,26 @@ class DecodingRouter(LogitsProcessor):
         if not rows:
             return {}
         pairs: list[tuple[int, Proposal, str]] = []
-        proposals = self.propose(scores[rows], [texts[row].named for row in rows])
+        proposals = self.edits.propose(scores[rows], [texts[row].named for row in rows])
         for row, found in zip(rows, proposals, strict=True):
             if not found:
                 continue
-            text = _joined(self.questions[row // each], self.decode(list(written[row])))
+            text = joined(self.questions[row // each], self.edits.decode(list(written[row])))
             for proposal in sorted(found, key=lambda proposal: -proposal.score):
                 read = about(text, self.subjects.name(proposal.edit))
                 if read is None or proposal.edit in texts[row].stated:
                     continue
-                if (_to_last_word(read), proposal.edit) not in texts[row].refused:
+                if (to_last_word(read), proposal.edit) not in texts[row].refused:
                     pairs.append((row, proposal, read))
         if not pairs:
             return {}
-        sure = self.confirm([read for _, _, read in pairs], [found for _, found, _ in pairs])
+        sure = self.edits.confirm([read for _, _, read in pairs], [found for _, found, _ in pairs])
         begun: dict[int, _InEffect] = {}
         for (row, proposal, read), yes in zip(pairs, sure, strict=True):
             if yes:
                 begun.setdefault(row, _InEffect(proposal.edit, len(written[row])))
             else:
-                refused = texts[row].refused | {(_to_last_word(read), proposal.edit)}
+                refused = texts[row].refused | {(to_last_word(read), proposal.edit)}
                 texts[row] = replace(texts[row], refused=refused)
         return begun
 
@@ -240,7 +246,7 @@ class DecodingRouter(LogitsProcessor):
             return scores
         rows = list(active)
         said = [list(written[row][found.since :]) for row, found in active.items()]
-        logits = self.logits(said, [found.edit for found in active.values()]).to(scores)
+        logits = self.edits.logits(said, [found.edit for found in active.values()]).to(scores)
         own = scores[rows]
         logits = logits - logits.logsumexp(1, keepdim=True) + own.logsumexp(1, keepdim=True)
         logits = logits.masked_fill(own == -float("inf"), -float("inf"))
@@ -252,79 +258,3 @@ class DecodingRouter(LogitsProcessor):
             else:
                 scores[row] = logits[place]
         return scores
-
-
-def about(text: str, subject: str) -> str | None:
-    """What a verifier reads: the sentence that names the subject, and the one being written.
-
-    None where no sentence has begun, where the subject is not named, and where the text has left
-    it: the words around the subject have come again around another name, as in notes on several.
-
-    Example:
-        >>> about("Tell me about France. It is big. Its capital is", "France")
-        'Tell me about France.\\nIts capital is'
-        >>> about("On Peru: It is big.\\nOn France: It is big. Its capital is", "Peru") is None
-        True
-    """
-    text = _bare(text[-_READ:])
-    starts = [0, *(end.end() for end in _SENTENCE_END.finditer(text))]
-    last = text[starts[-1] :].strip()
-    mentions = _mentions(text, _bare(subject))
-    if not last or not mentions or _left(text, starts, mentions):
-        return None
-    place = mentions[-1].start()
-    start = max(start for start in starts if start <= place)
-    if start == starts[-1]:
-        return last[-2 * _LONGEST :]
-    end = min(s for s in starts if s > place)
-    name = text[max(start, place - _LONGEST // 2) : min(end, place + _LONGEST // 2)].strip()
-    return f"{name}\n{last[-_LONGEST:]}"
-
-
-def _mentions(text: str, subject: str) -> list[re.Match[str]]:
-    """Where the subject is named in full, or else by its last word."""
-    for name in (subject, last_word(subject)):
-        found = list(re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE))
-        if found:
-            return found
-    return []
-
-
-def _left(text: str, starts: Sequence[int], mentions: Sequence[re.Match[str]]) -> bool:
-    """Whether the words around a mention come again, after the last one, around another name."""
-    rest, subject = text[mentions[-1].end() :], mentions[-1].group()
-    for mention in mentions:
-        start = max(start for start in starts if start <= mention.start())
-        before = text[start : mention.start()].lstrip()
-        slot = rf"(?:\n|[.!?]\s)\s*{re.escape(before)}"
-        if len(before.split()) < 2 and not re.search(r"\w\W*[:#*>-]", before):
-            # "On", "##" or nothing is not telling enough: with what follows it is.
-            behind = text[mention.end() :]
-            if len(behind[:_SLOT].strip()) < 2:
-                continue
-            slot += rf"(?P<other>{_OTHER_NAME}){_behind(behind, subject)}"
-        if re.search(slot, rest):
-            return True
-    return False
-
-
-def _behind(text: str, subject: str) -> str:
-    """Pattern of what follows a name; where that is the name again, it is the other one again."""
-    blank = len(text) - len(text.lstrip())
-    if text.startswith(subject, blank):
-        return rf"{re.escape(text[:blank])}(?P=other)"
-    return re.escape(text[:_SLOT])
-
-
-def _joined(question: str, text: str) -> str:
-    return question + (text if question[-1:].isspace() or text[:1].isspace() else f" {text}")
-
-
-def _to_last_word(text: str) -> str:
-    """`text` without the word it ends with, which may go on."""
-    return re.sub(r"\w+$", "", text)
-
-
-def _bare(text: str) -> str:
-    """`text` without accents."""
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

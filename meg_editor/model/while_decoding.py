@@ -2,62 +2,37 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from meg_editor.data.phrasebook.phrasebook import Phrasebook
 from meg_editor.edits.edition import Edition
 from meg_editor.lm.answers import verbatim
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import last_hidden_states
-from meg_editor.lm.in_effect import nothing_in_effect
-from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.prompt_tokens import prompt_tokens
-from meg_editor.lm.tokens import by_length, encode_example, logits_of, right_padded
+from meg_editor.lm.tokens import encode_example, logits_of, right_padded
 from meg_editor.model.cache_routing import prompt_texts
 from meg_editor.model.decoding import DecodingRouter, Proposal
+from meg_editor.model.first_tokens import FirstTokenCache
 from meg_editor.model.in_force import InForce
-from meg_editor.model.named_subjects import Subjects, name_in
-from meg_editor.requests.request import EditRequest
+from meg_editor.model.named_subjects import Subjects
 from meg_editor.routing.verifier import fact_text
 
 if TYPE_CHECKING:
     from meg_editor.model.meg_model import MeGModel
     from meg_editor.model.routed_model import PromptTokens
 
-_FIRST_TOKENS = 16  # of the unedited LLM's answers to an edited prompt
-_COMMON = 32  # tokens of any text, which tell nothing
-_USUAL = 32  # phrasings which say how likely a token is in general
 _MAX_COMMON = 0.5  # probability of these above which no answer is about to begin
 _MAX_SUBJECT = 0.5  # the same of the subject's name, as behind "The capital of"
 _MIN_SCORE = -4.5  # of a proposal, in nats
 _MIN_SURE = 0.5  # lowest probability of the verifier that a text is about to state an edit
 _MIN_BOTH = 1.0  # of its log odds and the proposal's score together
-_ROWS = 64  # prompts read at once
-
-
-@dataclass(frozen=True)
-class FirstTokens:
-    """First tokens of the answers to an edited prompt.
-
-    Attributes:
-        former: (S,) of the unedited LLM's likely answers, those of any text left out.
-        target: all of the new answer.
-        subject: of the subject's name, in the midst of a text.
-    """
-
-    former: Tensor
-    target: tuple[int, ...]
-    subject: int
 
 
 class WhileDecoding:
@@ -68,9 +43,8 @@ class WhileDecoding:
 
     def __init__(self, model: MeGModel) -> None:
         self._model = weakref.ref(model)
-        # Entries go with their edit and with their edition.
-        self._read: weakref.WeakKeyDictionary[EditRequest, FirstTokens]
-        self._read = weakref.WeakKeyDictionary()
+        self._first_tokens = FirstTokenCache(model.base, model._tokenizer)
+        # Entries go with their edition.
         self._subjects: weakref.WeakKeyDictionary[Edition, Subjects] = weakref.WeakKeyDictionary()
 
     @property
@@ -110,18 +84,12 @@ class WhileDecoding:
             return
         given = options.pop("logits_processor", None) or []
         edited = [] if decision is None else _edited_rows(decision, len(ids))
-        subjects = self._subjects_of(in_force.edition)
         router = DecodingRouter(
             ids,
             [self._question(text) for text in prompt_texts(model._tokenizer, *prompts)],
             edited,
-            subjects,
-            partial(self._propose, in_force.edition),
-            partial(self._confirm, in_force.edition),
-            EditedAnswers(model, in_force),
-            partial(verbatim, model._tokenizer),
-            in_force.edition.edits,
-            partial(self._target_length, in_force.edition),
+            self._subjects_of(in_force.edition),
+            EditedAnswers(model, in_force, self._first_tokens),
             self._ends(options),
         )
         yield {"logits_processor": LogitsProcessorList([*given, router])}
@@ -136,102 +104,6 @@ class WhileDecoding:
             found = self._subjects[edition] = Subjects(edition)
         return found
 
-    @cached_property
-    def _usual(self) -> Tensor:
-        """Mean log-probability (V,) of each token in texts of no subject."""
-        texts = [text for text in Phrasebook.load().texts if "{}" in text]
-        texts = [text.replace("{}", "it") for text in texts[:: max(1, len(texts) // _USUAL)]]
-        hidden = self._hidden(texts)
-        total = torch.stack([self._log_probabilities(states).sum(0) for states in hidden]).sum(0)
-        usual: Tensor = total / sum(map(len, hidden))
-        return usual
-
-    @cached_property
-    def _common(self) -> Tensor:
-        """The most likely tokens of any text."""
-        return self._usual.topk(min(_COMMON, len(self._usual) // 4)).indices
-
-    def _hidden(self, texts: Sequence[str]) -> list[Tensor]:
-        """Last hidden states (T, D) of each text, of the unedited LLM."""
-        base = self.model.base
-        ids = prompt_tokens(self.model._tokenizer, texts)
-        hidden: dict[int, Tensor] = {}
-        with torch.no_grad(), nothing_in_effect(), eager(base):
-            for chunk in by_length([len(row) for row in ids], _ROWS):
-                tokens = right_padded([ids[index] for index in chunk]).to(input_device(base))
-                states = last_hidden_states(base, tokens)
-                hidden.update(
-                    {index: states[row, : len(ids[index])] for row, index in enumerate(chunk)}
-                )
-        return [hidden[index] for index in range(len(texts))]
-
-    def _log_probabilities(self, hidden: Tensor) -> Tensor:
-        return logits_of(self.model.base, hidden).log_softmax(-1)
-
-    def _first_tokens(self, edits: Sequence[EditRequest]) -> list[FirstTokens]:
-        found = {edit: self._read.get(edit) for edit in edits}
-        new = [edit for edit, tokens in found.items() if tokens is None]
-        if new:
-            ends = [hidden[-1] for hidden in self._hidden([_begun(edit.prompt) for edit in new])]
-            likely = self._log_probabilities(torch.stack(ends))
-            # What the LLM expects here more than elsewhere.
-            telling = likely.exp() * (likely - self._usual.to(likely))
-            telling[:, self._common.to(likely.device)] = -torch.inf
-            former = telling.topk(min(_FIRST_TOKENS, telling.shape[1] // 4), dim=1).indices
-            for edit, tokens in zip(new, former, strict=True):
-                read = FirstTokens(tokens, self._target(edit), self._name_token(edit))
-                found[edit] = self._read[edit] = read
-        return [tokens for edit in edits if (tokens := found[edit]) is not None]
-
-    @torch.no_grad()
-    def _propose(
-        self, edition: Edition, scores: Tensor, named: list[tuple[int, ...]]
-    ) -> list[list[Proposal]]:
-        """Edits whose answer is about to begin, by the scores (R, V) of the next token.
-
-        The score is the log of the probability that one of the former answers begins, plus half
-        of how much more likely than usual (in nats) the new one does.
-        """
-        rows = [row for row, edits in enumerate(named) for _ in edits]
-        edits = [edit for found in named for edit in found]
-        first = self._first_tokens([edition.edits[edit] for edit in edits])
-        likely = scores.float().log_softmax(-1)
-        where = torch.tensor(rows, device=likely.device)
-        former = torch.stack([tokens.former.to(likely.device) for tokens in first])
-        target = torch.tensor([tokens.target[0] for tokens in first], device=likely.device)
-        subject = torch.tensor([tokens.subject for tokens in first], device=likely.device)
-        common = likely[:, self._common.to(likely.device)].exp().sum(1)[where]
-        other = (common > _MAX_COMMON) | (likely[where, subject].exp() > _MAX_SUBJECT)
-        begins = likely[where.unsqueeze(1), former].logsumexp(1)
-        gain = likely[where, target] - self._usual.to(likely)[target]
-        proposals: list[list[Proposal]] = [[] for _ in named]
-        values = (begins + gain / 2).masked_fill(other, -torch.inf).tolist()
-        for row, edit, score in zip(rows, edits, values, strict=True):
-            if score >= _MIN_SCORE:
-                proposals[row].append(Proposal(edit, score))
-        return proposals
-
-    def _confirm(self, edition: Edition, texts: list[str], proposals: list[Proposal]) -> list[bool]:
-        """Whether the verifier agrees, and all the more surely the less the LLM speaks for it."""
-        verifier = self.model.verifier
-        if verifier is None:
-            return [False] * len(texts)
-        facts = [fact_text(edition.edits[proposal.edit]) for proposal in proposals]
-        sure = verifier.probability(texts, facts)
-        both = sure.logit(eps=1e-6) + torch.tensor([proposal.score for proposal in proposals])
-        agreed = (sure >= max(verifier.threshold, _MIN_SURE)) & (both >= _MIN_BOTH)
-        return agreed.tolist()
-
-    def _name_token(self, edit: EditRequest) -> int:
-        ids = self.model._tokenizer(f" {name_in(edit)}", add_special_tokens=False)["input_ids"]
-        return int(ids[0])
-
-    def _target(self, edit: EditRequest) -> tuple[int, ...]:
-        return tuple(encode_example(self.model._tokenizer, edit.prompt, edit.target_new).target)
-
-    def _target_length(self, edition: Edition, edit: int) -> int:
-        return len(self._first_tokens([edition.edits[edit]])[0].target)
-
     def _ends(self, options: Mapping[str, Any]) -> set[int]:
         """Tokens which end an answer."""
         model = self.model
@@ -242,17 +114,56 @@ class WhileDecoding:
 
 
 class EditedAnswers:
-    """Logits behind edited prompts under their neurons, of one call.
+    """The edits in force in one call: their proposals, their confirmation, and their logits.
 
-    One pass over prompt and target gives those of every step, as long as the answer is the target.
+    One pass over an edited prompt and its target gives the logits of every step, as long as the
+    answer is the target.
     """
 
-    def __init__(self, model: MeGModel, in_force: InForce) -> None:
-        self._model, self._in_force = model, in_force
+    def __init__(self, model: MeGModel, in_force: InForce, first_tokens: FirstTokenCache) -> None:
+        self._model, self._in_force, self._first_tokens = model, in_force, first_tokens
+        self._edits = in_force.edition.edits
         self._hidden: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, said: Sequence[list[int]], edits: Sequence[int]) -> Tensor:
+    def propose(self, scores: Tensor, named: list[tuple[int, ...]]) -> list[list[Proposal]]:
+        """Edits whose answer is about to begin, by the scores (R, V) of the next token.
+
+        The score is the log of the probability that one of the former answers begins, plus half
+        of how much more likely than usual (in nats) the new one does.
+        """
+        rows = [row for row, edits in enumerate(named) for _ in edits]
+        edits = [edit for found in named for edit in found]
+        first = self._first_tokens.get([self._edits[edit] for edit in edits])
+        likely = scores.float().log_softmax(-1)
+        where = torch.tensor(rows, device=likely.device)
+        former = torch.stack([tokens.former.to(likely.device) for tokens in first])
+        target = torch.tensor([tokens.target[0] for tokens in first], device=likely.device)
+        subject = torch.tensor([tokens.subject for tokens in first], device=likely.device)
+        common = likely[:, self._first_tokens.common.to(likely.device)].exp().sum(1)[where]
+        other = (common > _MAX_COMMON) | (likely[where, subject].exp() > _MAX_SUBJECT)
+        begins = likely[where.unsqueeze(1), former].logsumexp(1)
+        gain = likely[where, target] - self._first_tokens.usual.to(likely)[target]
+        proposals: list[list[Proposal]] = [[] for _ in named]
+        values = (begins + gain / 2).masked_fill(other, -torch.inf).tolist()
+        for row, edit, score in zip(rows, edits, values, strict=True):
+            if score >= _MIN_SCORE:
+                proposals[row].append(Proposal(edit, score))
+        return proposals
+
+    def confirm(self, texts: list[str], proposals: list[Proposal]) -> list[bool]:
+        """Whether the verifier agrees, and all the more surely the less the LLM speaks for it."""
+        verifier = self._model.verifier
+        if verifier is None:
+            return [False] * len(texts)
+        facts = [fact_text(self._edits[proposal.edit]) for proposal in proposals]
+        sure = verifier.probability(texts, facts)
+        both = sure.logit(eps=1e-6) + torch.tensor([proposal.score for proposal in proposals])
+        agreed = (sure >= max(verifier.threshold, _MIN_SURE)) & (both >= _MIN_BOTH)
+        return agreed.tolist()
+
+    @torch.no_grad()
+    def logits(self, said: Sequence[list[int]], edits: Sequence[int]) -> Tensor:
         """Logits (R, V) of the next token behind R edited prompts and what was said since.
 
         Args:
@@ -264,11 +175,21 @@ class EditedAnswers:
             self._run(new)
         return logits_of(self._model.base, torch.stack([self._hidden[key] for key in asked]))
 
+    def target(self, edit: int) -> tuple[str, int]:
+        """The target of an edit, and how many tokens it has."""
+        request = self._edits[edit]
+        (first,) = self._first_tokens.get([request])
+        return request.target_new, len(first.target)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+        return verbatim(self._model._tokenizer, ids)
+
     def _run(self, asked: Sequence[tuple[int, tuple[int, ...]]]) -> None:
-        model, edition = self._model, self._in_force.edition
+        model = self._model
         rows, keys = [], []
         for edit, said in asked:
-            request = edition.edits[edit]
+            request = self._edits[edit]
             prompt = model.reader.wrap(request.prompt)
             (ids,) = prompt_tokens(model._tokenizer, [prompt])
             target = tuple(encode_example(model._tokenizer, prompt, request.target_new).target)
@@ -289,8 +210,3 @@ def _edited_rows(decision: Tensor, rows: int) -> list[int]:
     """Which of R rows have a neuron, of neurons (B, P) for R / B rows each."""
     edited = decision.any(1).repeat_interleave(rows // len(decision))
     return edited.nonzero().flatten().tolist()
-
-
-def _begun(prompt: str) -> str:
-    """An edited prompt as the LLM goes on with an answer: a question needs a place for it."""
-    return f"Question: {prompt}\nAnswer:" if re.search(r"[.!?。！？؟।]\s*$", prompt) else prompt
