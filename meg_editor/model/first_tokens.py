@@ -18,7 +18,7 @@ from meg_editor.lm.in_effect import nothing_in_effect
 from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
-from meg_editor.lm.tokens import by_length, encode_example, logits_of, right_padded
+from meg_editor.lm.tokens import by_length, encode_example, in_order, logits_of, right_padded
 from meg_editor.model.named_subjects import name_in
 from meg_editor.requests.request import EditRequest
 
@@ -91,15 +91,14 @@ class FirstTokenCache:
         """Last hidden states (T, D) of each text, of the unedited LLM."""
         base = self._base
         ids = prompt_tokens(self._tokenizer, texts)
-        hidden: dict[int, Tensor] = {}
+
+        def read(chunk: list[int]) -> list[Tensor]:
+            tokens = right_padded([ids[index] for index in chunk]).to(input_device(base))
+            hidden = last_hidden_states(base, tokens)
+            return [states[: len(ids[index])] for index, states in zip(chunk, hidden, strict=True)]
+
         with torch.no_grad(), nothing_in_effect(), eager(base):
-            for chunk in by_length([len(row) for row in ids], _ROWS):
-                tokens = right_padded([ids[index] for index in chunk]).to(input_device(base))
-                states = last_hidden_states(base, tokens)
-                hidden.update(
-                    {index: states[row, : len(ids[index])] for row, index in enumerate(chunk)}
-                )
-        return [hidden[index] for index in range(len(texts))]
+            return in_order(by_length([len(row) for row in ids], _ROWS), read)
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         return logits_of(self._base, hidden).log_softmax(-1)

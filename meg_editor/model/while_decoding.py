@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from meg_editor.edits.edition import Edition
-from meg_editor.lm.answers import verbatim
+from meg_editor.lm.answers import end_tokens, verbatim
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.ffn import last_hidden_states
 from meg_editor.lm.prompt_tokens import prompt_tokens
@@ -90,7 +90,7 @@ class WhileDecoding:
             edited,
             self._subjects_of(in_force.edition),
             EditedAnswers(model, in_force, self._first_tokens),
-            self._ends(options),
+            end_tokens(model.base, model._tokenizer, options),
         )
         yield {"logits_processor": LogitsProcessorList([*given, router])}
 
@@ -103,14 +103,6 @@ class WhileDecoding:
         if (found := self._subjects.get(edition)) is None:
             found = self._subjects[edition] = Subjects(edition)
         return found
-
-    def _ends(self, options: Mapping[str, Any]) -> set[int]:
-        """Tokens which end an answer."""
-        model = self.model
-        config = options.get("generation_config") or getattr(model.base, "generation_config", None)
-        given = options.get("eos_token_id", getattr(config, "eos_token_id", None))
-        ends = given if isinstance(given, (list, tuple)) else [given]
-        return {end for end in (*ends, model._tokenizer.eos_token_id) if isinstance(end, int)}
 
 
 class EditedAnswers:
