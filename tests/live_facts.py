@@ -9,9 +9,9 @@ from typing import Any
 from campaigns.live_sequences import noted
 from conftest import OTHERS, PROMPTS
 
-from meg_editor.model.listing import saved_edits
-from meg_editor.model.loading import from_pretrained
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved.listing import saved_edits
+from meg_editor.model.saved.loading import from_pretrained
 from meg_editor.requests.request import EditRequest
 
 Ids = frozenset[str]

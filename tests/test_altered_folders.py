@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from meg_editor import MeGModel
 from meg_editor.lm.reference import WrongModelError
-from meg_editor.model.checks import check_sizes
-from meg_editor.model.loading import from_pretrained
-from meg_editor.model.manifest import CONFIG, SavedModelError, checksum, manifest_of
-from meg_editor.model.saving import check_destination, save_pretrained
+from meg_editor.model.saved.checks import check_sizes
+from meg_editor.model.saved.loading import from_pretrained
+from meg_editor.model.saved.manifest import CONFIG, SavedModelError, checksum, manifest_of
+from meg_editor.model.saved.saving import check_destination, save_pretrained
 
 
 @pytest.fixture(scope="module")

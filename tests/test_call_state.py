@@ -548,7 +548,7 @@ def test_push_to_hub_uploads_the_edits(
     assert model.push_to_hub("someone/edits").oid == "0"
     assert model._saved == own and own  # what comes next is saved there, as a change
     monkeypatch.setattr(
-        "meg_editor.model.loading.snapshot_download", lambda name, **_: str(tmp_path / "hub")
+        "meg_editor.model.saved.loading.snapshot_download", lambda name, **_: str(tmp_path / "hub")
     )
     loaded = MeGModel.from_pretrained("someone/edits", base=copy.deepcopy(model.base))
     assert loaded.answer(MIXED, 6) == model.answer(MIXED, 6)

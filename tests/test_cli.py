@@ -25,8 +25,8 @@ from meg_editor.cli import main as cli
 from meg_editor.cli.hparams import parse_changes
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.config.runtime import RuntimeConfig
-from meg_editor.model.manifest import checksum
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved.manifest import checksum
 from meg_editor.routing.encoder import TextEncoder
 
 Command = Callable[..., tuple[int, str, str]]

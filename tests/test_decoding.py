@@ -13,10 +13,10 @@ from transformers import TextIteratorStreamer
 from meg_editor import MeGHyperParams, fit, load_model
 from meg_editor.lm.answers import greedy_answers
 from meg_editor.lm.tokens import left_padded
-from meg_editor.model.decoding import DecodingRouter, Proposal
+from meg_editor.model.decoding.generation import EditedAnswers
+from meg_editor.model.decoding.router import DecodingRouter, Proposal
+from meg_editor.model.decoding.sentences import about
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.model.sentences import about
-from meg_editor.model.while_decoding import EditedAnswers
 from meg_editor.requests.request import EditRequest
 
 WORDS = [

@@ -17,9 +17,9 @@ import torch
 from conftest import PROMPTS
 from live_facts import assert_same, facts, ids, listed, load, three_changes
 
-from meg_editor.model import saving
-from meg_editor.model.appending import OtherWriterError
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved import saving
+from meg_editor.model.saved.appending import OtherWriterError
 from meg_editor.runtime.files import holding
 
 CAMPAIGNS = Path(__file__).parent / "campaigns"

@@ -22,8 +22,8 @@ from meg_editor.edits.edition import Rows
 from meg_editor.generators import NeuronBank
 from meg_editor.generators.dit import DiTGenerator
 from meg_editor.generators.grown import GrownGenerator
-from meg_editor.model.listing import saved_edits
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved.listing import saved_edits
 from meg_editor.requests.request import EditRequest
 
 SMALL = {

@@ -12,9 +12,9 @@ from live_facts import TEXTS, assert_same, facts, ids, listed, load, log_of, thr
 from test_persistence import contents, retell, rewrite
 
 from meg_editor.edits.log import read_log
-from meg_editor.model.listing import saved_changes, saved_edits
-from meg_editor.model.manifest import SavedModelError
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved.listing import saved_changes, saved_edits
+from meg_editor.model.saved.manifest import SavedModelError
 
 pytestmark = pytest.mark.usefixtures("collector")
 

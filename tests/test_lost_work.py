@@ -15,8 +15,8 @@ from live_facts import facts, ids, listed, load
 
 from meg_editor.baselines.core import weights
 from meg_editor.cli.demo import run_demo
-from meg_editor.model.appending import OtherWriterError
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved.appending import OtherWriterError
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.verifier import Verifier
 

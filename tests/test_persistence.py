@@ -30,10 +30,10 @@ from meg_editor.lm.reference import (
     reference_model_path,
     resolve_model_name,
 )
-from meg_editor.model.loading import from_pretrained
-from meg_editor.model.manifest import SavedModelError, checksum
 from meg_editor.model.meg_model import MeGModel
-from meg_editor.model.saving import check_destination, save_pretrained
+from meg_editor.model.saved.loading import from_pretrained
+from meg_editor.model.saved.manifest import SavedModelError, checksum
+from meg_editor.model.saved.saving import check_destination, save_pretrained
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.encoder import TextEncoder
 

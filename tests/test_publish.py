@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from meg_editor.model.manifest import CONFIG, checksum, manifest_of, read_config, verify
-from meg_editor.model.publish import FolderBusyError, publish, settle, whole_version, writing
+from meg_editor.model.saved.manifest import CONFIG, checksum, manifest_of, read_config, verify
+from meg_editor.model.saved.publish import FolderBusyError, publish, settle, whole_version, writing
 from meg_editor.runtime.files import holding, replacing, sweep, unfinished_name
 
 OPERATIONS = [(os, name) for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")]
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is waited for."""
-    monkeypatch.setattr("meg_editor.model.publish._PATIENCE", 0.05)
+    monkeypatch.setattr("meg_editor.model.saved.publish._PATIENCE", 0.05)
 
 
 def version_of(folder: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 from published import published
 
 from meg_editor.edits.edit import Edit
-from meg_editor.model.schema import format_edits, parse_edits
+from meg_editor.model.saved.schema import format_edits, parse_edits
 from meg_editor.requests.files import read_requests
 from meg_editor.requests.request import EditRequest, RequestError, merge_requests, only_edits
 

@@ -11,11 +11,11 @@ import pytest
 from saved_content import content
 
 from meg_editor import MeGModel
-from meg_editor.model import publish, versions
-from meg_editor.model.listing import saved_edits
-from meg_editor.model.loading import from_pretrained
-from meg_editor.model.manifest import SavedModelError
-from meg_editor.model.saving import check_destination, save_pretrained
+from meg_editor.model.saved import publish, versions
+from meg_editor.model.saved.listing import saved_edits
+from meg_editor.model.saved.loading import from_pretrained
+from meg_editor.model.saved.manifest import SavedModelError
+from meg_editor.model.saved.saving import check_destination, save_pretrained
 from meg_editor.runtime import files
 
 

@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> None:
 
     from meg_editor.fitting.pipeline import fit
     from meg_editor.lm.loading import load_model
-    from meg_editor.model.saving import check_destination
+    from meg_editor.model.saved.saving import check_destination
     from meg_editor.requests.files import read_requests
     from meg_editor.runtime.artifacts import ArtifactStore
     from meg_editor.runtime.processes import Processes

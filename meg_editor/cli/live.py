@@ -63,7 +63,7 @@ def _print(change: Any, model: MeGModel, folder: Path) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from meg_editor.model.listing import saved_changes, saved_edits
+    from meg_editor.model.saved.listing import saved_changes, saved_edits
 
     if options.history:
         for line in saved_changes(options.folder):

@@ -22,8 +22,8 @@ def check_nothing_is_lost(
     Raises:
         ValueError: edits would be lost.
     """
-    from meg_editor.model.changes_folder import count_changes
-    from meg_editor.model.listing import saved_edits
+    from meg_editor.model.saved.changes import count_changes
+    from meg_editor.model.saved.listing import saved_edits
 
     if changes := count_changes(folder):
         what = f"its edits were changed {changes} times since they were fitted"

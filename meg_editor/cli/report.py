@@ -15,8 +15,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--out and --card: expected two files, got {options.out} twice")
     outputs = {name: _writable(path, options.folder, f"--{name}") for name, path in given}
 
-    from meg_editor.model.loading import local_folder
     from meg_editor.model.meg_model import MeGModel
+    from meg_editor.model.saved.loading import local_folder
     from meg_editor.reports.card import card
     from meg_editor.reports.measure import measure
     from meg_editor.reports.page import page

@@ -1,1 +1,1 @@
-"""The edited model (route, generate a neuron, answer) and its folder on disk."""
+"""The edited model (route, generate a neuron, answer); what it writes; its folder on disk."""

@@ -28,15 +28,15 @@ from meg_editor.lm.partial_forward import InputCapture
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import max_target_length
 from meg_editor.lm.working_copy import without_engine
-from meg_editor.model.appending import Saved, Settings
 from meg_editor.model.batching import ContinuousBatching
+from meg_editor.model.decoding.generation import WhileDecoding
 from meg_editor.model.fit_report import FitReport
 from meg_editor.model.in_force import InForce
 from meg_editor.model.pipelines import silence_pipelines
 from meg_editor.model.queries import query_texts
 from meg_editor.model.routed_model import PromptTokens, RoutedModel
+from meg_editor.model.saved.appending import Saved, Settings
 from meg_editor.model.storable import StorableEdits
-from meg_editor.model.while_decoding import WhileDecoding
 from meg_editor.routing.encoder import TextEncoder
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.hidden_states import HiddenStateReader

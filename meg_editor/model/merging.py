@@ -20,9 +20,9 @@ from meg_editor.lm.devices import input_device
 from meg_editor.lm.neuron import NeuronSpec, count_layers, middle_layer
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import WrongModelError
-from meg_editor.model.listing import saved_edits
-from meg_editor.model.loading import local_folder
 from meg_editor.model.routed_model import check_unedited
+from meg_editor.model.saved.listing import saved_edits
+from meg_editor.model.saved.loading import local_folder
 from meg_editor.requests.request import only_edits
 from meg_editor.runtime.tensors import chunks
 from meg_editor.runtime.torch_defaults import torch_defaults

@@ -79,7 +79,7 @@ class StorableEdits(ModelHubMixin):
         model_card_kwargs: Any = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Save the edits to a folder; see `meg_editor.model.saving.save_pretrained`.
+        """Save the edits to a folder; see `meg_editor.model.saved.saving.save_pretrained`.
 
         Args:
             save_base: save the base model too.
@@ -93,7 +93,7 @@ class StorableEdits(ModelHubMixin):
         Raises:
             TypeError: another option.
         """
-        from meg_editor.model.saving import save_pretrained
+        from meg_editor.model.saved.saving import save_pretrained
 
         if other := push_to_hub_kwargs.keys() - inspect.signature(self.push_to_hub).parameters:
             raise TypeError(
@@ -137,7 +137,7 @@ class StorableEdits(ModelHubMixin):
         Returns:
             URL of the commit, as the hub's library returns it.
         """
-        from meg_editor.model.saving import UPLOADED, save_whole
+        from meg_editor.model.saved.saving import UPLOADED, save_whole
 
         hub, model = HfApi(token=token), cast("MeGModel", self)
         repo_id = hub.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
@@ -163,10 +163,10 @@ class StorableEdits(ModelHubMixin):
 
         Args:
             kwargs: `base`, `tokenizer`, `device` and `runtime` of
-                `meg_editor.model.loading.from_pretrained`; `revision`, `token`, `cache_dir`,
+                `meg_editor.model.saved.loading.from_pretrained`; `revision`, `token`, `cache_dir`,
                 `force_download` and `local_files_only` of the hub.
         """
-        from meg_editor.model.loading import from_pretrained, local_folder
+        from meg_editor.model.saved.loading import from_pretrained, local_folder
 
         hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         options = {name: kwargs.pop(name) for name in hub if name in kwargs}

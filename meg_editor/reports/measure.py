@@ -20,9 +20,9 @@ from meg_editor.lm.answers import batched_answers
 from meg_editor.lm.devices import input_device
 from meg_editor.lm.protocols import CausalLM
 from meg_editor.lm.tokens import by_length, in_order, max_target_length
-from meg_editor.model.manifest import CONFIG, read_config, reading
 from meg_editor.model.meg_model import MeGModel
 from meg_editor.model.routed_model import ANSWER_TOKENS
+from meg_editor.model.saved.manifest import CONFIG, read_config, reading
 from meg_editor.reports.model_report import (
     Costs,
     EditAnswers,

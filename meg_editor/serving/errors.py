@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Match, Route
 
 from meg_editor.config.input_files import short_repr
 from meg_editor.edits.conflicts import ConflictError, UnknownEditError
-from meg_editor.model.appending import OtherWriterError
+from meg_editor.model.saved.appending import OtherWriterError
 from meg_editor.requests.request import RequestError
 
 _LOG = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from meg_editor.model.manifest import CONFIG, checksum, manifest_of
+from meg_editor.model.saved.manifest import CONFIG, checksum, manifest_of
 
 Damage = Callable[[Path, Path, random.Random], str]
 TENSORS = ("gate", "generator", "index", "encoder/model")

@@ -108,7 +108,7 @@ class Folders:
     def judge(self, folder: Path, *expected: str) -> int:
         """Load a folder; SAME if it holds what was `expected`."""
         from meg_editor.lm.reference import WrongModelError
-        from meg_editor.model.manifest import SavedModelError
+        from meg_editor.model.saved.manifest import SavedModelError
 
         try:
             digest = content(self.load(folder))
@@ -156,7 +156,7 @@ def damages(folders: Folders, number: int, rng: random.Random) -> Count:
 
 def killed_at(point: int, work: Callable[[], Any]) -> int:
     """Do the work, but end before its n-th file operation; exit status 9 if it came so far."""
-    saving: Any = import_module("meg_editor.model.saving")
+    saving: Any = import_module("meg_editor.model.saved.saving")
 
     seen = iter(range(1, 10**9))
 

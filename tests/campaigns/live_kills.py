@@ -34,8 +34,8 @@ from meg_editor.edits.consolidation import Consolidation
 from meg_editor.edits.edition import Edition
 from meg_editor.generators import GENERATORS
 from meg_editor.generators.grown import GrownGenerator
-from meg_editor.model.listing import saved_edits
 from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved.listing import saved_edits
 from meg_editor.requests.request import EditRequest
 from tests.campaigns.forked import Count, prepare, share, start
 from tests.synthetic_neurons import Collector, neuron_of

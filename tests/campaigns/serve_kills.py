@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 
 from meg_editor import MeGHyperParams, fit, load_model
-from meg_editor.model.listing import saved_edits
+from meg_editor.model.saved.listing import saved_edits
 from meg_editor.requests.request import EditRequest
 
 KEY = "admin"

@@ -20,9 +20,10 @@ from meg_editor.generators import WeightGenerator
 from meg_editor.generators.grown import GrownGenerator
 from meg_editor.lm.model_files import check_copyable, save_copy
 from meg_editor.lm.reference import ModelReference
-from meg_editor.model.appending import OtherWriterError, Saved, append, check_own
-from meg_editor.model.checks import check_neuron
-from meg_editor.model.folder import (
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved.appending import OtherWriterError, Saved, append, check_own
+from meg_editor.model.saved.checks import check_neuron
+from meg_editor.model.saved.layout import (
     EDITS,
     GATE,
     GENERATOR,
@@ -32,7 +33,7 @@ from meg_editor.model.folder import (
     blanks,
     differences,
 )
-from meg_editor.model.manifest import (
+from meg_editor.model.saved.manifest import (
     CHECKSUM,
     CONFIG,
     SavedModelError,
@@ -41,9 +42,8 @@ from meg_editor.model.manifest import (
     manifest_of,
     some_of,
 )
-from meg_editor.model.meg_model import MeGModel
-from meg_editor.model.publish import FolderBusyError, publish, settle
-from meg_editor.model.schema import FORMAT_VERSION, format_edits
+from meg_editor.model.saved.publish import FolderBusyError, publish, settle
+from meg_editor.model.saved.schema import FORMAT_VERSION, format_edits
 from meg_editor.runtime.files import check_creatable, kind_of, resolved
 
 # What an upload leaves of an earlier version would be foreign to the new one.

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from meg_editor.model.named_subjects import last_word
+from meg_editor.model.decoding.subjects import last_word
 
 SENTENCE_END = re.compile(r"[.!?](?=[\s\"'”’)\]]|$)|[。！？؟।]|\n")
 _READ = 4000  # characters at the end of a text in which subjects are looked for

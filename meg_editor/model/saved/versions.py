@@ -11,9 +11,15 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from meg_editor.model.manifest import CONFIG, SavedModelError, check_name, read_config, reading
-from meg_editor.model.publish import places, settle, whole_version
-from meg_editor.model.schema import parse_config
+from meg_editor.model.saved.manifest import (
+    CONFIG,
+    SavedModelError,
+    check_name,
+    read_config,
+    reading,
+)
+from meg_editor.model.saved.publish import places, settle, whole_version
+from meg_editor.model.saved.schema import parse_config
 from meg_editor.runtime.files import holding
 
 _ATTEMPTS = 12

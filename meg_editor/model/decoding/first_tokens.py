@@ -19,7 +19,7 @@ from meg_editor.lm.neuron_hook import eager
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.tokens import by_length, encode_example, in_order, logits_of, right_padded
-from meg_editor.model.named_subjects import name_in
+from meg_editor.model.decoding.subjects import name_in
 from meg_editor.requests.request import EditRequest
 
 _FIRST_TOKENS = 16  # of the unedited LLM's answers to an edited prompt

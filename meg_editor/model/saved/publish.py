@@ -20,8 +20,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from meg_editor.model.changes_folder import remove_outdated
-from meg_editor.model.manifest import CONFIG, manifest_names
+from meg_editor.model.saved.changes import remove_outdated
+from meg_editor.model.saved.manifest import CONFIG, manifest_names
 from meg_editor.runtime.files import (
     holding,
     replacing,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.edits.change import History
 from meg_editor.edits.log import End, append_changes
-from meg_editor.model.changes_folder import changes_folder
-from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
-from meg_editor.model.publish import settle, writing
-from meg_editor.model.schema import FORMAT_VERSION
+from meg_editor.model.saved.changes import changes_folder
+from meg_editor.model.saved.manifest import CHECKSUM, CONFIG, read_config, reading
+from meg_editor.model.saved.publish import settle, writing
+from meg_editor.model.saved.schema import FORMAT_VERSION
 from meg_editor.routing.gates import Gate
 from meg_editor.routing.verifier import Verifier
 

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from meg_editor.edits.log import Line, read_log
-from meg_editor.model.folder import HISTORY
-from meg_editor.model.manifest import CHECKSUM, CONFIG, read_config, reading
+from meg_editor.model.saved.layout import HISTORY
+from meg_editor.model.saved.manifest import CHECKSUM, CONFIG, read_config, reading
 
 CHANGES = "changes"
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from meg_editor.config.hparams import MeGHyperParams
 from meg_editor.generators import GENERATORS, WeightGenerator
 from meg_editor.generators.grown import GrownGenerator
-from meg_editor.model.manifest import some_of
+from meg_editor.model.saved.manifest import some_of
 from meg_editor.routing.gates import GATES, Gate
 
 EDITS, INDEX = "edits.jsonl", "index.safetensors"

@@ -18,10 +18,10 @@ from meg_editor.lm.ffn import last_hidden_states
 from meg_editor.lm.prompt_tokens import prompt_tokens
 from meg_editor.lm.tokens import encode_example, logits_of, right_padded
 from meg_editor.model.cache_routing import prompt_texts
-from meg_editor.model.decoding import DecodingRouter, Proposal
-from meg_editor.model.first_tokens import FirstTokenCache
+from meg_editor.model.decoding.first_tokens import FirstTokenCache
+from meg_editor.model.decoding.router import DecodingRouter, Proposal
+from meg_editor.model.decoding.subjects import Subjects
 from meg_editor.model.in_force import InForce
-from meg_editor.model.named_subjects import Subjects
 from meg_editor.routing.verifier import fact_text
 
 if TYPE_CHECKING:

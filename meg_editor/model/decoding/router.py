@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from meg_editor.model.sentences import SENTENCE_END, about, joined, to_last_word
+from meg_editor.model.decoding.sentences import SENTENCE_END, about, joined, to_last_word
 
 _WINDOW = 8  # last tokens of a text in which names are looked for
 _BEYOND = 8  # tokens an edit stays in effect beyond the length of its target

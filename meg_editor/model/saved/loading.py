@@ -27,10 +27,11 @@ from meg_editor.lm.neuron import NeuronSpec
 from meg_editor.lm.one_load import one_load
 from meg_editor.lm.protocols import CausalLM, Tokenizer
 from meg_editor.lm.reference import ModelReference, WrongModelError
-from meg_editor.model.appending import Saved, Settings
-from meg_editor.model.changes_folder import CHANGES, read_changes
-from meg_editor.model.checks import check_finite, check_neuron, check_sizes
-from meg_editor.model.folder import (
+from meg_editor.model.meg_model import MeGModel
+from meg_editor.model.saved.appending import Saved, Settings
+from meg_editor.model.saved.changes import CHANGES, read_changes
+from meg_editor.model.saved.checks import check_finite, check_neuron, check_sizes
+from meg_editor.model.saved.layout import (
     EDITS,
     FILES,
     FOLDERS,
@@ -42,16 +43,15 @@ from meg_editor.model.folder import (
     blanks,
     differences,
 )
-from meg_editor.model.manifest import (
+from meg_editor.model.saved.manifest import (
     CHECKSUM,
     CONFIG,
     reading,
     some_of,
     verify,
 )
-from meg_editor.model.meg_model import MeGModel
-from meg_editor.model.schema import parse_edits
-from meg_editor.model.versions import read_version
+from meg_editor.model.saved.schema import parse_edits
+from meg_editor.model.saved.versions import read_version
 from meg_editor.routing.encoder import TextEncoder, load_network
 from meg_editor.routing.index import QueryIndex
 from meg_editor.routing.pooling import check_pooling

@@ -8,11 +8,11 @@ from typing import Any
 
 from meg_editor.edits.edit import Edit
 from meg_editor.edits.log import Line, replayed
-from meg_editor.model.changes_folder import CHANGES, read_changes
-from meg_editor.model.folder import EDITS
-from meg_editor.model.manifest import CHECKSUM, CONFIG, reading, verify
-from meg_editor.model.schema import parse_edits
-from meg_editor.model.versions import read_version
+from meg_editor.model.saved.changes import CHANGES, read_changes
+from meg_editor.model.saved.layout import EDITS
+from meg_editor.model.saved.manifest import CHECKSUM, CONFIG, reading, verify
+from meg_editor.model.saved.schema import parse_edits
+from meg_editor.model.saved.versions import read_version
 from meg_editor.runtime.files import resolved
 
 

@@ -1,0 +1,1 @@
+"""The folder of an edited model: its format, its versions, what is written and read."""
