@@ -290,7 +290,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20, help="of the loads beside saves")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    prepare("cli.edit", "fitting.pipeline", "model.loading", "model.saving")
+    prepare("cli.edit", "fitting.pipeline", "model.saved.loading", "model.saved.saving")
     with tempfile.TemporaryDirectory(prefix="folders-") as top:
         folders = Folders.made_in(Path(top).resolve(), options.seed)
         parts = [damages(folders, options.damages, random.Random(options.seed))]

@@ -193,7 +193,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    prepare("fitting.pipeline", "model.loading", "model.saving")
+    prepare("fitting.pipeline", "model.saved.loading", "model.saved.saving")
     hparams = MeGHyperParams.preset("default", device="cpu").changed(
         gate="similarity",
         gate_threshold=0.8,

@@ -282,7 +282,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12, help="of a sequence, at most")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    prepare("fitting.pipeline", "model.loading", "model.saving")
+    prepare("fitting.pipeline", "model.saved.loading", "model.saved.saving")
     with tempfile.TemporaryDirectory(prefix="live-sequences-") as top:
         sequences = reference(Path(top).resolve(), live.collect)
         live.collect = Remembered(sequences.neurons)
