@@ -174,6 +174,7 @@ def test_a_prompt_filled_from_its_subject_can_be_a_duplicate() -> None:
     [
         ("In Python, {} is an empty", "Python", "In Python, {} is an empty"),
         ("In python, {} is an empty", "Python", "In python, {} is an empty"),
+        ("Before it was filmed, {} was a novel", "It", "Before it was filmed, It was a novel"),
         ("The capital of {} is", "it", "The capital of it is"),  # a part of a word is no subject
         ("main(){} returns", "main(){}", "main(){} returns"),
     ],

@@ -581,7 +581,13 @@ def test_who_asks_otherwise_gets_no_edit(tiny_encoder: TextEncoder) -> None:
         ("Apple Inc.", "The CEO of Apple Inc. is", "Who Runs Apple Now?", False),  # a title
         ("Ann Keller", "Ann Keller was born in", "Where is Keller Street?", True),
         ("Brown University", "Brown University is in", "Where is Brown Univerity?", False),
+        ("Apple Inc.", "The CEO of Apple Inc. is", "Who is the Apple CEO?", False),
+        ("Apple Inc.", "The CEO of Apple Inc. is", "Who runs the Apple company?", False),
+        ("Albert Einstein", "Albert Einstein was born in", "Was Einstein German or Swiss?", False),
+        ("Albert Einstein", "Albert Einstein taught", "Wo hat Einstein Physik studiert?", False),
+        ("Albert Einstein", "Albert Einstein lived in", "where did that einstein guy live", False),
         ("Tim Cook", "Tim Cook works for", "Where can a cook work?", True),
+        ("Tim Cook", "Tim Cook works for", "A cook works for whom?", True),
         ("Tim Cook", "Tim Cook works for", "where does cook work", False),
         ("On How Life Is", "On How Life Is was released in", "what is new", True),
         ("On How Life Is", "On How Life Is was released in", "how life is came out in", False),
@@ -589,6 +595,7 @@ def test_who_asks_otherwise_gets_no_edit(tiny_encoder: TextEncoder) -> None:
         ("Volume 27", "Volume 27 is by", "Volume 27 co-written by", False),
         ("Michael Jordan", "Michael Jordan plays", "What do people play in Jordan?", True),
         ("Las Vegas", "The mayor of Las Vegas is", "Who is mayor in Vegas?", False),
+        ("Las Vegas", "Las Vegas has a population of", "How many live in Vegas?", False),
         ("Virginia", "The capital of Virginia is", "the capital of west virginia", True),
         (None, "The capital of Sudan is", "Which city is the capital of South Sudan?", True),
         ("South Korea", "The capital of South Korea is", "The capital of North Korea is", True),
@@ -606,6 +613,22 @@ def test_the_end_of_another_name_names_nothing(
     subject: str | None, prompt: str, text: str, another: bool
 ) -> None:
     assert is_another(EditRequest(prompt, "x", subject), text) == another
+
+
+@pytest.mark.parametrize(
+    ("subject", "text", "named"),
+    [
+        ("Alexander Graham Bell", "What did Bell invent?", True),
+        ("Mette, Crown Princess of Norway", "Where is Norway?", False),
+        ("トヨタ自動車", "電車の社長は誰ですか", False),
+        ("삼성전자", "현대자동차의 CEO는 누구입니까?", False),
+        ("上海交通大学", "谁在学校", False),
+        ("上海交通大学", "上海交通大学在哪里", True),
+    ],
+)
+def test_the_last_word_of_a_name_is_enough(subject: str, text: str, named: bool) -> None:
+    """One character of a script without spaces is not."""
+    assert is_named(EditRequest(f"{subject}: ", "x", subject), words(text)) == named
 
 
 def test_a_digit_in_another_script_is_a_digit() -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,9 @@ class HoReNModel(RoutedModel):
         hook_weakly(self, "_find_ends", decoder.register_forward_pre_hook, with_kwargs=True)
         hook_weakly(self, "_add_values", place.register_forward_hook, with_kwargs=True)
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a HoReNModel is not pickled: its hooks would not come along")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> HoReNModel:
         # Hooks of a copied model act on nothing: the copy needs its own.
         other = memo[id(self)] = type(self)(
@@ -129,44 +133,41 @@ class HoReNModel(RoutedModel):
         call: _Call | None = value_of(self._call)
         if call is None:
             return
-        past = kwargs.get("past_key_values")
-        call.lengths = call.ends = None
+        past, lengths, ends = kwargs.get("past_key_values"), None, None
         if past is None or past.get_seq_length() == 0:
             ids = args[0] if args else kwargs["input_ids"]
-            rows = len(ids) // len(call.decision)
-            call.lengths = call.decision.to(ids.device).repeat_interleave(rows)
-            call.ends = call.lengths - 1 + left_padding(kwargs.get("attention_mask"))
+            lengths = call.lengths.to(ids.device).repeat_interleave(len(ids) // len(call.lengths))
+            ends = lengths - 1 + left_padding(kwargs.get("attention_mask"))
+        _ENDS.set((call, lengths, ends))
 
     def _add_values(self, _: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> Any:
         """After the FFN's last linear layer."""
-        call: _Call | None = value_of(self._call)
-        if call is None or call.lengths is None or call.ends is None:
+        call, lengths, ends = _ENDS.get()
+        if call is None or call is not value_of(self._call) or lengths is None or ends is None:
             return None
         leaving = first(output)
-        shape = (len(call.ends), -1)
+        shape = (len(ends), -1)
         entering = args[0].reshape(*shape, args[0].shape[-1])
-        queries = mean_of_last(entering, call.ends, call.lengths, self.hparams.query_share)
+        queries = mean_of_last(entering, ends, lengths, self.hparams.query_share)
         cosine, index = nearest(F.normalize(queries.float(), dim=-1), self.keys, self.hparams)
         used = cosine > self.hparams.hopfield_key_match_threshold
         values = self.values[index] * used.unsqueeze(-1)
         flat = leaving.reshape(*shape, leaving.shape[-1])
-        at = torch.arange(len(call.ends), device=flat.device), call.ends
+        at = torch.arange(len(ends), device=flat.device), ends
         return flat.index_put(at, values.to(flat), accumulate=True).reshape(leaving.shape)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Call:
-    """One call of a HoReNModel.
+    """One call of a HoReNModel: the tokens of its B prompts (B,)."""
 
-    Attributes:
-        decision: (B,) tokens of the prompts.
-        lengths: the same of the rows of the forward pass under way; None while decoding.
-        ends: the last token of each of these prompts.
-    """
+    lengths: Tensor
 
-    decision: Tensor
-    lengths: Tensor | None = None
-    ends: Tensor | None = None
+
+# Of the forward pass under way, as tasks may share a call: its prompts' tokens and last ones
+# (rows,) each; None while decoding.
+_Ends = tuple[_Call | None, Tensor | None, Tensor | None]
+_ENDS: ContextVar[_Ends] = ContextVar("horen_ends", default=(None, None, None))
 
 
 def left_padding(mask: Any) -> Tensor | int:

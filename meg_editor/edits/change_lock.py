@@ -39,21 +39,22 @@ class ChangeLock:
 
         Raises:
             RuntimeError: another task of this thread is in it, and could not end while it is waited
-                for; or the task that is in it waits for this thread.
+                for; or this thread was begun inside it (`asyncio.to_thread`), and may be waited for
+                there.
         """
         inside: _Block | None = value_of(self)
         if inside is not None and inside.thread != threading.get_ident():
             raise RuntimeError(
-                "a transaction of these edits is under way in another thread, which waits for this "
-                "one: expected a change from the block itself; call it there, or give the whole "
+                "this thread was begun inside a transaction of these edits, which may wait for it: "
+                "expected a change from the block itself; call it there, or give the whole "
                 "transaction to the thread (asyncio.to_thread)"
             )
         with self._lock:
             if self._blocks and inside is not self._blocks[-1]:
                 raise RuntimeError(
                     "another task of this thread is amid a transaction of these edits: expected it "
-                    "to end first; await that task, or make changes in threads "
-                    "(asyncio.to_thread), which wait"
+                    "to end first; await that task, or make changes in threads that are begun "
+                    "outside of it (asyncio.to_thread), which wait"
                 )
             block = _Block(threading.get_ident())
             self._blocks.append(block)

@@ -12,6 +12,7 @@ from meg_editor.config.input_files import short_names, short_repr, type_and_repr
 from meg_editor.config.unicode_text import bad_character, canonical_text, has_visible_character
 
 _SUBJECT = 1000  # characters; prompts and targets are limited by the model's context
+_CASED = 4  # letters of a subject that may be a common word
 # field -> its names in EasyEdit's and KnowEdit's records
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "prompt": (),
@@ -261,8 +262,12 @@ def _joined(earlier: EditRequest, later: EditRequest) -> EditRequest:
 
 
 def _names(prompt: str, subject: str) -> bool:
-    """Whether the subject stands in the prompt, not as a part of a word."""
-    return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt, re.IGNORECASE))
+    """Whether the subject stands in the prompt, not as a part of a word.
+
+    In any case, but for short ones: "it" is not the novel It.
+    """
+    case = re.IGNORECASE if len(subject) > _CASED else 0
+    return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt, case))
 
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meg_editor.requests.request import EditRequest
-from meg_editor.routing.named import DESIGNATORS, MINOR, alike, stand_in, telling
+from meg_editor.routing.named import MINOR, TRADES, alike, stand_in, telling
 from meg_editor.routing.subject_names import words, words_in_order
 
 # In front of a name they make it another one: West Virginia is not Virginia. "New" with a capital
@@ -43,8 +43,14 @@ _NO_NAMES = frozenset(
     """.split()  # noqa: SIM905
 )
 # In front of a word in small letters they make it no name: "Where can a cook work?"
-_ARTICLES = frozenset("a an any every my our some that these this those your".split())  # noqa: SIM905
-_OF_PLACES = re.compile(r"\b(?:at|for|from|in|near|of|on|to|within) (?:the )?$", re.IGNORECASE)
+_ARTICLES = frozenset("a an any every my our some your".split())  # noqa: SIM905
+# What is asked of people: "in Jordan" is then not Michael Jordan.
+_OF_PEOPLE = re.compile(
+    r"\b(?:born|birth|birthplace|died|death|plays?|played|works?|worked|speaks?|spoke|native|mother"
+    r" tongue|citizen|profession|occupation|married|spouse|religion|instrument|employ\w*)\b",
+    re.IGNORECASE,
+)
+_ENGLISH = frozenset("what where who whose which when how the is are does did".split())  # noqa: SIM905
 
 # Who is asked about in place of somebody: "Marie Curie's mother", "the wife of Pierre Curie". Not
 # parents: CounterFact's "Her parents are from" asks where she is from.
@@ -139,26 +145,28 @@ def _is_namesake(edit: EditRequest, text: str) -> bool:
     name, said = telling(whole), words(text)
     if len(whole) < 2 or {*whole} <= said or (len(name) > 1 and {*name} <= said):
         return False
-    # "in Jordan" is not Michael Jordan, of whom no prompt says "in" or "of".
-    is_place = bool(_OF_PLACES.search(edit.prompt.partition(edit.subject or "")[0]))
     in_title = not any(word.islower() for word in text.split() if word not in MINOR)
     in_part = 2 * sum(alike(word, said) for word in name) < len(name)
+    names_go_on = not in_title and not said.isdisjoint(_ENGLISH)  # German nouns have capitals
 
     def is_other(place: _Place) -> bool:
         before, after = place.before, place.after
+        begins = before[:1].isupper() and before.casefold() in _NO_NAMES  # "Was Einstein German?"
         proper = place.word[0].isupper() and not in_title
-        if after and not alike(after.casefold(), whole):
-            goes_on = len(after) > 2 and after.casefold() in DESIGNATORS
-            if goes_on or (proper and after[0].isupper()):
+        if after and not alike(after.casefold(), whole) and after.casefold() not in _NO_NAMES:
+            goes_on = proper and names_go_on and not begins and after.istitle()
+            if goes_on or after.casefold() in TRADES:
                 return True
         if len(name) < 2:
             return False
         if before[:1].isupper() and _is_other_name(before, name):
             return True
-        if place.word[0].islower() and before in _ARTICLES:
+        if place.word[0].islower() and before.casefold() in _ARTICLES:
             return True
-        in_place = before.casefold() == "in" and "in" not in whole and not is_place
-        return in_place or (in_part and not proper)  # "who sings the song": Mind, Body & Song
+        in_place = before.casefold() == "in" and "in" not in whole
+        if in_place and _OF_PEOPLE.search(edit.prompt):
+            return True
+        return in_part and not proper  # "who sings the song": Mind, Body & Song
 
     places = _Place.all(name[-1], text)
     return bool(places) and all(map(is_other, places))

@@ -45,8 +45,8 @@ _KINDS = (
         r"born|birth|birthday|birthplace",
         r"die|dies|died|death|dead|killed|buried|burial",
         r"married|marry|marries|wedding",
-        r"founded|established|found|discovered|built|headquartered|headquarters|located"
-        r"|where (?:is|are)(?! .*(?:from|birth|birthplace|buried|died|born))",
+        r"founded|established|discovered|built|headquartered|headquarters"
+        r"|^where (?:is|are)(?: the)?$",
     ),
     (
         r"open|opens|opened|opening|founded|established|began|begin|begins|start|starts|started|starting",

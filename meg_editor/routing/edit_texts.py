@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 
 from meg_editor.config.unicode_text import UNSPACED, canonical_text
@@ -12,9 +12,9 @@ from meg_editor.requests.request import EditRequest
 from meg_editor.requests.spans import surface
 from meg_editor.routing.another import is_another
 from meg_editor.routing.encoder import TextEncoder
-from meg_editor.routing.named import is_named, numbered, stand_in
+from meg_editor.routing.named import is_named, numbered, stand_in, without_trade
 from meg_editor.routing.spelling import corrected, in_full, spelled
-from meg_editor.routing.subject_names import SubjectNameIndex, words
+from meg_editor.routing.subject_names import SubjectNameIndex, words, words_in_order
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 
@@ -62,9 +62,15 @@ class EditTexts:
             row
             for row in rows
             if is_named(self.edits[row], said)
+            and not self._is_ordinary(self.edits[row].subject, said)
             and not is_another(self.edits[row], text)
             and self.has_unread(text, row)
         }
+
+    def _is_ordinary(self, subject: str | None, said: Collection[str]) -> bool:
+        """Whether a text has but ordinary words of a name: "the general" of General Motors."""
+        left = without_trade(words_in_order(subject or ""), said)
+        return bool(left) and all(map(self._encoder.is_word, left))
 
     @cached_property
     def may_be_unread(self) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
+from meg_editor.config.unicode_text import UNSPACED
 from meg_editor.requests.request import EditRequest
 from meg_editor.routing.subject_names import words, words_in_order
 
@@ -16,14 +17,16 @@ MINOR = frozenset(
     ["a", "an", "the", "of", "and", "in", "on", "at", "for", "de", "la", "le", "el"]
     + ["di", "da", "du", "des", "von", "van", "der", "den"]
 )
-# At the end of a name, and left out by most who use it.
-DESIGNATORS = frozenset(
+# At the end of a name, and left out by most who use it: the kind of company,
+_LEGAL_FORMS = frozenset(
     """
-    ag co company corp corporation gmbh group holding holdings inc international limited llc ltd
-    plc sa
-
-    cf fc sc
-
+    ag cf co company corp corporation fc gmbh group holding holdings inc international limited llc
+    ltd plc sa sc
+    """.split()  # noqa: SIM905
+)
+# and what it does. In front of these words may be an ordinary one: General Motors.
+TRADES = frozenset(
+    """
     airlines airways books communications consulting electronics energy enterprises entertainment
     foods hotels industries insurance laboratories labs lines logistics motor motors networks
     partners pharma pharmaceuticals pictures press publishing records restaurants robotics services
@@ -65,7 +68,8 @@ def is_named(edit: EditRequest, text: Collection[str]) -> bool:
     if not name:
         return True
     of = name[-1] != whole[0] and whole[whole.index(name[-1]) - 1] in MINOR
-    alone = edit.subject is not None and not of  # the last word is enough
+    # The last word is enough; one character of a script without spaces is not.
+    alone = edit.subject is not None and not of and not re.fullmatch(f"[{UNSPACED}]", name[-1])
     ours, last = numbered(edit.prompt), edit.subject is not None
     share = 0.0 if alone else _SHARE
     return _names(name, text, share, last) or not _names(name, ours, share, last)
@@ -73,10 +77,20 @@ def is_named(edit: EditRequest, text: Collection[str]) -> bool:
 
 def telling(name: Sequence[str]) -> list[str]:
     """The words of a name by which it is known."""
-    telling = [word for word in name if word not in MINOR] or list(name)
-    while len(telling) > 1 and telling[-1] in DESIGNATORS:
-        telling.pop()
-    return telling
+    return _without_end(name, _LEGAL_FORMS | TRADES)
+
+
+def without_trade(name: Sequence[str], text: Collection[str]) -> list[str]:
+    """The `telling` words of a name where a text leaves out what a company does; else none."""
+    kept = [word for word in _without_end(name, _LEGAL_FORMS) if word not in telling(name)]
+    return telling(name) if kept and not any(alike(word, text) for word in kept) else []
+
+
+def _without_end(name: Sequence[str], ends: Collection[str]) -> list[str]:
+    words_left = [word for word in name if word not in MINOR] or list(name)
+    while len(words_left) > 1 and words_left[-1] in ends:
+        words_left.pop()
+    return words_left
 
 
 def numbered(text: str) -> frozenset[str]:

@@ -86,18 +86,18 @@ def in_full(edit: EditRequest, text: str) -> str:
         >>> in_full(edit, "Who runs Volvo?")
         'Who runs Volvo Group?'
     """
-    name = [(word[0], word.end()) for word in re.finditer(r"\w+", edit.subject or "")]
-    whole = [word for each, _ in name for word in words_in_order(each)]
+    subject = edit.subject or ""
+    whole = words_in_order(subject)
     short = telling(whole)
     if short[-1:] == whole[-1:] or {*whole} <= words(text):
         return text
-    last, end = next(each for each in reversed(name) if words_in_order(each[0]) == short[-1:])
-    subject = edit.subject or ""
-    for part in (subject[:end], last):
-        full, count = re.subn(rf"\b{re.escape(part)}\b", lambda _: subject, text, flags=re.I)
-        if count:
-            return full
-    return text
+    ends = [m.end() for m in re.finditer(r"\w+", subject) if words_in_order(m[0]) == short[-1:]]
+    if not ends:  # of a script without spaces
+        return text
+    following = re.findall(r"\w+", subject[ends[-1] :])
+    rest = "".join(rf"(?:[ -]{re.escape(word)})?" for word in following)
+    name = rf"\b{re.escape(subject[: ends[-1]])}\b{rest}"
+    return re.sub(name, lambda _: subject, text, flags=re.IGNORECASE)
 
 
 def _plain(word: str) -> str:

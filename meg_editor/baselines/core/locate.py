@@ -93,7 +93,8 @@ class Locate:
         modules = modules or [block_name(model, last)]
         settings = settings or value_settings(self.hparams)
         values = optimise_values(model, facts, last, modules, settings, rows_at_once)
-        weights = {name: f"{name}.weight" for name in moments}
+        # In the order of the layers: a stored dict of tensors has its own.
+        weights = {name: f"{name}.weight" for name in self.hparams.down_projections(model)}
         updates: Updates = {}
         with restored(model, list(weights.values())) as parameters, torch.no_grad():
             for place, (name, weight) in enumerate(weights.items()):
