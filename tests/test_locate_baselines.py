@@ -220,6 +220,21 @@ def test_least_squares_solves_the_normal_equations() -> None:
         assert loss > best
 
 
+@pytest.mark.parametrize("method", ["MEMIT", "PMET", "AlphaEdit"])
+def test_layers_are_edited_in_their_order_whatever_that_of_the_covariance(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Safetensors come back sorted by name: layer 10 before layer 9."""
+    layers, moments = {"layers": [1, 2], **quick(method)}, locate.Locate.moments
+    plain, _ = edit(method, "llama", fresh("llama"), **layers)
+    monkeypatch.setattr(
+        locate.Locate, "moments", lambda self, m: dict(reversed(moments(self, m).items()))
+    )
+    stored, _ = edit(method, "llama", fresh("llama"), **layers)
+    for name, value in stored.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]), name
+
+
 @both_models
 def test_memit_in_one_layer_with_nothing_to_keep_reaches_every_value(kind: str) -> None:
     hparams = MEMITHyperParams(**{**LOCATE, "layers": [2], "target_end": False})
