@@ -1,4 +1,4 @@
-"""Is it somebody else whom a prompt names? Anna Keller is not Peter Keller."""
+"""Does a prompt name somebody else? Anna Keller is not Peter Keller."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ def is_named(edit: EditRequest, text: Collection[str]) -> bool:
     """Whether a text, by its words as `numbered` gives them, may mean the subject of an edit.
 
     It has the last word of the name ("Einstein", not "South" for a Korea; "Apple" for an "Apple
-    Inc."), and every word with a digit. Where that word comes after an "of" it has half of the
-    words: a Duke of Kent is not Kent. Other words may be spelled a little otherwise. An edit
+    Inc."), and every word with a digit. Where that word comes after an "of", and in scripts without
+    spaces, it has half of the words: a Crown Princess of Norway is not Norway. Other words may be spelled a little otherwise. An edit
     without a subject is named by half of its `stand_in`. Where its own prompt does not name it so,
     every text may mean it.
 
@@ -82,8 +82,9 @@ def telling(name: Sequence[str]) -> list[str]:
 
 def without_trade(name: Sequence[str], text: Collection[str]) -> list[str]:
     """The `telling` words of a name where a text leaves out what a company does; else none."""
-    kept = [word for word in _without_end(name, _LEGAL_FORMS) if word not in telling(name)]
-    return telling(name) if kept and not any(alike(word, text) for word in kept) else []
+    known = telling(name)
+    trade = [word for word in _without_end(name, _LEGAL_FORMS) if word not in known]
+    return known if trade and not any(alike(word, text) for word in trade) else []
 
 
 def _without_end(name: Sequence[str], ends: Collection[str]) -> list[str]:
