@@ -54,9 +54,9 @@ def is_named(edit: EditRequest, text: Collection[str]) -> bool:
 
     It has the last word of the name ("Einstein", not "South" for a Korea; "Apple" for an "Apple
     Inc."), and every word with a digit. Where that word comes after an "of", and in scripts without
-    spaces, it has half of the words: a Crown Princess of Norway is not Norway. Other words may be spelled a little otherwise. An edit
-    without a subject is named by half of its `stand_in`. Where its own prompt does not name it so,
-    every text may mean it.
+    spaces, it has half of the words: a Crown Princess of Norway is not Norway. Other words may be
+    spelled a little otherwise. An edit without a subject is named by half of its `stand_in`. Where
+    its own prompt does not name it so, every text may mean it.
 
     Example:
         >>> edit = EditRequest("BMW M5, produced by", "Nintendo", "BMW M5")
